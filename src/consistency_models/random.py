@@ -1,0 +1,68 @@
+"""Random numbers that are a function of (seed, step, position in the global batch), and of nothing else.
+
+Everything random of a training step is drawn for the whole global batch from a generator that is seeded by
+(seed, step, stream), and every process keeps its own rows. One process, two processes and accumulated micro-batches
+therefore train on the same numbers, and a run that is resumed at step k draws what it would have drawn anyway: there is
+no generator state to save.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Rows", "seed_of"]
+
+
+def seed_of(*key: int | str) -> int:
+    """A seed in [0, 2⁶³) that depends on every part of the key, whatever the process, platform or Python version."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one global batch that this process works on in this micro-batch, and the random numbers of these rows.
+
+    Args:
+        seed: the run's seed.
+        step: the optimiser step, from 0.
+        total: images in the global batch.
+        mine: this process's rows of it, in this micro-batch.
+    """
+
+    seed: int
+    step: int
+    total: int
+    mine: slice
+
+    def __len__(self) -> int:
+        return self.mine.stop - self.mine.start
+
+    def generator(self, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """A fresh generator for the global batch; each purpose has a stream of its own ("noise", "levels", …)."""
+        return torch.Generator(device).manual_seed(seed_of(self.seed, self.step, stream))
+
+    def randn(self, stream: str, *shape: int, device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
+        """Standard normal draws of my rows, shape (len(self), *shape)."""
+        return torch.randn(
+            self.total, *shape, generator=self.generator(stream, device), device=device, dtype=dtype
+        )[self.mine]
+
+    def rand(self, stream: str, *shape: int, device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
+        """Uniform draws in [0, 1) of my rows, shape (len(self), *shape)."""
+        return torch.rand(
+            self.total, *shape, generator=self.generator(stream, device), device=device, dtype=dtype
+        )[self.mine]
+
+    def seed_dropout(self) -> None:
+        """Seed the default generators of every device, so that the next pass draws this step's dropout masks.
+
+        Called before each of the two passes of a consistency step, it gives both the same masks, on any device (saving and
+        restoring the CPU generator's state, as public code does, leaves the masks on a GPU different). An explicit
+        generator would not survive activation checkpointing.
+        """
+        torch.manual_seed(seed_of(self.seed, self.step, "dropout", self.mine.start))
