@@ -1,0 +1,77 @@
+"""Exponential moving averages of the weights, for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from consistency_models.ema import ema_update
+
+__all__ = ["WeightEMA"]
+
+
+class WeightEMA(Callback):
+    """Keeps averages of the model's parameters, one for each decay:  θ̄ ← β θ̄ + (1 - β) θ  after every optimiser step.
+
+    The copies start at the initial weights; buffers are not averaged. In the checkpoint they are named plain tensors.
+
+    Args:
+        profile: names and decays, as `consistency_models.ema.Constant`.
+    """
+
+    state_key = "WeightEMA"
+
+    def __init__(self, profile) -> None:
+        self.profile = profile
+        self.averages: dict[str, list[Tensor]] = {}
+        self.names: list[str] = []
+        self._restored: dict[str, dict[str, Tensor]] = {}
+        self._seen = 0
+
+    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
+        """Start the averages at the weights, or where the checkpoint left them."""
+        self.names = [name for name, _ in method.model.named_parameters()]
+        parameters = list(method.model.parameters())
+        for name in self.profile.names:
+            saved = self._restored.get(name)
+            start = parameters if saved is None else [saved[key] for key in self.names]
+            self.averages[name] = [tensor.detach().to(p).clone() for tensor, p in zip(start, parameters)]
+        self._restored = {}
+        self._seen = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, method: LightningModule, outputs, batch, batch_index: int) -> None:
+        """Update once an optimiser step, not once a micro-batch."""
+        if trainer.global_step == self._seen:
+            return
+        decays = self.profile.decays(self._seen, batch.rows.total)
+        self._seen = trainer.global_step
+        parameters = [p.detach() for p in method.model.parameters()]
+        for average, decay in zip(self.averages.values(), decays):
+            ema_update(average, parameters, decay)
+
+    @contextmanager
+    def applied(self, method: LightningModule, name: str | None = None) -> Iterator[str]:
+        """Within the block the model has the averaged weights (by default the first average) and is in eval mode."""
+        name = next(iter(self.averages)) if name is None else name
+        parameters = [p.detach() for p in method.model.parameters()]
+        trained = [p.clone() for p in parameters]
+        mode = method.model.training
+        torch._foreach_copy_(parameters, self.averages[name])
+        method.model.eval()
+        try:
+            yield name
+        finally:
+            torch._foreach_copy_(parameters, trained)
+            method.model.train(mode)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """{decay: {parameter: average}}."""
+        return {name: dict(zip(self.names, average)) for name, average in self.averages.items()}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Keep the averages of a checkpoint until training begins."""
+        self._restored = state

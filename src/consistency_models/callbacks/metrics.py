@@ -1,0 +1,87 @@
+"""What is logged of a training step: loss, its quartiles by noise level, gradient norm, schedules, throughput."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from consistency_models.callbacks.deferred import Deferred
+
+__all__ = ["TrainMetrics"]
+
+
+class TrainMetrics(Callback):
+    """Logs one row every `every` optimiser steps; the figures are that step's own, so that a resumed run logs the same.
+
+    Gradient norms are taken at every step: `FiniteGuard` watches them.
+
+    Args:
+        every: optimiser steps between two rows, at least 1.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        self.every = every
+        self.latest: dict[str, float] = {}  # the newest row that has arrived, for the progress bar and the summary
+        self.images_per_second = float("nan")
+        self._waiting: tuple[int, dict[str, float], Deferred] | None = None
+        self._seen = 0
+        self._clock: tuple[float, int] | None = None
+
+    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
+        """Begin to count where the checkpoint left off."""
+        self._seen = trainer.global_step
+        self._clock = (time.perf_counter(), trainer.global_step)
+
+    def on_before_optimizer_step(self, trainer: Trainer, method: LightningModule, optimizer) -> None:
+        """The norm of the whole gradient, before clipping."""
+        gradients = [p.grad for p in method.model.parameters() if p.grad is not None]
+        method.monitored["train/gradient_norm"] = [torch.nn.utils.get_total_norm(gradients, foreach=True)]
+
+    def on_train_batch_end(self, trainer: Trainer, method: LightningModule, outputs, batch, batch_index: int) -> None:
+        """Send this step's figures on their way if it is to be logged; log those that have arrived."""
+        if trainer.global_step == self._seen:
+            return
+        self._seen = step = trainer.global_step
+        self.flush(trainer)
+        if step % self.every and step != method.total_steps:
+            return
+        figures = {name: torch.stack(values).mean() for name, values in method.monitored.items()}
+        if trainer.world_size > 1:
+            figures = {name: trainer.strategy.reduce(value, reduce_op="mean") for name, value in figures.items()}
+        self._waiting = (step, self.host_figures(method, batch, step), Deferred(figures))
+        if step == method.total_steps:
+            self.flush(trainer)
+
+    def host_figures(self, method: LightningModule, batch, step: int) -> dict[str, float]:
+        """What is known without the device."""
+        k, K = step - 1, method.total_steps
+        now, (then, at) = time.perf_counter(), self._clock
+        self.images_per_second = (step - at) * batch.rows.total / (now - then)
+        self._clock = (now, step)
+        figures = {
+            "train/learning_rate": method.optimizers(use_pl_optimizer=False).param_groups[0]["lr"],
+            "train/images_seen": float(step * batch.rows.total),
+            "train/images_per_second": self.images_per_second,
+            "train/teacher_calls_per_image": method.teacher_calls / len(batch.rows),
+        }
+        if (curriculum := getattr(method.schedule, "curriculum", None)) is not None:
+            figures["curriculum/N"] = float(curriculum(k, K))
+        if method.target_ema is not None:
+            figures["curriculum/ema"] = method.target_ema(k, K)
+        return figures
+
+    def flush(self, trainer: Trainer) -> None:
+        """Hand the waiting row to the loggers."""
+        if self._waiting is None:
+            return
+        step, known, deferred = self._waiting
+        self._waiting = None
+        self.latest = deferred.read() | known
+        for logger in trainer.loggers:
+            logger.log_metrics(self.latest, step=step)
+
+    def on_exception(self, trainer: Trainer, method: LightningModule, exception: BaseException) -> None:
+        """Log the last figures: they are what one looks at after a failure."""
+        self.flush(trainer)

@@ -1,0 +1,173 @@
+"""Checkpoint files: written whole or not at all, checked when read, and never able to run code.
+
+A checkpoint is what `torch.save` writes of plain tensors, numbers, strings, lists and dicts; its SHA-256 stands in the
+zip comment at the file's end, so the digest is inside the file and any PyTorch can still read it. `read` verifies it and
+loads with `weights_only=True`: a flipped bit, a cut-off file and a pickle are all refused with one error.
+
+    {"schema": 1, "step", "config", "model": {}, "ema": {"0.999": {}}, "target": {} | None, "optimizer": {},
+     "teacher": {"path", "digest"} | None, "images_seen", "trainer": {what Lightning needs to resume}}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+
+__all__ = ["CheckpointError", "CheckpointFormat", "digest_of", "newest_good", "read", "write"]
+
+SCHEMA = 1
+MARK = b"sha256:"
+COMMENT = len(MARK) + 64
+END_RECORD = 22  # bytes of a zip's end record without its comment
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: says which file, what was expected and what was found."""
+
+
+def write(content: dict[str, Any], path: str | Path) -> None:
+    """Write the checkpoint to `path` atomically: a reader sees the old file or the whole new one, never a part.
+
+    Raises:
+        OSError: the disk is full or the folder is read-only; `path` is then as it was before.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(part, "w+b") as file:
+            torch.save(content, file)
+            file.seek(-2, os.SEEK_END)
+            file.write(COMMENT.to_bytes(2, "little"))  # the zip's own field for the length of its comment
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0, os.SEEK_END)
+            file.write(MARK + digest.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except RuntimeError as error:  # torch's zip writer reports a full disk so
+        raise OSError(f"{path} could not be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def digest_of(path: str | Path) -> str:
+    """The SHA-256 that stands in the checkpoint, after checking it against the file's content.
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint of this project, cut off, or changed since it was written.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - COMMENT))
+            comment = file.read()
+            if not comment.startswith(MARK) or size < COMMENT + END_RECORD:
+                raise CheckpointError(
+                    f"{path}: expected a checkpoint of this project (a zip file with its SHA-256 at the end), found "
+                    f"{size} bytes without one: the file is cut off, damaged or of another kind"
+                )
+            file.seek(0)
+            hasher, left = hashlib.sha256(), size - COMMENT
+            while left and (block := file.read(min(left, 1 << 20))):
+                hasher.update(block)
+                left -= len(block)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    expected, found = comment[len(MARK) :].decode("ascii", "replace"), hasher.hexdigest()
+    if expected != found:
+        raise CheckpointError(
+            f"{path}: expected SHA-256 {expected[:12]}…, found {found[:12]}…: the file was damaged after it was written"
+        )
+    return found
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The checkpoint at `path`, on the CPU.
+
+    Raises:
+        CheckpointError: see `digest_of`; or a schema that this version does not know.
+    """
+    digest_of(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        schema = content["schema"]
+    except Exception as error:
+        raise CheckpointError(f"{path}: expected plain tensors, numbers, strings, lists and dicts: {error}") from error
+    if schema != SCHEMA:
+        raise CheckpointError(f"{path}: expected schema {SCHEMA}, found {schema}: written by another version")
+    return content
+
+
+def newest_good(folder: str | Path) -> Path | None:
+    """The newest checkpoint in `folder` that can be read, or None."""
+    for path in sorted(Path(folder).glob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
+        try:
+            digest_of(path)
+        except CheckpointError:
+            continue
+        return path
+    return None
+
+
+class CheckpointFormat(CheckpointIO):
+    """Lightning's plugin that stores what the trainer hands it in the form above, and hands it back.
+
+    Args:
+        config: the resolved configuration, plain dicts and lists.
+        teacher: path and digest of the teacher, whose weights are not stored; None without one.
+    """
+
+    def __init__(self, config: dict[str, Any], teacher: dict[str, str] | None = None) -> None:
+        self.config, self.teacher = config, teacher
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write Lightning's checkpoint in this project's form."""
+        rest = dict(checkpoint)
+        weights = rest.pop("state_dict")
+        callbacks = dict(rest.pop("callbacks", {}))
+        target = _under("target_copy.", weights)
+        write(
+            {
+                "schema": SCHEMA,
+                "step": rest["global_step"],
+                "images_seen": rest["global_step"] * self.config["data"]["batch_size"],
+                "config": self.config,
+                "model": _under("model.", weights),
+                "target": target or None,
+                "ema": callbacks.pop("WeightEMA", {}),
+                "optimizer": rest.pop("optimizer_states", [{}])[0],
+                "teacher": self.teacher,
+                "trainer": {**rest, "callbacks": callbacks},
+            },
+            path,
+        )
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict:
+        """Read a checkpoint back into the form that Lightning expects."""
+        content = read(path)
+        rest = dict(content["trainer"])
+        weights = {f"model.{name}": value for name, value in content["model"].items()}
+        weights |= {f"target_copy.{name}": value for name, value in (content["target"] or {}).items()}
+        return {
+            **rest,
+            "state_dict": weights,
+            "optimizer_states": [content["optimizer"]],
+            "callbacks": {**rest["callbacks"], "WeightEMA": content["ema"]},
+        }
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def _under(prefix: str, weights: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

@@ -1,0 +1,207 @@
+"""The one step that all methods share.
+
+    draw levels s < t       x_t = x + t·n       online = f_θ(x_t, t)       target = no_grad[ … ]
+    loss = w(s, t) · d(online, target)
+
+A method is a subclass that says what its target is. Optimiser, EMA of the target network, seeds and what is logged are
+done here, once; weights for evaluation, checkpoints and pictures are callbacks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from consistency_models.ema import ema_update
+from consistency_models.random import Rows
+from consistency_models.schedules import Levels
+
+__all__ = ["Method", "Step"]
+
+
+@dataclass
+class Step:
+    """One training step of one micro-batch.
+
+    Attributes:
+        x: clean images in [-1, 1], shape (B, C, H, W).
+        noise: standard normal, shape of x; the same for both levels.
+        x_t: x + t·noise at the high level t.
+        levels: the noise levels s = `levels.low` < t = `levels.high`, shape (B,).
+        labels: one-hot classes (B, classes), or None.
+        augment: labels of the augmentation (B, augment_dim), or None.
+        progress: k / K in [0, 1), the share of training that is done.
+        rows: which rows of the global batch these are, and their random numbers.
+    """
+
+    x: Tensor
+    noise: Tensor
+    x_t: Tensor
+    levels: Levels
+    labels: Tensor | None
+    augment: Tensor | None
+    progress: float
+    rows: Rows
+
+    def at(self, s: Tensor) -> Tensor:
+        """x + s·noise for levels s of shape (B,): the same images and noise at another level."""
+        return self.x + s.to(self.x.dtype).view(-1, *[1] * (self.x.ndim - 1)) * self.noise
+
+
+class Method(LightningModule):
+    """A training method: `target` is what a subclass must say; `loss` and `begin_step` are what it may change.
+
+    Args:
+        model: the preconditioned network f_θ(x, sigma, labels, augment) -> denoised.
+        schedule: draws the levels of a step, `schedule(rows, k, K) -> Levels`.
+        distance: d(online, target) -> (B,).
+        weighting: w(levels) -> (B,).
+        optimizer: parameters -> torch optimiser.
+        learning_rate: factor on the optimiser's learning rate, `learning_rate(k, K, batch_size) -> float`.
+        total_steps: K, the optimiser steps of the whole training; what depends on progress is a function of (k, K).
+        target_ema: decay μ(k) of the target network, `target_ema(k, K) -> float`; None: the target is the model itself.
+        teacher: frozen denoiser of a method that distils, or None.
+        augment: augmentation of the clean images, `augment(images, rows) -> (images, labels)`, or None.
+
+    Raises:
+        ValueError: the method needs a teacher and has none, or has one and no use for it.
+    """
+
+    needs_teacher: bool | None = False
+    """True: cannot do without; False: has no use for one; None: works with and without."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Callable[[Rows, int, int], Levels],
+        distance: nn.Module,
+        weighting: Callable[[Levels], Tensor],
+        optimizer: Callable[..., torch.optim.Optimizer],
+        learning_rate: Callable[[int, int, int], float],
+        total_steps: int,
+        target_ema: Callable[[int, int], float] | None = None,
+        teacher: nn.Module | None = None,
+        augment: Callable[[Tensor, Rows], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        super().__init__()
+        if self.needs_teacher is not None and self.needs_teacher != (teacher is not None):
+            raise ValueError(
+                f"{type(self).__name__} {'needs a teacher' if self.needs_teacher else 'has no use for a teacher'}: "
+                f"choose teacher={'run, exact, …' if self.needs_teacher else 'none'}"
+            )
+        self.model = model
+        self.schedule, self.distance, self.weighting, self.augment = schedule, distance, weighting, augment
+        self.make_optimizer, self.learning_rate = optimizer, learning_rate
+        self.total_steps = total_steps
+        self.target_ema = target_ema
+        if target_ema is not None:
+            self.target_copy = copy.deepcopy(model).requires_grad_(False)
+        # A tuple hides the teacher from torch: it is in no checkpoint, and DDP neither copies nor waits for it.
+        self._teacher = (teacher,)
+        self.teacher_calls = 0  # evaluations of the teacher in this step, counted in images
+        self.monitored: dict[str, list[Tensor]] = {}  # device tensors of this step, one a micro-batch
+
+    # What a method says
+
+    def target(self, step: Step) -> Tensor:
+        """What the online output is pulled to, shape of x.  Called without gradient, with the online pass's dropout masks."""
+        raise NotImplementedError
+
+    def loss(self, step: Step, online: Tensor, target: Tensor) -> Tensor:
+        """The loss of each image, shape (B,): w(s, t) · d(online, target)."""
+        return self.weighting(step.levels) * self.distance(online, target)
+
+    def begin_step(self, k: int, K: int) -> None:
+        """Called before step k of K, for a method that changes what it trains as it goes."""
+
+    # What it can use
+
+    @property
+    def target_model(self) -> nn.Module:
+        """f_θ⁻: the model's slow copy where `target_ema` is given, otherwise the model itself."""
+        return self.model if self.target_ema is None else self.target_copy
+
+    def teacher(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The teacher's denoised images at level sigma (B,); counts the call."""
+        self.teacher_calls += len(x)
+        return self._teacher[0](x, sigma, labels)
+
+    # The step
+
+    def training_step(self, batch, batch_index: int) -> Tensor:
+        """Mean loss of a micro-batch."""
+        rows, k, K = batch.rows, batch.rows.step, self.total_steps
+        self.begin_step(k, K)
+        drawn = self.schedule(rows, k, K)
+        levels = drawn.to(self.device)
+        x, augment = (batch.images, None) if self.augment is None else self.augment(batch.images, rows)
+        step = Step(
+            x=x,
+            noise=rows.randn("noise", *x.shape[1:], device=self.device),
+            x_t=x,
+            levels=levels,
+            labels=self.encode_labels(batch.labels),
+            augment=augment,
+            progress=k / K,
+            rows=rows,
+        )
+        step.x_t = step.at(levels.high)
+        self.teacher_calls = 0
+        # The pass with gradient comes first: autocast caches weights, and a copy cached under no_grad has no gradient.
+        rows.seed_dropout()
+        online = self.model(step.x_t, levels.high, step.labels, step.augment)
+        rows.seed_dropout()
+        with torch.no_grad():
+            target = self.target(step)
+        loss = self.loss(step, online, target)
+        self.monitor(loss.detach(), drawn.high.argsort())
+        return loss.mean()
+
+    def encode_labels(self, labels: Tensor | None) -> Tensor | None:
+        """One-hot float labels (B, classes), or None for an unconditional network."""
+        classes = getattr(self.model.network, "num_classes", 0)
+        return one_hot(labels, classes).float() if classes and labels is not None else None
+
+    def monitor(self, loss: Tensor, ascending: Tensor) -> None:
+        """Keep this micro-batch's loss, also by quartile of the noise level (`ascending` sorts the levels), for the log."""
+        self.monitored.setdefault("train/loss", []).append(loss.mean())
+        ordered = loss[ascending.to(loss.device, non_blocking=True)]
+        for i, quartile in enumerate(ordered.tensor_split(4), start=1):
+            self.monitored.setdefault(f"train/loss_quartile{i}", []).append(quartile.mean())
+
+    # Lightning's part
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser of the model's parameters; its learning rate is set at each step."""
+        optimizer = self.make_optimizer([p for p in self.model.parameters() if p.requires_grad])
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        return optimizer
+
+    def on_fit_start(self) -> None:
+        """Bring the teacher to the device and to eval mode: Lightning does not know of it."""
+        if self._teacher[0] is not None:
+            self._teacher[0].to(self.device).eval().requires_grad_(False)
+
+    def on_train_batch_start(self, batch, batch_index: int) -> None:
+        """Set the learning rate of step k, and forget the last step's figures at the first micro-batch."""
+        if batch.rows.step != getattr(self, "_begun", None):
+            self._begun = batch.rows.step
+            self.monitored.clear()
+            factor = self.learning_rate(batch.rows.step, self.total_steps, batch.rows.total)
+            for group in self.optimizers(use_pl_optimizer=False).param_groups:
+                group["lr"] = group["initial_lr"] * factor
+
+    def optimizer_step(self, epoch, batch_index, optimizer, closure=None) -> None:
+        """Step the optimiser, then the target network: θ⁻ ← μ(k) θ⁻ + (1 - μ(k)) θ."""
+        k = self.trainer.global_step
+        super().optimizer_step(epoch, batch_index, optimizer, closure)
+        if self.target_ema is not None:
+            decay = self.target_ema(k, self.total_steps)
+            ema_update(list(self.target_copy.parameters()), list(self.model.parameters()), decay)
