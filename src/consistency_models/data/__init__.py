@@ -1,1 +1,22 @@
-"""."""
+"""Data: sources of images, and the one LightningDataModule that makes batches of them."""
+
+from consistency_models.data.batch import Batch, Slot
+from consistency_models.data.digits import digits
+from consistency_models.data.errors import DataError
+from consistency_models.data.image_set import ImageSet, sigma_data
+from consistency_models.data.mixture import GaussianMixture, Mixture
+from consistency_models.data.module import DataModule
+from consistency_models.data.sampler import StepSampler
+
+__all__ = [
+    "Batch",
+    "DataError",
+    "DataModule",
+    "GaussianMixture",
+    "ImageSet",
+    "Mixture",
+    "Slot",
+    "StepSampler",
+    "digits",
+    "sigma_data",
+]

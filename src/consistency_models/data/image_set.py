@@ -1,0 +1,101 @@
+"""A set of images in memory, or mapped from a file: what every source of images gives."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from consistency_models.data.batch import Batch, Slot
+
+__all__ = ["ImageSet", "sigma_data"]
+
+
+def sigma_data(images: Tensor, at_most: int = 10_000) -> float:
+    """Standard deviation of all pixels, scaled to [-1, 1], about their common mean: EDM's σ_data (arXiv 2206.00364).
+
+    Args:
+        images: (n, C, H, W) uint8.
+        at_most: measured on this many images, evenly spread over the set.
+    """
+    pixels = images[:: -(-len(images) // at_most)].flatten()
+    share = torch.bincount(pixels, minlength=256).double() / pixels.numel()
+    values = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    return (share @ (values - share @ values).square()).sqrt().item()
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with or without class labels; `image_set[slot]` is a micro-batch of them.
+
+    Args:
+        name: what the set is called in messages and in the names of metrics.
+        images: (n, C, H, W) uint8, on any device, in memory or mapped from a file.
+        labels: (n,) int64 in [0, num_classes), or None.
+        num_classes: 0 without labels.
+        test: the images that the data set keeps apart for tests, or None where it has none.
+
+    Raises:
+        ValueError: shapes, types or labels do not fit together.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor | None = None
+    num_classes: int = 0
+    test: ImageSet | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or not len(self.images):
+            raise ValueError(
+                f"images of {self.name} must be uint8 of shape (n, C, H, W) with n > 0; "
+                f"got {self.images.dtype}, {tuple(self.images.shape)}"
+            )
+        if (self.labels is None) != (self.num_classes == 0):
+            raise ValueError(
+                f"{self.name} must have labels and num_classes, or neither; got {self.num_classes} classes"
+            )
+        if self.labels is not None and (self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]):
+            raise ValueError(
+                f"labels of {self.name} must be int64 of shape ({len(self.images)},); "
+                f"got {self.labels.dtype}, {tuple(self.labels.shape)}"
+            )
+
+    def __getitem__(self, slot: Slot) -> Batch:
+        indices = slot.indices.to(self.images.device, non_blocking=True)
+        labels = None if self.labels is None else self.labels[indices]
+        return Batch(self.images[indices], labels, slot.rows)
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """The same set with its images on a device."""
+        return replace(
+            self, images=self.images.to(device), labels=None if self.labels is None else self.labels.to(device)
+        )
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return tuple(self.images.shape[1:])
+
+    @cached_property
+    def sigma_data(self) -> float:
+        """The measured σ_data."""
+        return sigma_data(self.images)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of images and labels: the same content has the same digest, wherever it was read from."""
+        content = hashlib.blake2b(str(tuple(self.images.shape)).encode(), digest_size=16)
+        for chunk in self.images.split(4096):
+            content.update(chunk.cpu().contiguous().numpy())
+        if self.labels is not None:
+            content.update(self.labels.cpu().numpy())
+        return content.hexdigest()

@@ -1,0 +1,89 @@
+"""Which images belong to which step: a function of (seed, step, position in the global batch), never of a state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from consistency_models.data.batch import Slot
+from consistency_models.random import Rows, seed_of
+
+__all__ = ["StepSampler"]
+
+
+class StepSampler(Sampler[Slot]):
+    """An endless sequence of slots, one for each micro-batch of this process, beginning at any step.
+
+    Row r of step k is draw p = k·total + r of the run. Draw p is image permutation_e[p mod n], with e = ⌊p/n⌋ and a
+    permutation for each e: every image exactly once in n draws, whatever the number of processes, micro-batches and
+    workers, and also where a global batch is larger than the data. Micro-batch m of process i out of W has the rows
+    from (m·W + i)·b to (m·W + i + 1)·b, where b = total/(W·accumulate).
+
+    Args:
+        n: images in the data set; None for a source without a fixed set.
+        total: images in the global batch, a multiple of ranks·accumulate.
+        seed: the run's seed.
+        rank, ranks: this process and the number of processes.
+        accumulate: micro-batches in a step.
+        start: called at the beginning of each iteration, gives the step to begin with (the trainer's `global_step`).
+
+    Raises:
+        ValueError: a count is below 1, rank is not in [0, ranks), or total is not a multiple of ranks·accumulate.
+    """
+
+    def __init__(
+        self,
+        n: int | None,
+        total: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        accumulate: int = 1,
+        start: Callable[[], int] = lambda: 0,
+    ) -> None:
+        if (n is not None and n < 1) or total < 1 or ranks < 1 or accumulate < 1:
+            raise ValueError(
+                f"n, total, ranks and accumulate must be at least 1; got {n}, {total}, {ranks}, {accumulate}"
+            )
+        if not 0 <= rank < ranks:
+            raise ValueError(f"rank must be in [0, {ranks}); got {rank}")
+        if total % (ranks * accumulate):
+            raise ValueError(
+                f"data.batch_size={total} must be a multiple of {ranks * accumulate} "
+                f"({ranks} processes x {accumulate} accumulated micro-batches); "
+                f"take {max(total // (ranks * accumulate), 1) * ranks * accumulate}"
+            )
+        self.n, self.total, self.seed = n, total, seed
+        self.rank, self.ranks, self.accumulate, self.start = rank, ranks, accumulate, start
+        self._permutation = (-1, torch.empty(0))  # the epoch used last, and its order
+
+    def __iter__(self) -> Iterator[Slot]:
+        size = self.total // (self.ranks * self.accumulate)
+        for step in count(self.start()):
+            for micro in range(self.accumulate):
+                first = (micro * self.ranks + self.rank) * size
+                rows = Rows(self.seed, step, self.total, slice(first, first + size))
+                yield Slot(rows, self.indices(rows))
+
+    def indices(self, rows: Rows) -> Tensor | None:
+        """The images of these rows, (len(rows),) int64; None without a fixed set."""
+        if self.n is None:
+            return None
+        first, stop = (rows.step * self.total + row for row in (rows.mine.start, rows.mine.stop))
+        return torch.cat(
+            [
+                self.permutation(epoch)[max(first - epoch * self.n, 0) : stop - epoch * self.n]
+                for epoch in range(first // self.n, (stop - 1) // self.n + 1)
+            ]
+        )
+
+    def permutation(self, epoch: int) -> Tensor:
+        """The order of the images in one epoch, (n,) int64."""
+        if self._permutation[0] != epoch:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, "epoch", epoch))
+            self._permutation = (epoch, torch.randperm(self.n, generator=generator))
+        return self._permutation[1]
