@@ -1,0 +1,176 @@
+"""Images from a trained model: the same images whatever the batch, the number of processes and the order.
+
+The noise of image k is a function of (seed, k) alone, so images 0-63 of a run of 50,000 are those of a run of 64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from consistency_models.random import seed_of
+
+__all__ = ["Generator", "build_model", "checkpoint_file", "load"]
+
+
+class Generator:
+    """A model with its sampler: `.sample(n, steps=1)` gives images.
+
+    Args:
+        model: preconditioned network, `model(x, sigma, labels) -> denoised`.
+        shape: (C, H, W) of one image.
+        make_sampler: `make_sampler(steps=n)` gives the sampler that makes an image in n steps.
+        num_classes: classes of a class-conditional model, 0 for an unconditional one.
+        bounded: images live in [-1, 1] and are clamped to it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        shape: tuple[int, ...],
+        make_sampler: Callable[..., Any],
+        num_classes: int = 0,
+        bounded: bool = True,
+    ) -> None:
+        self.model, self.shape, self.make_sampler = model, tuple(shape), make_sampler
+        self.num_classes, self.bounded = num_classes, bounded
+
+    def labels(self, indices: Tensor) -> Tensor | None:
+        """The class of each image where none is asked for: they take turns, so that all are equally frequent."""
+        return indices % self.num_classes if self.num_classes else None
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        steps: int = 1,
+        seed: int = 0,
+        labels: Tensor | None = None,
+        batch_size: int = 256,
+        first: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Images first … first + n - 1 of this seed, shape (n, C, H, W), on the CPU; in [-1, 1] for image data.
+
+        Args:
+            n: how many, at least 1.
+            steps: network calls an image (for an ODE sampler: solver steps).
+            seed: images depend on (seed, index) only.
+            labels: classes (n,) of a class-conditional model; by default they take turns.
+            batch_size: images at a time; does not change them.
+            first: index of the first image.
+            progress: called with the number of images after each batch.
+
+        Raises:
+            ValueError: n or steps below 1, or labels that the model cannot take.
+        """
+        if n < 1 or steps < 1:
+            raise ValueError(f"n and steps must be at least 1; got n={n}, steps={steps}")
+        if labels is not None:
+            labels = torch.as_tensor(labels)
+            if not self.num_classes:
+                raise ValueError("labels: this model is unconditional; leave them out")
+            if len(labels) != n or labels.min() < 0 or labels.max() >= self.num_classes:
+                raise ValueError(f"labels must be {n} numbers from 0 to {self.num_classes - 1}; got {labels.tolist()[:8]}")
+        sampler, images = self.make_sampler(steps=steps), []
+        device = next(self.model.parameters()).device
+        for start in range(0, n, batch_size):
+            indices = torch.arange(start, min(start + batch_size, n))
+            classes = self.labels(first + indices) if labels is None else labels[indices]
+            onehot = None if classes is None else one_hot(classes, self.num_classes).float().to(device)
+            noise = ImageNoise(seed, (first + indices).tolist(), self.shape, device)
+            x = sampler(lambda x, sigma, y=onehot: self.model(x, sigma, y), noise(), noise)
+            images.append((x.clamp(-1, 1) if self.bounded else x).float().cpu())
+            if progress is not None:
+                progress(len(indices))
+        return torch.cat(images)
+
+
+class ImageNoise:
+    """Standard normal noise of given images: each call draws the next, and each image has generators of its own."""
+
+    def __init__(self, seed: int, indices: list[int], shape: tuple[int, ...], device: torch.device | str) -> None:
+        self.seed, self.indices, self.shape, self.device = seed, indices, shape, device
+        self.draws = 0
+
+    def __call__(self) -> Tensor:
+        """(len(indices), *shape)"""
+        drawn = [
+            torch.randn(self.shape, generator=torch.Generator().manual_seed(seed_of(self.seed, "image", k, self.draws)))
+            for k in self.indices
+        ]
+        self.draws += 1
+        return torch.stack(drawn).to(self.device)
+
+
+def build_model(config: dict[str, Any]) -> nn.Module:
+    """The preconditioned network that a configuration describes, with fresh weights."""
+    from hydra.utils import instantiate
+
+    from consistency_models.preconditioning import Preconditioned
+
+    return Preconditioned(instantiate(config["network"]), instantiate(config["preconditioning"]))
+
+
+def load(path: str | Path, weights: str | None = None, device: torch.device | str = "cpu") -> Generator:
+    """A generator from a checkpoint, or from a run folder's best guess (`checkpoints/last.ckpt`).
+
+    Args:
+        path: a checkpoint file, or a run folder.
+        weights: which weights: "model", or the name of an average such as "0.999"; by default the first average.
+        device: where it shall run.
+
+    Raises:
+        CheckpointError: the file is damaged, or asks for code outside this package and PyTorch.
+        ValueError: no such weights.
+    """
+    from hydra.utils import instantiate
+
+    from consistency_models.checkpoints import CheckpointError, read
+
+    path = checkpoint_file(path)
+    content = read(path)
+    config = content["config"]
+    for part in ("network", "preconditioning", "sampler"):
+        for target in _targets(config[part]):
+            if not _is_ours(target):
+                raise CheckpointError(f"{path}: {part} asks for {target}; only this package's classes are loaded from a file")
+    model = build_model(config)
+    chosen = weights or next(iter(content["ema"]), "model")
+    if chosen != "model" and chosen not in content["ema"]:
+        raise ValueError(f"weights={chosen!r}: {path} has {['model', *content['ema']]}")
+    model.load_state_dict(content["model"])
+    if chosen != "model":
+        model.load_state_dict(content["ema"][chosen], strict=False)  # buffers are not averaged
+    data = config["data"]
+    return Generator(
+        model.to(device).eval().requires_grad_(False),
+        (data["channels"], data["image_size"], data["image_size"]),
+        instantiate(config["sampler"]),
+        data["network_classes"],
+        data["bounded"],
+    )
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The checkpoint that a run folder or a file name stands for."""
+    path = Path(path)
+    return path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+
+
+def _is_ours(target: str) -> bool:
+    from hydra.utils import get_object
+
+    # A path such as consistency_models.checkpoints.os.system begins like ours and is not: ask the object where it is from.
+    return target.startswith("consistency_models.") and get_object(target).__module__.startswith("consistency_models.")
+
+
+def _targets(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        return [node["_target_"]] * ("_target_" in node) + [t for value in node.values() for t in _targets(value)]
+    return [t for value in node for t in _targets(value)] if isinstance(node, list) else []
