@@ -1,1 +1,13 @@
-"""."""
+"""Networks F(x, noise_label, labels, augment): what the preconditioning turns into a denoiser or consistency function.
+
+x            (B, channels, size, size)
+noise_label  (B,), c_noise of the preconditioning; EDM's is ln(σ)/4
+labels       one-hot (B, num_classes), or None
+augment      (B, augment_dim), or None
+result       (B, channels, size, size)
+"""
+
+from consistency_models.networks.mlp import MLP
+from consistency_models.networks.song import SongUNet
+
+__all__ = ["MLP", "SongUNet"]

@@ -1,0 +1,237 @@
+"""What the U-Nets are made of: convolutions that resample, attention, noise-level embeddings, the residual block.
+
+Parameter and buffer names are those of the published checkpoints.  (EDM, arXiv 2206.00364, App. F.6; Karras's own names
+for the layers of DDPM++ and NCSN++, arXiv 2011.13456, and of ADM, arXiv 2105.05233.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import pi
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+__all__ = [
+    "Conv2d",
+    "FourierEmbedding",
+    "Linear",
+    "PositionalEmbedding",
+    "UNetBlock",
+    "attention",
+    "condition",
+    "group_norm",
+    "run",
+]
+
+
+def condition(given: Tensor | None, width: int, x: Tensor) -> Tensor:
+    """What a network is told beside the noise level: `given` (B, width), or zeros, which mean "nothing known".
+
+    Raises:
+        ValueError: `given` has another shape, so it was made for another network.
+    """
+    if given is None:
+        return x.new_zeros(x.shape[0], width)
+    if given.shape != (x.shape[0], width):
+        raise ValueError(
+            f"labels of shape {tuple(given.shape)} for a batch of {x.shape[0]} and a network that takes {width} "
+            f"values an image (0: none at all); pass ({x.shape[0]}, {width}), or None"
+        )
+    return given.to(x.dtype)
+
+
+def run(block: Callable[..., Tensor], *args: Tensor, checkpointing: bool) -> Tensor:
+    """block(*args); with checkpointing, backward computes its activations again instead of keeping them."""
+    if checkpointing and torch.is_grad_enabled():
+        return checkpoint(block, *args, use_reentrant=False)
+    return block(*args)
+
+
+def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
+    """Group normalisation with at least four channels a group and at most 32 groups."""
+    return nn.GroupNorm(min(32, channels // 4), channels, eps)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax_j(q_i·k_j / √d) v_j over the pixels of an image; (B, heads, d, H, W) each, returns (B, heads·d, H, W).
+
+    Within `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` it is made of elementary operations, which is what
+    forward-mode derivatives (`torch.func.jvp`) and second derivatives need.
+    """
+    size = q.shape[-2:]
+    q, k, v = (a.flatten(3).transpose(2, 3).contiguous() for a in (q, k, v))  # (B, heads, H·W, d)
+    return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(1, 2).unflatten(2, size)
+
+
+class Linear(nn.Linear):
+    """A linear layer that autocast leaves in its own precision; for the noise level's embedding.
+
+    Neighbouring noise levels of a fine grid differ by less than bf16 resolves.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in) to (B, out)."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+class PositionalEmbedding(nn.Module):
+    """[cos(s·x·f_i), sin(s·x·f_i)] with f_i = 10000^(-i / (n/2 - e)), i < n/2.  (DDPM, arXiv 2006.11239.)
+
+    Args:
+        channels: n; the last output is 0 if it is odd.
+        scale: s; noise labels of EDM's preconditioning span about [-1.6, 1.1], those that DDPM was made for [0, 1000].
+        endpoint: e = 1, so that the lowest frequency is exactly 1/10000; else e = 0.
+    """
+
+    def __init__(self, channels: int, scale: float = 1.0, endpoint: bool = True) -> None:
+        super().__init__()
+        self.channels, self.scale = channels, scale
+        exponents = torch.arange(channels // 2, dtype=torch.float32) / (channels // 2 - endpoint)
+        self.register_buffer("freqs", (1 / 10000) ** exponents, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,) to (B, channels)."""
+        phase = (self.scale * x)[:, None] * self.freqs
+        return F.pad(torch.cat([phase.cos(), phase.sin()], 1), (0, self.channels % 2))
+
+
+class FourierEmbedding(nn.Module):
+    """[cos(2π·x·f_i), sin(2π·x·f_i)] with fixed f_i ~ N(0, scale²).  (Fourier Features, arXiv 2006.10739.)
+
+    Args:
+        channels: outputs, even.
+        scale: 16 for NCSN++ (arXiv 2011.13456); improved consistency training takes 0.02 (arXiv 2310.14189, Sec. 3.2).
+    """
+
+    def __init__(self, channels: int, scale: float = 16.0) -> None:
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,) to (B, channels)."""
+        phase = x[:, None] * (2 * pi * self.freqs)
+        return torch.cat([phase.cos(), phase.sin()], 1)
+
+
+class Conv2d(nn.Module):
+    """Convolution (B, in, H, W) to (B, out, H', W'), with resampling by 2 before it.
+
+    The filter is outer(f, f) / (Σf)²; f = (1, 1) repeats pixels going up and averages 2x2 pixels going down.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel: odd width of the kernel; 0 for resampling alone.
+        resample: "up", "down" or None.
+        resample_filter: f.
+        fused: resample after the convolution, as NCSN++ does on its way from the image; only with "down".
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        resample: str | None = None,
+        resample_filter: Sequence[float] = (1, 1),
+        fused: bool = False,
+    ) -> None:
+        super().__init__()
+        conv = nn.Conv2d(in_channels, out_channels, kernel) if kernel else None
+        self.weight = conv and conv.weight
+        self.bias = conv and conv.bias
+        self.kernel, self.resample, self.fused = kernel, resample, fused
+        self.box = list(resample_filter) == [1, 1]
+        if resample:
+            f = torch.as_tensor(resample_filter, dtype=torch.float32)
+            self.register_buffer("resample_filter", torch.outer(f, f)[None, None] / f.sum() ** 2)
+            self.margin = (len(f) - 1) // 2
+
+    def _filtered(self, x: Tensor, convolution: Callable[..., Tensor], gain: int, padding: int) -> Tensor:
+        weight = (gain * self.resample_filter).to(x.dtype).expand(x.shape[1], -1, -1, -1)
+        return convolution(x, weight, stride=2, padding=padding, groups=x.shape[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """H' = H, 2H for "up", H/2 for "down"."""
+        if self.fused:
+            x = F.conv2d(x, self.weight, padding=self.kernel // 2 + self.margin)
+            return self._filtered(x, F.conv2d, 1, 0) + self.bias[:, None, None]
+        if self.resample == "up":
+            x = F.interpolate(x, scale_factor=2) if self.box else self._filtered(x, F.conv_transpose2d, 4, self.margin)
+        elif self.resample == "down":
+            x = F.avg_pool2d(x, 2) if self.box else self._filtered(x, F.conv2d, 1, self.margin)
+        return F.conv2d(x, self.weight, self.bias, padding=self.kernel // 2) if self.kernel else x
+
+
+class UNetBlock(nn.Module):
+    """Residual block, then self-attention if wanted; (B, in, H, W) and embedding (B, emb) to (B, out, H', W').
+
+        h = conv0(silu(norm0(x)))
+        h ← conv1(dropout(silu(norm1(h)·(1 + scale) + shift)))    or, not adaptive, conv1(dropout(silu(norm1(h + shift))))
+        x ← (h + skip(x))·skip_scale
+        x ← (x + proj(attention(norm2(x))))·skip_scale
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        emb_channels: width of the embedding.
+        resample: "up", "down" or None.
+        heads: attention heads; 0 for no attention.
+        dropout: probability.
+        skip_scale: 1, or √½ to keep the variance.
+        eps: of the normalisations.
+        resample_filter: see `Conv2d`.
+        resample_proj: a learnt 1x1 convolution on the skip path of a block that resamples.
+        adaptive_scale: scale and shift from the embedding (AdaGN), else a shift alone.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        resample: str | None = None,
+        heads: int = 0,
+        dropout: float = 0.0,
+        skip_scale: float = 1.0,
+        eps: float = 1e-5,
+        resample_filter: Sequence[float] = (1, 1),
+        resample_proj: bool = False,
+        adaptive_scale: bool = True,
+    ) -> None:
+        super().__init__()
+        self.heads, self.dropout, self.skip_scale = heads, dropout, skip_scale
+        self.adaptive_scale = adaptive_scale
+        self.norm0 = group_norm(in_channels, eps)
+        self.conv0 = Conv2d(in_channels, out_channels, 3, resample, resample_filter)
+        self.affine = Linear(emb_channels, out_channels * (2 if adaptive_scale else 1))
+        self.norm1 = group_norm(out_channels, eps)
+        self.conv1 = Conv2d(out_channels, out_channels, 3)
+        self.skip = None
+        if in_channels != out_channels or resample:
+            kernel = 1 if in_channels != out_channels or resample_proj else 0
+            self.skip = Conv2d(in_channels, out_channels, kernel, resample, resample_filter)
+        if heads:
+            self.norm2 = group_norm(out_channels, eps)
+            self.qkv = Conv2d(out_channels, 3 * out_channels, 1)
+            self.proj = Conv2d(out_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """H' = H, 2H for "up", H/2 for "down"."""
+        h = self.conv0(F.silu(self.norm0(x)))
+        params = self.affine(emb)[:, :, None, None].to(h.dtype)
+        if self.adaptive_scale:
+            scale, shift = params.chunk(2, 1)
+            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+        else:
+            h = F.silu(self.norm1(h + params))
+        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
+        if self.heads:
+            q, k, v = self.qkv(self.norm2(x)).unflatten(1, (self.heads, -1, 3)).unbind(3)  # order (head, dim, 3)
+            x = (self.proj(attention(q, k, v)) + x) * self.skip_scale
+        return x

@@ -1,0 +1,65 @@
+"""A small multilayer perceptron, for low-dimensional data and for tests."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from consistency_models.networks.layers import Linear, condition
+
+__all__ = ["MLP"]
+
+
+class MLP(nn.Module):
+    """Residual perceptron on the flattened image; F(x, noise_label, labels, augment), images (B, channels, size, size).
+
+        e = W_e [c, sin(c·f), cos(c·f), labels, augment],  f = 0.5 … 8 in equal ratios, c the noise label
+        h = W_in x + e;   h ← h + W_i dropout(silu(h + A_i silu(e))),  i = 1 … depth;   F = W_out silu(h)
+
+    Args:
+        image_size: height and width; 1 for points.
+        channels: of the image; the dimension of points.
+        num_classes: width of the one-hot labels; 0 for an unconditional network.
+        augment_dim: width of the augmentation labels; 0 for none.
+        dropout: probability before each layer.
+        width: hidden units.
+        depth: residual layers.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        num_classes: int = 0,
+        augment_dim: int = 0,
+        dropout: float = 0.0,
+        *,
+        width: int = 128,
+        depth: int = 3,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.channels = image_size, channels
+        self.num_classes, self.augment_dim = num_classes, augment_dim
+        self.dropout = dropout
+        size = channels * image_size**2
+        self.register_buffer("freqs", 0.5 * 2 ** torch.linspace(0, 4, 8), persistent=False)
+        self.embed = Linear(1 + 2 * len(self.freqs) + num_classes + augment_dim, width)
+        self.first = nn.Linear(size, width)
+        self.affines = nn.ModuleList(Linear(width, width) for _ in range(depth))
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.last = nn.Linear(width, size)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(
+        self, x: Tensor, noise_label: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """F(x), of the shape of x, for noise_label (B,), one-hot labels and augmentation labels."""
+        c = noise_label[:, None]
+        labels, augment = condition(labels, self.num_classes, c), condition(augment, self.augment_dim, c)
+        emb = self.embed(torch.cat([c, (c * self.freqs).sin(), (c * self.freqs).cos(), labels, augment], 1))
+        h = self.first(x.flatten(1)) + emb
+        for affine, layer in zip(self.affines, self.layers):
+            h = h + layer(F.dropout(F.silu(h + affine(F.silu(emb))), self.dropout, self.training))
+        return self.last(F.silu(h)).view_as(x)

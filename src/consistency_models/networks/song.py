@@ -1,0 +1,225 @@
+"""DDPM++ and NCSN++: the U-Nets of score-based generative modelling.
+
+(Song et al., arXiv 2011.13456, App. H, as EDM restates them: Karras et al., arXiv 2206.00364, App. F.6 and Table 8.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from consistency_models.networks.layers import (
+    Conv2d,
+    Linear,
+    PositionalEmbedding,
+    UNetBlock,
+    condition,
+    group_norm,
+    run,
+)
+
+__all__ = ["SongUNet"]
+
+
+class SongUNet(nn.Module):
+    """U-Net with residual blocks scaled by √½; F(x, noise_label, labels, augment), images (B, channels, size, size).
+
+    DDPM++ is `embedding=PositionalEmbedding, encoder="standard"`; NCSN++ is `embedding=FourierEmbedding,
+    encoder="residual", channel_mult_noise=2, resample_filter=(1, 3, 3, 1)`.
+
+    Args:
+        image_size: height and width; divisible by 2^(levels - 1).
+        channels: of the image.
+        num_classes: width of the one-hot labels; 0 for an unconditional network.
+        augment_dim: width of the augmentation labels; 0 for none.
+        dropout: probability within the blocks.
+        dropout_resolution: dropout only in blocks of at most this resolution; everywhere by default.
+        label_dropout: probability, in training, of hiding an image's class (for classifier-free guidance).
+        out_channels: as `channels` by default.
+        model_channels: channels at multiplier 1.
+        channel_mult: multiplier of each level, fine to coarse.
+        channel_mult_emb: width of the embedding, in model_channels.
+        channel_mult_noise: width of the noise label's features, in model_channels.
+        num_blocks: residual blocks a level (the decoder has one more).
+        attn_resolutions: resolutions with attention.
+        middle_attention: attention at the start of the decoder, whatever the resolution.
+        embedding: maps a width to a module from noise labels (B,) to features (B, width).
+        encoder: "standard"; "residual" or "skip" feed a resampled image into each level.
+        decoder: "standard"; "skip" adds up an image from each level.
+        resample_filter: see `Conv2d`.
+        adaptive_scale: the embedding scales and shifts (AdaGN), rather than shifts alone.
+        checkpointing: keep no activations within blocks; backward computes them again.
+
+    Raises:
+        ValueError: image_size cannot be halved as often as channel_mult has levels; encoder or decoder is unknown.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        num_classes: int = 0,
+        augment_dim: int = 0,
+        dropout: float = 0.0,
+        *,
+        dropout_resolution: int | None = None,
+        label_dropout: float = 0.0,
+        out_channels: int | None = None,
+        model_channels: int = 128,
+        channel_mult: Sequence[int] = (2, 2, 2),
+        channel_mult_emb: int = 4,
+        channel_mult_noise: int = 1,
+        num_blocks: int = 4,
+        attn_resolutions: Sequence[int] = (16,),
+        middle_attention: bool = True,
+        embedding: Callable[[int], nn.Module] = PositionalEmbedding,
+        encoder: str = "standard",
+        decoder: str = "standard",
+        resample_filter: Sequence[float] = (1, 1),
+        adaptive_scale: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        levels = len(channel_mult)
+        if image_size % 2 ** (levels - 1):
+            raise ValueError(
+                f"image_size must be a multiple of {2 ** (levels - 1)} for the {levels} levels of channel_mult; got "
+                f"{image_size}: give channel_mult fewer levels, or resize the images"
+            )
+        for name, value, allowed in (
+            ("encoder", encoder, ("standard", "skip", "residual")),
+            ("decoder", decoder, ("standard", "skip")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+        self.image_size, self.channels = image_size, channels
+        self.num_classes, self.augment_dim = num_classes, augment_dim
+        self.num_blocks, self.label_dropout, self.checkpointing = num_blocks, label_dropout, checkpointing
+        self.resolutions = [image_size >> level for level in range(levels)]
+        out_channels = out_channels or channels
+        noise_channels, emb_channels = model_channels * channel_mult_noise, model_channels * channel_mult_emb
+
+        def block(c_in: int, c_out: int, resolution: int, attn: bool = False, resample: str | None = None) -> UNetBlock:
+            return UNetBlock(
+                *(c_in, c_out, emb_channels, resample),
+                heads=int(attn),
+                dropout=dropout if resolution <= (dropout_resolution or image_size) else 0.0,
+                skip_scale=sqrt(0.5),
+                eps=1e-6,
+                resample_filter=resample_filter,
+                resample_proj=True,
+                adaptive_scale=adaptive_scale,
+            )
+
+        resampling = partial(Conv2d, resample_filter=resample_filter)
+
+        self.map_noise = embedding(noise_channels)
+        self.map_label = Linear(num_classes, noise_channels) if num_classes else None
+        self.map_augment = Linear(augment_dim, noise_channels, bias=False) if augment_dim else None
+        self.map_layer0 = Linear(noise_channels, emb_channels)
+        self.map_layer1 = Linear(emb_channels, emb_channels)
+
+        self.enc, widths = nn.ModuleDict(), []
+        c, c_aux = model_channels, channels
+        for level, resolution in enumerate(self.resolutions):
+            key, attn = f"{resolution}x{resolution}", resolution in attn_resolutions
+            if level == 0:
+                self.enc[f"{key}_conv"] = Conv2d(channels, c, 3)
+            else:
+                self.enc[f"{key}_down"] = block(c, c, resolution, resample="down")
+                if encoder == "skip":
+                    self.enc[f"{key}_aux_down"] = resampling(c_aux, c_aux, 0, "down")
+                    self.enc[f"{key}_aux_skip"] = Conv2d(c_aux, c, 1)
+                if encoder == "residual":
+                    self.enc[f"{key}_aux_residual"] = resampling(c_aux, c, 3, "down", fused=True)
+                    c_aux = c
+            widths.append(c)
+            for i in range(num_blocks):
+                self.enc[f"{key}_block{i}"] = block(c, model_channels * channel_mult[level], resolution, attn)
+                c = model_channels * channel_mult[level]
+                widths.append(c)
+
+        self.dec = nn.ModuleDict()
+        for level, resolution in reversed(list(enumerate(self.resolutions))):
+            key, attn = f"{resolution}x{resolution}", resolution in attn_resolutions
+            if level == levels - 1:
+                self.dec[f"{key}_in0"] = block(c, c, resolution, middle_attention)
+                self.dec[f"{key}_in1"] = block(c, c, resolution)
+            else:
+                self.dec[f"{key}_up"] = block(c, c, resolution, resample="up")
+            for i in range(num_blocks + 1):
+                c_out = model_channels * channel_mult[level]
+                self.dec[f"{key}_block{i}"] = block(c + widths.pop(), c_out, resolution, attn and i == num_blocks)
+                c = c_out
+            if decoder == "skip" or level == 0:
+                if decoder == "skip" and level < levels - 1:
+                    self.dec[f"{key}_aux_up"] = resampling(out_channels, out_channels, 0, "up")
+                self.dec[f"{key}_aux_norm"] = group_norm(c, 1e-6)
+                self.dec[f"{key}_aux_conv"] = Conv2d(c, out_channels, 3)
+
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Xavier-uniform weights, zero biases; what ends a residual branch starts near zero, queries and keys small."""
+        for name, module in self.named_modules():
+            if isinstance(module, Conv2d | Linear) and module.weight is not None:
+                gain = sqrt(0.2) if name.endswith("qkv") else 1.0
+                nn.init.xavier_uniform_(module.weight, 1e-5 if name.endswith(("conv1", "proj", "aux_conv")) else gain)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def embed(self, x: Tensor, noise_label: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+        """The vector (B, emb) that every block sees."""
+        features = self.map_noise(noise_label)
+        emb = torch.cat(features.chunk(2, 1)[::-1], 1)  # sines first, which is what the published weights expect
+        labels, augment = condition(labels, self.num_classes, emb), condition(augment, self.augment_dim, emb)
+        if self.map_label is not None:
+            if self.training and self.label_dropout:
+                labels = labels * (torch.rand_like(labels[:, :1]) >= self.label_dropout)
+            emb = emb + self.map_label(labels * sqrt(self.num_classes))
+        if self.map_augment is not None:
+            emb = emb + self.map_augment(augment)
+        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
+
+    def forward(
+        self, x: Tensor, noise_label: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """F(x), shape (B, out_channels, size, size), for noise_label (B,), one-hot labels and augmentation labels."""
+        emb = self.embed(x, noise_label, labels, augment)
+        enc, dec = self.enc, self.dec
+
+        aux, skips = x, []
+        for resolution in self.resolutions:
+            key = f"{resolution}x{resolution}"
+            if not skips:
+                x = enc[f"{key}_conv"](x)
+            else:
+                x = run(enc[f"{key}_down"], x, emb, checkpointing=self.checkpointing)
+                if f"{key}_aux_skip" in enc:
+                    aux = enc[f"{key}_aux_down"](aux)
+                    x = x + enc[f"{key}_aux_skip"](aux)
+                if f"{key}_aux_residual" in enc:
+                    x = aux = (x + enc[f"{key}_aux_residual"](aux)) * sqrt(0.5)
+            skips.append(x)
+            for i in range(self.num_blocks):
+                x = run(enc[f"{key}_block{i}"], x, emb, checkpointing=self.checkpointing)
+                skips.append(x)
+
+        out = None
+        for resolution in reversed(self.resolutions):
+            key = f"{resolution}x{resolution}"
+            for name in (f"{key}_in0", f"{key}_in1", f"{key}_up"):
+                if name in dec:
+                    x = run(dec[name], x, emb, checkpointing=self.checkpointing)
+            for i in range(self.num_blocks + 1):
+                x = torch.cat([x, skips.pop()], 1)
+                x = run(dec[f"{key}_block{i}"], x, emb, checkpointing=self.checkpointing)
+            if f"{key}_aux_conv" in dec:
+                image = dec[f"{key}_aux_conv"](F.silu(dec[f"{key}_aux_norm"](x)))
+                out = image if out is None else dec[f"{key}_aux_up"](out) + image
+        return out
