@@ -1,0 +1,168 @@
+"""Curricula: how many noise levels N(k), and which decay μ(k) of the target's weights, at step k of K.
+
+All are pure functions of (k, K), so a resumed run needs no state; steps beyond K get what K gets. N counts grid points,
+and n = N - 1 intervals. The published curricula name their ends s0 and s1 in n.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+__all__ = ["AdaptiveDecay", "Constant", "ConstantDecay", "Cosine", "Doubling", "Linear", "Progressive", "Square"]
+
+
+def _progress(k: int, K: int) -> float:
+    if k < 0 or K < 1:
+        raise ValueError(f"need a step k >= 0 of K >= 1; got k {k}, K {K}")
+    return min(k, K) / K
+
+
+class Constant:
+    """N(k) = N.  (Consistency distillation: 18 on CIFAR-10, 40 elsewhere; arXiv 2303.01469, Table 3.)
+
+    Raises:
+        ValueError: N < 2.
+    """
+
+    def __init__(self, N: int) -> None:
+        if N < 2:
+            raise ValueError(f"N counts grid points and must be at least 2; got {N}")
+        self.N, self.s0 = N, N - 1
+
+    def __call__(self, k: int, K: int) -> int:
+        """N at step k of K."""
+        return self.N
+
+
+class _Growing:
+    """From s0 to s1 intervals; `s0` is also what `AdaptiveDecay` scales with."""
+
+    def __init__(self, s0: int, s1: int) -> None:
+        if not 1 <= s0 <= s1:
+            raise ValueError(f"need 1 <= s0 <= s1; got s0 {s0}, s1 {s1}")
+        self.s0, self.s1 = s0, s1
+
+
+class Progressive(_Growing):
+    """N(k) = max(1, ⌈√(k/K·((s1+1)² - s0²) + s0²) - 1⌉) + 1: grows as a square root from s0 to s1 + 1.
+
+    (Consistency training, arXiv 2303.01469, App. C, and the official code; iCT calls it the square-root curriculum.)
+
+    Raises:
+        ValueError: not 1 <= s0 <= s1.
+    """
+
+    def __init__(self, s0: int = 2, s1: int = 150) -> None:
+        super().__init__(s0, s1)
+
+    def __call__(self, k: int, K: int) -> int:
+        """N at step k of K."""
+        squared = _progress(k, K) * ((self.s1 + 1) ** 2 - self.s0**2) + self.s0**2
+        return max(1, math.ceil(math.sqrt(squared) - 1)) + 1
+
+
+class Doubling(_Growing):
+    """N(k) = min(s0·2^⌊k/K'⌋, s1) + 1,  K' = ⌊K/(log₂⌊s1/s0⌋ + 1)⌋, at least 1.  (iCT, arXiv 2310.14189, Eq. 9.)
+
+    Raises:
+        ValueError: not 1 <= s0 <= s1.
+    """
+
+    def __init__(self, s0: int = 10, s1: int = 1280) -> None:
+        super().__init__(s0, s1)
+
+    def __call__(self, k: int, K: int) -> int:
+        """N at step k of K."""
+        _progress(k, K)
+        stage = max(1, math.floor(K / (math.log2(self.s1 // self.s0) + 1)))
+        doublings = min(min(k, K) // stage, self.s1.bit_length())  # so many reach s1 from any s0; no huge powers of two
+        return min(self.s0 * 2**doublings, self.s1) + 1
+
+
+class _Shape(_Growing):
+    """N(k) = round(s0 + shape(k/K)·(s1 - s0)) + 1, with shape(0) = 0 and shape(1) = 1."""
+
+    def __init__(self, s0: int = 10, s1: int = 1280) -> None:
+        super().__init__(s0, s1)
+
+    def shape(self, u: float) -> float:
+        raise NotImplementedError
+
+    def __call__(self, k: int, K: int) -> int:
+        """N at step k of K."""
+        return round(self.s0 + self.shape(_progress(k, K)) * (self.s1 - self.s0)) + 1
+
+
+class Linear(_Shape):
+    """N(k) = round(s0 + u·(s1 - s0)) + 1,  u = k/K.
+
+    One of the shapes that iCT compares with doubling (arXiv 2310.14189, Fig. 3c); the paper does not print its formula.
+
+    Raises:
+        ValueError: not 1 <= s0 <= s1.
+    """
+
+    def shape(self, u: float) -> float:
+        """u."""
+        return u
+
+
+class Square(_Shape):
+    """N(k) = round(s0 + u²·(s1 - s0)) + 1,  u = k/K.  Source and errors as `Linear`."""
+
+    def shape(self, u: float) -> float:
+        """u²."""
+        return u * u
+
+
+class Cosine(_Shape):
+    """N(k) = round(s0 + (1 - cos πu)/2·(s1 - s0)) + 1,  u = k/K.  Source and errors as `Linear`."""
+
+    def shape(self, u: float) -> float:
+        """(1 - cos πu)/2."""
+        return (1 - math.cos(math.pi * u)) / 2
+
+
+def _check_decay(name: str, decay: float) -> None:
+    if not 0 <= decay <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], 0 for a target that is the model itself; got {decay}")
+
+
+class ConstantDecay:
+    """μ(k) = decay.  0: the target is the model itself.
+
+    Raises:
+        ValueError: decay outside [0, 1].
+    """
+
+    def __init__(self, decay: float) -> None:
+        _check_decay("decay", decay)
+        self.decay = decay
+
+    def __call__(self, k: int, K: int) -> float:
+        """μ at step k of K."""
+        return self.decay
+
+
+class AdaptiveDecay:
+    """μ(k) = exp(s0·ln μ0/(N(k) - 1)): the target follows more slowly as the grid gets finer.
+
+    As in the official code and its numbers; the paper prints N(k) as the divisor.  (Consistency Models, arXiv 2303.01469,
+    App. C.)
+
+    Args:
+        initial: μ0, 0.9 on CIFAR-10 and 0.95 elsewhere; 0 gives 0 throughout.
+        curriculum: N(k, K), with its `s0`.
+
+    Raises:
+        ValueError: initial outside [0, 1].
+    """
+
+    def __init__(self, initial: float, curriculum: Callable[[int, int], int]) -> None:
+        _check_decay("initial", initial)
+        self.initial, self.curriculum = initial, curriculum
+
+    def __call__(self, k: int, K: int) -> float:
+        """μ at step k of K."""
+        return self.initial ** (self.curriculum.s0 / (self.curriculum(k, K) - 1))

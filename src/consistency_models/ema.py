@@ -1,0 +1,102 @@
+"""Exponential moving averages of weights: the update, and the families of decays that are kept for evaluation.
+
+A family has `names`, one for each average, and `decays(step, batch_size)`, the decays of the update after optimiser step
+`step`, counted from 0. It is a pure function of the step: there is nothing to save.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Constant", "HalfLife", "PowerFunction", "ema_update"]
+
+
+@torch.no_grad()
+def ema_update(targets: list[Tensor], sources: list[Tensor], decay: float) -> None:
+    """target ← decay·target + (1 - decay)·source, in place, in one multi-tensor kernel.  Decay 0 copies.
+
+    Raises:
+        ValueError: decay outside [0, 1].
+    """
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay must lie in [0, 1]; got {decay}")
+    if decay == 0:
+        torch._foreach_copy_(targets, sources)  # a target that is not finite would survive 0·target
+    else:
+        torch._foreach_lerp_(targets, sources, 1 - decay)
+
+
+class Constant:
+    """The same decays at every step.
+
+    Args:
+        decays: one average for each.
+
+    Raises:
+        ValueError: no decay, a repeated one, or one outside [0, 1).
+    """
+
+    def __init__(self, decays: Sequence[float] = (0.999,)) -> None:
+        self._decays = list(decays)
+        if not all(0 <= decay < 1 for decay in self._decays) or not 0 < len(self._decays) == len(set(self._decays)):
+            raise ValueError(f"decays must be one or more different numbers in [0, 1); got {self._decays}")
+        self.names = [f"{decay:g}" if float(f"{decay:g}") == decay else repr(decay) for decay in self._decays]
+
+    def decays(self, step: int, batch_size: int) -> list[float]:
+        """One decay for each name."""
+        return list(self._decays)
+
+
+class HalfLife:
+    """β = ½^(batch/h),  h = min(images, ramp·images seen before the step).  (EDM, arXiv 2206.00364, App. F, and its code.)
+
+    Args:
+        images: the half-life, in images.
+        ramp: the half-life is at most this part of the images seen so far; None for no such limit.
+
+    Raises:
+        ValueError: images or ramp is not positive.
+    """
+
+    def __init__(self, images: float = 500_000, ramp: float | None = 0.05) -> None:
+        if not 0 < images < math.inf or (ramp is not None and not ramp > 0):
+            raise ValueError(
+                f"images must be positive and finite, ramp positive or None; got images {images}, ramp {ramp}"
+            )
+        self.images, self.ramp = images, ramp
+        self.names = [f"halflife_{images:g}"]
+
+    def decays(self, step: int, batch_size: int) -> list[float]:
+        """One decay; 0 at the first step if there is a ramp."""
+        half_life = self.images if self.ramp is None else min(self.images, self.ramp * step * batch_size)
+        return [0.5 ** (batch_size / half_life) if half_life > 0 else 0.0]
+
+
+class PowerFunction:
+    """β = (1 - 1/(step + 1))^(γ + 1): the average over all steps t with weights ∝ t^γ.
+
+    γ follows from the profile's width relative to the training so far, std = √((γ+1)/((γ+2)²(γ+3))).
+    (EDM2, arXiv 2312.02696, Sec. 3.1 and App. C.)
+
+    Args:
+        stds: one average for each relative width.
+
+    Raises:
+        ValueError: no std, a repeated one, or one outside (0, 1/√12], where 1/√12 is the plain average.
+    """
+
+    def __init__(self, stds: Sequence[float] = (0.05, 0.1)) -> None:
+        stds = list(stds)
+        if not all(0 < std <= 12**-0.5 for std in stds) or not 0 < len(stds) == len(set(stds)):
+            raise ValueError(f"stds must be one or more different numbers in (0, 0.2886]; got {stds}")
+        self.gammas = [float(np.roots([1, 7, 16 - std**-2, 12 - std**-2]).real.max()) for std in stds]
+        self.names = [f"power_{std:g}" for std in stds]
+
+    def decays(self, step: int, batch_size: int) -> list[float]:
+        """One decay for each name; 0 at the first step."""
+        return [(1 - 1 / (step + 1)) ** (gamma + 1) for gamma in self.gammas]

@@ -1,0 +1,116 @@
+"""Preconditioning: what stands between a noisy image and the raw network F.
+
+    D(x, σ) = c_skip(σ)·x + c_out(σ)·F(c_in(σ)·x, c_noise(σ))
+
+A preconditioning is any object with these four methods; each maps levels σ of any shape and floating dtype to the same.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from consistency_models.schedules import per_image
+
+__all__ = ["EDM", "Boundary", "Preconditioned"]
+
+
+class EDM:
+    """c_skip = σ_d²/(σ² + σ_d²),  c_out = σ·σ_d/√(σ² + σ_d²),  c_in = 1/√(σ² + σ_d²),  c_noise = ¼·ln σ.
+
+    (EDM, arXiv 2206.00364, Table 1.)
+
+    Args:
+        sigma_data: σ_d, the standard deviation of the data.
+
+    Raises:
+        ValueError: sigma_data is not positive and finite.
+    """
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        if not 0 < sigma_data < math.inf:
+            raise ValueError(f"sigma_data must be positive and finite (the papers use 0.5); got {sigma_data}")
+        self.sigma_data = sigma_data
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """σ_d²/(σ² + σ_d²)."""
+        return 1 / (1 + (sigma / self.sigma_data) ** 2)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """σ·σ_d/√(σ² + σ_d²)."""
+        return sigma * self.sigma_data * self.c_in(sigma)
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """1/√(σ² + σ_d²)."""
+        return (sigma**2 + self.sigma_data**2).rsqrt()
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """¼·ln σ."""
+        return sigma.log() / 4
+
+
+class Boundary(EDM):
+    """EDM's, moved so that D(x, σ_min) = x exactly, as a consistency function must.
+
+    c_skip = σ_d²/((σ - σ_min)² + σ_d²),  c_out = σ_d·(σ - σ_min)/√(σ² + σ_d²); c_in and c_noise as EDM's.
+    (Consistency Models, arXiv 2303.01469, App. C.)
+
+    Args:
+        sigma_data: σ_d, the standard deviation of the data.
+        sigma_min: the smallest level, where the consistency function is the identity.
+
+    Raises:
+        ValueError: sigma_data is not positive and finite, or sigma_min is negative or not finite.
+    """
+
+    def __init__(self, sigma_data: float = 0.5, sigma_min: float = 0.002) -> None:
+        super().__init__(sigma_data)
+        if not 0 <= sigma_min < math.inf:
+            raise ValueError(f"sigma_min must be at least 0 and finite (the papers use 0.002); got {sigma_min}")
+        self.sigma_min = sigma_min
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """σ_d²/((σ - σ_min)² + σ_d²)."""
+        return super().c_skip(sigma - self.sigma_min)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """σ_d·(σ - σ_min)/√(σ² + σ_d²)."""
+        return (sigma - self.sigma_min) * self.sigma_data * self.c_in(sigma)
+
+
+class Preconditioned(nn.Module):
+    """D(x, σ) = c_skip(σ)·x + c_out(σ)·F(c_in(σ)·x, c_noise(σ)): the denoiser, or the consistency function.
+
+    The scalings are computed in float32, or float64 if x is; the network runs under whatever autocast is active (autocast
+    leaves elementwise operations, which is all there is here, in the dtype of their inputs).
+
+    Args:
+        network: F(x, c_noise, labels, augment) -> shape of x; c_noise has shape (B,).
+        preconditioning: the four scalings.
+    """
+
+    def __init__(self, network: nn.Module, preconditioning: EDM) -> None:
+        super().__init__()
+        self.network = network
+        self.preconditioning = preconditioning
+
+    def forward(
+        self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """D(x, σ), shape and dtype of x.
+
+        Args:
+            x: images with noise of standard deviation σ, shape (B, ...).
+            sigma: shape (B,), or one level for all.
+            labels: one-hot, shape (B, classes), or None.
+            augment: augmentation labels, shape (B, ...), or None.
+        """
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        sigma = sigma.to(dtype) if isinstance(sigma, Tensor) else x.new_full((), sigma, dtype=dtype)
+        sigma = sigma.expand(len(x))
+        scalings = self.preconditioning
+        c_skip, c_out, c_in = (per_image(c(sigma), x) for c in (scalings.c_skip, scalings.c_out, scalings.c_in))
+        F = self.network((c_in * x).to(x.dtype), scalings.c_noise(sigma), labels, augment)
+        return (c_skip * x + c_out * F.to(x.dtype)).to(x.dtype)

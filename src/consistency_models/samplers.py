@@ -1,0 +1,218 @@
+"""Samplers: from standard normal noise to images, by a consistency function or along the probability-flow ODE.
+
+    sampler(denoiser, noise, randn) -> images
+
+`denoiser(x, sigma)` takes σ of shape (B,); `noise` and what `randn()` returns are standard normal, shape (B, ...). The state
+has the dtype of `noise`. `sigmas` are the levels, descending, from which a step starts; `nfe` counts the denoiser calls.
+Nothing is clamped unless `clip`: then what the denoiser returns is, each time, and so are the images, to [-1, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from consistency_models import solvers
+from consistency_models.schedules import karras_grid
+from consistency_models.solvers import Denoiser
+
+__all__ = ["DPM2", "Ancestral", "Consistency", "Euler", "Heun", "ancestral_step"]
+
+
+def _clipped(denoiser: Denoiser) -> Denoiser:
+    return lambda x, sigma: denoiser(x, sigma).clamp(-1, 1)
+
+
+class Consistency:
+    """x ← f(x, σ_1); then for every further level, x ← f(x + √(σ_i² - σ_min²)·z, σ_i): one step, or a few.
+
+    (Consistency Models, arXiv 2303.01469, Alg. 1.)
+
+    Args:
+        sigmas: σ_1 > σ_2 > …, the levels at which f is called; the first is the standard deviation of the start.
+        sigma_min: the level of what f returns: 0.002 with the boundary preconditioning, 0 for ECT's models.
+        clip: clamp what f returns to [-1, 1].
+        end: the level of what the sampler returns; by default `sigma_min`, and no noise is added after the last call.
+
+    Raises:
+        ValueError: sigmas are not descending, finite and above sigma_min >= 0, or end is not between sigma_min and the last.
+    """
+
+    def __init__(
+        self, sigmas: Sequence[float] = (80.0,), sigma_min: float = 0.002, clip: bool = False, end: float | None = None
+    ) -> None:
+        sigmas, end = tuple(map(float, sigmas)), sigma_min if end is None else end
+        if not sigmas or not all(math.isfinite(s) for s in sigmas) or not all(a > b for a, b in pairwise(sigmas)):
+            raise ValueError(f"sigmas must be one or more finite levels in descending order; got {sigmas}")
+        if not 0 <= sigma_min <= end < sigmas[-1]:
+            raise ValueError(
+                f"need 0 <= sigma_min <= end < sigmas; got sigma_min {sigma_min}, end {end}, sigmas {sigmas}"
+            )
+        self.sigmas, self.sigma_min, self.clip, self.end = sigmas, sigma_min, clip, end
+        self.nfe = len(sigmas)
+
+    @classmethod
+    def from_indices(
+        cls,
+        ts: Sequence[int],
+        steps: int,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+        clip: bool = False,
+    ) -> Consistency:
+        """The sampler that the official code names by `ts`, indices from 0 (σ_max) to steps - 1 (σ_min) of a Karras grid.
+
+        There are len(ts) - 1 calls: the last index only says how noisy the returned images are, and is steps - 1 (not
+        noisy) in every published use.
+
+        Raises:
+            ValueError: fewer than two ts, ts not ascending, or outside 0 … steps - 1.
+        """
+        if len(ts) < 2 or not all(a < b for a, b in pairwise(ts)) or ts[0] < 0 or ts[-1] >= steps:
+            raise ValueError(
+                f"ts must be two or more ascending indices from 0 to steps - 1; got ts {ts}, steps {steps}"
+            )
+        *sigmas, end = karras_grid(steps, sigma_min, sigma_max, rho).flip(0)[list(ts)].tolist()
+        return cls(sigmas, sigma_min, clip, end)
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
+        """Images, shape of noise."""
+        f = _clipped(denoiser) if self.clip else denoiser
+        x = noise * self.sigmas[0]
+        for sigma, following in pairwise((*self.sigmas, self.end)):
+            x = f(x, x.new_full((len(x),), sigma))
+            if following > self.sigma_min:
+                x = x + math.sqrt(following**2 - self.sigma_min**2) * randn()
+        return x.clamp(-1, 1) if self.clip else x
+
+
+class _ODE:
+    """Solve dx/dσ = (x - D(x, σ))/σ from σ_max to 0 on a Karras grid, with optional churn.
+
+    With churn, each step from σ in [churn_min, churn_max] first goes back to σ̂ = σ + γσ, γ = min(churn/steps, √2 - 1), by
+    x + √(σ̂² - σ²)·churn_noise·z.  (EDM, arXiv 2206.00364, Alg. 2.)
+    """
+
+    solver: solvers.Euler | solvers.Heun | solvers.DPM2
+
+    def __init__(
+        self,
+        steps: int = 18,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+        churn: float = 0.0,
+        churn_min: float = 0.0,
+        churn_max: float = math.inf,
+        churn_noise: float = 1.0,
+        clip: bool = False,
+    ) -> None:
+        if not 0 <= churn < math.inf or not 0 <= churn_min <= churn_max or not 0 <= churn_noise < math.inf:
+            raise ValueError(
+                f"need churn >= 0, 0 <= churn_min <= churn_max and churn_noise >= 0; got churn {churn}, "
+                f"churn_min {churn_min}, churn_max {churn_max}, churn_noise {churn_noise}"
+            )
+        self.sigmas = tuple(karras_grid(steps, sigma_min, sigma_max, rho).flip(0).tolist())
+        self.churn, self.churn_min, self.churn_max, self.churn_noise = churn, churn_min, churn_max, churn_noise
+        self.clip = clip
+
+    @property
+    def nfe(self) -> int:
+        """Denoiser calls an image."""
+        return self.solver.calls * (len(self.sigmas) - 1) + self.solver.calls_to_zero
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
+        """Images, shape of noise."""
+        D = _clipped(denoiser) if self.clip else denoiser
+        x = noise * self.sigmas[0]
+        for high, low in pairwise((*self.sigmas, 0.0)):
+            if self.churn > 0:
+                z = randn() * self.churn_noise  # drawn in every step, so that the window moves no later draw
+                gamma = min(self.churn / len(self.sigmas), math.sqrt(2) - 1)
+                gamma = gamma if self.churn_min <= high <= self.churn_max else 0.0
+                x = x + high * math.sqrt((1 + gamma) ** 2 - 1) * z
+                high = high * (1 + gamma)
+            x = self.solver(D, x, high, low)
+        return x.clamp(-1, 1) if self.clip else x
+
+
+class Euler(_ODE):
+    """The probability-flow ODE by Euler's steps, which are DDIM's: `steps` calls.
+
+    Args and errors as `Heun`.
+    """
+
+    solver = solvers.Euler()
+
+
+class Heun(_ODE):
+    """The probability-flow ODE by Heun's steps and a last one of Euler to 0: 2·steps - 1 calls.
+
+    With churn, each step from σ in [churn_min, churn_max] first goes back to σ̂ = σ + γσ, γ = min(churn/steps, √2 - 1), by
+    x + √(σ̂² - σ²)·churn_noise·z.  (EDM, arXiv 2206.00364, Alg. 1 and 2.)
+
+    Args:
+        steps: levels of the Karras grid; 0 comes after them.
+        sigma_min, sigma_max, rho: the grid's.
+        churn, churn_min, churn_max, churn_noise: EDM's S_churn, S_min, S_max, S_noise; churn 0 is deterministic.
+        clip: clamp what the denoiser returns to [-1, 1].
+
+    Raises:
+        ValueError: steps < 1, a range as in `karras_grid`, or a churn without meaning.
+    """
+
+    solver = solvers.Heun()
+
+
+class DPM2(_ODE):
+    """The probability-flow ODE by the midpoint rule: 2·steps calls.
+
+    Args and errors as `Heun`.
+    """
+
+    solver = solvers.DPM2()
+
+
+def ancestral_step(high: float, low: float) -> tuple[float, float]:
+    """(σ_down, σ_up) with σ_down² + σ_up² = low²: go down to σ_down, then add noise σ_up.
+
+    σ_up = low·√(1 - low²/high²), σ_down = low²/high: the noise that DDPM's posterior has.  (DDPM, arXiv 2006.11239, Eq. 7.)
+    """
+    return low**2 / high, low * math.sqrt(1 - (low / high) ** 2)
+
+
+class Ancestral:
+    """Euler's steps down to σ_down, then noise σ_up, with levels of `ancestral_step`: `steps` calls.
+
+    Args:
+        steps: levels of the Karras grid; 0 comes after them.
+        sigma_min, sigma_max, rho: the grid's.
+        clip: clamp what the denoiser returns to [-1, 1].
+
+    Raises:
+        ValueError: steps < 1, or a range as in `karras_grid`.
+    """
+
+    def __init__(
+        self, steps: int = 18, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, clip: bool = False
+    ) -> None:
+        self.sigmas = tuple(karras_grid(steps, sigma_min, sigma_max, rho).flip(0).tolist())
+        self.nfe, self.clip = steps, clip
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
+        """Images, shape of noise."""
+        D, euler = _clipped(denoiser) if self.clip else denoiser, solvers.Euler()
+        x = noise * self.sigmas[0]
+        for high, low in pairwise((*self.sigmas, 0.0)):
+            down, up = ancestral_step(high, low)
+            x = euler(D, x, high, down)
+            x = x + up * randn() if up > 0 else x
+        return x.clamp(-1, 1) if self.clip else x
