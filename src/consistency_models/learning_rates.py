@@ -1,4 +1,4 @@
-"""Learning-rate laws: the factor on the optimiser's learning rate at step k, counted from 0, with a given global batch.
+"""Learning-rate laws: the factor on the optimiser's learning rate at step k of K, counted from 0, with a given global batch.
 
 Pure functions of the step, so a resumed run needs no state.
 """
@@ -11,11 +11,25 @@ __all__ = ["Constant", "InverseSqrt", "LinearRamp"]
 
 
 class Constant:
-    """1: the papers' choice for consistency models.  (arXiv 2303.01469, App. C; 2310.14189, Table 1.)"""
+    """1: the papers' choice for consistency models, (arXiv 2303.01469, App. C; 2310.14189, Table 1), with an optional end:
 
-    def __call__(self, step: int, batch_size: int) -> float:
-        """1."""
-        return 1.0
+    min(1, (1 - k/K)/decay), so that the factor falls to zero in a straight line over the last `decay` share of training.
+
+    Args:
+        decay: the share, in [0, 1]; 0 for none.
+
+    Raises:
+        ValueError: decay is outside [0, 1].
+    """
+
+    def __init__(self, decay: float = 0.0) -> None:
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay must be a share of training, from 0 to 1; got {decay}")
+        self.decay = decay
+
+    def __call__(self, k: int, K: int, batch_size: int) -> float:
+        """The factor, in [0, 1]."""
+        return min(1.0, (1 - k / K) / self.decay) if self.decay else 1.0
 
 
 class LinearRamp:
@@ -33,9 +47,9 @@ class LinearRamp:
             raise ValueError(f"ramp_images must be at least 0 and finite; got {ramp_images}")
         self.ramp_images = ramp_images
 
-    def __call__(self, step: int, batch_size: int) -> float:
+    def __call__(self, k: int, K: int, batch_size: int) -> float:
         """The factor, in [0, 1]."""
-        return min(step * batch_size / self.ramp_images, 1.0) if self.ramp_images > 0 else 1.0
+        return min(k * batch_size / self.ramp_images, 1.0) if self.ramp_images > 0 else 1.0
 
 
 class InverseSqrt(LinearRamp):
@@ -55,6 +69,6 @@ class InverseSqrt(LinearRamp):
             raise ValueError(f"reference_steps must be positive and finite; got {reference_steps}")
         self.reference_steps = reference_steps
 
-    def __call__(self, step: int, batch_size: int) -> float:
+    def __call__(self, k: int, K: int, batch_size: int) -> float:
         """The factor, in [0, 1]."""
-        return super().__call__(step, batch_size) / math.sqrt(max(step / self.reference_steps, 1))
+        return super().__call__(k, K, batch_size) / math.sqrt(max(k / self.reference_steps, 1))

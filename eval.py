@@ -1,0 +1,9 @@
+"""Sample from a trained model and score it:  python eval.py run=runs/ict_digits/DATE_TIME steps=[1,2,4]."""
+
+import sys
+from pathlib import Path
+
+from consistency_models.app.main import main
+
+if __name__ == "__main__":
+    sys.exit(main("eval", Path(__file__).resolve().parent))

@@ -1,0 +1,97 @@
+"""The folder that a run leaves: what it was asked, what became of it, and where."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+__all__ = ["RunFolder", "newest_unfinished", "write_atomically"]
+
+STATES = ("RUNNING", "DONE", "FAILED", "STOPPED")
+PACKAGES = ("torch", "lightning", "hydra-core", "wandb", "torchmetrics", "torch-fidelity", "consistency-models")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees the old or the new one."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+class RunFolder:
+    """One run's folder; exactly one of RUNNING, DONE, FAILED and STOPPED lies in it.
+
+    Args:
+        path: the folder; made if missing.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def mark(self, state: str, text: str = "") -> None:
+        """Set the state; `text` goes into its file (FAILED: traceback and the error's line; STOPPED: step and signal)."""
+        write_atomically(self.path / state, text)
+        for other in STATES:
+            if other != state:
+                (self.path / other).unlink(missing_ok=True)
+
+    @property
+    def state(self) -> str | None:
+        """The state, None for a folder that never ran."""
+        return next((state for state in STATES if (self.path / state).exists()), None)
+
+    def write_config(self, config: dict[str, Any], overrides: list[str]) -> None:
+        """config.yaml (resolved) and overrides.yaml (what was typed)."""
+        write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_atomically(self.path / "overrides.yaml", yaml.safe_dump(overrides))
+
+    def read_config(self) -> dict[str, Any]:
+        """The resolved configuration of this run."""
+        return yaml.safe_load((self.path / "config.yaml").read_text())
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """summary.json, with this machine's versions and the state of the source."""
+        content = {"schema": 1, "run": str(self.path), **summary, "git": git_state(), "versions": versions()}
+        write_atomically(self.path / "summary.json", json.dumps(content, indent=2, default=str) + "\n")
+
+
+def newest_unfinished(runs: str | Path, name: str) -> Path | None:
+    """The newest run folder of this name that was not finished and can be continued, or None."""
+    folders = sorted(Path(runs).glob(f"{name}/*/config.yaml"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+    unfinished = (f.parent for f in folders if RunFolder(f.parent).state not in (None, "DONE"))
+    return next((folder for folder in unfinished if any((folder / "checkpoints").glob("*.ckpt"))), None)
+
+
+def git_state() -> dict[str, Any]:
+    """Revision of the source and whether it has changes; None where it is not a git checkout."""
+    root = Path(__file__).parent
+
+    def git(*command: str) -> str | None:
+        try:
+            return subprocess.run(
+                ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=5, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+    changes = git("status", "--porcelain")
+    return {"revision": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what the numbers depend on."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found

@@ -1,0 +1,152 @@
+"""Where figures go: metrics.csv always, Weights & Biases and TensorBoard as configured."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import netrc
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+
+log = logging.getLogger(__name__)
+
+__all__ = ["MetricsCSV", "build_loggers", "wandb_mode"]
+
+
+class MetricsCSV(Logger):
+    """metrics.csv: one row a logged step, one column a metric, empty where a step has no such figure.
+
+    A resumed run drops the rows after the step that it resumes from and goes on (Lightning's CSVLogger starts anew).
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.columns: list[str] = ["step"]
+
+    @rank_zero_only
+    def continue_from(self, step: int) -> None:
+        """Take up what an earlier process of this run logged up to `step`."""
+        if self.path.exists():
+            with open(self.path, newline="") as file:
+                reader = csv.DictReader(file)
+                self.columns = list(reader.fieldnames or ["step"])
+                self.rows = {int(row["step"]): row for row in reader if row["step"] and int(row["step"]) <= step}
+        self._write_all()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add the figures of a step."""
+        new = [name for name in metrics if name not in self.columns]
+        first = step not in self.rows
+        row = self.rows.setdefault(step, {"step": step})
+        row.update({name: repr(float(value)) for name, value in metrics.items()})
+        self.columns += new
+        if new or not first or not self.path.exists():
+            self._write_all()
+        else:
+            with open(self.path, "a", newline="") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+
+    def _write_all(self) -> None:
+        part = self.path.with_name(f".{self.path.name}.part")
+        with open(part, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows[step] for step in sorted(self.rows))
+        os.replace(part, self.path)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """config.yaml has them."""
+
+    @property
+    def name(self) -> str:
+        """Lightning asks for one."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Lightning asks for one."""
+        return ""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> MetricsCSV:
+        """Itself."""
+        return self
+
+
+def wandb_mode(asked: str) -> str:
+    """online or offline (or what WANDB_MODE says): online only for a user who is logged in and a server that answers.
+
+    W&B itself asks at the prompt, or fails, without a key, and with one waits for a server for a minute and a half.
+    """
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"]
+    if asked != "auto":
+        return asked
+    address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    key = os.environ.get("WANDB_API_KEY")
+    if not key:
+        try:
+            key = netrc.netrc().authenticators(address.hostname or "")
+        except (OSError, netrc.NetrcParseError):
+            key = None
+    if not key:
+        return "offline"
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=2).close()
+    except OSError:
+        log.warning("wandb: %s does not answer; logging offline", address.hostname)
+        return "offline"
+    return "online"
+
+
+def build_loggers(config: dict[str, Any], folder: Path) -> list[Logger]:
+    """The loggers of a run; only the first process makes those that write."""
+    wanted, made = config["logger"], []
+    if wanted["csv"]:
+        made.append(MetricsCSV(folder / "metrics.csv"))
+    if wanted["tensorboard"]:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        made.append(TensorBoardLogger(folder, name="tensorboard", version=""))
+    if wanted["wandb"] and rank_zero_only.rank == 0:
+        made.append(_wandb(config, folder))
+    return made
+
+
+def _wandb(config: dict[str, Any], folder: Path) -> Logger:
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    options = config["logger"]["wandb"]
+    mode = wandb_mode(options["mode"])
+    identity = folder / "wandb_id"
+    if not identity.exists():
+        identity.write_text(wandb.util.generate_id())
+    run = wandb.init(
+        dir=folder,
+        project=options["project"],
+        entity=options["entity"],
+        group=options["group"],
+        name=f"{config['name']}/{folder.name}",
+        id=identity.read_text().strip(),
+        resume="allow",
+        mode=mode,
+        config=config,
+        tags=list(config["tags"]),
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    return WandbLogger(experiment=run, save_dir=folder, offline=mode == "offline")

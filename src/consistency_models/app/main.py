@@ -1,0 +1,70 @@
+"""What train.py and eval.py call: compose the configuration, check it, then run its job or jobs.
+
+Nothing heavy is imported until the configuration of every job has been checked: a wrong one costs a second, and neither a
+folder nor a device has been touched.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig, OmegaConf
+
+from consistency_models.app.errors import ConfigError, Exit
+
+__all__ = ["main"]
+
+HYDRA_ANSWERS = ("help", "hydra_help", "cfg", "info", "version", "shell_completion", "resolve")
+
+
+def main(task: str, root: Path) -> int:
+    """Run the command line of `task`, "train" or "eval"; `root` is the folder that holds conf/ and sweeps/.
+
+    Returns:
+        The exit code (`Exit`); of a multirun, the highest of its jobs.
+    """
+    import hydra
+
+    OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
+    os.environ.setdefault("PROJECT_ROOT", str(root))
+    arguments = get_args_parser().parse_args()
+    outcomes: list[int] = []
+    try:
+        if not any(getattr(arguments, name, None) for name in HYDRA_ANSWERS):
+            from consistency_models.app.checks import check_command
+
+            sys.argv[1:] = check_command(task, root / "conf", arguments)
+        hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return int(Exit.BAD_INPUT)
+    return max(outcomes, default=0)
+
+
+def _job(task: str, outcomes: list[int]) -> Any:
+    def job(config: DictConfig) -> float | None:
+        from hydra.core.hydra_config import HydraConfig
+
+        from consistency_models.app.folder import RunFolder
+
+        resolved = OmegaConf.to_container(config, resolve=True)
+        if task == "eval":
+            from consistency_models.app.score import score
+
+            outcomes.append(int(score(resolved)))
+            return None
+        from consistency_models.app.run import run_job
+
+        folder = HydraConfig.get().runtime.output_dir
+        RunFolder(folder).write_config(resolved, list(HydraConfig.get().overrides.task))
+        logging.getLogger("consistency_models").info("run folder %s", folder)
+        code, metric = run_job(resolved, folder)
+        outcomes.append(int(code))
+        return metric
+
+    return job

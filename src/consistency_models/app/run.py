@@ -1,0 +1,217 @@
+"""One job: from a resolved configuration to a trained model and its folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from consistency_models.app import build
+from consistency_models.app.errors import ConfigError, Exit
+from consistency_models.app.folder import RunFolder
+from consistency_models.app.loggers import MetricsCSV, build_loggers
+from consistency_models.app.strategy import cpu_threads, strategy_of
+from consistency_models.callbacks.finite import NonFiniteError
+from consistency_models.callbacks.signals import StoppedBySignal
+from consistency_models.checkpoints import CheckpointError, CheckpointFormat, digest_of, newest_good
+from consistency_models.data.errors import DataError
+
+log = logging.getLogger(__name__)
+
+__all__ = ["run_job"]
+
+
+def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | None]:
+    """Train, and say what became of it: the exit code, and the monitored metric.
+
+    Every end leaves its mark in the folder. An error that a user can mend is one line on the terminal; its traceback is
+    in FAILED (and on the terminal with `debug=…`).
+    """
+    run = RunFolder(folder)
+    main = rank_zero_only.rank == 0
+    if main:
+        run.mark("RUNNING", f"{os.getpid()}\n")
+    try:
+        metric = _train(config, run)
+        if main:
+            run.mark("DONE")
+        return Exit.DONE, metric
+    except StoppedBySignal as stop:
+        if main:
+            run.mark("STOPPED", f"{stop}\n")
+            log.info("%s; go on with: python train.py ckpt_path=%s", stop, run.path)
+        return Exit.STOPPED, None
+    except Exception as error:
+        code = _code(error)
+        line = f"error: {error}" if code != Exit.UNEXPECTED else f"error: {type(error).__name__}: {error}"
+        if main:
+            run.mark("FAILED", f"{traceback.format_exc()}\n{line}\n")
+        if code == Exit.UNEXPECTED or config.get("debug"):
+            traceback.print_exc()
+        print(line, file=sys.stderr)
+        return code, None
+    finally:
+        if "wandb" in sys.modules:  # without it the jobs of a multirun merge into one W&B run
+            sys.modules["wandb"].finish()
+
+
+def _code(error: Exception) -> Exit:
+    kinds = {
+        CheckpointError: Exit.NO_GOOD_CHECKPOINT,
+        NonFiniteError: Exit.NOT_FINITE,
+        (ConfigError, DataError): Exit.BAD_INPUT,
+        OSError: Exit.STORAGE,
+    }
+    return next((code for kind, code in kinds.items() if isinstance(error, kind)), Exit.UNEXPECTED)
+
+
+def _train(config: dict[str, Any], run: RunFolder) -> float | None:
+    _quiet()
+    torch.set_num_threads(cpu_threads(config["trainer"]))
+    started = time.perf_counter()
+    resume = _resume_path(config, run)
+    data = build.build_data(config)
+    method = build.build_method(config)
+    generator = build.build_generator(config, method.model)
+    callbacks = build.build_callbacks(config, generator=generator, data=data, config=config)
+    loggers = build_loggers(config, run.path)
+    teacher = getattr(method._teacher[0], "origin", None)
+    options = {k: v for k, v in config["trainer"].items() if k not in ("_target_", "max_images", "max_steps", "strategy")}
+    trainer = Trainer(
+        **options,
+        strategy=strategy_of(config["trainer"], run.path),
+        max_steps=method.total_steps,
+        max_epochs=-1,
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[CheckpointFormat(config, teacher)],
+        default_root_dir=run.path,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_autolog_hparams=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
+    if resume is not None:
+        step = _compatible(resume, method, config)
+        for logger in loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.continue_from(step)
+        log.info("resuming %s at step %d", resume, step)
+    trainer.fit(method, datamodule=data, ckpt_path=resume)
+    summary = {
+        "status": "DONE",
+        "model": config["model"]["name"],
+        "data": config["data"]["name"],
+        "seed": config["seed"],
+        "step": trainer.global_step,
+        "max_steps": method.total_steps,
+        "images_seen": trainer.global_step * config["data"]["batch_size"],
+        "parameters": sum(p.numel() for p in method.model.parameters()),
+        "train_seconds": round(time.perf_counter() - started, 2),
+        "device": _device_name(trainer),
+        "peak_memory_bytes": _peak_memory(trainer),
+        "checkpoint": str(run.path / "checkpoints" / "last.ckpt"),
+        "parent": str(resume) if resume else None,
+    }
+    for callback in callbacks:
+        if hasattr(callback, "summary"):
+            summary |= callback.summary()
+    if trainer.is_global_zero:
+        run.write_summary(summary)
+        print(_closing_words(run, summary))
+    return summary.get("metrics", {}).get("final", {}).get(summary.get("monitor"))
+
+
+def _resume_path(config: dict[str, Any], run: RunFolder) -> Path | None:
+    """The checkpoint to start from, or None; falls back to the newest good one of the folder if the asked-for is damaged."""
+    asked = config["ckpt_path"]
+    if asked is None:
+        return None
+    path = Path(asked)
+    if path.is_file():
+        digest_of(path)
+        return path
+    wanted = path / "checkpoints" / "last.ckpt"
+    try:
+        digest_of(wanted)
+        return wanted
+    except CheckpointError as error:
+        good = newest_good(path / "checkpoints")
+        if good is None:
+            raise CheckpointError(f"{error}; no other good checkpoint lies in {path / 'checkpoints'}") from error
+        log.warning("%s; going on from %s, the newest good one", error, good)
+        return good
+
+
+def _compatible(path: Path, method: torch.nn.Module, config: dict[str, Any]) -> int:
+    """The step of the checkpoint, after making sure that it fits the network."""
+    from consistency_models.checkpoints import read
+
+    content = read(path)
+    have = {name: tuple(value.shape) for name, value in content["model"].items()}
+    want = {name: tuple(value.shape) for name, value in method.model.state_dict().items()}
+    differing = sorted(name for name in have | want if have.get(name) != want.get(name))
+    if differing:
+        name = differing[0]
+        raise ConfigError(
+            "ckpt_path",
+            path,
+            f"a checkpoint of the same network; {len(differing)} tensors differ, first {name}: "
+            f"{have.get(name, 'missing')} in the file, {want.get(name, 'missing')} in network={config['network']['_target_']}",
+            "use the network and data settings of that run (its config.yaml)",
+        )
+    return content["step"]
+
+
+def _quiet() -> None:
+    """What Lightning tells every user at every start is of no use to ours."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*`training_step` returned `None`.*", ".*isinstance.treespec.*"):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _device_name(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"
+
+
+def _peak_memory(trainer: Trainer) -> int:
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _closing_words(run: RunFolder, summary: dict[str, Any]) -> str:
+    final = summary.get("metrics", {}).get("final", {})
+    floors = summary.get("floor", {})
+    lines = [f"done in {summary['train_seconds']:.0f} s; everything is in {run.path}"]
+    lines += [f"  {name}: {value:.4g}" for name, value in final.items()]
+    lines += [f"  floor, data against data, {name}: {value:.4g}" for name, value in floors.items()]
+    lines += [
+        f"look at   {run.path / 'samples' / 'final.png'}",
+        f"score it  python eval.py run={run.path} steps=[1,2,4]",
+        "next      python train.py model=teacher      then      python train.py model=cd teacher=run teacher.path=FOLDER",
+    ]
+    return "\n".join(lines)
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """A run's resolved configuration."""
+    return json.loads(Path(path).read_text()) if str(path).endswith(".json") else RunFolder(Path(path).parent).read_config()

@@ -1,0 +1,69 @@
+"""Which processes train, and how the further ones are started."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy
+
+__all__ = ["cpu_threads", "strategy_of"]
+
+
+class _ChildrenFromConfig(DDPStrategy):
+    """DDP whose further processes train from the run's config.yaml.
+
+    Lightning would give them this process's command line again: in a multirun each would start the whole sweep anew.
+    """
+
+    def __init__(self, folder: Path, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.folder = folder
+
+    def _configure_launcher(self) -> None:
+        super()._configure_launcher()
+        if self._launcher is None:
+            return
+        launch = self._launcher.launch
+
+        def from_config(function: Any, *arguments: Any, trainer: Any = None, **named: Any) -> Any:
+            from hydra.core.hydra_config import HydraConfig
+
+            hydra, command = HydraConfig.instance().cfg, sys.argv
+            HydraConfig.instance().cfg, sys.argv = None, [_script(), "--job", str(self.folder)]
+            started: list[bool] = []
+
+            def go(*a: Any, **n: Any) -> Any:
+                HydraConfig.instance().cfg, sys.argv = hydra, command
+                started.append(True)
+                return function(*a, **n)
+
+            try:
+                return launch(go, *arguments, trainer=trainer, **named)
+            finally:
+                if not started:
+                    HydraConfig.instance().cfg, sys.argv = hydra, command
+                for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+                    os.environ.pop(name, None)  # the next job of a multirun starts afresh
+
+        self._launcher.launch = from_config
+
+
+def _script() -> str:
+    return str(Path(__file__).with_name("job.py"))
+
+
+def strategy_of(trainer: dict[str, Any], folder: Path) -> Any:
+    """The strategy for Lightning's Trainer."""
+    if trainer["strategy"] == "ddp":
+        return _ChildrenFromConfig(folder, find_unused_parameters=False, gradient_as_bucket_view=True)
+    return trainer["strategy"]
+
+
+def cpu_threads(trainer: dict[str, Any]) -> int:
+    """This process's share of the cores: several processes on a CPU that each take all of them wait for one another."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = trainer["devices"] if trainer["accelerator"] == "cpu" and isinstance(trainer["devices"], int) else 1
+    return max(1, int(os.environ.get("OMP_NUM_THREADS", cores)) // processes)
