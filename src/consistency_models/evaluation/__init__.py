@@ -1,1 +1,5 @@
-"""."""
+"""Evaluation: feature spaces, metrics with protocol in their names, data-against-data floors, pictures."""
+
+from consistency_models.evaluation.protocol import Evaluation, Score
+
+__all__ = ["Evaluation", "Score"]

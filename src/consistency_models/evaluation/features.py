@@ -1,0 +1,154 @@
+"""Feature spaces in which generated and real images are compared.
+
+An extractor is made from a data set and maps images in [-1, 1], shape (B, C, H, W), to features (B, F). Its `name` becomes
+part of the name of every number that is measured in its space: distances in different feature spaces say nothing of
+each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from consistency_models.checkpoints import SCHEMA, CheckpointError, read, write
+
+__all__ = ["Classifier", "Identity", "cache_folder", "to_bytes", "to_float"]
+
+log = logging.getLogger(__name__)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as an image file would keep them: clamped, rounded to the nearest of 256 values, uint8."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images scaled to [-1, 1], float32; floating-point images as they are."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
+
+
+def cache_folder() -> Path:
+    """Where trained classifiers are kept: `$XDG_CACHE_HOME/consistency_models`, by default under `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consistency_models"
+
+
+class Identity(nn.Module):
+    """The values of the image themselves, (B, C·H·W): for points of a mixture, and for images without classes.
+
+    Args:
+        data: not used; every extractor is given the data set.
+    """
+
+    name = "identity"
+
+    def __init__(self, data) -> None:
+        super().__init__()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C·H·W)."""
+        return images.flatten(1)
+
+
+class Classifier(nn.Module):
+    """The 64 penultimate features of a small convolutional network that is trained to tell the data's classes apart.
+
+    Four fifths of the images train it; the accuracy on the rest is `held_out_accuracy`. It sees images as files keep them,
+    in 8 bits. It is trained once, on the CPU, and kept in `cache_folder()` under the digest of the data, the settings and
+    this file's own text. The same data, settings and machine give the same features; no other random numbers are disturbed.
+
+    Made for square images of 8 to 32 pixels. What its distances mean depends on its data set: compare them with their floor, not
+    with those of another data set, and not with FID.
+
+    Args:
+        data: `.images` (n, C, H, W) uint8, `.labels` (n,) int64, `.num_classes`, `.digest`, `.name`.
+        steps: training steps, at least 1; 300 are enough for digits, larger sets gain from more.
+        batch_size: images of a step.
+        learning_rate: the highest of a one-cycle schedule, for AdamW.
+        seed: of initial weights, held-out images, batches and dropout.
+
+    Raises:
+        ValueError: the data has no labels.
+    """
+
+    name = "classifier"
+
+    def __init__(
+        self, data, steps: int = 300, batch_size: int = 128, learning_rate: float = 5e-3, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if data.labels is None:
+            raise ValueError(
+                f"features=classifier learns the classes of the data, and {data.name} has none: choose features=identity"
+            )
+        settings = (data.digest, steps, batch_size, learning_rate, seed, Path(__file__).read_text())
+        key = hashlib.blake2b(repr(settings).encode(), digest_size=12).hexdigest()
+        path = cache_folder() / f"classifier-{key}.pt"
+        # Everything random is drawn from the CPU's default generator, which is then put back as it was.
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.default_generator.manual_seed(seed)
+            self._build(data.images.shape[1:], data.num_classes)
+            self.register_buffer("held_out_accuracy", torch.tensor(torch.nan))
+            if not self._load(path):
+                self._train(data, steps, batch_size, learning_rate)
+                self._save(path)
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1], on any device -> (B, 64) on the classifier's."""
+        return self.body(to_float(to_bytes(images.to(self.held_out_accuracy.device))))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Probability of each class, (B, classes), from features (B, 64)."""
+        return self.head(features.to(self.held_out_accuracy)).softmax(1)
+
+    def _build(self, shape: tuple[int, int, int], classes: int) -> None:
+        (channels, size, _), width = shape, 32
+        layers = [nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(8, width), nn.SiLU()]
+        while size > 4:
+            layers += [nn.Conv2d(width, 64, 3, stride=2, padding=1), nn.GroupNorm(8, 64), nn.SiLU()]
+            width, size = 64, (size + 1) // 2
+        layers += [nn.Flatten(), nn.Linear(width * size * size, 64), nn.SiLU()]
+        self.body = nn.Sequential(*layers)
+        # Without dropout the features of a class shrink to a point, and little but its frequency is left to compare.
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(64, classes))
+
+    def _train(self, data, steps: int, batch_size: int, learning_rate: float) -> None:
+        images, labels = data.images.cpu(), data.labels.cpu()
+        held_out, rest = torch.randperm(len(images)).split([len(images) // 5, len(images) - len(images) // 5])
+        optimizer = torch.optim.AdamW(self.parameters(), lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+        self.train()
+        for _ in range(steps):
+            rows = rest[torch.randint(len(rest), (batch_size,))]
+            loss = F.cross_entropy(self.head(self.body(to_float(images[rows]))), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        self.eval()
+        with torch.no_grad():
+            answers = [self.classify(self.body(to_float(images[rows]))).argmax(1) for rows in held_out.split(512)]
+            if answers:
+                self.held_out_accuracy.fill_((torch.cat(answers) == labels[held_out]).float().mean())
+
+    def _load(self, path: Path) -> bool:
+        if not path.exists():
+            return False
+        try:
+            self.load_state_dict(read(path)["classifier"])
+        except (CheckpointError, KeyError, RuntimeError) as error:
+            log.warning("the cached classifier cannot be used and is trained again: %s", error)
+            return False
+        return True
+
+    def _save(self, path: Path) -> None:
+        try:
+            write({"schema": SCHEMA, "classifier": self.state_dict()}, path)
+        except OSError as error:
+            log.warning("the classifier cannot be kept and will be trained again by the next run: %s", error)
