@@ -148,8 +148,8 @@ class ConstantDecay:
 class AdaptiveDecay:
     """μ(k) = exp(s0·ln μ0/(N(k) - 1)): the target follows more slowly as the grid gets finer.
 
-    As in the official code and its numbers; the paper prints N(k) as the divisor.  (Consistency Models, arXiv 2303.01469,
-    App. C.)
+    As in the official code and its numbers; the paper prints N(k) as the divisor.  (Consistency Models,
+    arXiv 2303.01469, App. C.)
 
     Args:
         initial: μ0, 0.9 on CIFAR-10 and 0.95 elsewhere; 0 gives 0 throughout.

@@ -1,7 +1,7 @@
 """Exponential moving averages of weights: the update, and the families of decays that are kept for evaluation.
 
-A family has `names`, one for each average, and `decays(step, batch_size)`, the decays of the update after optimiser step
-`step`, counted from 0. It is a pure function of the step: there is nothing to save.
+A family has `names`, one for each average, and `decays(step, batch_size)`, the decays of the update after optimiser
+step `step`, counted from 0. It is a pure function of the step: there is nothing to save.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Constant:
 
 
 class HalfLife:
-    """β = ½^(batch/h),  h = min(images, ramp·images seen before the step).  (EDM, arXiv 2206.00364, App. F, and its code.)
+    """β = ½^(batch/h),  h = min(images, ramp·images seen before the step).  (EDM, arXiv 2206.00364, App. F.2.)
 
     Args:
         images: the half-life, in images.
@@ -69,7 +69,7 @@ class HalfLife:
                 f"images must be positive and finite, ramp positive or None; got images {images}, ramp {ramp}"
             )
         self.images, self.ramp = images, ramp
-        self.names = [f"halflife_{images:g}"]
+        self.names = [f"halflife_{images / 1e6:g}M"]
 
     def decays(self, step: int, batch_size: int) -> list[float]:
         """One decay; 0 at the first step if there is a ramp."""

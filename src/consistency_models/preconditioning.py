@@ -83,8 +83,8 @@ class Boundary(EDM):
 class Preconditioned(nn.Module):
     """D(x, σ) = c_skip(σ)·x + c_out(σ)·F(c_in(σ)·x, c_noise(σ)): the denoiser, or the consistency function.
 
-    The scalings are computed in float32, or float64 if x is; the network runs under whatever autocast is active (autocast
-    leaves elementwise operations, which is all there is here, in the dtype of their inputs).
+    The scalings are computed in float32, or float64 if x is; the network runs under whatever autocast is active, which
+    leaves elementwise operations, all there is around the network, in the dtype of their inputs.
 
     Args:
         network: F(x, c_noise, labels, augment) -> shape of x; c_noise has shape (B,).

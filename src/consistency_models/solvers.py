@@ -4,8 +4,9 @@
 
 with a denoiser D(x, σ), shape (B, ...) -> the same, σ of shape (B,).  (EDM, arXiv 2206.00364, Eq. 1, σ(t) = t.)
 
-Levels are given for each image, shape (B,), or as one number for all. `order` is the power of the step size with which the
-error at the end vanishes; `calls` is how often a step calls the denoiser, `calls_to_zero` how often a step to the number 0.
+Levels are given for each image, shape (B,), or as one number for all. `order` is the power of the step size with which
+the error at the end vanishes; `calls` is how often a step calls the denoiser, `calls_to_zero` how often one to the
+number 0.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class SNR:
 
 
 class SNRPlusOne:
-    """λ = 1/t² + 1.  (Progressive Distillation, arXiv 2202.00512, Sec. 4; Multistep Consistency Models, arXiv 2403.06807.)"""
+    """λ = 1/t² + 1.  (Progressive Distillation, arXiv 2202.00512, Sec. 4; multistep consistency models, 2403.06807.)"""
 
     def __call__(self, levels: Levels) -> Tensor:
         """λ, shape (B,)."""
