@@ -86,8 +86,8 @@ def _root(squared: Tensor) -> Tensor:
 class LPIPS(nn.Module):
     """The learned perceptual distance of images in [-1, 1], which the official consistency models were trained with.
 
-    Images narrower than 256 are resized to 224×224 (bilinearly, not antialiased), then mapped to [0, 1], then compared by
-    LPIPS v0.1 on VGG16 with average in place of max pooling, as in the library (piq) of the official code.
+    Images narrower than 256 are resized to 224×224 (bilinearly, not antialiased), then mapped to [0, 1], then compared
+    by LPIPS v0.1 on VGG16 with average in place of max pooling, as in the library (piq) of the official code.
     (Consistency Models, arXiv 2303.01469, Sec. 5; LPIPS, arXiv 1801.03924.)
 
     The network is loaded at the first call, and is no part of this module's state: no checkpoint holds it.

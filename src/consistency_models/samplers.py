@@ -4,7 +4,8 @@
 
 `denoiser(x, sigma)` takes σ of shape (B,); `noise` and what `randn()` returns are standard normal, shape (B, ...). The
 state has the dtype of `noise`. `sigmas` are the levels, descending, from which a step starts; `nfe` counts the denoiser
-calls. Nothing is clamped unless `clip`: then what the denoiser returns is, each time, and so are the images, to [-1, 1].
+calls. Nothing is clamped unless `clip`: then what the denoiser returns is, each time, and so are the images, to
+[-1, 1].
 """
 
 from __future__ import annotations
@@ -65,18 +66,21 @@ class Consistency:
         rho: float = 7.0,
         clip: bool = False,
     ) -> Consistency:
-        """The sampler with so many calls: from σ_max alone, or down to `middle` on a Karras grid of `steps` levels.
+        """One step from σ_max; two, σ_max and `middle`; more, a Karras grid from σ_max down to `middle` (our choice).
 
-        0.821 is the published level of two steps on CIFAR-10; how to space more is not published.  (iCT,
-        arXiv 2310.14189, Sec. 3.)
+        Args:
+            steps: how many calls, at least 1.
+            middle: the second level of two: 0.821 on CIFAR-10, 1.526 on ImageNet-64 (iCT's and ECT's code).
+            sigma_min, clip: as for the class.
+            sigma_max, rho: the grid's.
 
         Raises:
-            ValueError: steps < 1, or not 0 <= sigma_min < middle < sigma_max.
+            ValueError: steps below 1, or middle not between sigma_min and sigma_max.
         """
-        if not sigma_min < middle < sigma_max:
+        if steps < 1 or not sigma_min < middle < sigma_max:
             raise ValueError(
-                f"middle, the level of the last step, must lie between sigma_min {sigma_min} and sigma_max {sigma_max}; "
-                f"got {middle}"
+                f"need steps >= 1 and sigma_min < middle < sigma_max; got steps {steps}, middle {middle}, "
+                f"sigma_min {sigma_min}, sigma_max {sigma_max}"
             )
         return cls(karras_grid(steps, middle, sigma_max, rho).flip(0).tolist(), sigma_min, clip)
 
@@ -104,27 +108,6 @@ class Consistency:
             )
         *sigmas, end = karras_grid(steps, sigma_min, sigma_max, rho).flip(0)[list(ts)].tolist()
         return cls(sigmas, sigma_min, clip, end)
-
-    @classmethod
-    def for_steps(
-        cls, steps: int, middle: float = 0.821, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-    ) -> Consistency:
-        """One step from σ_max; two, σ_max and `middle`; more, a Karras grid from σ_max down to `middle` (our choice).
-
-        Args:
-            steps: how many calls, at least 1.
-            middle: the second level of two: 0.821 on CIFAR-10, 1.526 on ImageNet-64 (iCT's and ECT's code).
-
-        Raises:
-            ValueError: steps below 1, or middle not between sigma_min and sigma_max.
-        """
-        if steps < 1 or not sigma_min < middle < sigma_max:
-            raise ValueError(
-                f"need steps >= 1 and sigma_min < middle < sigma_max; got steps {steps}, middle {middle}, "
-                f"sigma_min {sigma_min}, sigma_max {sigma_max}"
-            )
-        levels = (sigma_max,) if steps == 1 else karras_grid(steps, middle, sigma_max, rho).flip(0).tolist()
-        return cls(levels, sigma_min)
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:

@@ -1,8 +1,8 @@
 """Schedules: from which noise levels s < t a training step draws.
 
 A level is the standard deviation of the noise, and time, in one: x_t = x + t·n. A schedule draws, for every image, the
-larger level t (`high`, where the model is trained) and the smaller s (`low`, where its target is taken), on the host and
-in float64, as a function of (seed, step, position in the global batch); the device never has to be asked.
+larger level t (`high`, where the model is trained) and the smaller s (`low`, where its target is taken), on the host
+and in float64, as a function of (seed, step, position in the global batch); the device never has to be asked.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def per_image(values: Tensor, x: Tensor) -> Tensor:
 def karras_grid(N: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
     """σ_i = (σ_min^{1/ρ} + i/(N-1)·(σ_max^{1/ρ} - σ_min^{1/ρ}))^ρ,  i = 0 … N-1.
 
-    N levels, ascending, float64, shape (N,). Both ends are exact; a single level is σ_max.  (EDM, arXiv 2206.00364, Eq. 5; Consistency Models, arXiv 2303.01469,
-    Sec. 2, counts upwards as here.)
+    N levels, ascending, float64, shape (N,). Both ends are exact; a single level is σ_max.  (EDM,
+    arXiv 2206.00364, Eq. 5; Consistency Models, arXiv 2303.01469, Sec. 2, counts upwards as here.)
 
     Raises:
         ValueError: N < 1, not 0 < sigma_min < sigma_max < ∞, or not 0 < rho < ∞.
