@@ -14,14 +14,16 @@ from torch import nn
 
 from consistency_models.app.errors import ConfigError
 from consistency_models.checkpoints import digest_of
+from consistency_models.evaluation import Evaluation
 from consistency_models.generation import Generator, build_model, checkpoint_file, load
 from consistency_models.methods.base import Method
 
 log = logging.getLogger(__name__)
 
-__all__ = ["build_callbacks", "build_data", "build_generator", "build_method", "total_steps"]
+__all__ = ["build_callbacks", "build_data", "build_evaluation", "build_generator", "build_method", "total_steps"]
 
-NOT_ARGUMENTS = ("name", "_target_")  # keys of a group that its class does not take
+NOT_ARGUMENTS = ("name", "_target_", "network_classes", "bounded", "evaluation_images")
+"""Keys of `model` and `data` that tell other parts of the configuration something, and are no arguments of the class."""
 
 
 def total_steps(config: dict[str, Any]) -> int:
@@ -33,7 +35,8 @@ def total_steps(config: dict[str, Any]) -> int:
 
 def build_data(config: dict[str, Any]) -> LightningDataModule:
     """The data module."""
-    return instantiate(config["data"])
+    told = set(NOT_ARGUMENTS) - {"name", "_target_"}
+    return instantiate({key: value for key, value in config["data"].items() if key not in told})
 
 
 def build_method(config: dict[str, Any]) -> Method:
@@ -64,6 +67,11 @@ def build_generator(config: dict[str, Any], model: nn.Module) -> Generator:
     data = config["data"]
     shape = (data["channels"], data["image_size"], data["image_size"])
     return Generator(model, shape, instantiate(config["sampler"]), data["network_classes"], data["bounded"])
+
+
+def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evaluation:
+    """What is measured of generated images, against the data."""
+    return instantiate(config["features"])(data.source)
 
 
 def build_callbacks(config: dict[str, Any], **parts: Any) -> list[Callback]:

@@ -84,7 +84,8 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     data = build.build_data(config)
     method = build.build_method(config)
     generator = build.build_generator(config, method.model)
-    callbacks = build.build_callbacks(config, generator=generator, data=data, config=config)
+    evaluation = build.build_evaluation(config, data)
+    callbacks = build.build_callbacks(config, generator=generator, evaluation=evaluation, settings=config["evaluation"])
     loggers = build_loggers(config, run.path)
     teacher = getattr(method._teacher[0], "origin", None)
     options = {k: v for k, v in config["trainer"].items() if k not in ("_target_", "max_images", "max_steps", "strategy")}

@@ -1,0 +1,104 @@
+"""Scores the averaged weights while training goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from consistency_models.callbacks.checkpoint import Checkpoint
+from consistency_models.callbacks.ema import WeightEMA
+from consistency_models.evaluation import Evaluation, Score
+from consistency_models.generation import Generator
+
+__all__ = ["Validation"]
+
+
+class Validation(Callback):
+    """Samples with fixed noise and scores the images, every `every` steps and at the end; keeps `best.ckpt`.
+
+    The monitored metric is the first of the evaluation, at the first step count.
+
+    Args:
+        every: optimiser steps between two validations, at least 1.
+        generator: samples from the model in training.
+        evaluation: what is measured, against which images.
+        settings: `steps` (step counts), `n` (images), `seed`, `batch_size`.
+    """
+
+    state_key = "Validation"
+
+    def __init__(
+        self, every: int, generator: Generator, evaluation: Evaluation, settings: dict[str, Any], **_: Any
+    ) -> None:
+        self.every, self.generator, self.evaluation, self.settings = every, generator, evaluation, settings
+        self.monitor: str | None = None
+        self.final: dict[str, float] = {}
+        self.best: dict[str, Any] = {}
+        self._seen = 0
+
+    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
+        """Begin to count where the checkpoint left off."""
+        self._seen = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, method: LightningModule, outputs, batch, batch_index: int) -> None:
+        """Validate if it is time to."""
+        step = trainer.global_step
+        if step == self._seen:
+            return
+        self._seen = step
+        if step % self.every == 0 or step == method.total_steps:
+            self.validate(trainer, method)
+
+    def validate(self, trainer: Trainer, method: LightningModule) -> None:
+        """Score the first average of the weights; the first process does it, the others wait."""
+        improved = False
+        if trainer.is_global_zero:
+            ema = next(c for c in trainer.callbacks if isinstance(c, WeightEMA))
+            with ema.applied(method):
+                self.final = {f"val/{score.name}": score.value for score in self.scores()}
+            self.monitor = next(iter(self.final))
+            improved = self.note_best(trainer.global_step)
+            for logger in trainer.loggers:
+                logger.log_metrics(self.final, step=trainer.global_step)
+        if trainer.strategy.broadcast(improved):
+            checkpoint = next(c for c in trainer.callbacks if isinstance(c, Checkpoint))
+            checkpoint.save(trainer)
+            checkpoint.copy(trainer, "best.ckpt")
+
+    def scores(self) -> list[Score]:
+        """All metrics at all step counts, with the weights that the model has now."""
+        n, found = self.settings["n"], []
+        labels = self.generator.labels(torch.arange(n))
+        for steps in self.settings["steps"]:
+            images = self.generator.sample(
+                n, steps=steps, seed=self.settings["seed"], batch_size=self.settings["batch_size"]
+            )
+            found += self.evaluation.scores(images, labels, steps)
+        return found
+
+    def note_best(self, step: int) -> bool:
+        """Keep the best value of each metric; True if the monitored one has improved."""
+        lower = {metric.name: metric.is_distance for metric in self.evaluation.metrics}
+        improved = False
+        for name, value in self.final.items():
+            best = self.best.get(name)
+            is_lower_better = next(lower[metric] for metric in lower if name.startswith(f"val/{metric}"))
+            if best is None or (value < best["value"] if is_lower_better else value > best["value"]):
+                self.best[name] = {"value": value, "step": step}
+                improved |= name == self.monitor
+        return improved
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json says of quality."""
+        floor = {score.name: score.value for score in self.evaluation.floor()} if self.final else {}
+        return {"metrics": {"final": self.final, "best": self.best}, "monitor": self.monitor, "floor": floor}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best values so far."""
+        return {"best": self.best, "monitor": self.monitor, "final": self.final}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the checkpoint's best values."""
+        self.best, self.monitor, self.final = state["best"], state["monitor"], state["final"]
