@@ -1,8 +1,8 @@
 """Feature spaces in which generated and real images are compared.
 
-An extractor is made from a data set and maps images in [-1, 1], shape (B, C, H, W), to features (B, F). Its `name` becomes
-part of the name of every number that is measured in its space: distances in different feature spaces say nothing of
-each other.
+An extractor is made from a data set and maps images in [-1, 1], shape (B, C, H, W), to features (B, F). Its `name`
+becomes part of the name of every number that is measured in its space: distances in different feature spaces cannot be
+compared.
 """
 
 from __future__ import annotations
@@ -58,12 +58,13 @@ class Identity(nn.Module):
 class Classifier(nn.Module):
     """The 64 penultimate features of a small convolutional network that is trained to tell the data's classes apart.
 
-    Four fifths of the images train it; the accuracy on the rest is `held_out_accuracy`. It sees images as files keep them,
-    in 8 bits. It is trained once, on the CPU, and kept in `cache_folder()` under the digest of the data, the settings and
-    this file's own text. The same data, settings and machine give the same features; no other random numbers are disturbed.
+    Four fifths of the images train it; the accuracy on the rest is `held_out_accuracy`. It sees images as files keep
+    them, in 8 bits. It is trained once, on the CPU, and kept in `cache_folder()` under the digest of the data, the
+    settings and this file's own text. The same data, settings and machine give the same features; no random numbers of
+    others are disturbed.
 
-    Made for square images of 8 to 32 pixels. What its distances mean depends on its data set: compare them with their floor, not
-    with those of another data set, and not with FID.
+    Made for square images of 8 to 32 pixels. Its distances mean something beside their floor on the same data set; they
+    cannot be compared with FID.
 
     Args:
         data: `.images` (n, C, H, W) uint8, `.labels` (n,) int64, `.num_classes`, `.digest`, `.name`.
@@ -84,7 +85,7 @@ class Classifier(nn.Module):
         super().__init__()
         if data.labels is None:
             raise ValueError(
-                f"features=classifier learns the classes of the data, and {data.name} has none: choose features=identity"
+                f"features=classifier learns the data's classes, and {data.name} has none: choose features=identity"
             )
         settings = (data.digest, steps, batch_size, learning_rate, seed, Path(__file__).read_text())
         key = hashlib.blake2b(repr(settings).encode(), digest_size=12).hexdigest()

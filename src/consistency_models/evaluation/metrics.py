@@ -53,13 +53,18 @@ class FeatureSet:
 
         return fid_features_to_statistics(self.points.double().cpu())
 
+    @cached_property
+    def mean_distance(self) -> float:
+        """E‖x - x'‖ over all pairs of different images."""
+        return _sum_of_distances(self.points, self.points) / (len(self) * (len(self) - 1))
+
 
 class FrechetDistance:
     """‖μ - μ'‖² + tr(Σ + Σ' - 2(ΣΣ')^½): FID (Heusel et al., arXiv 1706.08500, Eq. 6), in any feature space.
 
-    torch-fidelity's float64 implementation, the one that published FIDs are made with: exact to about 1e-7 of the value,
-    to 1e-5 where a covariance is singular, so equal sets may come out as a tiny negative number. From n samples it is
-    biased upwards by about c/n: compare only equal n.
+    torch-fidelity's float64 implementation: exact to about 1e-7 of the covariances' trace, to 1e-5 where one is
+    singular, so that equal sets may come out as a tiny negative number. From n samples the distance is biased upwards
+    by about c/n: compare only numbers of equal n.
     """
 
     name, needs_labels, is_distance = "fd", False, True
@@ -97,7 +102,7 @@ class SlicedWasserstein:
         )
         directions /= directions.norm(dim=0)
         x, y = ((each.points.double().cpu() @ directions).sort(dim=0).values for each in (generated, reference))
-        # Both quantile functions are constant between the levels i/n and j/m: integrate piece by piece, in units of 1/(nm).
+        # Both quantile functions are constant between the levels i/n and j/m: integrate piece by piece.
         ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique()
         width = ends.diff(prepend=ends.new_zeros(1)).double() / (n * m)
         squared = width @ (x[(ends - 1) // m] - y[(ends - 1) // n]).square()
@@ -114,16 +119,13 @@ class EnergyDistance:
 
     def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
         """The distance."""
-        x, y = generated.points.double(), reference.points.double()
-        n, m = len(x), len(y)
-        between = _sum_of_distances(x, y) / (n * m)
-        within = _sum_of_distances(x, x) / (n * (n - 1)) + _sum_of_distances(y, y) / (m * (m - 1))
-        return (2 * between - within).item()
+        between = _sum_of_distances(generated.points, reference.points) / (len(generated) * len(reference))
+        return 2 * between - generated.mean_distance - reference.mean_distance
 
 
-def _sum_of_distances(x: Tensor, y: Tensor) -> Tensor:
-    # By differences: by products, cdist's default, a point is some 1e-8 away from itself.
-    return sum(torch.cdist(rows, y, compute_mode="donot_use_mm_for_euclid_dist").sum() for rows in x.split(256))
+def _sum_of_distances(x: Tensor, y: Tensor) -> float:
+    x, y = x.double(), y.double()
+    return sum(torch.cdist(rows, y).sum() for rows in x.split(256)).item()
 
 
 class Agreement:

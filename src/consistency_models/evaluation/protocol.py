@@ -51,8 +51,8 @@ class Evaluation:
     """Measures generated images against a data set, whose own features are computed once.
 
     Args:
-        data: `.images` (n, C, H, W), uint8 or float in [-1, 1]; `.labels` (n,) int64 or None; `.num_classes`, `.digest`,
-            `.name`.
+        data: `.images` (n, C, H, W), uint8 or float in [-1, 1]; `.labels` (n,) int64 or None; `.num_classes`;
+            `.digest`; `.name`.
         extractor: `extractor(data)` gives the feature space.
         metrics: of these, those that need labels are left out where there are none.
         reference: what the data set is called in the names: train or test.
@@ -88,7 +88,7 @@ class Evaluation:
         return FeatureSet(torch.cat(batches), labels, self.extractor)
 
     def scores(self, images: Tensor, labels: Tensor | None, steps: int) -> list[Score]:
-        """All metrics of images (n, C, H, W) in [-1, 1], made in `steps` steps for the classes `labels` (n,) or None."""
+        """All metrics of images (n, C, H, W) in [-1, 1], made in `steps` steps for classes `labels` (n,), if any."""
         generated = self.features(images, labels)
         finite = generated.points.isfinite().all()
         return [
@@ -97,11 +97,11 @@ class Evaluation:
         ]
 
     def floor(self, splits: int = 5) -> list[Score]:
-        """What real images score against other real images: mean and spread over random splits of the data in two halves.
+        """What real images score against other real images: mean and spread over random splits of the data in halves.
 
-        No generator can be told from the data below it. Each half has n/2 images, and the bias of a distance falls about as
-        1/n; so a perfect generator of n images, scored against all n, comes out at about half the floor, and one that
-        has learned these very images by heart below that. For a share, such as Agreement, it is what real images reach.
+        The bias of a distance falls about as 1/n. A half has n/2 images, so a perfect generator of n images, scored
+        against all n, comes out at about half the floor; one that has learned these very images by heart, below that.
+        For a share, such as Agreement, the floor is what real images reach.
 
         Args:
             splits: how many, at least 2.

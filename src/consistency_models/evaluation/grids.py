@@ -1,0 +1,153 @@
+"""Pictures that people look at first: grids of images, the same noise sampled in several ways, and clouds of points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from consistency_models.evaluation.features import to_bytes, to_float
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["save_comparison", "save_grid", "save_scatter"]
+
+GAP, BETWEEN, TEXT, TITLE, MARGIN = 4, 16, 15, 18, 16  # pixels
+INK, QUIET, PAPER = (32, 33, 36), (95, 99, 104), (255, 255, 255)
+
+
+def save_grid(
+    path: str | Path,
+    images: Tensor,
+    columns: int = 10,
+    title: str | None = None,
+    row_labels: Sequence[str] | None = None,
+    scale: int | None = None,
+) -> None:
+    """A PNG of the images, row by row, each pixel enlarged to a square of `scale` pixels.
+
+    Args:
+        path: the file; its folder is made.
+        images: (n, C, H, W) with C 1 or 3, uint8 or float in [-1, 1]; what is outside is clamped.
+        columns: images in a row.
+        title: a line above.
+        row_labels: a caption before each row.
+        scale: by default such that an image is 48 to 96 pixels high, and never less than its own size.
+
+    Raises:
+        ValueError: images are not of this shape, columns or scale is below 1, or row_labels do not fit the rows.
+    """
+    rows = _rows(images, columns, scale)
+    captions = [""] * len(rows) if row_labels is None else row_labels
+    if len(captions) != len(rows):
+        raise ValueError(f"row_labels must be one for each of the {len(rows)} rows; got {len(captions)}")
+    _draw(path, [list(zip(captions, rows))], title)
+
+
+def save_comparison(
+    path: str | Path,
+    images: Mapping[str, Tensor],
+    columns: int = 10,
+    title: str | None = None,
+    scale: int | None = None,
+) -> None:
+    """A PNG of the same noise sampled in several ways: image k of each set stands above image k of the next.
+
+    Args:
+        path: the file; its folder is made.
+        images: caption -> (n, C, H, W), the same n and shape for each; otherwise as for `save_grid`.
+        columns, title, scale: as for `save_grid`.
+
+    Raises:
+        ValueError: as `save_grid`, or sets of different shapes.
+    """
+    if len({each.shape for each in images.values()}) != 1:
+        shapes = ", ".join(f"{caption}: {tuple(each.shape)}" for caption, each in images.items())
+        raise ValueError(f"the images to compare must be at least one set, all of one shape; got {shapes or 'none'}")
+    groups = zip(*(_rows(each, columns, scale) for each in images.values()))
+    _draw(path, [list(zip(images, group)) for group in groups], title)
+
+
+def save_scatter(path: str | Path, points: Mapping[str, Tensor], title: str | None = None) -> None:
+    """A PNG of clouds of points side by side, on the same axes.
+
+    Args:
+        path: the file; its folder is made.
+        points: caption -> (n, d) or (n, d, 1, 1), d >= 2, of which the first two coordinates are shown. The first
+            cloud, the data, sets the range; the share of points outside is told.
+        title: a line above.
+
+    Raises:
+        ValueError: no cloud, or one of other shape.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    clouds = {caption: each.detach().flatten(1).double().cpu() for caption, each in points.items()}
+    if not clouds or min(each.shape[1] for each in clouds.values()) < 2:
+        raise ValueError("points must be at least one cloud (n, d) with d >= 2")
+    data = next(iter(clouds.values()))[:, :2]
+    centre, reach = (data.amax(0) + data.amin(0)) / 2, 0.6 * (data.amax(0) - data.amin(0)).max()
+    figure = Figure(figsize=(3.2 * len(clouds), 3.5 + 0.3 * (title is not None)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(clouds), sharex=True, sharey=True, squeeze=False)[0]
+    for i, (axis, (caption, cloud)) in enumerate(zip(axes, clouds.items())):
+        xy = cloud[:, :2]
+        outside = (xy.sub(centre).abs() > reach).any(1).double().mean().item()
+        axis.scatter(*xy.T.numpy(), s=max(1.0, 60 / len(xy) ** 0.4), color=f"C{min(i, 1)}", alpha=0.45, linewidths=0)
+        axis.set_title(caption + (f"  ({outside:.1%} outside)" if outside else ""), fontsize=10, color="#202124")
+        axis.set(
+            xlim=(centre[0] - reach, centre[0] + reach), ylim=(centre[1] - reach, centre[1] + reach), aspect="equal"
+        )
+        axis.tick_params(labelsize=7, colors="#5f6368", length=2)
+        axis.spines[:].set_color("#dadce0")
+    if title is not None:
+        figure.suptitle(title, fontsize=11, color="#202124")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _rows(images: Tensor, columns: int, scale: int | None) -> list[list[Image.Image]]:
+    """Rows of pictures, enlarged without smoothing."""
+    from PIL import Image
+
+    if images.ndim != 4 or not len(images) or images.shape[1] not in (1, 3):
+        raise ValueError(f"images must be of shape (n, 1 or 3, H, W) with n > 0; got {tuple(images.shape)}")
+    height, width = images.shape[2:]
+    scale = max(1, round(64 / height)) if scale is None else scale
+    if columns < 1 or scale < 1:
+        raise ValueError(f"columns and scale must be at least 1; got {columns} and {scale}")
+    size = (width * scale, height * scale)
+    pixels = to_bytes(to_float(images.detach())).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    pictures = [Image.fromarray(each).resize(size, Image.Resampling.NEAREST) for each in pixels]
+    return [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
+
+
+def _draw(path: str | Path, groups: list[list[tuple[str, list[Image.Image]]]], title: str | None) -> None:
+    """Rows with captions, with more space between the groups than between the rows of one."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    text, large = ImageFont.load_default(TEXT), ImageFont.load_default(TITLE)
+    captions, rows = zip(*(row for group in groups for row in group))
+    width, height = rows[0][0].size
+    left = MARGIN + (int(max(map(text.getlength, captions))) + MARGIN if any(captions) else 0)
+    right = left + len(rows[0]) * (width + GAP) - GAP
+    right = max(right, MARGIN + int(large.getlength(title or "")))
+    top = MARGIN + (2 * TITLE if title else 0)
+    bottom = top + len(rows) * (height + GAP) - GAP + (len(groups) - 1) * BETWEEN
+    canvas = Image.new("RGB", (right + MARGIN, bottom + MARGIN), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((MARGIN, MARGIN), title or "", fill=INK, font=large)
+    y = top
+    for group in groups:
+        for caption, row in group:
+            draw.text((MARGIN, y + height / 2), caption, fill=QUIET, font=text, anchor="lm")
+            for column, picture in enumerate(row):
+                canvas.paste(picture, (left + column * (width + GAP), y))
+            y += height + GAP
+        y += BETWEEN
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path)
