@@ -1,0 +1,107 @@
+"""Reads the snapshot pickles of EDM, EDM2 and ECT without running anything that they contain.
+
+Officially such a file is code: every module carries the text of its Python source, which the loader executes. Here the
+stream is interpreted by `machine.run`, every name that these files use stands for a small inert object of ours
+(`standins`), and the embedded source is hashed and forgotten. What can be got out of a file is bounded by its size.
+(EDM, arXiv 2206.00364; EDM2, arXiv 2312.02696; ECT, arXiv 2406.14548.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from consistency_models.pretrained.errors import CheckpointError, naming
+from consistency_models.pretrained.machine import exact, run
+from consistency_models.pretrained.standins import Record, StandIns
+
+__all__ = ["Snapshot", "read_bytes", "read_snapshot"]
+
+MAX_BYTES = 16 << 30
+MAX_DEPTH, MAX_NAME = 16, 100  # of modules in modules; of one module's name
+SCALARS = (type(None), bool, int, float, str)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a snapshot pickle says about the network under its key "ema".
+
+    Args:
+        class_name: the official class of the network with its preconditioning, as "EDMPrecond".
+        kwargs: the arguments that it was constructed with; official defaults are not among them.
+        attributes: its numbers, as sigma_data and sigma_min.
+        state_dict: its parameters and persistent buffers: official names, official order, as stored (bit-exact).
+        dataset_kwargs: the arguments of its training data set, the plain ones; empty if the file has none.
+        sources: sha256 of each Python source text in the file, sorted; none of them was executed.
+        digest: sha256 of the file.
+    """
+
+    class_name: str
+    kwargs: dict[str, object]
+    attributes: dict[str, bool | int | float]
+    state_dict: dict[str, Tensor]
+    dataset_kwargs: dict[str, object]
+    sources: tuple[str, ...]
+    digest: str
+
+
+def read_snapshot(path: Path | str) -> Snapshot:
+    """The network in an EDM, EDM2 or ECT snapshot pickle, read without executing anything.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is not such a snapshot in every detail.
+    """
+    with naming(path, "a snapshot pickle of EDM, EDM2 or ECT"):
+        data = read_bytes(path)
+        standins = StandIns(len(data))
+        top = exact(run(data, standins.names), dict)
+        module = exact(top.get("ema"), Record, 'a network under the key "ema"')
+        kwargs = exact(module.state.get("_init_kwargs"), dict, "a network with the arguments of its constructor")
+        if exact(module.state.get("_init_args"), tuple) or not all(map(is_plain, kwargs.values())):
+            raise CheckpointError("a network constructed with plain keyword arguments only", "others")
+        return Snapshot(
+            class_name=module.class_name,
+            kwargs=kwargs,
+            attributes={name: x for name, x in module.state.items() if type(x) in (bool, int, float)},
+            state_dict=dict(tensors(module, "", set())),
+            dataset_kwargs={k: x for k, x in exact(top.get("dataset_kwargs", {}), dict).items() if is_plain(x)},
+            sources=tuple(sorted(hashlib.sha256(source.encode()).hexdigest() for source in standins.sources)),
+            digest=hashlib.sha256(data).hexdigest(),
+        )
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """The bytes of a regular file of bounded size."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise CheckpointError("a regular file", "something else")
+    if path.stat().st_size > MAX_BYTES:
+        raise CheckpointError(f"at most {MAX_BYTES} bytes", f"{path.stat().st_size}")
+    return path.read_bytes()
+
+
+def is_plain(value: object) -> bool:
+    """Whether this is None, a number, a string, or a short list of these: what official arguments are made of."""
+    if type(value) in (list, tuple):
+        return len(value) <= 64 and all(type(item) in SCALARS for item in value)
+    return type(value) in SCALARS
+
+
+def tensors(module: Record, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of the parameters and persistent buffers, in the order of `Module.state_dict`."""
+    if id(module) in seen or prefix.count(".") > MAX_DEPTH:  # each once: a module inside itself would have no end
+        raise CheckpointError(f"modules that are not shared, nested up to {MAX_DEPTH} deep", prefix)
+    seen.add(id(module))
+    skipped = exact(module.state.get("_non_persistent_buffers_set", set()), set)
+    for group in ("_parameters", "_buffers", "_modules"):
+        for name, value in exact(module.state.get(group), dict).items():
+            if len(name) > MAX_NAME or "." in name:
+                raise CheckpointError(f"a name of at most {MAX_NAME} characters, without a dot", name)
+            if group == "_modules" and value is not None:
+                yield from tensors(exact(value, Record), f"{prefix}{name}.", seen)
+            elif value is not None and name not in skipped:
+                yield prefix + name, exact(value, Tensor, f"a tensor under {prefix}{name}")
