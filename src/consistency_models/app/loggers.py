@@ -6,6 +6,7 @@ import csv
 import logging
 import netrc
 import os
+import secrets
 import socket
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def _wandb(config: dict[str, Any], folder: Path) -> Logger:
     mode = wandb_mode(options["mode"])
     identity = folder / "wandb_id"
     if not identity.exists():
-        identity.write_text(wandb.util.generate_id())
+        identity.write_text(secrets.token_hex(4))
     run = wandb.init(
         dir=folder,
         project=options["project"],

@@ -1,0 +1,90 @@
+"""Pictures of what the averaged weights generate, always from the same noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from consistency_models.callbacks.ema import WeightEMA
+from consistency_models.evaluation import Evaluation
+from consistency_models.evaluation.grids import save_comparison, save_grid, save_scatter
+from consistency_models.generation import Generator
+
+__all__ = ["SampleGrids"]
+
+
+class SampleGrids(Callback):
+    """`step_00001800_1step.png` every `every` steps, and at the end `final.png` with all step counts of the same noise.
+
+    The noise of an image depends on the seed and its place alone, so pictures can be compared over time and between runs.
+
+    Args:
+        folder: where they go.
+        every: optimiser steps between two pictures, at least 1.
+        columns, rows: images in a picture; with classes, ten columns show one class each.
+        points: how many points a picture of low-dimensional data has.
+        generator: samples from the model in training.
+        evaluation: has the data, which points are shown beside.
+        settings: `steps` (step counts) and `seed`.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        every: int,
+        columns: int,
+        rows: int,
+        points: int,
+        generator: Generator,
+        evaluation: Evaluation,
+        settings: dict[str, Any],
+    ) -> None:
+        self.folder, self.every, self.columns, self.rows, self.points = Path(folder), every, columns, rows, points
+        self.generator, self.evaluation, self.settings = generator, evaluation, settings
+        self._seen = 0
+
+    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
+        """Begin to count where the checkpoint left off."""
+        self._seen = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, method: LightningModule, outputs, batch, batch_index: int) -> None:
+        """Draw if it is time to."""
+        step = trainer.global_step
+        if step == self._seen:
+            return
+        self._seen = step
+        if trainer.is_global_zero and (step % self.every == 0 or step == method.total_steps):
+            self.draw(trainer, method, step)
+
+    def draw(self, trainer: Trainer, method: LightningModule, step: int) -> None:
+        """Sample with every step count, save the pictures, hand them to the loggers that take pictures."""
+        ema = next(c for c in trainer.callbacks if isinstance(c, WeightEMA))
+        n = self.columns * self.rows if self.generator.bounded else self.points
+        with ema.applied(method) as weights:
+            samples = {
+                steps: self.generator.sample(n, steps=steps, seed=self.settings["seed"])
+                for steps in self.settings["steps"]
+            }
+        paths = {}
+        for steps, images in samples.items():
+            paths[steps] = self.folder / f"step_{step:08d}_{steps}step.png"
+            self.save(paths[steps], {f"{steps}-step": images}, f"{steps}-step samples at step {step}")
+        if step == method.total_steps:
+            title = f"the same noise in {' and '.join(map(str, samples))} steps, weights {weights}, step {step}"
+            self.save(self.folder / "final.png", {f"{steps}-step": images for steps, images in samples.items()}, title)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):
+                for steps, path in paths.items():
+                    logger.log_image(f"samples/{steps}step", [str(path)], step=step)
+
+    def save(self, path: Path, images: dict[str, Tensor], title: str) -> None:
+        """A grid of images, a comparison of several, or a scatter plot of points beside the data."""
+        if not self.generator.bounded:
+            save_scatter(path, {"data": self.evaluation.data.images[: self.points], **images}, title)
+        elif len(images) == 1:
+            save_grid(path, next(iter(images.values())), self.columns, title)
+        else:
+            save_comparison(path, images, self.columns, title)
