@@ -1,8 +1,11 @@
 """Data: sources of images, and the one LightningDataModule that makes batches of them."""
 
 from consistency_models.data.batch import Batch, Slot
+from consistency_models.data.cifar10 import cifar10
 from consistency_models.data.digits import digits
 from consistency_models.data.errors import DataError
+from consistency_models.data.fashion_mnist import fashion_mnist
+from consistency_models.data.image_folder import image_folder
 from consistency_models.data.image_set import ImageSet, sigma_data
 from consistency_models.data.mixture import GaussianMixture, Mixture
 from consistency_models.data.module import DataModule
@@ -17,6 +20,9 @@ __all__ = [
     "Mixture",
     "Slot",
     "StepSampler",
+    "cifar10",
     "digits",
+    "fashion_mnist",
+    "image_folder",
     "sigma_data",
 ]

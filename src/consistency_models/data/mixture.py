@@ -2,7 +2,7 @@
 
     p(x) = Σ_k w_k N(x; μ_k, s_k²),      noised to level σ:   p_σ(x) = Σ_k w_k N(x; μ_k, s_k² + σ²)
 
-All functions compute in float64 and answer in the dtype of x.
+Everything is computed in the dtype of x; the ODE is solved in float64.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from consistency_models.data.batch import Batch, Slot
-from consistency_models.random import seed_of
+from consistency_models.random import Rows, seed_of
 
 __all__ = ["GaussianMixture", "Mixture"]
 
@@ -24,12 +24,13 @@ __all__ = ["GaussianMixture", "Mixture"]
 class GaussianMixture:
     """Σ_k w_k N(μ_k, s_k²) in d dimensions, and what follows from it in closed form.
 
-    In the methods x is (B, d), sigma a number or (B,), at least 0; `labels`, (B,) component indices, condition on the component.
+    In the methods x is (B, d) and sigma a number or (B,), at least 0; labels, indices (B,) or one-hot (B, K), condition
+    on the component.
 
     Args:
         weights: (K,), positive; scaled to sum 1.
         means: (K, d).
-        stds: (K,) positive, or (K, d) for components with a standard deviation for each axis.
+        stds: (K,) or (K, 1), positive; or (K, d), a standard deviation for each axis.
 
     Raises:
         ValueError: shapes do not fit together, or a weight or standard deviation is not positive.
@@ -37,19 +38,21 @@ class GaussianMixture:
 
     def __init__(self, weights: Tensor, means: Tensor, stds: Tensor) -> None:
         weights, means, stds = (torch.as_tensor(value, dtype=torch.float64) for value in (weights, means, stds))
-        if means.ndim != 2 or weights.shape != means.shape[:1] or stds.shape not in (weights.shape, means.shape):
+        stds = stds if stds.ndim == 2 else stds[:, None]
+        if means.ndim != 2 or weights.shape != means.shape[:1] or stds.shape not in ((len(means), 1), means.shape):
             raise ValueError(
-                "weights (K,), means (K, d) and stds (K,) or (K, d) must fit together; "
+                "weights (K,), means (K, d) and stds (K,), (K, 1) or (K, d) must fit together; "
                 f"got {tuple(weights.shape)}, {tuple(means.shape)}, {tuple(stds.shape)}"
             )
         if not (weights > 0).all() or not (stds > 0).all():
             raise ValueError("weights and stds must be positive")
         self.weights, self.means = weights / weights.sum(), means
-        self.stds = stds if stds.ndim == 2 else stds[:, None].expand_as(means)
+        self.stds = stds
+        self._copies: dict[tuple, tuple[Tensor, ...]] = {}
 
     @classmethod
     def ring(cls, components: int = 8) -> GaussianMixture:
-        """Components on a circle in 2-D, weights ∝ 1 … K, widths .06 and .12 in turn (of a radius 1, before scaling)."""
+        """Components on a circle in 2-D, weights ∝ 1 … K, widths .06 and .12 in turn (at radius 1, before scaling)."""
         angle = torch.arange(components, dtype=torch.float64) * (2 * math.pi / components)
         stds = torch.tensor([0.06, 0.12], dtype=torch.float64).repeat(components)[:components]
         means = torch.stack([angle.cos(), angle.sin()], 1)
@@ -82,32 +85,32 @@ class GaussianMixture:
 
     def sample(self, component: Tensor, noise: Tensor) -> Tensor:
         """Data points μ_k + s_k·noise of the given components (B,), from standard normal noise (B, d)."""
-        means, stds = self.means.to(noise)[component], self.stds.to(noise)[component]
-        return means + stds * noise
+        means, stds, _ = self._like(noise)
+        return means[component] + stds[component] * noise
 
     def component(self, uniform: Tensor) -> Tensor:
         """Component indices (B,) with the mixture's weights, from uniform draws (B,) in [0, 1)."""
-        edges = self.weights.cumsum(0)[:-1].to(uniform.device)
-        return torch.searchsorted(edges, uniform.double(), right=True)
+        edges = self.weights.cumsum(0)[:-1].to(uniform)
+        return torch.searchsorted(edges, uniform, right=True)
 
     def log_density(self, x: Tensor, sigma: Tensor | float = 0.0, labels: Tensor | None = None) -> Tensor:
         """log p_σ(x), (B,)."""
         offset, variance, log_weights = self._terms(x, sigma, labels)
-        return self._log_components(offset, variance, log_weights).logsumexp(1).to(x.dtype)
+        return self._log_components(offset, variance, log_weights).logsumexp(1)
 
     def denoised(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """E[x_0 | x, σ] = Σ_k r_k (s_k² x + σ² μ_k)/(s_k² + σ²), r_k the posterior of component k; (B, d)."""
         offset, variance, log_weights = self._terms(x, sigma, labels)
         posterior = self._log_components(offset, variance, log_weights).softmax(1)
-        # x_0 = μ_k + s_k²/(s_k² + σ²)·(x - μ_k): no difference of large numbers at any σ
-        means, stds = self.means.to(x.device), self.stds.to(x.device)
-        return (posterior[:, :, None] * (means + stds.square() / variance * offset)).sum(1).to(x.dtype)
+        means, stds, _ = self._like(x)
+        # as μ_k + s_k²/(s_k² + σ²)·(x - μ_k): no difference of large numbers at any σ
+        return (posterior[:, :, None] * (means + stds.square() / variance * offset)).sum(1)
 
     def score(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """∇ log p_σ(x) = Σ_k r_k (μ_k - x)/(s_k² + σ²), (B, d)."""
         offset, variance, log_weights = self._terms(x, sigma, labels)
         posterior = self._log_components(offset, variance, log_weights).softmax(1)
-        return -(posterior[:, :, None] * offset / variance).sum(1).to(x.dtype)
+        return -(posterior[:, :, None] / variance * offset).sum(1)
 
     def consistency(
         self, x: Tensor, sigma: Tensor | float, sigma_min: float = 0.002, labels: Tensor | None = None
@@ -125,62 +128,65 @@ class GaussianMixture:
     ) -> Tensor:
         """Solve dx/dσ = (x - E[x_0 | x, σ])/σ = -σ ∇ log p_σ(x) from (x, σ) to level `to` > 0; (B, d).
 
-        Runge-Kutta of order 4 in log σ. Steps are doubled, for the rows that need it, until the two last solutions tell an
-        error below `tolerance`; they are then extrapolated (Richardson).
+        Runge-Kutta of order 8 in log σ; steps are doubled, for the rows that need it, until the two last solutions tell
+        an error below `tolerance`.
 
         Raises:
             ValueError: sigma or to is not positive.
         """
-        start, end = (_rows(level, x) for level in (sigma, to))
+        x_to, dtype = x.double(), x.dtype
+        start, end = _rows(sigma, x_to), _rows(to, x_to)
         if not (start > 0).all() or not (end > 0).all():
             raise ValueError("the probability-flow ODE is solved between positive noise levels; got 0 or less")
-        answer = x.double().clone()
-        rows = torch.arange(len(x), device=x.device)
-        steps, coarse = 64, None
+        x, rows, steps, coarse = x_to, torch.arange(len(x), device=x.device), 8, None
         while len(rows):
-            fine = self._runge_kutta(
-                x[rows].double(), start[rows], end[rows], labels[rows] if labels is not None else None, steps
-            )
-            if coarse is None:
-                coarse = fine
-            else:
-                correction = (fine - coarse) / 15
-                answer[rows] = fine + correction
-                unfinished = correction.abs().amax(1) > tolerance
-                rows, coarse = rows[unfinished], fine[unfinished]
-            steps *= 2
-        return answer.to(x.dtype)
+            chosen = None if labels is None else labels[rows]
+            fine = self._runge_kutta(x[rows], start[rows].log(), end[rows].log(), chosen, steps)
+            x_to = x_to.index_copy(0, rows, fine)
+            if coarse is not None:
+                error = (fine - coarse).abs() / (1 + fine.abs())  # of the coarse solution
+                unfinished = error.amax(1) > 16 * tolerance  # the fine one is better by 2⁸, or 2⁴ in rough terrain
+                rows, fine = rows[unfinished], fine[unfinished]
+            coarse, steps = fine, 2 * steps
+        return x_to.to(dtype)
 
     def _runge_kutta(self, x: Tensor, start: Tensor, end: Tensor, labels: Tensor | None, steps: int) -> Tensor:
-        log_start, h = start.log(), ((end / start).log() / steps)[:, None]
+        from scipy.integrate import DOP853
 
-        def slope(x: Tensor, fraction: float) -> Tensor:  # dx/d(log σ) = -σ² ∇ log p_σ(x)
-            sigma = (log_start + fraction * steps * h[:, 0]).exp()
-            return -sigma[:, None].square() * self.score(x, sigma, labels)
-
-        for i in range(steps):
-            k1 = slope(x, i / steps)
-            k2 = slope(x + h / 2 * k1, (i + 0.5) / steps)
-            k3 = slope(x + h / 2 * k2, (i + 0.5) / steps)
-            k4 = slope(x + h * k3, (i + 1) / steps)
-            x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        h = ((end - start) / steps)[:, None]
+        for step in range(steps):
+            slopes = []
+            for a, c in zip(DOP853.A, DOP853.C):
+                sigma = (start + (step + c) * h[:, 0]).exp()
+                stage = x + h * sum(slope * weight for slope, weight in zip(slopes, a))
+                slopes.append(-sigma[:, None].square() * self.score(stage, sigma, labels))  # dx/d(log σ)
+            x = x + h * sum(slope * weight for slope, weight in zip(slopes, DOP853.B))
         return x
 
     def _terms(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """x - μ_k (B, K, d), s_k² + σ² (B, K, d), log w_k (B or 1, K): -inf for components that the labels exclude."""
-        means, stds, log_weights = (t.to(x.device) for t in (self.means, self.stds, self.weights.log()[None]))
+        means, stds, log_weights = self._like(x)
         if labels is not None:
-            log_weights = F.one_hot(labels, len(self.weights)).double().log()
-        sigma = _rows(sigma, x)[:, None, None]
-        return x.double()[:, None] - means, stds.square() + sigma.square(), log_weights
+            one_hot = labels if labels.ndim == 2 else F.one_hot(labels, len(self.weights))
+            log_weights = one_hot.to(x.dtype).log()
+        return x[:, None] - means, stds.square() + _rows(sigma, x)[:, None, None].square(), log_weights
+
+    def _like(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """means, stds, log weights with the dtype and device of x; kept, since a copy to a GPU would wait for it."""
+        key = (x.device, x.dtype)
+        if key not in self._copies:
+            self._copies[key] = (self.means.to(x), self.stds.to(x), self.weights.log().to(x))
+        return self._copies[key]
 
     def _log_components(self, offset: Tensor, variance: Tensor, log_weights: Tensor) -> Tensor:
-        return log_weights - 0.5 * (offset.square() / variance + variance.log() + math.log(2 * math.pi)).sum(2)
+        squares = (offset.square() / variance).sum(2)
+        axes = self.dimension // self.stds.shape[1]  # that share a standard deviation
+        return log_weights - 0.5 * (squares + axes * (2 * math.pi * variance).log().sum(2))
 
 
 def _rows(level: Tensor | float, x: Tensor) -> Tensor:
-    """A noise level for each row of x, (B,) float64."""
-    return torch.as_tensor(level, dtype=torch.float64, device=x.device).expand(len(x))
+    """A noise level for each row of x, (B,), with the dtype and device of x."""
+    return level.to(x).expand(len(x)) if isinstance(level, Tensor) else x.new_full((len(x),), level)
 
 
 @dataclass(frozen=True)
@@ -190,22 +196,26 @@ class Mixture:
     Args:
         dimension: d; the mixture is a `GaussianMixture.ring` for 2 and a `GaussianMixture.random` otherwise.
         components: K.
-        seed: which random mixture.
+        seed: which random mixture, and which points are its fixed sample.
+        sample_size: points of the fixed sample, `images` and `labels`, that generated points are compared with.
+        name: what it is called.
 
     Raises:
-        ValueError: dimension or components below 1.
+        ValueError: dimension, components or sample_size below 1.
     """
 
     dimension: int = 2
     components: int = 8
     seed: int = 0
+    sample_size: int = 10_000
     name: str = "mixture"
-    n = None  # no fixed set of images
+    n = None  # training never sees a point twice
     test = None
 
     def __post_init__(self) -> None:
-        if self.dimension < 1 or self.components < 1:
-            raise ValueError(f"dimension and components must be at least 1; got {self.dimension}, {self.components}")
+        for key in ("dimension", "components", "sample_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"data.source.{key} must be at least 1; got {getattr(self, key)}")
 
     @cached_property
     def distribution(self) -> GaussianMixture:
@@ -213,6 +223,31 @@ class Mixture:
         if self.dimension == 2:
             return GaussianMixture.ring(self.components)
         return GaussianMixture.random(self.dimension, self.components, self.seed)
+
+    def __getitem__(self, slot: Slot) -> Batch:
+        labels = self.distribution.component(slot.rows.rand("component"))
+        points = self.distribution.sample(labels, slot.rows.randn("data", self.dimension))
+        return Batch(points[:, :, None, None], labels, slot.rows)
+
+    @cached_property
+    def _fixed(self) -> Batch:
+        rows = Rows(seed_of(self.seed, "fixed sample"), 0, self.sample_size, slice(0, self.sample_size))
+        return self[Slot(rows, None)]
+
+    @property
+    def images(self) -> Tensor:
+        """The fixed sample, (sample_size, d, 1, 1) float32, not limited to [-1, 1]."""
+        return self._fixed.images
+
+    @property
+    def labels(self) -> Tensor:
+        """Components of the fixed sample, (sample_size,) int64."""
+        return self._fixed.labels
+
+    @property
+    def digest(self) -> str:
+        """Hash of what the mixture and its sample depend on."""
+        return f"{seed_of(repr(self)):016x}"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -229,17 +264,12 @@ class Mixture:
         """σ_data of the mixture, 0.5 by construction."""
         return self.distribution.std
 
-    def __getitem__(self, slot: Slot) -> Batch:
-        labels = self.distribution.component(slot.rows.rand("component"))
-        points = self.distribution.sample(labels, slot.rows.randn("data", self.dimension))
-        return Batch(points[:, :, None, None], labels, slot.rows)
-
-    def exact_denoiser(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
-        """E[x_0 | x, σ] for images (B, d, 1, 1)."""
+    def denoised(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """E[x_0 | x, σ] for images (B, d, 1, 1); labels as for `GaussianMixture`."""
         return self.distribution.denoised(x.flatten(1), sigma, labels).view_as(x)
 
     def consistency(
         self, x: Tensor, sigma: Tensor | float, sigma_min: float = 0.002, labels: Tensor | None = None
     ) -> Tensor:
-        """The exact consistency function for images (B, d, 1, 1)."""
+        """The exact consistency function for images (B, d, 1, 1); labels as for `GaussianMixture`."""
         return self.distribution.consistency(x.flatten(1), sigma, sigma_min, labels).view_as(x)

@@ -23,25 +23,28 @@ RESIDENT_BYTES = 2 << 30  # a set up to this size is kept on the GPU
 class DataModule(LightningDataModule):
     """Micro-batches of a source, from the trainer's global step on.
 
-    The trainer must not replace the sampler: `use_distributed_sampler=False`. Images travel as uint8 and are flipped and
-    scaled to [-1, 1] on the device. A set that fits lies on the GPU as uint8, so that only indices travel.
+    The trainer must leave the sampler alone: `use_distributed_sampler=False`, and `overfit_steps` instead of Lightning's
+    `overfit_batches`. Images travel as uint8 and are flipped and scaled to [-1, 1] on the device. A set that fits lies
+    on the GPU as uint8, so that only indices travel.
 
     Args:
         source: an `ImageSet`, or a `Mixture`, whose images are drawn afresh in every step.
         batch_size: images of one optimiser step, over all processes and accumulated micro-batches.
         seed: the run's seed.
-        sigma_data: the σ_data that the preconditioning is given; a warning is raised where the data's own differs by more
-            than a tenth. None: not compared.
+        sigma_data: the σ_data that the preconditioning is given; a warning where the data's own differs by more than a
+            tenth. None: not compared.
         workers: processes that read ahead; 0 reads in the training process. The batches are the same.
         flip: mirror every second image (at random) left to right.
         conditional: hand over labels.
         resident: keep the whole set on the device; "auto" does so on CUDA up to 2 GiB.
+        overfit_steps: repeat the images of the first so many steps; 0 goes through all.
         name, root: what the configuration calls the data and where they lie, for messages.
-        image_size, channels, num_classes: what the configuration states of the data; compared with the source where given.
+        image_size, channels, num_classes: what the configuration states of the data; compared with the source where
+            given.
 
     Raises:
         DataError: the source is not what the configuration states, or has no labels to be conditional on.
-        ValueError: batch_size or workers out of range; batch_size is not a multiple of processes x micro-batches.
+        ValueError: an argument is out of range; batch_size is not a multiple of processes x micro-batches.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class DataModule(LightningDataModule):
         flip: bool = False,
         conditional: bool = False,
         resident: bool | str = "auto",
+        overfit_steps: int = 0,
         name: str | None = None,
         root: str | None = None,
         image_size: int | None = None,
@@ -63,8 +67,10 @@ class DataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"data.batch_size must be at least 1; got {batch_size}")
-        if workers < 0:
-            raise ValueError(f"data.workers must be at least 0; got {workers}")
+        if workers < 0 or overfit_steps < 0:
+            raise ValueError(
+                f"data.workers and data.overfit_steps must be at least 0; got {workers} and {overfit_steps}"
+            )
         if resident not in (True, False, "auto"):
             raise ValueError(f"data.resident must be true, false or auto; got {resident}")
         name = name or source.name
@@ -75,9 +81,11 @@ class DataModule(LightningDataModule):
                 raise DataError(f"data.{key} is {stated}, but {origin} has {facts[key]}: set data.{key}={facts[key]}")
         if conditional and not source.num_classes:
             raise DataError(f"data.conditional is true, but {origin} has no classes: set data.conditional=false")
+        if overfit_steps and source.n is None:
+            raise DataError(f"data.overfit_steps is {overfit_steps}, but {origin} has no fixed images: set it to 0")
         self.source, self.batch_size, self.seed, self.sigma_data = source, batch_size, seed, sigma_data
         self.workers, self.flip, self.conditional, self.resident = workers, flip, conditional, resident
-        self.name, self.origin = name, origin
+        self.overfit_steps, self.name, self.origin = overfit_steps, name, origin
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -109,6 +117,7 @@ class DataModule(LightningDataModule):
             ranks=trainer.world_size,
             accumulate=trainer.accumulate_grad_batches,
             start=lambda: trainer.global_step,
+            period=self.overfit_steps,
         )
         device = trainer.strategy.root_device
         resident = self._lies_on(device)

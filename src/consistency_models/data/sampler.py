@@ -30,6 +30,7 @@ class StepSampler(Sampler[Slot]):
         rank, ranks: this process and the number of processes.
         accumulate: micro-batches in a step.
         start: called at the beginning of each iteration, gives the step to begin with (the trainer's `global_step`).
+        period: repeat the images of the first `period` steps for ever; 0 does not repeat.
 
     Raises:
         ValueError: a count is below 1, rank is not in [0, ranks), or total is not a multiple of ranks·accumulate.
@@ -44,6 +45,7 @@ class StepSampler(Sampler[Slot]):
         ranks: int = 1,
         accumulate: int = 1,
         start: Callable[[], int] = lambda: 0,
+        period: int = 0,
     ) -> None:
         if (n is not None and n < 1) or total < 1 or ranks < 1 or accumulate < 1:
             raise ValueError(
@@ -58,7 +60,7 @@ class StepSampler(Sampler[Slot]):
                 f"take {max(total // (ranks * accumulate), 1) * ranks * accumulate}"
             )
         self.n, self.total, self.seed = n, total, seed
-        self.rank, self.ranks, self.accumulate, self.start = rank, ranks, accumulate, start
+        self.rank, self.ranks, self.accumulate, self.start, self.period = rank, ranks, accumulate, start, period
         self._permutation = (-1, torch.empty(0))  # the epoch used last, and its order
 
     def __iter__(self) -> Iterator[Slot]:
@@ -73,7 +75,8 @@ class StepSampler(Sampler[Slot]):
         """The images of these rows, (len(rows),) int64; None without a fixed set."""
         if self.n is None:
             return None
-        first, stop = (rows.step * self.total + row for row in (rows.mine.start, rows.mine.stop))
+        step = rows.step % self.period if self.period else rows.step
+        first, stop = step * self.total + rows.mine.start, step * self.total + rows.mine.stop
         return torch.cat(
             [
                 self.permutation(epoch)[max(first - epoch * self.n, 0) : stop - epoch * self.n]
