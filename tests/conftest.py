@@ -1,0 +1,29 @@
+"""What all tests share."""
+
+import pytest
+from parity.golden import FOLDER, load
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """`golden("exact/ict.npz")`: reference numbers by name, as tensors."""
+    return lambda name: load(FOLDER / name)
+
+
+@pytest.fixture(scope="session")
+def fixed_rows():
+    """`fixed_rows(values)`: in place of `Rows`, draws these values in any stream."""
+
+    class FixedRows:
+        def __init__(self, values):
+            self.values = values
+
+        def __len__(self):
+            return len(self.values)
+
+        def draw(self, stream, *shape, device="cpu", dtype=None):
+            return self.values.to(device, dtype)
+
+        rand = randn = draw
+
+    return FixedRows
