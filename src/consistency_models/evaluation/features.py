@@ -91,7 +91,7 @@ class Classifier(nn.Module):
         key = hashlib.blake2b(repr(settings).encode(), digest_size=12).hexdigest()
         path = cache_folder() / f"classifier-{key}.pt"
         # Everything random is drawn from the CPU's default generator, which is then put back as it was.
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             torch.default_generator.manual_seed(seed)
             self._build(data.images.shape[1:], data.num_classes)
             self.register_buffer("held_out_accuracy", torch.tensor(torch.nan))

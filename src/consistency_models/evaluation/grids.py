@@ -83,25 +83,22 @@ def save_scatter(path: str | Path, points: Mapping[str, Tensor], title: str | No
     Raises:
         ValueError: no cloud, or one of other shape.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     clouds = {caption: each.detach().flatten(1).double().cpu() for caption, each in points.items()}
     if not clouds or min(each.shape[1] for each in clouds.values()) < 2:
         raise ValueError("points must be at least one cloud (n, d) with d >= 2")
-    data = next(iter(clouds.values()))[:, :2]
-    centre, reach = (data.amax(0) + data.amin(0)) / 2, 0.6 * (data.amax(0) - data.amin(0)).max()
+    lowest, highest = next(iter(clouds.values()))[:, :2].aminmax(dim=0)
+    centre, reach = (lowest + highest) / 2, 0.6 * (highest - lowest).max()
+    (left, bottom), (right, top) = (centre - reach).tolist(), (centre + reach).tolist()
     figure = Figure(figsize=(3.2 * len(clouds), 3.5 + 0.3 * (title is not None)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(clouds), sharex=True, sharey=True, squeeze=False)[0]
     for i, (axis, (caption, cloud)) in enumerate(zip(axes, clouds.items())):
         xy = cloud[:, :2]
         outside = (xy.sub(centre).abs() > reach).any(1).double().mean().item()
         axis.scatter(*xy.T.numpy(), s=max(1.0, 60 / len(xy) ** 0.4), color=f"C{min(i, 1)}", alpha=0.45, linewidths=0)
         axis.set_title(caption + (f"  ({outside:.1%} outside)" if outside else ""), fontsize=10, color="#202124")
-        axis.set(
-            xlim=(centre[0] - reach, centre[0] + reach), ylim=(centre[1] - reach, centre[1] + reach), aspect="equal"
-        )
+        axis.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
         axis.tick_params(labelsize=7, colors="#5f6368", length=2)
         axis.spines[:].set_color("#dadce0")
     if title is not None:

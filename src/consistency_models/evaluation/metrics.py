@@ -3,7 +3,7 @@
 A metric declares
     name           how its numbers' names begin
     needs_labels   it asks whether an image is of the class that was asked for
-    is_distance    0 for equal sets, larger the further they are apart; not so for a share, of which more is better
+    is_distance    near 0 for sets of one distribution, larger the further apart; otherwise a share: more is better
 """
 
 from __future__ import annotations

@@ -1,0 +1,81 @@
+"""Scores and their names, for every choice in conf/features, and the floor."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from consistency_models.evaluation import Evaluation, Score
+from consistency_models.evaluation.features import Identity, to_float
+from consistency_models.evaluation.metrics import FrechetDistance
+
+CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "features").glob("*.yaml"))
+
+
+def points(n, seed=0):
+    images = torch.randn(n, 4, 1, 1, generator=torch.Generator().manual_seed(seed))
+    return SimpleNamespace(name="points", images=images, labels=None, num_classes=0, digest=f"{n}-{seed}")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_feature_space_scores_images_under_names_that_say_what_they_are(path, cache, digit_set):
+    evaluation = instantiate(OmegaConf.load(path))(digit_set)
+    noise = torch.randn(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images, labels = to_float(digit_set.images[:200]), digit_set.labels[:200]
+    real, noisy = evaluation.scores(images, labels, 1), evaluation.scores(images + noise, labels, 2)
+    metrics = [metric.name for metric in evaluation.metrics]
+    assert [score.name for score in real] == [f"{name}200_{path.stem}_train_1step" for name in metrics]
+    assert [score.name for score in noisy] == [f"{name}200_{path.stem}_train_2step" for name in metrics]
+    floor = evaluation.floor(splits=2)
+    assert [score.name for score in floor] == [f"{name}898_{path.stem}_train_floor" for name in metrics]
+    for metric, good, bad, least in zip(evaluation.metrics, real, noisy, floor):
+        sign = 1 if metric.is_distance else -1
+        assert sign * good.value < sign * bad.value
+        assert sign * least.value < sign * bad.value
+        assert least.spread >= 0
+        assert good.spread is None
+        assert good.reference_digest == digit_set.digest
+    unlabelled = [score.metric for score in evaluation.scores(images, None, 1)]
+    assert unlabelled == [metric.name for metric in evaluation.metrics if not metric.needs_labels]
+
+
+def test_names():
+    score = Score("fd", 1.0, 1797, "classifier", "train", "", 1)
+    assert score.name == "fd1797_classifier_train_1step"
+
+
+def test_numbers_do_not_depend_on_the_batch(classifier, digit_set):
+    images = to_float(digit_set.images[:300])
+    one, other = (
+        Evaluation(digit_set, lambda data: classifier, [FrechetDistance()], batch_size=size).scores(images, None, 1)
+        for size in (7, 64)
+    )
+    assert one[0].value == pytest.approx(other[0].value, rel=1e-6)
+
+
+def test_uint8_images_are_scored_as_the_same_images_in_floats(digit_set):
+    evaluation = Evaluation(digit_set, Identity, [FrechetDistance()])
+    some = digit_set.images[:100]
+    assert evaluation.scores(some, None, 1) == evaluation.scores(to_float(some), None, 1)
+    assert evaluation.scores(digit_set.images, None, 1)[0].value == pytest.approx(0, abs=1e-4)
+
+
+def test_the_bias_of_the_floor_falls_as_one_over_n():
+    few, many = (Evaluation(points(n), Identity, [FrechetDistance()]).floor(splits=8)[0].value for n in (400, 3200))
+    assert 5 < few / many < 12
+
+
+def test_the_same_data_have_the_same_floor():
+    first, second = (Evaluation(points(100), Identity, [FrechetDistance()]).floor() for _ in range(2))
+    assert first == second
+
+
+def test_images_that_are_not_finite_score_nan():
+    evaluation = Evaluation(points(100), Identity, [FrechetDistance()])
+    images = points(50).images.clone()
+    images[3, 1] = math.inf
+    assert math.isnan(evaluation.scores(images, None, 1)[0].value)
