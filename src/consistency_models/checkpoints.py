@@ -35,8 +35,10 @@ def write(content: dict[str, Any], path: str | Path) -> None:
     """Write the checkpoint to `path` atomically: a reader sees the old file or the whole new one, never a part.
 
     Raises:
+        TypeError: the content holds something that could not be read back.
         OSError: the disk is full or the folder is read-only; `path` is then as it was before.
     """
+    _check_plain(content, "checkpoint")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -101,7 +103,8 @@ def read(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
         schema = content["schema"]
     except Exception as error:
-        raise CheckpointError(f"{path}: expected plain tensors, numbers, strings, lists and dicts: {error}") from error
+        reason = str(error).split(" This file can")[0].splitlines()[0]
+        raise CheckpointError(f"{path}: expected plain tensors, numbers, strings, lists and dicts: {reason}") from error
     if schema != SCHEMA:
         raise CheckpointError(f"{path}: expected schema {SCHEMA}, found {schema}: written by another version")
     return content
@@ -167,6 +170,20 @@ class CheckpointFormat(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint."""
         Path(path).unlink(missing_ok=True)
+
+
+def _check_plain(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_plain(key, where)
+            _check_plain(item, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            _check_plain(item, f"{where}[{i}]")
+    elif type(value) not in (int, float, str, bool, bytes, type(None)) and not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"{where} is a {type(value).__name__}; checkpoints hold tensors, numbers, strings, lists and dicts"
+        )
 
 
 def _under(prefix: str, weights: dict[str, Any]) -> dict[str, Any]:

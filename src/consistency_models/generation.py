@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 
 from consistency_models.random import seed_of
 
-__all__ = ["Generator", "build_model", "checkpoint_file", "load"]
+__all__ = ["Generator", "build_model", "checkpoint_file", "instantiate", "load"]
 
 
 class Generator:
@@ -39,6 +39,7 @@ class Generator:
     ) -> None:
         self.model, self.shape, self.make_sampler = model, tuple(shape), make_sampler
         self.num_classes, self.bounded = num_classes, bounded
+        self.weights = "model"  # which weights the model has: `load` sets the name of an average
 
     def labels(self, indices: Tensor) -> Tensor | None:
         """The class of each image where none is asked for: they take turns, so that all are equally frequent."""
@@ -76,7 +77,9 @@ class Generator:
             if not self.num_classes:
                 raise ValueError("labels: this model is unconditional; leave them out")
             if len(labels) != n or labels.min() < 0 or labels.max() >= self.num_classes:
-                raise ValueError(f"labels must be {n} numbers from 0 to {self.num_classes - 1}; got {labels.tolist()[:8]}")
+                raise ValueError(
+                    f"labels must be {n} numbers from 0 to {self.num_classes - 1}; got {labels.tolist()[:8]}"
+                )
         sampler, images = self.make_sampler(steps=steps), []
         device = next(self.model.parameters()).device
         for start in range(0, n, batch_size):
@@ -108,10 +111,15 @@ class ImageNoise:
         return torch.stack(drawn).to(self.device)
 
 
+def instantiate(node: Any, **arguments: Any) -> Any:
+    """The object that a configuration node describes; lists and dicts in it are plain ones, so that they can be saved."""
+    import hydra.utils
+
+    return hydra.utils.instantiate(node, _convert_="all", **arguments)
+
+
 def build_model(config: dict[str, Any]) -> nn.Module:
     """The preconditioned network that a configuration describes, with fresh weights."""
-    from hydra.utils import instantiate
-
     from consistency_models.preconditioning import Preconditioned
 
     return Preconditioned(instantiate(config["network"]), instantiate(config["preconditioning"]))
@@ -129,8 +137,6 @@ def load(path: str | Path, weights: str | None = None, device: torch.device | st
         CheckpointError: the file is damaged, or asks for code outside this package and PyTorch.
         ValueError: no such weights.
     """
-    from hydra.utils import instantiate
-
     from consistency_models.checkpoints import CheckpointError, read
 
     path = checkpoint_file(path)
@@ -139,7 +145,9 @@ def load(path: str | Path, weights: str | None = None, device: torch.device | st
     for part in ("network", "preconditioning", "sampler"):
         for target in _targets(config[part]):
             if not _is_ours(target):
-                raise CheckpointError(f"{path}: {part} asks for {target}; only this package's classes are loaded from a file")
+                raise CheckpointError(
+                    f"{path}: {part} asks for {target}; only this package's classes are loaded from a file"
+                )
     model = build_model(config)
     chosen = weights or next(iter(content["ema"]), "model")
     if chosen != "model" and chosen not in content["ema"]:
@@ -148,13 +156,15 @@ def load(path: str | Path, weights: str | None = None, device: torch.device | st
     if chosen != "model":
         model.load_state_dict(content["ema"][chosen], strict=False)  # buffers are not averaged
     data = config["data"]
-    return Generator(
+    generator = Generator(
         model.to(device).eval().requires_grad_(False),
         (data["channels"], data["image_size"], data["image_size"]),
         instantiate(config["sampler"]),
         data["network_classes"],
         data["bounded"],
     )
+    generator.weights = chosen
+    return generator
 
 
 def checkpoint_file(path: str | Path) -> Path:

@@ -48,15 +48,15 @@ class Rows:
 
     def randn(self, stream: str, *shape: int, device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
         """Standard normal draws of my rows, shape (len(self), *shape)."""
-        return torch.randn(
-            self.total, *shape, generator=self.generator(stream, device), device=device, dtype=dtype
-        )[self.mine]
+        return torch.randn(self.total, *shape, generator=self.generator(stream, device), device=device, dtype=dtype)[
+            self.mine
+        ]
 
     def rand(self, stream: str, *shape: int, device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
         """Uniform draws in [0, 1) of my rows, shape (len(self), *shape)."""
-        return torch.rand(
-            self.total, *shape, generator=self.generator(stream, device), device=device, dtype=dtype
-        )[self.mine]
+        return torch.rand(self.total, *shape, generator=self.generator(stream, device), device=device, dtype=dtype)[
+            self.mine
+        ]
 
     def seed_dropout(self) -> None:
         """Seed the default generators of every device, so that the next pass draws this step's dropout masks.

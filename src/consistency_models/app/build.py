@@ -8,21 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning import Callback, LightningDataModule
 from torch import nn
 
 from consistency_models.app.errors import ConfigError
 from consistency_models.checkpoints import digest_of
 from consistency_models.evaluation import Evaluation
-from consistency_models.generation import Generator, build_model, checkpoint_file, load
+from consistency_models.generation import Generator, build_model, checkpoint_file, instantiate, load
 from consistency_models.methods.base import Method
 
 log = logging.getLogger(__name__)
 
 __all__ = ["build_callbacks", "build_data", "build_evaluation", "build_generator", "build_method", "total_steps"]
 
-NOT_ARGUMENTS = ("name", "_target_", "network_classes", "bounded", "evaluation_images")
+NOT_ARGUMENTS = ("name", "_target_", "needs_teacher", "network_classes", "bounded", "evaluation_images")
 """Keys of `model` and `data` that tell other parts of the configuration something, and are no arguments of the class."""
 
 
@@ -117,7 +116,9 @@ def weights_of_teacher(model: nn.Module, teacher: nn.Module | None, path: None =
     _copy(teacher, model, "teacher")
 
 
-def weights_of_run(model: nn.Module, path: str | Path, teacher: nn.Module | None = None, weights: str | None = None) -> None:
+def weights_of_run(
+    model: nn.Module, path: str | Path, teacher: nn.Module | None = None, weights: str | None = None
+) -> None:
     """Start from the weights of another run."""
     _copy(load(path, weights).model, model, f"init.path={path}")
 

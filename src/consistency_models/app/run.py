@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import resource
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -26,10 +26,11 @@ from consistency_models.callbacks.finite import NonFiniteError
 from consistency_models.callbacks.signals import StoppedBySignal
 from consistency_models.checkpoints import CheckpointError, CheckpointFormat, digest_of, newest_good
 from consistency_models.data.errors import DataError
+from consistency_models.random import seed_of
 
 log = logging.getLogger(__name__)
 
-__all__ = ["run_job"]
+__all__ = ["quiet", "report", "run_job"]
 
 
 def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | None]:
@@ -53,42 +54,54 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
             log.info("%s; go on with: python train.py ckpt_path=%s", stop, run.path)
         return Exit.STOPPED, None
     except Exception as error:
-        code = _code(error)
-        line = f"error: {error}" if code != Exit.UNEXPECTED else f"error: {type(error).__name__}: {error}"
+        code, text = report(error, config["show_traceback"])
         if main:
-            run.mark("FAILED", f"{traceback.format_exc()}\n{line}\n")
-        if code == Exit.UNEXPECTED or config.get("debug"):
-            traceback.print_exc()
-        print(line, file=sys.stderr)
+            run.mark("FAILED", text)
         return code, None
     finally:
         if "wandb" in sys.modules:  # without it the jobs of a multirun merge into one W&B run
             sys.modules["wandb"].finish()
 
 
+def report(error: Exception, show_traceback: bool) -> tuple[Exit, str]:
+    """Tell the user of an error in one line; returns the exit code, and traceback and line for the record."""
+    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # what an object of the configuration complained of, without Hydra's wrapping
+    code = _code(error)
+    line = f"error: {error}" if code != Exit.UNEXPECTED else f"error: {type(error).__name__}: {error}"
+    trace = "".join(traceback.format_exception(error))
+    if code == Exit.UNEXPECTED or show_traceback:
+        print(trace, file=sys.stderr)
+    print(line, file=sys.stderr)
+    return code, f"{trace}\n{line}\n"
+
+
 def _code(error: Exception) -> Exit:
     kinds = {
         CheckpointError: Exit.NO_GOOD_CHECKPOINT,
         NonFiniteError: Exit.NOT_FINITE,
-        (ConfigError, DataError): Exit.BAD_INPUT,
+        (ConfigError, DataError, InstantiationException): Exit.BAD_INPUT,
         OSError: Exit.STORAGE,
     }
     return next((code for kind, code in kinds.items() if isinstance(error, kind)), Exit.UNEXPECTED)
 
 
 def _train(config: dict[str, Any], run: RunFolder) -> float | None:
-    _quiet()
+    quiet()
     torch.set_num_threads(cpu_threads(config["trainer"]))
     started = time.perf_counter()
     resume = _resume_path(config, run)
     data = build.build_data(config)
+    torch.manual_seed(seed_of(config["seed"], "weights"))  # the initial weights; training steps seed themselves
     method = build.build_method(config)
     generator = build.build_generator(config, method.model)
     evaluation = build.build_evaluation(config, data)
     callbacks = build.build_callbacks(config, generator=generator, evaluation=evaluation, settings=config["evaluation"])
     loggers = build_loggers(config, run.path)
     teacher = getattr(method._teacher[0], "origin", None)
-    options = {k: v for k, v in config["trainer"].items() if k not in ("_target_", "max_images", "max_steps", "strategy")}
+    options = {
+        k: v for k, v in config["trainer"].items() if k not in ("_target_", "max_images", "max_steps", "strategy")
+    }
     trainer = Trainer(
         **options,
         strategy=strategy_of(config["trainer"], run.path),
@@ -178,7 +191,7 @@ def _compatible(path: Path, method: torch.nn.Module, config: dict[str, Any]) -> 
     return content["step"]
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """What Lightning tells every user at every start is of no use to ours."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
@@ -211,8 +224,3 @@ def _closing_words(run: RunFolder, summary: dict[str, Any]) -> str:
         "next      python train.py model=teacher      then      python train.py model=cd teacher=run teacher.path=FOLDER",
     ]
     return "\n".join(lines)
-
-
-def load_config(path: str | Path) -> dict[str, Any]:
-    """A run's resolved configuration."""
-    return json.loads(Path(path).read_text()) if str(path).endswith(".json") else RunFolder(Path(path).parent).read_config()

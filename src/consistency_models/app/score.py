@@ -1,0 +1,130 @@
+"""`eval.py`: sample from a finished run at several step counts, score the images, and write down what was measured."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from consistency_models.app import build
+from consistency_models.app.errors import ConfigError, Exit
+from consistency_models.app.folder import write_atomically
+from consistency_models.app.run import quiet, report
+from consistency_models.checkpoints import digest_of, read
+from consistency_models.evaluation.grids import save_comparison, save_scatter
+from consistency_models.generation import checkpoint_file, load
+
+log = logging.getLogger(__name__)
+
+__all__ = ["score"]
+
+
+def score(config: dict[str, Any]) -> Exit:
+    """Score `run` at the step counts `steps`; returns the exit code."""
+    try:
+        _score(config)
+        return Exit.DONE
+    except Exception as error:
+        return report(error, config["show_traceback"])[0]
+
+
+def _score(config: dict[str, Any]) -> None:
+    quiet()
+    path = checkpoint_file(config["run"])
+    digest = digest_of(path)
+    trained = read(path)["config"]
+    settings = trained["evaluation"]
+    steps = config["steps"] or settings["steps"]
+    n = config["n"] or settings["n"]
+    if any(not isinstance(count, int) or count < 1 for count in steps) or n < 2:
+        raise ConfigError("steps", steps, "a list of whole numbers from 1, and n of at least 2")
+    generator = load(path, config["weights"], _device(config["device"]))
+    evaluation = build.build_evaluation(trained, build.build_data(trained))
+    labels = generator.labels(torch.arange(n))
+    results, pictures = [], {}
+    with Progress() as progress:
+        for count in steps:
+            task = progress.add_task(f"{count}-step samples", total=n)
+            started = time.perf_counter()
+            images = generator.sample(
+                n,
+                steps=count,
+                seed=config["seed"],
+                batch_size=config["batch_size"],
+                progress=lambda done, task=task: progress.advance(task, done),
+            )
+            seconds = time.perf_counter() - started
+            pictures[f"{count}-step"] = images
+            sampler = generator.make_sampler(steps=count)
+            results += [
+                {
+                    "metric": f"eval/{found.name}",
+                    "value": None if math.isnan(found.value) else found.value,
+                    "spread": found.spread,
+                    "n": found.n,
+                    "features": found.features,
+                    "reference": found.reference,
+                    "reference_digest": found.reference_digest,
+                    "sampler": type(sampler).__name__,
+                    "steps": count,
+                    "sigmas": list(sampler.sigmas),
+                    "nfe": sampler.nfe,
+                    "seconds": round(seconds, 3),
+                }
+                for found in evaluation.scores(images, labels, count)
+            ]
+    floor = {f"eval/{found.name}": found.value for found in evaluation.floor()}
+    folder = _folder(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "schema": 1,
+        "checkpoint": str(path),
+        "digest": digest,
+        "weights": generator.weights,
+        "seed": config["seed"],
+        "results": results,
+        "floor": floor,
+    }
+    write_atomically(folder / "evaluation.json", json.dumps(content, indent=2) + "\n")
+    table = _table(content)
+    write_atomically(folder / "evaluation.md", table)
+    title = f"the same noise, weights {generator.weights}"
+    if generator.bounded:
+        save_comparison(folder / "samples.png", {name: images[:40] for name, images in pictures.items()}, title=title)
+    else:
+        save_scatter(folder / "samples.png", {"data": evaluation.data.images[:n], **pictures}, title)
+    print(table)
+    print(f"written to {folder}")
+
+
+def _table(content: dict[str, Any]) -> str:
+    lines = [
+        f"Checkpoint `{content['checkpoint']}`, weights {content['weights']}, seed {content['seed']}.",
+        "",
+        "| metric | value | network calls | seconds |",
+        "|---|---|---|---|",
+    ]
+    for result in content["results"]:
+        value = "not finite" if result["value"] is None else f"{result['value']:.4g}"
+        lines.append(f"| {result['metric']} | {value} | {result['nfe']} | {result['seconds']:.1f} |")
+    lines += [f"| {name} (data against data) | {value:.4g} | | |" for name, value in content["floor"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _folder(checkpoint: Path) -> Path:
+    """evaluation/ of the run folder, or beside a checkpoint that lies elsewhere."""
+    parent = checkpoint.parent
+    return (parent.parent if parent.name == "checkpoints" else parent / checkpoint.stem) / "evaluation"
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+

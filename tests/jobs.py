@@ -1,0 +1,36 @@
+"""Jobs run in this process, as train.py runs them: compose, resolve, train."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import OmegaConf
+
+from consistency_models.app.folder import RunFolder
+from consistency_models.app.run import run_job
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    "trainer=cpu",
+    "logger=csv",
+    "callbacks.metrics.every=1",
+    "callbacks.samples=null",
+    "callbacks.validation=null",
+    "callbacks.progress=null",
+)
+"""A training that only trains, and logs every step."""
+
+
+def config_of(folder, *overrides):
+    """The resolved configuration of a command line."""
+    OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = hydra.compose("train", [f"paths.output={folder}", *overrides])
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def run(folder, *overrides, **extra):
+    """Train in `folder`; returns the exit code."""
+    config = config_of(folder, *overrides)
+    config["callbacks"] |= extra.get("callbacks", {})
+    RunFolder(folder).write_config(config, list(overrides))
+    return run_job(config, folder)[0]

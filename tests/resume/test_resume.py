@@ -1,0 +1,112 @@
+"""A run that is killed at any step and resumed is bit-identical to one that was not."""
+
+import csv
+
+import pytest
+import torch
+from jobs import ROOT, TINY, run
+from lightning import Callback
+
+from consistency_models.app.errors import Exit
+from consistency_models.checkpoints import read
+
+METHODS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
+STEPS = 12
+TEACHER = {
+    name: ("teacher=exact",)
+    for name in METHODS
+    if "needs_teacher: true" in (ROOT / f"conf/model/{name}.yaml").read_text()
+}
+
+
+class Crash(Callback):
+    """Dies after a step, between two saves."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise RuntimeError("killed")
+
+
+def crash(step):
+    return {"crash": {"_target_": f"{__name__}.Crash", "step": step}}
+
+
+def arguments(method, *more):
+    return (
+        f"model={method}",
+        "data=mixture",
+        "network=mlp",
+        "network.dropout=0.1",
+        *TEACHER.get(method, ()),
+        *TINY,
+        f"trainer.max_steps={STEPS}",
+        "data.batch_size=32",
+        "data.conditional=true",
+        "callbacks.checkpoint.every=4",
+        *more,
+    )
+
+
+def contents(folder):
+    """Everything that must be equal: the last checkpoint and the logged figures (but for the clock)."""
+    checkpoint = read(folder / "checkpoints/last.ckpt")
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = [{k: v for k, v in row.items() if k != "train/images_per_second"} for row in csv.DictReader(file)]
+    return {key: checkpoint[key] for key in ("step", "model", "ema", "target", "optimizer")}, rows
+
+
+def assert_same(a, b, where=""):
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, pair in enumerate(zip(a, b)):
+            assert_same(*pair, f"{where}/{i}")
+    else:
+        assert a == b, where
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resumed_is_bit_identical(method, tmp_path):
+    undisturbed, killed = tmp_path / "a", tmp_path / "b"
+    assert run(undisturbed, *arguments(method)) == Exit.DONE
+    for step in (6, 10):  # resumes at 4 and at 8
+        start = () if step == 6 else (f"ckpt_path={killed}",)
+        assert run(killed, *arguments(method, *start), callbacks=crash(step)) == Exit.UNEXPECTED
+        assert (killed / "FAILED").exists()
+    assert run(killed, *arguments(method, f"ckpt_path={killed}")) == Exit.DONE
+    assert_same(contents(undisturbed), contents(killed))
+    assert [row["step"] for row in contents(killed)[1]] == [str(k) for k in range(1, STEPS + 1)]
+
+
+@pytest.mark.parametrize(
+    "more", [("data.workers=2",), ("trainer.accumulate_grad_batches=2",)], ids=["workers", "micro-batches"]
+)
+def test_resumed_is_bit_identical_with(more, tmp_path):
+    image_run = ("data=digits", "network=small", "network.model_channels=8", "data.batch_size=16", *more)
+    undisturbed, killed = tmp_path / "a", tmp_path / "b"
+    assert run(undisturbed, *arguments("ict", *image_run)) == Exit.DONE
+    assert run(killed, *arguments("ict", *image_run), callbacks=crash(7)) == Exit.UNEXPECTED
+    assert run(killed, *arguments("ict", *image_run, f"ckpt_path={killed}")) == Exit.DONE
+    assert_same(contents(undisturbed), contents(killed))
+
+
+def test_workers_do_not_change_the_numbers(tmp_path):
+    image_run = (
+        "data=digits",
+        "network=small",
+        "network.model_channels=8",
+        "data.batch_size=16",
+        "trainer.max_steps=3",
+    )
+    for workers in (0, 2):
+        assert run(tmp_path / str(workers), *arguments("ict", *image_run, f"data.workers={workers}")) == Exit.DONE
+    assert_same(contents(tmp_path / "0"), contents(tmp_path / "2"))
