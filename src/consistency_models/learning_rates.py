@@ -33,8 +33,8 @@ class Linear:
 
     def __call__(self, k: int, K: int, batch_size: int) -> float:
         """The factor, in [0, 1]."""
-        start = min(k * batch_size / self.warmup_images, 1) if self.warmup_images else 1.0
-        end = min(max(1 - k / K, 0) / self.decay, 1) if self.decay else 1.0
+        start = min(k * batch_size / self.warmup_images, 1.0) if self.warmup_images else 1.0
+        end = min(max(1 - k / K, 0.0) / self.decay, 1.0) if self.decay else 1.0
         return start * end
 
 
