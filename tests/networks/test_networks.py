@@ -1,39 +1,10 @@
 """What every network of conf/network promises, whatever its size."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from hydra.errors import InstantiationException
+from networks.files import BASES, NAMES, config, tiny
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-CONF = Path(__file__).parents[2] / "conf" / "network"
-NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
-TINY = {  # what makes each network cheap enough to run here; the rest of its file stays as it is
-    "consistency_models.networks.mlp.MLP": {"width": 32},
-    "consistency_models.networks.song.SongUNet": {"model_channels": 8, "num_blocks": 1},
-}
-
-
-def config(name, **data):
-    """conf/network/NAME.yaml, with the files that it extends, for a data set of 3-channel images in 4 classes."""
-    node = OmegaConf.load(CONF / f"{name}.yaml")
-    for base in reversed(node.pop("defaults", [])):
-        node = node if base == "_self_" else OmegaConf.merge(config(base, **data).network, node)
-    data = {"image_size": 16, "channels": 3, "network_classes": 4} | data
-    return OmegaConf.create({"data": data, "network": node})
-
-
-def tiny(name, seed=0, **changes):
-    """A small version of the network with all parameters random, so that no branch is hidden by a zero."""
-    torch.manual_seed(seed)
-    node = config(name).network
-    network = instantiate(node, **TINY[node._target_], **changes)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return network.eval()
 
 
 def inputs(network, batch=3, seed=1):
@@ -44,13 +15,20 @@ def inputs(network, batch=3, seed=1):
     return x, noise_label, labels
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=BASES)
 def network(request):
     return tiny(request.param)
 
 
 def relative(got, expected):
     return ((got - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_builds_its_network(name):
+    network = tiny(name, image_size=32)
+    x, c, labels = inputs(network, batch=1)
+    assert network(x, c, labels).shape == x.shape
 
 
 def test_takes_the_whole_batch_and_no_image_sees_another(network):
@@ -110,7 +88,7 @@ def test_forward_mode_derivatives_through_the_math_path(network):
     assert relative(tangent, (ahead - behind) / (2 * step)) < 1e-6
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BASES)
 def test_checkpointing_changes_no_gradient(name):
     if "checkpointing" not in config(name).network:
         assert config(name).network._target_.endswith("MLP")  # nothing worth recomputing
@@ -124,7 +102,7 @@ def test_checkpointing_changes_no_gradient(name):
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BASES)
 def test_dropout_is_drawn_in_training_only_and_repeats_with_the_seed(name):
     network = tiny(name, dropout=0.5)
     x, c, labels = inputs(network)
@@ -133,3 +111,71 @@ def test_dropout_is_drawn_in_training_only_and_repeats_with_the_seed(name):
     first, second, again = (torch.manual_seed(seed) and network(x, c, labels) for seed in (3, 4, 3))
     assert relative(first, second) > 1e-3
     torch.testing.assert_close(first, again)
+
+
+def test_dropout_only_at_coarse_resolutions():
+    network = tiny("ddpmpp", dropout=0.5, dropout_resolution=8)
+    blocks = {name: module.dropout for name, module in network.named_modules() if hasattr(module, "dropout")}
+    assert {name for name, dropout in blocks.items() if dropout} == {name for name in blocks if "16x16" not in name}
+
+
+@pytest.mark.parametrize("name", [name for name in BASES if "label_dropout" in config(name).network])
+def test_a_hidden_class_is_no_class(name):
+    network = tiny(name, label_dropout=1.0)
+    x, c, labels = inputs(network)
+    assert relative(network(x, c, labels), network(x, c)) > 1e-4
+    network.train()
+    torch.testing.assert_close(network(x, c, labels), network(x, c))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BASES)
+def test_compiles_as_one_graph(name):
+    network = tiny(name, dropout=0.1).train()
+    x, c, labels = inputs(network)
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    torch.manual_seed(0)
+    expected = network(x, c, labels)
+    torch.manual_seed(0)
+    assert relative(compiled(x, c, labels), expected) < 1e-3  # EDM2 has normalised its weights once more
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", [name for name in BASES if "channel_mult" in config(name).network])
+def test_an_image_that_cannot_be_halved_is_refused(name):
+    with pytest.raises(InstantiationException, match="image_size must be a multiple of"):
+        tiny(name, image_size=17)
+
+
+@pytest.mark.parametrize("name", ["openai_adm", "edm2"])
+def test_augmentation_labels_that_would_be_ignored_are_refused(name):
+    with pytest.raises(InstantiationException, match="augment_dim must be 0"):
+        tiny(name, augment_dim=9)
+
+
+@pytest.mark.parametrize("name", ["ddpmpp", "adm", "mlp"])
+def test_augmentation_labels_matter_and_none_means_zeros(name):
+    network = tiny(name, augment_dim=9)
+    x, c, labels = inputs(network)
+    assert relative(network(x, c, labels, torch.ones(3, 9)), network(x, c, labels)) > 1e-4
+    torch.testing.assert_close(network(x, c, labels, torch.zeros(3, 9)), network(x, c, labels))
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), [("skip", "skip"), ("residual", "skip"), ("skip", "standard")])
+def test_images_enter_and_leave_at_every_level(encoder, decoder):
+    network = tiny("ncsnpp", encoder=encoder, decoder=decoder)
+    x, c, labels = inputs(network)
+    assert network(x, c, labels).shape == x.shape
+    names = [name for name in network.state_dict() if "aux" in name and name.endswith("weight")]
+    assert ("enc.8x8_aux_skip.weight" in names, "enc.8x8_aux_residual.weight" in names) == (
+        encoder == "skip",
+        encoder == "residual",
+    )
+    assert [f"dec.{r}x{r}_aux_conv.weight" in names for r in (16, 8, 4)] == [True, *[decoder == "skip"] * 2]
+
+
+def test_unknown_encoder_is_refused_and_lost_attention_is_told_of():
+    with pytest.raises(InstantiationException, match="encoder must be one of standard, skip, residual; got 'residul'"):
+        tiny("ncsnpp", encoder="residul")
+    with pytest.warns(UserWarning, match="no attention at 16x16: 8 channels make no head of 64"):
+        tiny("adm", head_channels=64)

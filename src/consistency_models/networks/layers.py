@@ -21,14 +21,34 @@ __all__ = [
     "PositionalEmbedding",
     "UNetBlock",
     "attention",
+    "check_levels",
     "condition",
     "group_norm",
     "run",
 ]
 
 
-def condition(given: Tensor | None, width: int, x: Tensor) -> Tensor:
+def check_levels(image_size: int, channel_mult: Sequence[int]) -> None:
+    """Refuse an image that cannot be halved once for each level but the first.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if image_size % 2 ** (len(channel_mult) - 1):
+        raise ValueError(
+            f"image_size must be a multiple of {2 ** (len(channel_mult) - 1)} for the {len(channel_mult)} levels of "
+            f"channel_mult={list(channel_mult)}; got {image_size}: give channel_mult fewer levels, or resize the images"
+        )
+
+
+def condition(given: Tensor | None, width: int, x: Tensor, dropout: float = 0.0) -> Tensor:
     """What a network is told beside the noise level: `given` (B, width), or zeros, which mean "nothing known".
+
+    Args:
+        given: one-hot class labels, or augmentation labels, or None.
+        width: values an image that the network takes.
+        x: any tensor of the batch, for its length, dtype and device.
+        dropout: probability that an image's row is hidden, i.e. zero (for classifier-free guidance).
 
     Raises:
         ValueError: `given` has another shape, so it was made for another network.
@@ -40,7 +60,8 @@ def condition(given: Tensor | None, width: int, x: Tensor) -> Tensor:
             f"labels of shape {tuple(given.shape)} for a batch of {x.shape[0]} and a network that takes {width} "
             f"values an image (0: none at all); pass ({x.shape[0]}, {width}), or None"
         )
-    return given.to(x.dtype)
+    given = given.to(x.dtype)
+    return given * (torch.rand_like(given[:, :1]) >= dropout) if dropout else given
 
 
 def run(block: Callable[..., Tensor], *args: Tensor, checkpointing: bool) -> Tensor:
@@ -171,7 +192,7 @@ class UNetBlock(nn.Module):
     """Residual block, then self-attention if wanted; (B, in, H, W) and embedding (B, emb) to (B, out, H', W').
 
         h = conv0(silu(norm0(x)))
-        h ← conv1(dropout(silu(norm1(h)·(1 + scale) + shift)))    or, not adaptive, conv1(dropout(silu(norm1(h + shift))))
+        h ← conv1(dropout(silu(norm1(h)·(1 + scale) + shift)))    adaptive, else  conv1(dropout(silu(norm1(h + shift))))
         x ← (h + skip(x))·skip_scale
         x ← (x + proj(attention(norm2(x))))·skip_scale
 

@@ -18,6 +18,7 @@ from consistency_models.networks.layers import (
     Linear,
     PositionalEmbedding,
     UNetBlock,
+    check_levels,
     condition,
     group_norm,
     run,
@@ -85,12 +86,8 @@ class SongUNet(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        check_levels(image_size, channel_mult)
         levels = len(channel_mult)
-        if image_size % 2 ** (levels - 1):
-            raise ValueError(
-                f"image_size must be a multiple of {2 ** (levels - 1)} for the {levels} levels of channel_mult; got "
-                f"{image_size}: give channel_mult fewer levels, or resize the images"
-            )
         for name, value, allowed in (
             ("encoder", encoder, ("standard", "skip", "residual")),
             ("decoder", decoder, ("standard", "skip")),
@@ -173,14 +170,13 @@ class SongUNet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def embed(self, x: Tensor, noise_label: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+    def embed(self, noise_label: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         """The vector (B, emb) that every block sees."""
         features = self.map_noise(noise_label)
         emb = torch.cat(features.chunk(2, 1)[::-1], 1)  # sines first, which is what the published weights expect
-        labels, augment = condition(labels, self.num_classes, emb), condition(augment, self.augment_dim, emb)
+        labels = condition(labels, self.num_classes, emb, self.label_dropout if self.training else 0.0)
+        augment = condition(augment, self.augment_dim, emb)
         if self.map_label is not None:
-            if self.training and self.label_dropout:
-                labels = labels * (torch.rand_like(labels[:, :1]) >= self.label_dropout)
             emb = emb + self.map_label(labels * sqrt(self.num_classes))
         if self.map_augment is not None:
             emb = emb + self.map_augment(augment)
@@ -190,7 +186,7 @@ class SongUNet(nn.Module):
         self, x: Tensor, noise_label: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
         """F(x), shape (B, out_channels, size, size), for noise_label (B,), one-hot labels and augmentation labels."""
-        emb = self.embed(x, noise_label, labels, augment)
+        emb = self.embed(noise_label, labels, augment)
         enc, dec = self.enc, self.dec
 
         aux, skips = x, []

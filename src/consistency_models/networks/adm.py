@@ -1,0 +1,163 @@
+"""ADM, the U-Net of guided diffusion, with EDM's parameter names.
+
+(Dhariwal & Nichol, arXiv 2105.05233, as EDM restates it: Karras et al., arXiv 2206.00364, App. F.6 and Table 8.)
+For OpenAI's own checkpoints see `openai_adm`: the same mathematics under other names.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from consistency_models.networks.layers import (
+    Conv2d,
+    Linear,
+    PositionalEmbedding,
+    UNetBlock,
+    check_levels,
+    condition,
+    group_norm,
+    run,
+)
+
+__all__ = ["DhariwalUNet"]
+
+
+class DhariwalUNet(nn.Module):
+    """U-Net whose blocks are scaled and shifted by the embedding; F(x, noise_label, labels, augment).
+
+    Args:
+        image_size: height and width; divisible by 2^(levels - 1).
+        channels: of the image.
+        num_classes: width of the one-hot labels; 0 for an unconditional network.
+        augment_dim: width of the augmentation labels; 0 for none.
+        dropout: probability within the blocks.
+        dropout_resolution: dropout only in blocks of at most this resolution; everywhere by default.
+        label_dropout: probability, in training, of hiding an image's class (for classifier-free guidance).
+        out_channels: as `channels` by default.
+        model_channels: channels at multiplier 1.
+        channel_mult: multiplier of each level, fine to coarse.
+        channel_mult_emb: width of the embedding, in model_channels.
+        num_blocks: residual blocks a level (the decoder has one more).
+        attn_resolutions: resolutions with attention; the middle has it always.
+        head_channels: channels of an attention head; a block with fewer channels has no attention, as published.
+        adaptive_scale: the embedding scales and shifts (AdaGN), rather than shifts alone.
+        checkpointing: keep no activations within blocks; backward computes them again.
+
+    Raises:
+        ValueError: image_size cannot be halved as often as channel_mult has levels.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        num_classes: int = 0,
+        augment_dim: int = 0,
+        dropout: float = 0.0,
+        *,
+        dropout_resolution: int | None = None,
+        label_dropout: float = 0.0,
+        out_channels: int | None = None,
+        model_channels: int = 192,
+        channel_mult: Sequence[int] = (1, 2, 3, 4),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 3,
+        attn_resolutions: Sequence[int] = (32, 16, 8),
+        head_channels: int = 64,
+        adaptive_scale: bool = True,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        check_levels(image_size, channel_mult)
+        self.image_size, self.channels = image_size, channels
+        self.num_classes, self.augment_dim = num_classes, augment_dim
+        self.num_blocks, self.label_dropout, self.checkpointing = num_blocks, label_dropout, checkpointing
+        self.resolutions = [image_size >> level for level in range(len(channel_mult))]
+        emb_channels = model_channels * channel_mult_emb
+        levels = list(zip(self.resolutions, (model_channels * mult for mult in channel_mult)))
+
+        def block(c_in: int, c_out: int, resolution: int, attn: bool = False, resample: str | None = None) -> UNetBlock:
+            if attn and c_out < head_channels:
+                size = f"{resolution}x{resolution}"
+                warnings.warn(f"no attention at {size}: {c_out} channels make no head of {head_channels}", stacklevel=3)
+            return UNetBlock(
+                *(c_in, c_out, emb_channels, resample),
+                heads=c_out // head_channels if attn else 0,
+                dropout=dropout if resolution <= (dropout_resolution or image_size) else 0.0,
+                adaptive_scale=adaptive_scale,
+            )
+
+        self.map_noise = PositionalEmbedding(model_channels, endpoint=False)
+        self.map_augment = Linear(augment_dim, model_channels, bias=False) if augment_dim else None
+        self.map_layer0 = Linear(model_channels, emb_channels)
+        self.map_layer1 = Linear(emb_channels, emb_channels)
+        self.map_label = Linear(num_classes, emb_channels, bias=False) if num_classes else None
+
+        self.enc, widths = nn.ModuleDict(), []
+        c = levels[0][1]
+        for resolution, c_out in levels:
+            key = f"{resolution}x{resolution}"
+            if resolution == image_size:
+                self.enc[f"{key}_conv"] = Conv2d(channels, c, 3)
+            else:
+                self.enc[f"{key}_down"] = block(c, c, resolution, resample="down")
+            widths.append(c)
+            for i in range(num_blocks):
+                self.enc[f"{key}_block{i}"] = block(c, c_out, resolution, resolution in attn_resolutions)
+                c = c_out
+                widths.append(c)
+
+        self.dec = nn.ModuleDict()
+        for resolution, c_out in reversed(levels):
+            key = f"{resolution}x{resolution}"
+            if resolution == self.resolutions[-1]:
+                self.dec[f"{key}_in0"] = block(c, c, resolution, True)
+                self.dec[f"{key}_in1"] = block(c, c, resolution)
+            else:
+                self.dec[f"{key}_up"] = block(c, c, resolution, resample="up")
+            for i in range(num_blocks + 1):
+                self.dec[f"{key}_block{i}"] = block(c + widths.pop(), c_out, resolution, resolution in attn_resolutions)
+                c = c_out
+        self.out_norm = group_norm(c)
+        self.out_conv = Conv2d(c, out_channels or channels, 3)
+
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """PyTorch's defaults, as published, but zero for what ends a branch, and normal class embeddings."""
+        for name, parameter in self.named_parameters():
+            if name.rpartition(".")[0].endswith(("conv1", "proj", "out_conv", "map_augment")):
+                nn.init.zeros_(parameter)
+        if self.map_label is not None:
+            nn.init.normal_(self.map_label.weight)
+
+    def embed(self, noise_label: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+        """The vector (B, emb) that every block sees."""
+        emb = self.map_noise(noise_label)
+        labels = condition(labels, self.num_classes, emb, self.label_dropout if self.training else 0.0)
+        augment = condition(augment, self.augment_dim, emb)
+        if self.map_augment is not None:
+            emb = emb + self.map_augment(augment)
+        emb = self.map_layer1(F.silu(self.map_layer0(emb)))
+        if self.map_label is not None:
+            emb = emb + self.map_label(labels)
+        return F.silu(emb)
+
+    def forward(
+        self, x: Tensor, noise_label: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """F(x), shape (B, out_channels, size, size), for noise_label (B,), one-hot labels and augmentation labels."""
+        emb = self.embed(noise_label, labels, augment)
+        skips = []
+        for name, block in self.enc.items():
+            x = block(x) if name.endswith("conv") else run(block, x, emb, checkpointing=self.checkpointing)
+            skips.append(x)
+        for name, block in self.dec.items():
+            x = torch.cat([x, skips.pop()], 1) if "block" in name else x
+            x = run(block, x, emb, checkpointing=self.checkpointing)
+        return self.out_conv(F.silu(self.out_norm(x)))

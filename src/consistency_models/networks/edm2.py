@@ -1,0 +1,290 @@
+"""EDM2's U-Net, whose layers preserve magnitudes by construction.
+
+(Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, arXiv 2312.02696, App. B.)
+Parameter names are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import pi, sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from consistency_models.networks.layers import attention, check_levels, condition, run
+
+__all__ = ["EDM2"]
+
+
+def normalize(x: Tensor, dim: int | tuple[int, ...], eps: float = 1e-4) -> Tensor:
+    """x / (ε + ‖x‖/√n) with norms over the n elements along dim: unit mean square."""
+    n = x.shape[dim] if isinstance(dim, int) else x[0].numel()
+    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    return x / (eps + norm / sqrt(n)).to(x.dtype)
+
+
+def mp_silu(x: Tensor) -> Tensor:
+    """silu(x) / 0.596, of unit variance for x ~ N(0, 1).  (Eq. 81.)"""
+    return F.silu(x) / 0.596
+
+
+def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """((1 - t)·a + t·b) / √((1 - t)² + t²).  (Eq. 88.)"""
+    return a.lerp(b, t) / sqrt((1 - t) ** 2 + t**2)
+
+
+def mp_cat(a: Tensor, b: Tensor) -> Tensor:
+    """Channels of a, then of b, scaled so that both contribute equally and the mean square stays.  (Eq. 103, t = ½.)"""
+    c = sqrt((a.shape[1] + b.shape[1]) / 2)
+    return torch.cat([a * (c / sqrt(a.shape[1])), b * (c / sqrt(b.shape[1]))], 1)
+
+
+class MPFourier(nn.Module):
+    """√2·cos(x·f_i + φ_i) with fixed f_i ~ 2π·N(0, 1), φ_i ~ U(0, 2π); (B,) to (B, channels).  (Eq. 75.)"""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("freqs", 2 * pi * torch.randn(channels))
+        self.register_buffer("phases", 2 * pi * torch.rand(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,) to (B, channels)."""
+        return (x[:, None] * self.freqs + self.phases).cos() * sqrt(2)
+
+
+class MPConv(nn.Module):
+    """Convolution, or linear layer for kernel 0, with each output's weights normalised; no bias.  (Eq. 66.)
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel: odd width; 0 for a linear layer, which autocast leaves in its own precision (it maps the noise level).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *[kernel, kernel][: 2 * bool(kernel)]))
+
+    @torch.no_grad()
+    def force_norm(self) -> None:
+        """Put the weights back where gradient steps of any length mean the same change of direction.  (Sec. 2.3.)"""
+        self.weight.copy_(normalize(self.weight, tuple(range(1, self.weight.ndim))))
+
+    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
+        """(B, in, …) to (B, out, …)."""
+        fan_in = self.weight[0].numel()
+        w = normalize(self.weight, tuple(range(1, self.weight.ndim))) * (gain / sqrt(fan_in))
+        if w.ndim == 2:
+            with torch.autocast(x.device.type, enabled=False):
+                return F.linear(x.to(w.dtype), w)
+        return F.conv2d(x, w.to(x.dtype), padding=w.shape[-1] // 2)
+
+
+class Block(nn.Module):
+    """Residual block, then self-attention if wanted; (B, in, H, W) and embedding (B, emb) to (B, out, H', W').
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        emb_channels: width of the embedding.
+        encoder: normalise each pixel and widen before the residual branch, rather than widen beside it.
+        resample: "up", "down" or None.
+        heads: attention heads; 0 for no attention.
+        dropout: probability.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        encoder: bool,
+        resample: str | None = None,
+        heads: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.resample, self.heads, self.dropout = encoder, resample, heads, dropout
+        self.emb_gain = nn.Parameter(torch.zeros([]))
+        self.conv_res0 = MPConv(out_channels if encoder else in_channels, out_channels, 3)
+        self.emb_linear = MPConv(emb_channels, out_channels, 0)
+        self.conv_res1 = MPConv(out_channels, out_channels, 3)
+        self.conv_skip = MPConv(in_channels, out_channels, 1) if in_channels != out_channels else None
+        self.attn_qkv = MPConv(out_channels, 3 * out_channels, 1) if heads else None
+        self.attn_proj = MPConv(out_channels, out_channels, 1) if heads else None
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """H' = H, 2H for "up", H/2 for "down"."""
+        if self.resample == "up":
+            x = F.interpolate(x, scale_factor=2)
+        if self.resample == "down":
+            x = F.avg_pool2d(x, 2)
+        skip = x if self.conv_skip is None else self.conv_skip(x)
+        if self.encoder:
+            x = skip = normalize(skip, 1)
+        y = self.conv_res0(mp_silu(x))
+        scale = self.emb_linear(emb, self.emb_gain)[:, :, None, None] + 1
+        y = F.dropout(mp_silu(y * scale.to(y.dtype)), self.dropout, self.training)
+        x = mp_sum(skip, self.conv_res1(y).to(skip.dtype), 0.3)
+        if self.heads:
+            qkv = self.attn_qkv(x).unflatten(1, (self.heads, -1, 3))  # order (head, dim, 3)
+            q, k, v = normalize(qkv, 2).unbind(3)
+            x = mp_sum(x, self.attn_proj(attention(q, k, v)).to(x.dtype), 0.3)
+        return x.clamp(-256, 256)
+
+
+class UNet(nn.Module):
+    """The U-Net proper; its arguments are those of `EDM2`."""
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        num_classes: int,
+        dropout: float,
+        dropout_resolution: int | None,
+        label_dropout: float,
+        model_channels: int,
+        channel_mult: Sequence[int],
+        num_blocks: int,
+        attn_resolutions: Sequence[int],
+        head_channels: int,
+        checkpointing: bool,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.label_dropout, self.checkpointing = num_classes, label_dropout, checkpointing
+        resolutions = [image_size >> level for level in range(len(channel_mult))]
+        levels = list(zip(resolutions, (model_channels * mult for mult in channel_mult)))
+        emb_channels = max(c for _, c in levels)
+
+        def block(c_in: int, c_out: int, resolution: int, attn: bool = False, **kwargs) -> Block:
+            drop = dropout if resolution <= (dropout_resolution or image_size) else 0.0
+            return Block(c_in, c_out, emb_channels, heads=c_out // head_channels if attn else 0, dropout=drop, **kwargs)
+
+        self.out_gain = nn.Parameter(torch.zeros([]))
+        self.emb_fourier = MPFourier(levels[0][1])
+        self.emb_noise = MPConv(levels[0][1], emb_channels, 0)
+        self.emb_label = MPConv(num_classes, emb_channels, 0) if num_classes else None
+
+        self.enc, widths = nn.ModuleDict(), []
+        c = channels + 1
+        for resolution, c_out in levels:
+            key = f"{resolution}x{resolution}"
+            if resolution == image_size:
+                self.enc[f"{key}_conv"] = MPConv(c, c_out, 3)
+                c = c_out
+            else:
+                self.enc[f"{key}_down"] = block(c, c, resolution, encoder=True, resample="down")
+            widths.append(c)
+            for i in range(num_blocks):
+                attn = resolution in attn_resolutions
+                self.enc[f"{key}_block{i}"] = block(c, c_out, resolution, attn, encoder=True)
+                c = c_out
+                widths.append(c)
+
+        self.dec = nn.ModuleDict()
+        for resolution, c_out in reversed(levels):
+            key = f"{resolution}x{resolution}"
+            if resolution == resolutions[-1]:
+                self.dec[f"{key}_in0"] = block(c, c, resolution, True, encoder=False)
+                self.dec[f"{key}_in1"] = block(c, c, resolution, encoder=False)
+            else:
+                self.dec[f"{key}_up"] = block(c, c, resolution, encoder=False, resample="up")
+            for i in range(num_blocks + 1):
+                attn = resolution in attn_resolutions
+                self.dec[f"{key}_block{i}"] = block(c + widths.pop(), c_out, resolution, attn, encoder=False)
+                c = c_out
+        self.out_conv = MPConv(c, channels, 3)
+
+    def forward(self, x: Tensor, noise_label: Tensor, labels: Tensor | None) -> Tensor:
+        """As `EDM2`'s."""
+        emb = self.emb_noise(self.emb_fourier(noise_label))
+        labels = condition(labels, self.num_classes, emb, self.label_dropout if self.training else 0.0)
+        if self.emb_label is not None:
+            emb = mp_sum(emb, self.emb_label(labels * sqrt(self.num_classes)), 0.5)
+        emb = mp_silu(emb)
+
+        x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+        skips = []
+        for name, block in self.enc.items():
+            x = block(x) if name.endswith("conv") else run(block, x, emb, checkpointing=self.checkpointing)
+            skips.append(x)
+        for name, block in self.dec.items():
+            x = mp_cat(x, skips.pop()) if "block" in name else x
+            x = run(block, x, emb, checkpointing=self.checkpointing)
+        return self.out_conv(x, self.out_gain)
+
+
+class EDM2(nn.Module):
+    """Magnitude-preserving U-Net, and the head that tells how uncertain its loss is; F(x, noise_label, labels).
+
+    In training, each forward pass that builds a graph first normalises the stored weights in place.
+
+    Args:
+        image_size: height and width; divisible by 2^(levels - 1).
+        channels: of the image.
+        num_classes: width of the one-hot labels; 0 for an unconditional network.
+        augment_dim: must be 0, this network takes no augmentation labels.
+        dropout: probability within the blocks.
+        dropout_resolution: dropout only in blocks of at most this resolution; everywhere by default.
+        label_dropout: probability, in training, of hiding an image's class (for classifier-free guidance).
+        model_channels: channels at multiplier 1.
+        channel_mult: multiplier of each level, fine to coarse.
+        num_blocks: residual blocks a level (the decoder has one more).
+        attn_resolutions: resolutions with attention; the start of the decoder has it always.
+        head_channels: channels of an attention head.
+        logvar_channels: width of the uncertainty head, 128 as published; 0, for losses that do not train it, for none.
+        checkpointing: keep no activations within blocks; backward computes them again.
+
+    Raises:
+        ValueError: image_size cannot be halved as often as channel_mult has levels, or augment_dim is not 0.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        num_classes: int = 0,
+        augment_dim: int = 0,
+        dropout: float = 0.0,
+        *,
+        dropout_resolution: int | None = None,
+        label_dropout: float = 0.0,
+        model_channels: int = 192,
+        channel_mult: Sequence[int] = (1, 2, 3, 4),
+        num_blocks: int = 3,
+        attn_resolutions: Sequence[int] = (16, 8),
+        head_channels: int = 64,
+        logvar_channels: int = 0,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        check_levels(image_size, channel_mult)
+        if augment_dim:
+            raise ValueError(f"augment_dim must be 0 for EDM2; got {augment_dim}: network=adm takes labels")
+        self.image_size, self.channels = image_size, channels
+        self.num_classes, self.augment_dim = num_classes, augment_dim
+        self.unet = UNet(
+            *(image_size, channels, num_classes, dropout, dropout_resolution, label_dropout, model_channels),
+            *(channel_mult, num_blocks, attn_resolutions, head_channels, checkpointing),
+        )
+        if logvar_channels:
+            self.logvar_fourier = MPFourier(logvar_channels)
+            self.logvar_linear = MPConv(logvar_channels, 1, 0)
+
+    def log_variance(self, noise_label: Tensor) -> Tensor:
+        """u(σ), (B,): what the loss e^(-u)·λ(σ)·‖D - x‖² + u learns to be the logarithm of the error."""
+        return self.logvar_linear(self.logvar_fourier(noise_label))[:, 0]
+
+    def forward(
+        self, x: Tensor, noise_label: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """F(x), of the shape of x, for noise_label (B,) and one-hot labels (augment must be None)."""
+        condition(augment, 0, noise_label)
+        if self.training and torch.is_grad_enabled():
+            for module in self.modules():
+                if isinstance(module, MPConv):
+                    module.force_norm()
+        return self.unet(x, noise_label, labels)
