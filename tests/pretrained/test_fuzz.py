@@ -1,0 +1,48 @@
+"""Mutated pickles: nothing but a snapshot or a CheckpointError comes of them, and no event but their own reading."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import snapshots
+from parity.golden import FOLDER
+
+
+def fuzz(folder, cases, files, seed=0):
+    """How the cases ended, by `fuzz.py` in a process of its own whose working folder must stay empty."""
+    folder.mkdir()
+    command = [sys.executable, Path(__file__).with_name("fuzz.py"), "--seed", seed, "--cases", cases, *files]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(folder.iterdir())
+    endings = json.loads(done.stdout)
+    assert sum(endings.values()) == cases
+    return endings
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A small snapshot as each of the three projects writes it."""
+    network = snapshots.module("EDMPrecond", snapshots.small_state_dict(), {"label_dim": 0, "channel_mult": [1, 2]})
+    tops = {
+        "edm": {"ema": network, "augment_pipe": None, "dataset_kwargs": {"path": "x"}},
+        "ect": {"loss_fn": snapshots.ect_loss(), "ema": network},
+        "edm2": snapshots.EasyDict(dataset_kwargs=snapshots.EasyDict(path="x"), ema=network),
+    }
+    return [snapshots.dump(top, tmp_path / f"{name}.pkl") for name, top in tops.items()]
+
+
+def test_two_thousand_mutations(written, tmp_path):
+    endings = fuzz(tmp_path / "empty", 2000, written)
+    assert endings["loaded"] > 10  # some mutations are harmless: the reader is not just refusing everything
+    assert endings["refused"] > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_mutations_of_the_golden_snapshots(seed, written, tmp_path):
+    fuzz(tmp_path / "empty", 3000, [*sorted(FOLDER.glob("edm/*snapshot*.pkl")), *written], seed)
