@@ -2,6 +2,7 @@
 
 from consistency_models.data.batch import Batch, Slot
 from consistency_models.data.cifar10 import cifar10
+from consistency_models.data.decoding import Decoder
 from consistency_models.data.digits import digits
 from consistency_models.data.errors import DataError
 from consistency_models.data.fashion_mnist import fashion_mnist
@@ -15,6 +16,7 @@ __all__ = [
     "Batch",
     "DataError",
     "DataModule",
+    "Decoder",
     "GaussianMixture",
     "ImageSet",
     "Mixture",

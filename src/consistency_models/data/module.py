@@ -23,7 +23,7 @@ RESIDENT_BYTES = 2 << 30  # a set up to this size is kept on the GPU
 class DataModule(LightningDataModule):
     """Micro-batches of a source, from the trainer's global step on.
 
-    The trainer must leave the sampler alone: `use_distributed_sampler=False`, and `overfit_steps` instead of Lightning's
+    The trainer must leave the sampler alone: `use_distributed_sampler=False`, and `overfit_steps` in place of its own
     `overfit_batches`. Images travel as uint8 and are flipped and scaled to [-1, 1] on the device. A set that fits lies
     on the GPU as uint8, so that only indices travel.
 
