@@ -1,8 +1,8 @@
 """Checkpoint files: written whole or not at all, checked when read, and never able to run code.
 
 A checkpoint is what `torch.save` writes of plain tensors, numbers, strings, lists and dicts; its SHA-256 stands in the
-zip comment at the file's end, so the digest is inside the file and any PyTorch can still read it. `read` verifies it and
-loads with `weights_only=True`: a flipped bit, a cut-off file and a pickle are all refused with one error.
+zip comment at the file's end, so the digest is inside the file and any PyTorch can still read it. `read` verifies it
+and loads with `weights_only=True`: a flipped bit, a cut-off file and a pickle are all refused with one error.
 
     {"schema": 1, "step", "config", "model": {}, "ema": {"0.999": {}}, "target": {} | None, "optimizer": {},
      "teacher": {"path", "digest"} | None, "images_seen", "trainer": {what Lightning needs to resume}}

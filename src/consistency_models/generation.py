@@ -112,7 +112,7 @@ class ImageNoise:
 
 
 def instantiate(node: Any, **arguments: Any) -> Any:
-    """The object that a configuration node describes; lists and dicts in it are plain ones, so that they can be saved."""
+    """The object that a configuration node describes; lists and dicts in it are plain, so that they can be saved."""
     import hydra.utils
 
     return hydra.utils.instantiate(node, _convert_="all", **arguments)
@@ -176,8 +176,9 @@ def checkpoint_file(path: str | Path) -> Path:
 def _is_ours(target: str) -> bool:
     from hydra.utils import get_object
 
-    # A path such as consistency_models.checkpoints.os.system begins like ours and is not: ask the object where it is from.
-    return target.startswith("consistency_models.") and get_object(target).__module__.startswith("consistency_models.")
+    # consistency_models.checkpoints.os.system begins like ours and is not: ask the object where it is from.
+    ours = "consistency_models."
+    return target.startswith(ours) and get_object(target).__module__.startswith(ours)
 
 
 def _targets(node: Any) -> list[str]:

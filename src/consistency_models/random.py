@@ -25,7 +25,7 @@ def seed_of(*key: int | str) -> int:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one global batch that this process works on in this micro-batch, and the random numbers of these rows.
+    """The rows of one global batch that this process works on in this micro-batch, and their random numbers.
 
     Args:
         seed: the run's seed.
@@ -61,8 +61,8 @@ class Rows:
     def seed_dropout(self) -> None:
         """Seed the default generators of every device, so that the next pass draws this step's dropout masks.
 
-        Called before each of the two passes of a consistency step, it gives both the same masks, on any device (saving and
-        restoring the CPU generator's state, as public code does, leaves the masks on a GPU different). An explicit
+        Called before each of the two passes of a consistency step, it gives both the same masks, on any device (saving
+        and restoring the CPU generator's state, as public code does, leaves the masks on a GPU different). An explicit
         generator would not survive activation checkpointing.
         """
         torch.manual_seed(seed_of(self.seed, self.step, "dropout", self.mine.start))

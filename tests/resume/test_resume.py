@@ -91,7 +91,7 @@ def test_resumed_is_bit_identical(method, tmp_path):
     "more", [("data.workers=2",), ("trainer.accumulate_grad_batches=2",)], ids=["workers", "micro-batches"]
 )
 def test_resumed_is_bit_identical_with(more, tmp_path):
-    image_run = ("data=digits", "network=small", "network.model_channels=8", "data.batch_size=16", *more)
+    image_run = ("data=digits", "network=small", "network.model_channels=8", "data.batch_size=16", more)
     undisturbed, killed = tmp_path / "a", tmp_path / "b"
     assert run(undisturbed, *arguments("ict", *image_run)) == Exit.DONE
     assert run(killed, *arguments("ict", *image_run), callbacks=crash(7)) == Exit.UNEXPECTED

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 __all__ = ["build_callbacks", "build_data", "build_evaluation", "build_generator", "build_method", "total_steps"]
 
 NOT_ARGUMENTS = ("name", "_target_", "needs_teacher", "network_classes", "bounded", "evaluation_images")
-"""Keys of `model` and `data` that tell other parts of the configuration something, and are no arguments of the class."""
+"""Keys of `model` and `data` that tell other parts of the configuration something; no arguments of the class."""
 
 
 def total_steps(config: dict[str, Any]) -> int:

@@ -37,7 +37,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def mark(self, state: str, text: str = "") -> None:
-        """Set the state; `text` goes into its file (FAILED: traceback and the error's line; STOPPED: step and signal)."""
+        """Set the state; `text` goes into its file (FAILED: traceback and error line; STOPPED: step and signal)."""
         write_atomically(self.path / state, text)
         for other in STATES:
             if other != state:

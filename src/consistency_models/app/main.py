@@ -1,7 +1,7 @@
 """What train.py and eval.py call: compose the configuration, check it, then run its job or jobs.
 
-Nothing heavy is imported until the configuration of every job has been checked: a wrong one costs a second, and neither a
-folder nor a device has been touched.
+Nothing heavy is imported until the configuration of every job has been checked: a wrong one costs a second, and neither
+a folder nor a device has been touched.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
 
 
 def _resume_path(config: dict[str, Any], run: RunFolder) -> Path | None:
-    """The checkpoint to start from, or None; falls back to the newest good one of the folder if the asked-for is damaged."""
+    """The checkpoint to start from, or None; the newest good one of a folder if its last is damaged."""
     asked = config["ckpt_path"]
     if asked is None:
         return None
@@ -185,7 +185,7 @@ def _compatible(path: Path, method: torch.nn.Module, config: dict[str, Any]) -> 
             "ckpt_path",
             path,
             f"a checkpoint of the same network; {len(differing)} tensors differ, first {name}: "
-            f"{have.get(name, 'missing')} in the file, {want.get(name, 'missing')} in network={config['network']['_target_']}",
+            f"{have.get(name, 'missing')} in the file, {want.get(name, 'missing')} here",
             "use the network and data settings of that run (its config.yaml)",
         )
     return content["step"]
@@ -221,6 +221,6 @@ def _closing_words(run: RunFolder, summary: dict[str, Any]) -> str:
     lines += [
         f"look at   {run.path / 'samples' / 'final.png'}",
         f"score it  python eval.py run={run.path} steps=[1,2,4]",
-        "next      python train.py model=teacher      then      python train.py model=cd teacher=run teacher.path=FOLDER",
+        "next      python train.py model=teacher   then   python train.py model=cd teacher=run teacher.path=FOLDER",
     ]
     return "\n".join(lines)

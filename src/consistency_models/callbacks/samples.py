@@ -17,9 +17,9 @@ __all__ = ["SampleGrids"]
 
 
 class SampleGrids(Callback):
-    """`step_00001800_1step.png` every `every` steps, and at the end `final.png` with all step counts of the same noise.
+    """`step_00001800_1step.png` every `every` steps; at the end `final.png`, all step counts of the same noise.
 
-    The noise of an image depends on the seed and its place alone, so pictures can be compared over time and between runs.
+    The noise of an image depends on the seed and its place alone: pictures compare over time and between runs.
 
     Args:
         folder: where they go.

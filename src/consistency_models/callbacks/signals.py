@@ -22,7 +22,7 @@ class StoppedBySignal(Exception):
 
 
 class StopOnSignal(Callback):
-    """On SIGTERM, SIGUSR1 or Ctrl-C: finish the step, save `last.ckpt`, stop.  A second signal ends the process at once."""
+    """On SIGTERM, SIGUSR1 or Ctrl-C: finish the step, save `last.ckpt`, stop.  A second signal has its usual effect."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None

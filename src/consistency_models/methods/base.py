@@ -110,7 +110,7 @@ class Method(LightningModule):
     # What a method says
 
     def target(self, step: Step) -> Tensor:
-        """What the online output is pulled to, shape of x.  Called without gradient, with the online pass's dropout masks."""
+        """What the online output is pulled to, shape of x; without gradient, with the online pass's dropout masks."""
         raise NotImplementedError
 
     def loss(self, step: Step, online: Tensor, target: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ class Method(LightningModule):
         return one_hot(labels, classes).float() if classes and labels is not None else None
 
     def monitor(self, loss: Tensor, ascending: Tensor) -> None:
-        """Keep this micro-batch's loss, also by quartile of the noise level (`ascending` sorts the levels), for the log."""
+        """Keep this micro-batch's loss for the log, and by quartile of the level (`ascending` sorts the levels)."""
         self.monitored.setdefault("train/loss", []).append(loss.mean())
         ordered = loss[ascending.to(loss.device, non_blocking=True)]
         for i, quartile in enumerate(ordered.tensor_split(4), start=1):

@@ -1,6 +1,6 @@
 """Consistency distillation (CD): a consistency model from a diffusion model.
 
-    L(θ) = E[ λ(t) · d( f_θ(x_t, t),  f_θ⁻(x̂_s, s) ) ],     x̂_s = one solver step of the teacher's ODE from (x_t, t) to s
+    L(θ) = E[ λ(t) · d( f_θ(x_t, t),  f_θ⁻(x̂_s, s) ) ],     x̂_s = one solver step of the teacher's ODE from t to s
 
 s < t neighbours on the Karras grid of N levels; θ⁻ follows θ with decay μ.  (Song et al., Consistency Models,
 arXiv 2303.01469, Algorithm 2.)
@@ -22,7 +22,7 @@ class ConsistencyDistillation(Method):
     """LightningModule for CD.
 
     Args:
-        solver: one step of the probability-flow ODE, `solver(denoiser, x, high, low)`; Heun's, two teacher calls, by default.
+        solver: one step of the probability-flow ODE, `solver(denoiser, x, high, low)`; Heun's by default.
         arguments: as for `Method`.
     """
 

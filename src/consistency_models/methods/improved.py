@@ -1,10 +1,12 @@
 """Improved consistency training (iCT): consistency training without a teacher network.
 
-    L(θ) = E[ λ(s, t) · d( f_θ(x + t·n, t),  stop_gradient f_θ(x + s·n, s) ) ],     s < t neighbours on a grid of N(k) levels
+    L(θ) = E[ λ(s, t) · d( f_θ(x + t·n, t),  stop_gradient f_θ(x + s·n, s) ) ],     s < t neighbours of N(k) levels
 
 What the paper changes against consistency training: the target is the model itself (no EMA), d is pseudo-Huber,
-λ = 1/(t - s), neighbours are drawn log-normally, N(k) doubles.  The last four are configuration (`conf/model/ict.yaml`);
-the first is this class.  (Song & Dhariwal, Improved Techniques for Training Consistency Models, arXiv 2310.14189.)
+λ = 1/(t - s), neighbours are drawn log-normally, N(k) doubles.  The first is this class; the last four are
+configuration (`conf/model/ict.yaml`).
+
+(Song & Dhariwal, Improved Techniques for Training Consistency Models, arXiv 2310.14189.)
 """
 
 from __future__ import annotations

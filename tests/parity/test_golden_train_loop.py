@@ -1,0 +1,129 @@
+"""Trainings under Lightning against the official training loops: parameters, target and averages after each step."""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from parity.golden import TinyNet, cases, load
+
+from consistency_models import curricula, distances, schedules, solvers, weightings
+from consistency_models.callbacks.ema import WeightEMA
+from consistency_models.data.batch import Batch
+from consistency_models.ema import Constant as ConstantEMA
+from consistency_models.learning_rates import Linear
+from consistency_models.methods.diffusion import Diffusion
+from consistency_models.methods.distillation import ConsistencyDistillation
+from consistency_models.methods.training import ConsistencyTraining
+from consistency_models.preconditioning import EDM, Boundary, Preconditioned
+
+
+@dataclass
+class GivenRows:
+    """Rows whose noise is the file's."""
+
+    step: int
+    noise: torch.Tensor
+
+    @property
+    def total(self):
+        return len(self.noise)
+
+    def __len__(self):
+        return len(self.noise)
+
+    def randn(self, stream, *shape, **_):
+        return self.noise
+
+    def seed_dropout(self):
+        pass
+
+
+def given_levels(case, method, curriculum):
+    """A schedule that takes the file's indices (official code counts them from sigma_max down), or its normals."""
+
+    def draw(rows, k, K):
+        if method == "edm":
+            sigma = torch.exp(-1.2 + 1.2 * case["edm_z"][k])
+            return schedules.Levels(high=sigma, low=torch.zeros_like(sigma))
+        N = curriculum(k, K)
+        grid = schedules.karras_grid(N, 0.002, 80.0, 7.0)
+        index = N - 2 - case[f"{method}_indices"][k]
+        return schedules.Levels(high=grid[index + 1].float(), low=grid[index].float())
+
+    return draw
+
+
+def build(case, method):
+    """The method, and mu(k) and N(k) as the file's schedule says."""
+    wanted = json.loads(case.get(f"{method}_schedule", "{}"))
+    curriculum = decay = None
+    if wanted:
+        start, end = wanted["start_scales"], wanted["end_scales"]
+        curriculum = curricula.Constant(start) if wanted["scale_mode"] == "fixed" else curricula.Progressive(start, end)
+        initial = wanted["start_ema"]
+        fixed = wanted["target_ema_mode"] == "fixed"
+        decay = curricula.ConstantDecay(initial) if fixed else curricula.AdaptiveDecay(initial, curriculum)
+    edm = method == "edm"
+    extra = {"teacher": Preconditioned(TinyNet(case, "teacher", torch.float32), EDM()), "solver": solvers.Heun()}
+    kind = {"edm": Diffusion, "ct": ConsistencyTraining, "cd": ConsistencyDistillation}[method]
+    return kind(
+        model=Preconditioned(TinyNet(case, "online", torch.float32), EDM() if edm else Boundary()),
+        schedule=given_levels(case, method, curriculum),
+        distance=distances.SquaredL2(),
+        weighting=weightings.EDM(0.5) if edm else weightings.Uniform(),
+        optimizer=partial(torch.optim.RAdam, lr=float(case["lr"])),
+        learning_rate=Linear(),
+        total_steps=len(case["x"]),
+        target_ema=decay,
+        **(extra if method == "cd" else {}),
+    ), (curriculum, decay)
+
+
+class Recorder(Callback):
+    """Parameters after each step, flattened in the file's order."""
+
+    def __init__(self, average):
+        self.average, self.seen = average, {"params": [], "target": [], "ema0": [], "ema1": [], "loss": []}
+
+    def on_train_batch_end(self, trainer, method, outputs, batch, index):
+        parts = {"params": method.model.parameters()}
+        if method.target_ema is not None:
+            parts["target"] = method.target_copy.parameters()
+        parts |= {f"ema{i}": tensors for i, tensors in enumerate(self.average.averages.values())}
+        for name, tensors in parts.items():
+            self.seen[name].append(torch.cat([t.detach().flatten() for t in tensors]).clone())
+        self.seen["loss"].append(outputs["loss"].detach())
+
+
+@pytest.mark.parametrize(("path", "method"), cases("(cd|ct|edm)_params"))
+def test_training_takes_the_official_steps(path, method, tmp_path):
+    case = load(path)
+    module, (curriculum, decay) = build(case, method)
+    steps = len(case["x"])
+    average = WeightEMA(ConstantEMA([float(rate) for rate in case["ema_rates"]]))
+    recorder = Recorder(average)
+    batches = [Batch(case["x"][k], None, GivenRows(k, case["noise"][k])) for k in range(steps)]
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        callbacks=[average, recorder],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
+    if curriculum is not None:
+        assert [curriculum(k, steps) for k in range(steps)] == case[f"{method}_N"].tolist()
+        assert [decay(k, steps) for k in range(steps)] == pytest.approx(case[f"{method}_mu"].tolist(), rel=1e-12)
+    for name, found in recorder.seen.items():
+        expected = case.get(f"{method}_{name}")
+        if expected is not None:
+            expected = expected.mean(1) if name == "loss" else expected
+            torch.testing.assert_close(
+                torch.stack(found), expected, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
