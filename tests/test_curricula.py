@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from consistency_models import curricula
 from consistency_models.curricula import (
     AdaptiveDecay,
+    Annealed,
     Constant,
     ConstantDecay,
     Cosine,
@@ -20,6 +21,7 @@ from consistency_models.curricula import (
 
 CURRICULA = {
     "Constant": Constant(18),
+    "Annealed": Annealed(),
     "Progressive": Progressive(),
     "Doubling": Doubling(),
     "Linear": Linear(),
@@ -27,7 +29,7 @@ CURRICULA = {
     "Cosine": Cosine(),
 }
 DECAYS = {"ConstantDecay": ConstantDecay(0.95), "AdaptiveDecay": AdaptiveDecay(0.9, Progressive())}
-GROWING = [Progressive, Doubling, Linear, Square, Cosine]
+GROWING = [Annealed, Progressive, Doubling, Linear, Square, Cosine]
 
 
 def test_every_class_is_tested():
@@ -71,6 +73,16 @@ def test_progressive_is_the_published_law():
     curriculum = Progressive(s0=2, s1=150)
     steps = {0: 2, 1000: 6, 100_000: 54, 400_000: 107, 799_999: 151, 800_000: 151}
     assert {k: curriculum(k, 800_000) for k in steps} == steps
+
+
+def test_annealed_is_the_published_law_and_ends_in_the_middle_of_a_short_training():
+    assert [Annealed()(k, 200_000) - 1 for k in (0, 25_000, 50_000, 75_000, 100_000, 199_999)] == [
+        64, 135, 286, 605, 1280, 1280
+    ]  # fmt: skip
+    assert [Annealed()(k, 1_000_000) - 1 for k in (50_000, 100_000)] == [286, 1280]
+    assert [Annealed()(k, 1000) - 1 for k in (0, 250, 499, 500, 1000)] == [64, 286, 1272, 1280, 1280]
+    with pytest.raises(ValueError, match="got 0"):
+        Annealed(steps=0)
 
 
 def test_doubling_is_the_published_law():

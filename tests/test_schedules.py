@@ -1,6 +1,7 @@
 """Schedules: what every one promises, then grids and laws against closed forms."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,12 +11,21 @@ from torch.testing import assert_close
 
 from consistency_models import curricula, schedules
 from consistency_models.random import Rows
-from consistency_models.schedules import KarrasLogNormal, KarrasUniform, Levels, LogNormal, karras_grid, per_image
+from consistency_models.schedules import (
+    Closing,
+    KarrasLogNormal,
+    KarrasUniform,
+    Levels,
+    LogNormal,
+    karras_grid,
+    per_image,
+)
 
 ALL = {
     "KarrasUniform": KarrasUniform(curricula.Constant(18)),
     "KarrasLogNormal": KarrasLogNormal(curricula.Doubling(4, 64)),
     "LogNormal": LogNormal(),
+    "Closing": Closing(),
 }
 GRIDS = [ALL["KarrasUniform"], ALL["KarrasLogNormal"]]
 K = 100
@@ -110,6 +120,17 @@ def test_diffusion_levels_are_log_normal(mean, std):
     assert (levels.low == 0).all()
 
 
+def test_the_gap_closes_in_8_stages_of_25_000_steps():
+    schedule = Closing()
+    assert [schedule.stage(k, 200_000) for k in (0, 24_999, 25_000, 174_999, 175_000, 199_999)] == [0, 0, 1, 6, 7, 7]
+    far = torch.tensor([60.0], dtype=torch.float64)  # where the sigmoid is 0
+    assert [round((1 - schedule.low(far, a) / far).item(), 9) for a in range(8)] == [2.0 ** -(a + 1) for a in range(8)]
+    lows = [schedule(rows(), k, 8).low for k in range(8)]
+    assert all((a <= b).all() for a, b in pairwise(lows))
+    assert (lows[0] == 0).any()
+    assert (lows[-1] > 0).all()
+
+
 @settings(deadline=None)
 @given(
     N=st.integers(2, 2000),
@@ -176,6 +197,15 @@ def test_values_of_images_broadcast():
 def test_a_range_without_meaning_is_refused(make, arguments, name):
     with pytest.raises(ValueError, match=name):
         make(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("q", 1.0), ("slope", -1.0), ("steepness", math.nan), ("stages", 0), ("stages", 21)],
+)
+def test_a_gap_without_meaning_is_refused(argument, value):
+    with pytest.raises(ValueError, match=f"{value}"):
+        Closing(**{argument: value})
 
 
 @pytest.mark.parametrize("make", [LogNormal, lambda **a: KarrasLogNormal(curricula.Constant(18), **a)])

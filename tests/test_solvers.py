@@ -12,6 +12,9 @@ from consistency_models.schedules import karras_grid, per_image
 
 ALL = [getattr(solvers, name)() for name in solvers.__all__ if name != "Denoiser"]
 IDS = [type(solver).__name__ for solver in ALL]
+STRAIGHT = [
+    solver for solver in ALL if not isinstance(solver, solvers.ADDIM)
+]  # which adds what the denoiser averages away
 MEAN, STD = 0.3, 0.7
 
 
@@ -46,7 +49,7 @@ def start(dtype=torch.float64, sigma=20.0):
 @pytest.mark.parametrize("solver", ALL, ids=IDS)
 def test_error_vanishes_with_the_declared_order(solver):
     errors = []
-    for steps in (64, 128, 256):
+    for steps in (64, 128, 256) if solver in STRAIGHT else (2048, 4096, 8192):
         x = start()
         for high, low in pairwise(karras_grid(steps + 1, 0.002, 20.0).flip(0).tolist()):
             x = solver(denoiser, x, high, low)
@@ -83,7 +86,7 @@ def test_a_step_of_no_length_is_no_step(solver):
     assert torch.equal(solver(denoiser, start(), 2.0, 2.0), start())
 
 
-@pytest.mark.parametrize("solver", ALL, ids=IDS)
+@pytest.mark.parametrize("solver", STRAIGHT, ids=lambda solver: type(solver).__name__)
 def test_a_denoiser_that_knows_the_image_is_followed_in_a_straight_line(solver):
     """With D = x0 throughout, every solver gives x0 + s·n: the target of consistency training."""
     x0, n = start(sigma=1.0), torch.randn(6, 2, 3, 3, dtype=torch.float64)
@@ -99,7 +102,43 @@ def test_euler_is_ddim():
 
 def test_gradient_flows_through_a_step():
     x = start().requires_grad_()
-    for solver in ALL:
+    for solver in STRAIGHT:
         (gradient,) = torch.autograd.grad(solver(denoiser, x, 2.0, 1.0).sum(), x)
         assert_close(gradient, torch.full_like(x, gradient[0, 0, 0, 0].item()))
         assert abs(gradient[0, 0, 0, 0] - math.sqrt((STD**2 + 1) / (STD**2 + 4))) < 0.15
+
+
+@pytest.mark.parametrize("solver", ALL, ids=IDS)
+def test_the_host_never_waits_for_the_device(solver):
+    """A meta tensor has no values: whatever asked for one would fail."""
+    x, level = torch.empty(4, 3, 8, 8, device="meta"), torch.empty(4, device="meta")
+    for high, low in ((level, level), (2.0, 1.0), (2.0, 0.0)):
+        assert solver(denoiser, x, high, low).shape == x.shape
+
+
+@pytest.mark.parametrize("adjusted", [solvers.ADDIM(), solvers.ADDIM(eta=None, share=0.3, prior_variance=2.0)])
+def test_addim_adds_the_variance_that_it_estimates(adjusted):
+    """x_s = D + σ'·ε, σ'² = s² + (d/‖ε‖²)·(1 - s/t)²·v: Algorithm 3, as printed."""
+    x, clean = start(), start(sigma=1.0)
+    high, low = torch.tensor([4.0, 2, 1, 3, 5, 6]).double(), torch.tensor([1.0, 1.9, 0.5, 0, 2, 0]).double()
+    denoised = denoiser(x, high)
+    variance = 0.75 * (denoised - clean).square().flatten(1).mean(1)
+    if adjusted.eta is None:
+        variance = 0.3 / (1 / 2.0 + 1 / high**2)
+    epsilon = (x - denoised) / per_image(high, x)
+    added = epsilon[0].numel() / epsilon.square().flatten(1).sum(1) * (1 - low / high) ** 2 * variance
+    expected = denoised + per_image((low**2 + added).sqrt(), x) * epsilon
+    assert_close(x + per_image(low - high, x) * adjusted.slope(denoiser, x, high, low, clean), expected)
+
+
+def test_addim_without_variance_is_ddim():
+    for adjusted in (solvers.ADDIM(eta=0.0), solvers.ADDIM(share=0.0)):
+        for low in (1.0, 0.0):
+            slope = adjusted.slope(denoiser, start(), 2.0, low, start(sigma=1.0) if adjusted.eta == 0 else None)
+            assert_close(slope, solvers.Euler().slope(denoiser, start(), 2.0, low))
+
+
+@pytest.mark.parametrize(("argument", "value"), [("eta", -1.0), ("share", math.nan), ("prior_variance", 0.0)])
+def test_variance_without_meaning_is_refused(argument, value):
+    with pytest.raises(ValueError, match=f"{argument} {value}"):
+        solvers.ADDIM(**{argument: value})

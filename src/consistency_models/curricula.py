@@ -9,7 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-__all__ = ["AdaptiveDecay", "Constant", "ConstantDecay", "Cosine", "Doubling", "Linear", "Progressive", "Square"]
+__all__ = [
+    "AdaptiveDecay",
+    "Annealed",
+    "Constant",
+    "ConstantDecay",
+    "Cosine",
+    "Doubling",
+    "Linear",
+    "Progressive",
+    "Square",
+]
 
 
 def _progress(k: int, K: int) -> float:
@@ -78,6 +88,35 @@ class Doubling(_Growing):
         stage = max(1, math.floor(K / (math.log2(self.s1 // self.s0) + 1)))
         doublings = min(min(k, K) // stage, self.s1.bit_length())  # so many reach s1 from any s0; no huge powers of two
         return min(self.s0 * 2**doublings, self.s1) + 1
+
+
+class Annealed(_Growing):
+    """N(k) = round(T(k)) + 1,  T(k) = s0·(s1/s0)^min(k/L, 1),  L = min(steps, K/2): log-linear, then constant.
+
+    (Multistep consistency models, arXiv 2403.06807, Algorithm 1: 64 → 1280 over 100,000 of 200,000 steps.)
+
+    Args:
+        s0, s1: T at the beginning and in the end.
+        steps: how long T grows; half of the training at most.
+
+    Raises:
+        ValueError: not 1 <= s0 <= s1, or steps < 1.
+    """
+
+    def __init__(self, s0: int = 64, s1: int = 1280, steps: int = 100_000) -> None:
+        super().__init__(s0, s1)
+        if steps < 1:
+            raise ValueError(f"steps, over which T grows, must be at least 1; got {steps}")
+        self.steps = steps
+
+    def intervals(self, k: int, K: int) -> float:
+        """T at step k of K, not rounded."""
+        grown = min(_progress(k, K) * K / min(self.steps, K / 2), 1)
+        return self.s0 * (self.s1 / self.s0) ** grown
+
+    def __call__(self, k: int, K: int) -> int:
+        """N at step k of K."""
+        return round(self.intervals(k, K)) + 1
 
 
 class _Shape(_Growing):

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from consistency_models import solvers
 from consistency_models.schedules import karras_grid
+from consistency_models.segments import Spacing, segment_edges
 from consistency_models.solvers import Denoiser
 
-__all__ = ["DPM2", "Ancestral", "Consistency", "Euler", "Heun", "ancestral_step"]
+__all__ = ["DPM2", "Ancestral", "Chain", "Consistency", "Euler", "Heun", "ancestral_step"]
 
 
 def _clipped(denoiser: Denoiser) -> Denoiser:
@@ -119,6 +120,41 @@ class Consistency:
             if following > self.sigma_min:
                 x = x + math.sqrt(following**2 - self.sigma_min**2) * randn()
         return x.clamp(-1, 1) if self.clip else x
+
+
+class Chain:
+    """x ← x̂ + (σ_{j-1}/σ_j)·(x - x̂),  x̂ = f(x, σ_j),  j = S … 1: from segment end to segment end, to σ_0 = 0.
+
+    Deterministic; the sampler of multistep consistency models, whose f leads to the end of a segment.
+    (arXiv 2403.06807, Algorithm 2.)
+
+    Args:
+        steps: S.
+        segments: of the model, which can be sampled in that many steps only; None: whatever `steps` is.
+        spacing: how the ends lie between 0 and σ_max, as `consistency_models.segments.cosine_grid`.
+        clip: clamp what f returns to [-1, 1].
+
+    Raises:
+        ValueError: steps is below 1, or is not the number of the model's segments.
+    """
+
+    def __init__(
+        self, steps: int = 1, segments: int | None = None, spacing: Spacing = karras_grid, clip: bool = False
+    ) -> None:
+        if segments is not None and steps != segments:
+            raise ValueError(f"a model of {segments} segments is sampled in {segments} steps; got steps={steps}")
+        self.sigmas = tuple(segment_edges(steps, spacing).flip(0)[:-1].tolist())
+        self.nfe, self.clip = steps, clip
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
+        """Images, shape of noise."""
+        f = _clipped(denoiser) if self.clip else denoiser
+        x = noise * self.sigmas[0]
+        for high, low in pairwise((*self.sigmas, 0.0)):
+            denoised = f(x, x.new_full((len(x),), high))
+            x = denoised + low / high * (x - denoised)
+        return x
 
 
 class _ODE:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from consistency_models.random import Rows
 
-__all__ = ["KarrasLogNormal", "KarrasUniform", "Levels", "LogNormal", "karras_grid", "per_image"]
+__all__ = ["Closing", "KarrasLogNormal", "KarrasUniform", "Levels", "LogNormal", "karras_grid", "per_image"]
 
 
 @dataclass
@@ -175,6 +175,57 @@ class LogNormal:
         """The levels of these rows, the same law at every step, float32, shape (len(rows),)."""
         high = (self.mean + self.std * rows.randn("levels", dtype=torch.float64)).exp().float()
         return Levels(high=high, low=torch.zeros_like(high))
+
+
+class Closing(LogNormal):
+    """ln t ~ N(mean, std²) and s = max(0, t·(1 - q^{-(a+1)}·n(t))),  n(t) = 1 + slope·sigmoid(-steepness·t).
+
+    Continuous levels whose gap closes stage by stage, a = ⌊stages·k/K⌋: at first s is 0 for small t, where the target
+    is then the clean image, in the end it is nearly t.  (Easy Consistency Tuning, arXiv 2406.14548; the numbers are
+    those of its code, where each of 8 stages takes 25,000 steps, the first one step more.)
+
+    Args:
+        mean, std: of ln t.
+        q: the gap is divided by it from stage to stage.
+        slope, steepness: k and b of the paper; slope 0 makes the gap the same part of every t.
+        stages: how many.
+
+    Raises:
+        ValueError: as `LogNormal`; q <= 1, slope or steepness is negative or not finite, or stages < 1 or so many that
+            float32 cannot tell s from t.
+    """
+
+    def __init__(
+        self,
+        mean: float = -1.1,
+        std: float = 2.0,
+        q: float = 2.0,
+        slope: float = 8.0,
+        steepness: float = 1.0,
+        stages: int = 8,
+    ) -> None:
+        super().__init__(mean, std)
+        if not 1 < q < math.inf or not 0 <= slope < math.inf or not 0 <= steepness < math.inf:
+            raise ValueError(
+                f"need q > 1, slope >= 0, steepness >= 0, all finite; got q {q}, slope {slope}, steepness {steepness}"
+            )
+        if stages < 1 or stages * math.log2(q) > 20:
+            raise ValueError(f"need stages >= 1 and q^stages <= 2^20, that s differs from t; got {stages} of q {q}")
+        self.q, self.slope, self.steepness, self.stages = q, slope, steepness, stages
+
+    def stage(self, k: int, K: int) -> int:
+        """a at step k of K, from 0."""
+        return min(self.stages * k // K, self.stages - 1)
+
+    def low(self, high: Tensor, stage: int) -> Tensor:
+        """s for levels t of any shape."""
+        growth = 1 + self.slope * torch.sigmoid(-self.steepness * high)
+        return (high * (1 - growth * self.q ** -(stage + 1))).clamp(min=0)
+
+    def __call__(self, rows: Rows, k: int, K: int) -> Levels:
+        """The levels of these rows at step k of K, float32, shape (len(rows),)."""
+        high = super().__call__(rows, k, K).high
+        return Levels(high=high, low=self.low(high.double(), self.stage(k, K)).float())
 
 
 def _check_normal(mean: float, std: float) -> None:
