@@ -1,0 +1,33 @@
+"""EDM's augmentation, against official code with the same random draws."""
+
+import pytest
+import torch
+from parity.golden import cases, load
+from torch.testing import assert_close
+
+from consistency_models.augment import AugmentPipe
+
+
+class Injected:
+    """Rows whose draws are the file's, in the order of the official calls."""
+
+    def __init__(self, case, name):
+        self.left = [case[key] for key in sorted(case) if key.startswith(f"{name}/draw")]
+
+    def rand(self, stream, *shape, dtype=torch.float32):
+        draw = self.left.pop(0).to(dtype)
+        return (draw.T if draw.ndim == 2 else draw).reshape(-1, *shape)
+
+    randn = rand
+
+
+@pytest.mark.parametrize(("path", "name"), cases(r"(\w+)/labels", r"\w+/draw00_\w+"))
+def test_augment(path, name):
+    case = load(path)
+    pipe, draws = AugmentPipe(**case["meta"]["cases"][name]["kwargs"]), Injected(case, name)
+    images, labels = pipe(case["images"], draws)
+    assert draws.left == []
+    assert pipe.augment_dim == labels.shape[1]
+    assert_close(labels, case[f"{name}/labels"], rtol=1e-5, atol=1e-6)
+    expected = case[f"{name}/out"]
+    assert_close(images, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
