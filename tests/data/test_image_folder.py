@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,6 +211,12 @@ def test_a_missing_folder(tmp_path):
 def test_a_file_that_is_no_zip(tmp_path):
     (tmp_path / "file.zip").write_text("no zip")
     refused(tmp_path / "file.zip", "a file that is no zip")
+
+
+def test_a_damaged_zip(folder):
+    path = Path(zipped(folder))
+    path.write_bytes(path.read_bytes().replace(b"PK\x01\x02", b"PK\x01\x03"))
+    refused(path, "the zip is damaged")
 
 
 def test_a_folder_without_images(tmp_path):

@@ -108,9 +108,11 @@ def cached(
     content = [os.path.abspath(files.origin), asdict(decoder), skip, [(name, files.stamps[name]) for name in names]]
     key = hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
     folder = Path(cache_dir).expanduser() / key
+    with suppress(OSError, ValueError):  # not there, or damaged
+        return _mapped(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):  # another process of the same run waits, and then maps
+        with FileLock(f"{folder}.lock"):  # the other processes of the run wait, and then map
             with suppress(OSError, ValueError):
                 return _mapped(folder)
             temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix="incomplete_"))
@@ -175,10 +177,10 @@ class _Images:
                         if image is not None:
                             first = first or (name, image.shape)
                             self._compare(first, name, image)
+                        progress.advance(task)
+                        if time.monotonic() - begin > 1:
+                            progress.start()
                         yield image
-                    progress.update(task, advance=len(names))
-                    if time.monotonic() - begin > 1:
-                        progress.start()
             finally:
                 progress.stop()
         if first is None:

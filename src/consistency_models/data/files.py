@@ -42,7 +42,10 @@ class Files:
         if root.is_dir():
             return cls._of_folder(root)
         if root.is_file() and zipfile.is_zipfile(root):
-            return cls._of_zip(root)
+            try:
+                return cls._of_zip(root)
+            except zipfile.BadZipFile as error:
+                raise DataError(f"data.root={root}: the zip is damaged ({error}): make it again") from error
         found = "a file that is no zip" if root.exists() else "nothing"
         raise DataError(f"data.root={root}: found {found}, need a folder or a zip of images: set data.root to one")
 
