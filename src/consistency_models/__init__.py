@@ -1,3 +1,18 @@
 """Consistency models: train, ablate, compare and use generative models that make an image in one network call, or a few."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from consistency_models.generation import Generator
+
 __version__ = "0.1.0"
+__all__ = ["load"]
+
+
+def load(path: Any, **arguments: Any) -> Generator:
+    """A trained model that samples: `load("runs/…").sample(n, steps=1)`; see `consistency_models.generation.load`."""
+    from consistency_models import generation  # here, because `import consistency_models` shall not import torch
+
+    return generation.load(path, **arguments)

@@ -140,7 +140,10 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
         "peak_memory_bytes": _peak_memory(trainer),
         "checkpoint": str(run.path / "checkpoints" / "last.ckpt"),
         "parent": str(resume) if resume else None,
+        "wandb": None,
     }
+    if "wandb" in sys.modules and (logged := sys.modules["wandb"].run) is not None:
+        summary["wandb"] = {"id": logged.id, "mode": "offline" if logged.settings._offline else "online"}
     for callback in callbacks:
         if hasattr(callback, "summary"):
             summary |= callback.summary()

@@ -27,12 +27,17 @@ class TrainMetrics(Callback):
         self.images_per_second = float("nan")
         self._waiting: tuple[int, dict[str, float], Deferred] | None = None
         self._seen = 0
-        self._clock: tuple[float, int] | None = None
+        self._began: tuple[float, int] | None = None  # time and step at which the row that is being gathered began
+        self._seconds = self._images = self._teacher_calls = 0.0
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
         """Begin to count where the checkpoint left off."""
         self._seen = trainer.global_step
-        self._clock = (time.perf_counter(), trainer.global_step)
+
+    def on_train_batch_start(self, trainer: Trainer, method: LightningModule, batch, batch_index: int) -> None:
+        """Start a row's clock with its first step: what comes between two rows, such as pictures, does not count."""
+        if self._began is None:
+            self._began = (time.perf_counter(), trainer.global_step)
 
     def on_before_optimizer_step(self, trainer: Trainer, method: LightningModule, optimizer) -> None:
         """The norm of the whole gradient, before clipping."""
@@ -57,14 +62,17 @@ class TrainMetrics(Callback):
     def host_figures(self, method: LightningModule, batch, step: int) -> dict[str, float]:
         """What is known without the device."""
         k, K = step - 1, method.total_steps
-        now, (then, at) = time.perf_counter(), self._clock
-        self.images_per_second = (step - at) * batch.rows.total / (now - then)
-        self._clock = (now, step)
+        (began, first), self._began = self._began, None
+        seconds, images = time.perf_counter() - began, (step - first) * batch.rows.total
+        self.images_per_second = images / seconds
+        teacher_calls = method.teacher_calls / len(batch.rows)
+        self._seconds, self._images = self._seconds + seconds, self._images + images
+        self._teacher_calls += teacher_calls * images
         figures = {
             "train/learning_rate": method.optimizers(use_pl_optimizer=False).param_groups[0]["lr"],
             "train/images_seen": float(step * batch.rows.total),
             "train/images_per_second": self.images_per_second,
-            "train/teacher_calls_per_image": method.teacher_calls / len(batch.rows),
+            "train/teacher_calls_per_image": teacher_calls,
         }
         if (curriculum := getattr(method.schedule, "curriculum", None)) is not None:
             figures["curriculum/N"] = float(curriculum(k, K))
@@ -81,6 +89,13 @@ class TrainMetrics(Callback):
         self.latest = deferred.read() | known
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step=step)
+
+    def summary(self) -> dict[str, float]:
+        """What summary.json says of speed and cost, from the rows that this process logged."""
+        return {
+            "images_per_second": self._images / max(self._seconds, 1e-9),
+            "teacher_calls_per_image": self._teacher_calls / max(self._images, 1),
+        }
 
     def on_exception(self, trainer: Trainer, method: LightningModule, exception: BaseException) -> None:
         """Log the last figures: they are what one looks at after a failure."""

@@ -54,6 +54,10 @@ class StopOnSignal(Callback):
             signal.signal(number, handler)
         self._before = {}
 
-    def teardown(self, trainer: Trainer, method: LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: Trainer, method: LightningModule) -> None:
+        """Give the signals back, before Lightning does the same with what it found."""
+        self.restore()
+
+    def on_exception(self, trainer: Trainer, method: LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
         self.restore()

@@ -1,0 +1,196 @@
+"""What a job leaves, and how it ends when something goes wrong."""
+
+import csv
+import json
+import os
+import signal
+import sys
+
+import pytest
+import torch
+import yaml
+from jobs import TINY, run
+from lightning import Callback
+
+from consistency_models.app.errors import Exit
+from consistency_models.app.loggers import MetricsCSV, wandb_mode
+from consistency_models.checkpoints import digest_of, read
+
+SMALL = ("data=mixture", "data.batch_size=16", "callbacks.checkpoint.every=2", "trainer.max_steps=6")
+
+
+def states(folder):
+    return [name for name in ("RUNNING", "DONE", "FAILED", "STOPPED") if (folder / name).exists()]
+
+
+class At(Callback):
+    """Does something after a step."""
+
+    def __init__(self, step, what):
+        self.step, self.what = step, what
+
+    def on_train_batch_end(self, trainer, method, *_):
+        if trainer.global_step == self.step:
+            if self.what == "signal":
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                next(method.model.parameters()).data.fill_(float("nan"))
+
+
+def at(step, what):
+    return {"callbacks": {"at": {"_target_": f"{__name__}.At", "step": step, "what": what}}}
+
+
+def test_a_run_leaves_what_the_design_says(tmp_path):
+    arguments = (
+        "callbacks.metrics.every=2",
+        "callbacks.samples.every=3",
+        "callbacks.validation.every=3",
+        "evaluation.n=50",
+    )
+    assert run(tmp_path, *SMALL, "trainer=cpu", "logger=csv", *arguments) == Exit.DONE
+    names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert names >= {
+        "config.yaml",
+        "overrides.yaml",
+        "metrics.csv",
+        "summary.json",
+        "DONE",
+        "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt",
+        "samples/step_00000003_1step.png",
+        "samples/step_00000006_2step.png",
+        "samples/final.png",
+    }
+    assert states(tmp_path) == ["DONE"]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert set(summary) == {
+        *("schema", "status", "run", "model", "data", "seed", "step", "max_steps", "images_seen", "metrics", "floor"),
+        *("monitor", "parameters", "train_seconds", "images_per_second", "teacher_calls_per_image", "device"),
+        *("peak_memory_bytes", "git", "versions", "wandb", "checkpoint", "parent"),
+    }
+    assert summary["step"] == summary["max_steps"] == 6
+    assert summary["images_seen"] == 96
+    assert summary["monitor"] == "val/sw50_identity_train_1step"
+    assert set(summary["metrics"]["final"]) == set(summary["metrics"]["best"])
+    checkpoint = read(tmp_path / "checkpoints/last.ckpt")
+    assert set(checkpoint) == {
+        *("schema", "step", "images_seen", "config", "model", "ema", "target", "optimizer", "teacher", "trainer")
+    }
+    assert checkpoint["config"] == yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert set(checkpoint["ema"]["0.999"]) == set(checkpoint["model"])
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["2", "3", "4", "6"]
+    for name in ("loss", "loss_quartile1", "loss_quartile4", "gradient_norm", "learning_rate", "images_seen"):
+        assert float(rows[0][f"train/{name}"]) >= 0
+    assert float(rows[0]["curriculum/N"]) >= 2
+
+
+def test_nan_stops_the_run_and_is_never_saved(tmp_path):
+    assert run(tmp_path, *SMALL, *TINY, **at(3, "nan")) == Exit.NOT_FINITE
+    assert states(tmp_path) == ["FAILED"]
+    assert (tmp_path / "FAILED").read_text().splitlines()[-1].startswith("error: the gradient of step 4 is NaN or Inf")
+    checkpoint = read(tmp_path / "checkpoints/last.ckpt")
+    assert checkpoint["step"] == 2
+    assert all(value.isfinite().all() for value in checkpoint["model"].values())
+
+
+def test_a_signal_saves_and_stops_and_the_run_goes_on(tmp_path):
+    undisturbed, stopped = tmp_path / "a", tmp_path / "b"
+    before = signal.getsignal(signal.SIGTERM)
+    assert run(undisturbed, *SMALL, *TINY) == Exit.DONE
+    assert run(stopped, *SMALL, *TINY, **at(3, "signal")) == Exit.STOPPED
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert states(stopped) == ["STOPPED"]
+    assert (stopped / "STOPPED").read_text() == "stopped by SIGTERM after step 3\n"
+    assert read(stopped / "checkpoints/last.ckpt")["step"] == 3
+    assert run(stopped, *SMALL, *TINY, f"ckpt_path={stopped}") == Exit.DONE
+    ends = [read(folder / "checkpoints/last.ckpt")["model"] for folder in (undisturbed, stopped)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
+    assert run(tmp_path, *SMALL, *TINY, "callbacks.checkpoint.keep_every=4") == Exit.DONE
+    last = tmp_path / "checkpoints/last.ckpt"
+    last.write_bytes(last.read_bytes()[:-5])
+    assert run(tmp_path, *SMALL, *TINY, f"ckpt_path={tmp_path}") == Exit.DONE
+    assert "going on from" in caplog.text
+    assert "step_00000004.ckpt" in caplog.text
+    assert read(last)["step"] == 6
+    for path in last.parent.glob("*.ckpt"):
+        path.write_bytes(b"")
+    assert run(tmp_path, *SMALL, *TINY, f"ckpt_path={tmp_path}") == Exit.NO_GOOD_CHECKPOINT
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path, capsys):
+    assert run(tmp_path / "a", *SMALL, *TINY) == Exit.DONE
+    digest = digest_of(tmp_path / "a/checkpoints/last.ckpt")
+    arguments = (*SMALL, *TINY, "network.width=64", f"ckpt_path={tmp_path / 'a/checkpoints/last.ckpt'}")
+    assert run(tmp_path / "b", *arguments) == Exit.BAD_INPUT
+    assert "a checkpoint of the same network" in capsys.readouterr().err
+    assert digest_of(tmp_path / "a/checkpoints/last.ckpt") == digest
+
+
+def test_distillation_from_a_run(tmp_path):
+    assert run(tmp_path / "teacher", *SMALL, *TINY, "model=teacher") == Exit.DONE
+    teacher = tmp_path / "teacher"
+    arguments = (*SMALL, *TINY, "model=cd", "teacher=run", f"teacher.path={teacher}")
+    assert run(tmp_path / "cd", *arguments) == Exit.DONE
+    checkpoint = read(tmp_path / "cd/checkpoints/last.ckpt")
+    assert checkpoint["teacher"]["digest"] == digest_of(teacher / "checkpoints/last.ckpt")
+    assert set(checkpoint["target"]) == set(checkpoint["model"])  # the slow copy, and nothing of the teacher
+    assert json.loads((tmp_path / "cd/summary.json").read_text())["teacher_calls_per_image"] == 2
+    start = run(tmp_path / "start", *arguments, "optimizer.lr=0", "trainer.max_steps=1")
+    assert start == Exit.DONE  # with learning rate 0 the student is still what it started from: the teacher's average
+    ema = read(teacher / "checkpoints/last.ckpt")["ema"]["0.999"]
+    student = read(tmp_path / "start/checkpoints/last.ckpt")["model"]
+    assert all(torch.equal(student[name], ema[name]) for name in ema)
+
+
+def test_wandb_is_offline_without_a_login_and_closed_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert wandb_mode("auto") == "offline"
+    arguments = [argument for argument in TINY if argument != "logger=csv"]
+    assert run(tmp_path / "run", *SMALL, *arguments, "trainer.max_steps=2") == Exit.DONE
+    assert list((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))
+    assert sys.modules["wandb"].run is None
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["wandb"]["mode"] == "offline"
+    assert summary["wandb"]["id"] == (tmp_path / "run/wandb_id").read_text()
+
+
+def test_wandb_is_offline_where_no_server_answers(monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    assert wandb_mode("auto") == "offline"
+    assert wandb_mode("online") == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert wandb_mode("online") == "disabled"
+
+
+def test_tensorboard_writes_event_files(tmp_path):
+    arguments = [argument for argument in TINY if argument != "logger=csv"]
+    assert run(tmp_path, *SMALL, *arguments, "logger=tensorboard", "trainer.max_steps=2") == Exit.DONE
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_metrics_csv_continues_from_the_resumed_step(tmp_path):
+    first = MetricsCSV(tmp_path / "metrics.csv")
+    for step in (1, 2, 3):
+        first.log_metrics({"a": step / 10}, step)
+    first.log_metrics({"b": 5.0}, 3)
+    again = MetricsCSV(tmp_path / "metrics.csv")
+    again.continue_from(2)
+    again.log_metrics({"a": 0.9, "b": 1e-30}, 3)
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines == ["step,a,b", "1,0.1,", "2,0.2,", "3,0.9,1e-30"]
+
+
+@pytest.mark.parametrize("steps", [5, 8])
+def test_training_ends_at_steps_or_images_whichever_comes_first(steps, tmp_path):
+    assert run(tmp_path, *SMALL, *TINY, f"trainer.max_steps={steps}", "trainer.max_images=100") == Exit.DONE
+    assert json.loads((tmp_path / "summary.json").read_text())["step"] == min(steps, 7)  # 7 x 16 >= 100

@@ -1,0 +1,68 @@
+"""Images do not depend on batch size, order or place; loading a file runs nobody's code."""
+
+import pytest
+import torch
+from jobs import TINY, run
+
+from consistency_models import generation
+from consistency_models.app.errors import Exit
+from consistency_models.checkpoints import CheckpointError, read, write
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    arguments = ("data=digits", "network.model_channels=8", "data.batch_size=8", "trainer.max_steps=2", *TINY)
+    assert run(folder, *arguments) == Exit.DONE
+    return folder
+
+
+def test_images_do_not_depend_on_the_batch(trained):
+    generator = generation.load(trained)
+    for steps in (1, 3):
+        whole = generator.sample(20, steps=steps, batch_size=20)
+        torch.testing.assert_close(generator.sample(20, steps=steps, batch_size=7), whole, rtol=0, atol=1e-5)
+        torch.testing.assert_close(generator.sample(5, steps=steps, first=10), whole[10:15], rtol=0, atol=1e-5)
+    assert whole.shape == (20, 1, 8, 8)
+    assert whole.abs().max() <= 1
+
+
+def test_images_depend_on_seed_and_label(trained):
+    generator = generation.load(trained)
+    assert not torch.equal(generator.sample(2, seed=1), generator.sample(2, seed=2))
+    assert not torch.equal(generator.sample(2, labels=[3, 3]), generator.sample(2, labels=[4, 4]))
+    assert torch.equal(generator.sample(12), generator.sample(12, labels=[*range(10), 0, 1]))  # classes take turns
+
+
+def test_weights_are_chosen_by_name(trained):
+    average, model = generation.load(trained), generation.load(trained, weights="model")
+    assert (average.weights, model.weights) == ("0.999", "model")
+    assert not torch.equal(average.sample(1), model.sample(1))
+    with pytest.raises(ValueError, match=r"weights='0\.5': .* has \['model', '0\.999'\]"):
+        generation.load(trained, weights="0.5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 0}, "n and steps must be at least 1"),
+        ({"n": 1, "steps": 0}, "n and steps must be at least 1"),
+        ({"n": 2, "labels": [1]}, "labels must be 2 numbers from 0 to 9"),
+        ({"n": 1, "labels": [10]}, "labels must be 1 numbers from 0 to 9"),
+    ],
+)
+def test_senseless_requests_are_refused(trained, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        generation.load(trained).sample(**arguments)
+
+
+@pytest.mark.parametrize("target", ["os.system", "consistency_models.checkpoints.os.system", "torch.nn.Linear"])
+@pytest.mark.parametrize("part", ["network", "preconditioning", "sampler"])
+def test_a_file_cannot_ask_for_other_code(trained, tmp_path, target, part, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = read(trained / "checkpoints/last.ckpt")
+    content["config"][part] = {"_target_": target, "command": "touch EXPLODED"}
+    write(content, tmp_path / "bad.ckpt")
+    with pytest.raises(CheckpointError, match=f"{part} asks for {target}"):
+        generation.load(tmp_path / "bad.ckpt")
+    assert not (tmp_path / "EXPLODED").exists()
