@@ -100,7 +100,7 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(tmp_path):
     undisturbed, stopped = tmp_path / "a", tmp_path / "b"
     before = signal.getsignal(signal.SIGTERM)
     assert run(undisturbed, *SMALL, *TINY) == Exit.DONE
-    assert run(stopped, *SMALL, *TINY, **at(3, "signal")) == Exit.STOPPED
+    assert run(stopped, *SMALL, *TINY, **at(2, "signal")) == Exit.STOPPED
     assert signal.getsignal(signal.SIGTERM) == before
     assert states(stopped) == ["STOPPED"]
     assert (stopped / "STOPPED").read_text() == "stopped by SIGTERM after step 3\n"
