@@ -51,6 +51,13 @@ def test_distance_has_no_state(distance):
     assert not distance.state_dict()
 
 
+@pytest.mark.parametrize("distance", [d for d in ALL if not isinstance(d, distances.LPIPS)])
+def test_the_host_never_waits_for_the_device(distance):
+    """A meta tensor has no values: whatever asked for one would fail.  (There is no autocast there, as LPIPS needs.)"""
+    x, y = torch.empty(2, 4, 3, 8, 8, device="meta")
+    assert distance(x, y).shape == (4,)
+
+
 def test_closed_forms():
     x = torch.zeros(1, 3, 2, 2, dtype=torch.float64)
     y = x.clone()

@@ -119,3 +119,9 @@ def test_power_function_has_the_published_exponents_and_ends_at_the_plain_averag
 def test_families_without_meaning_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.999])
+def test_the_host_never_waits_for_the_device(decay):
+    """A meta tensor has no values: whatever asked for one would fail."""
+    ema_update([torch.empty(3, device="meta")], [torch.empty(3, device="meta")], decay)

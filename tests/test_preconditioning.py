@@ -145,3 +145,12 @@ def test_sigma_data_without_meaning_is_refused(make, sigma_data):
 def test_sigma_min_without_meaning_is_refused(sigma_min):
     with pytest.raises(ValueError, match=f"sigma_min .*got {sigma_min}"):
         Boundary(0.5, sigma_min)
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_the_host_never_waits_for_the_device(make):
+    """A meta tensor has no values: whatever asked for one would fail."""
+    model = Preconditioned(Spy(), make()).to("meta")
+    x = torch.empty(4, 3, 8, 8, device="meta")
+    for sigma in (torch.empty(4, device="meta"), 0.5):
+        assert model(x, sigma).shape == x.shape

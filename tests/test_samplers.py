@@ -72,6 +72,13 @@ def test_calls_levels_and_shape_are_as_declared(name, dtype):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_host_never_waits_for_the_device(name):
+    """A meta tensor has no values: whatever asked for one would fail."""
+    noise = torch.empty(4, 3, 8, 8, device="meta")
+    assert getattr(samplers, name)()(denoiser, noise, lambda: noise).shape == noise.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_clip_keeps_images_in_range(name):
     noise = normal()
     wild = lambda x, sigma: 5 + x  # noqa: E731

@@ -56,3 +56,10 @@ def test_edm_weighs_the_raw_network_evenly():
 def test_sigma_data_without_meaning_is_refused(sigma_data):
     with pytest.raises(ValueError, match=f"sigma_data .*got {sigma_data}"):
         weightings.EDM(sigma_data)
+
+
+@pytest.mark.parametrize("weighting", ALL, ids=weightings.__all__)
+def test_the_host_never_waits_for_the_device(weighting):
+    """A meta tensor has no values: whatever asked for one would fail."""
+    level = torch.empty(4, device="meta")
+    assert weighting(Levels(high=level, low=level)).shape == (4,)
