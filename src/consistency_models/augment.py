@@ -93,8 +93,8 @@ class AugmentPipe:
                                                            labels w·cos r, w·sin r
         translate  by (w_x·W/8, w_y·H/8), w ~ N(0, 1);     labels w_x, w_y
 
-    A transformation that an image is spared has label 0; w, r and -w, r ± π have the same labels, as published. The draws
-    are made on the host, one stream each: they depend on (seed, step, row) alone, and the device is never waited for.
+    A transformation that an image is spared has label 0; w, r and -w, r ± π have the same labels, as published. The
+    draws are made on the host, one stream each: they depend on (seed, step, row) alone and never wait for the device.
 
     Args:
         p: probability of each transformation at multiplier 1.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from consistency_models.schedules import per_image
 
-__all__ = ["EDM", "Boundary", "Preconditioned"]
+__all__ = ["EDM", "IDDPM", "VE", "VP", "Boundary", "Preconditioned"]
 
 
 class EDM:
@@ -80,6 +80,119 @@ class Boundary(EDM):
         return (sigma - self.sigma_min) * self.sigma_data * self.c_in(sigma)
 
 
+class VP:
+    """c_skip = 1,  c_out = -σ,  c_in = 1/√(σ² + 1),  c_noise = (M - 1)·t(σ): networks of the VP process, DDPM++.
+
+    σ(t) = √(e^(½·β_d·t² + β_min·t) - 1), t in [ε, 1], and t(σ) its inverse.  (EDM, arXiv 2206.00364, Table 1.)
+
+    Args:
+        beta_d: β_d.
+        beta_min: β_min.
+        steps: M.
+        epsilon: ε, where training ended.
+    """
+
+    def __init__(self, beta_d: float = 19.9, beta_min: float = 0.1, steps: int = 1000, epsilon: float = 1e-5) -> None:
+        self.beta_d, self.beta_min, self.steps, self.epsilon = beta_d, beta_min, steps, epsilon
+        self.sigma_min, self.sigma_max = self.sigma(torch.tensor([epsilon, 1.0], dtype=torch.float64)).tolist()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """σ(t), any shape."""
+        return (self.beta_d / 2 * t**2 + self.beta_min * t).expm1().sqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """t(σ), any shape."""
+        return ((self.beta_min**2 + 2 * self.beta_d * (sigma**2).log1p()).sqrt() - self.beta_min) / self.beta_d
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """-σ."""
+        return -sigma
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """1/√(σ² + 1)."""
+        return (sigma**2 + 1).rsqrt()
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """(M - 1)·t(σ)."""
+        return (self.steps - 1) * self.time(sigma)
+
+
+class VE:
+    """c_skip = 1,  c_out = σ,  c_in = 1,  c_noise = ln ½σ: networks of the VE process, NCSN++.
+
+    (EDM, arXiv 2206.00364, Table 1.)
+
+    Args:
+        sigma_min: the smallest level of training.
+        sigma_max: the largest.
+    """
+
+    def __init__(self, sigma_min: float = 0.02, sigma_max: float = 100.0) -> None:
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """σ."""
+        return sigma
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(sigma)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """ln ½σ."""
+        return (sigma / 2).log()
+
+
+class IDDPM:
+    """c_skip = 1,  c_out = -σ,  c_in = 1/√(σ² + 1),  c_noise = M - 1 - argmin_j |u_j - σ|: networks of improved DDPM.
+
+    u_M = 0,  u_{j-1} = √((u_j² + 1)/max(ᾱ_{j-1}/ᾱ_j, C_1) - 1),  ᾱ_j = sin²(½π·j/(M·(C_2 + 1))).
+    (Improved DDPM, arXiv 2102.09672, as EDM, arXiv 2206.00364, Table 1, restates it.)
+
+    Args:
+        c_1: C_1, how much noise a step may add.
+        c_2: C_2.
+        steps: M.
+    """
+
+    def __init__(self, c_1: float = 0.001, c_2: float = 0.008, steps: int = 1000) -> None:
+        # All in float32, as the tables in published models: their rounding adds up to 5e-4 of a level.
+        alpha_bar = (torch.arange(steps + 1) * (math.pi / 2) / steps / (c_2 + 1)).sin() ** 2
+        u = torch.zeros(steps + 1)
+        for j in range(steps, 0, -1):
+            u[j - 1] = ((u[j] ** 2 + 1) / (alpha_bar[j - 1] / alpha_bar[j]).clamp(min=c_1) - 1).sqrt()
+        self.levels, self.steps = u, steps
+        self.sigma_min, self.sigma_max = u[steps - 1].item(), u[0].item()
+
+    def index(self, sigma: Tensor) -> Tensor:
+        """argmin_j |u_j - σ|, any shape."""
+        return (sigma[..., None] - self.levels.to(sigma.device, non_blocking=True)).abs().argmin(-1)
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """-σ."""
+        return -sigma
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """1/√(σ² + 1)."""
+        return (sigma**2 + 1).rsqrt()
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """M - 1 - argmin_j |u_j - σ|."""
+        return (self.steps - 1 - self.index(sigma)).to(sigma.dtype)
+
+
 class Preconditioned(nn.Module):
     """D(x, σ) = c_skip(σ)·x + c_out(σ)·F(c_in(σ)·x, c_noise(σ)): the denoiser, or the consistency function.
 
@@ -87,11 +200,12 @@ class Preconditioned(nn.Module):
     leaves elementwise operations, all there is around the network, in the dtype of their inputs.
 
     Args:
-        network: F(x, c_noise, labels, augment) -> shape of x; c_noise has shape (B,).
+        network: F(x, c_noise, labels, augment) -> shape of x; c_noise has shape (B,). Channels beyond those of x, where
+            improved DDPM predicts variances, are not looked at.
         preconditioning: the four scalings.
     """
 
-    def __init__(self, network: nn.Module, preconditioning: EDM) -> None:
+    def __init__(self, network: nn.Module, preconditioning: EDM | VP | VE | IDDPM) -> None:
         super().__init__()
         self.network = network
         self.preconditioning = preconditioning
@@ -112,5 +226,5 @@ class Preconditioned(nn.Module):
         sigma = sigma.expand(len(x))
         scalings = self.preconditioning
         c_skip, c_out, c_in = (per_image(c(sigma), x) for c in (scalings.c_skip, scalings.c_out, scalings.c_in))
-        F = self.network((c_in * x).to(x.dtype), scalings.c_noise(sigma), labels, augment)
+        F = self.network((c_in * x).to(x.dtype), scalings.c_noise(sigma), labels, augment)[:, : x.shape[1]]
         return (c_skip * x + c_out * F.to(x.dtype)).to(x.dtype)
