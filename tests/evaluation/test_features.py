@@ -55,12 +55,10 @@ def test_classifier_learns_digits(classifier, digit_set):
     assert (probabilities.argmax(1) == digit_set.labels).float().mean() > 0.97
 
 
-def test_classifier_takes_colour_and_other_sizes(own_cache, digit_set):
-    images = (
-        digit_set.images[:64].repeat_interleave(3, 3).repeat_interleave(3, 2).expand(-1, 3, -1, -1)[..., 2:-1, 2:-1]
-    )
-    data = replace(digit_set, images=images.contiguous(), labels=digit_set.labels[:64])
-    assert Classifier(data, steps=2)(to_float(images)).shape == (64, 64)
+@pytest.mark.parametrize("size", [1, 5, 17, 64])
+def test_classifier_takes_any_square_and_few_images(own_cache, digit_set, size):
+    few = replace(digit_set, images=digit_set.images[:3, :, :1, :1].expand(3, 2, size, size), labels=torch.arange(3))
+    assert Classifier(few, steps=3)(torch.zeros(5, 2, size, size)).shape == (5, 64)
 
 
 def test_classifier_depends_on_its_seed_alone(own_cache, digit_set, monkeypatch):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -38,6 +40,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consistency_models"
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Identity(nn.Module):
     """The values of the image themselves, (B, C·H·W): for points of a mixture, and for images without classes.
 
@@ -59,7 +71,7 @@ class Classifier(nn.Module):
     """The 64 penultimate features of a small convolutional network that is trained to tell the data's classes apart.
 
     Four fifths of the images train it; the accuracy on the rest is `held_out_accuracy`. It sees images as files keep
-    them, in 8 bits. It is trained once, on the CPU, and kept in `cache_folder()` under the digest of the data, the
+    them, in 8 bits. It is trained once, on one CPU core, and kept in `cache_folder()` under the digest of the data, the
     settings and this file's own text. The same data, settings and machine give the same features; no random numbers of
     others are disturbed.
 
@@ -90,8 +102,9 @@ class Classifier(nn.Module):
         settings = (data.digest, steps, batch_size, learning_rate, seed, Path(__file__).read_text())
         key = hashlib.blake2b(repr(settings).encode(), digest_size=12).hexdigest()
         path = cache_folder() / f"classifier-{key}.pt"
-        # Everything random is drawn from the CPU's default generator, which is then put back as it was.
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        # Everything random is drawn from the CPU's default generator, which is then put back as it was; one thread, so
+        # that sums are rounded alike whatever the machine's load and number of cores.
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad(), _one_thread():
             torch.default_generator.manual_seed(seed)
             self._build(data.images.shape[1:], data.num_classes)
             self.register_buffer("held_out_accuracy", torch.tensor(torch.nan))
@@ -109,13 +122,13 @@ class Classifier(nn.Module):
         return self.head(features.to(self.held_out_accuracy)).softmax(1)
 
     def _build(self, shape: tuple[int, int, int], classes: int) -> None:
-        (channels, size, _), width = shape, 32
-        layers = [nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(8, width), nn.SiLU()]
-        while size > 4:
-            layers += [nn.Conv2d(width, 64, 3, stride=2, padding=1), nn.GroupNorm(8, 64), nn.SiLU()]
-            width, size = 64, (size + 1) // 2
-        layers += [nn.Flatten(), nn.Linear(width * size * size, 64), nn.SiLU()]
-        self.body = nn.Sequential(*layers)
+        width, size = shape[:2]
+        layers, channels, stride = [], 32, 1 if size <= 16 else 2
+        while not layers or size > 4:
+            layers += [nn.Conv2d(width, channels, 3, stride, padding=1), nn.GroupNorm(8, channels), nn.SiLU()]
+            width, size = channels, -(-size // stride)
+            channels, stride = 64, 2
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * size * size, 64), nn.SiLU())
         # Without dropout the features of a class shrink to a point, and little but its frequency is left to compare.
         self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(64, classes))
 
@@ -134,9 +147,8 @@ class Classifier(nn.Module):
             schedule.step()
         self.eval()
         with torch.no_grad():
-            answers = [self.classify(self.body(to_float(images[rows]))).argmax(1) for rows in held_out.split(512)]
-            if answers:
-                self.held_out_accuracy.fill_((torch.cat(answers) == labels[held_out]).float().mean())
+            right = [self.classify(self(to_float(images[r]))).argmax(1) == labels[r] for r in held_out.split(512)]
+        self.held_out_accuracy.fill_(torch.cat(right).float().mean())
 
     def _load(self, path: Path) -> bool:
         if not path.exists():

@@ -1,0 +1,183 @@
+"""What a consistency model has learned: its distance to the true solution of the probability-flow ODE
+
+    dx/dσ = (x - E[x_0 | x, σ])/σ,        f*(x, σ) = the solution at σ_min of the trajectory through (x, σ)
+
+A solution is any `solution(x, sigma, to, labels) -> x` at level `to`, for x of shape (B, ...) at the one level sigma:
+the exact one of a mixture (`consistency_models.data.Mixture.consistency`), or a teacher's by `HeunSolution`. Labels
+are handed on to model and solution as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from consistency_models.schedules import karras_grid
+from consistency_models.solvers import Heun
+
+__all__ = ["HeunSolution", "ODEError", "ODEErrors"]
+
+SIGMAS = tuple(torch.logspace(math.log10(0.02), math.log10(80), 10, dtype=torch.float64).tolist())
+
+
+class HeunSolution:
+    """The ODE of a denoiser by Heun's steps on a Karras grid, in float64 around the denoiser: error ∝ 1/steps².
+
+    Args:
+        denoiser: `denoiser(x, sigma, labels)`, sigma of shape (B,); called in the dtype of the x that is to be solved.
+        steps: of the whole way from sigma_max to sigma_min, two calls each; a part of the way takes its share.
+        sigma_min, sigma_max, rho: the grid's.
+    """
+
+    def __init__(
+        self,
+        denoiser: Callable[..., Tensor],
+        steps: int = 256,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+    ) -> None:
+        self.denoiser, self.rho = denoiser, rho
+        self.density = steps / (sigma_max ** (1 / rho) - sigma_min ** (1 / rho))
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, sigma: float, to: float, labels: Tensor | None = None) -> Tensor:
+        """The solution at level `to` <= sigma of the trajectory through (x, sigma), shape and dtype of x."""
+        if to == sigma:
+            return x
+
+        def denoiser(state: Tensor, level: Tensor) -> Tensor:
+            return self.denoiser(state.to(x.dtype), level.to(x.dtype), labels).double()
+
+        steps = max(1, round(self.density * (sigma ** (1 / self.rho) - to ** (1 / self.rho))))
+        state, solver = x.double(), Heun()
+        for low, high in reversed(list(pairwise(karras_grid(steps + 1, to, sigma, self.rho).tolist()))):
+            state = solver(denoiser, state, high, low)
+        return state.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class ODEErrors:
+    """Distances ‖·‖/(√d·σ_data) between a model's outputs f and the true solutions f*.
+
+    Args:
+        sigmas: the levels, ascending, (L,).
+        rms, median: of f - f* at each level, on noised data, (L,).
+        noise_rms, noise_median: of f - f* from pure noise at the highest level.
+        self_consistency: rms of f at level i + 1 minus f at level i, both on one true trajectory that starts in pure
+            noise, (L-1,): 0 for any function that is constant on trajectories.
+    """
+
+    sigmas: Tensor
+    rms: Tensor
+    median: Tensor
+    noise_rms: float
+    noise_median: float
+    self_consistency: Tensor
+
+    def summary(self) -> dict[str, float]:
+        """One number for all levels: root of the mean square, and for the median the mean.
+
+        A few points near the borders between basins of attraction, where f* is steep, dominate the rms: read both.
+        """
+        return {
+            "ode_error": self.rms.square().mean().sqrt().item(),
+            "ode_error_median": self.median.mean().item(),
+            "ode_error_noise": self.noise_rms,
+            "ode_error_noise_median": self.noise_median,
+            "self_consistency": self.self_consistency.square().mean().sqrt().item(),
+        }
+
+
+class ODEError:
+    """Measures models against a solution, on the same inputs each time; the true solutions are computed once.
+
+    Args:
+        solution: see above.
+        images: clean data (n, ...), on the device and in the dtype in which models are called.
+        labels: (n, ...) for class-conditional models, or None.
+        sigma_data: the unit in which distances are given.
+        sigmas: levels, ascending; by default 10 from 0.02 to 80, evenly spaced in ln σ.
+        sigma_min: the level of the model's output.
+        seed: of the noise.
+        batch_size: images in one call.
+
+    Raises:
+        ValueError: not sigma_min < sigmas in ascending order, or fewer than two.
+    """
+
+    def __init__(
+        self,
+        solution: Callable[..., Tensor],
+        images: Tensor,
+        labels: Tensor | None = None,
+        sigma_data: float = 0.5,
+        sigmas: Sequence[float] = SIGMAS,
+        sigma_min: float = 0.002,
+        seed: int = 0,
+        batch_size: int = 1024,
+    ) -> None:
+        if len(sigmas) < 2 or not all(a < b for a, b in pairwise((sigma_min, *sigmas))):
+            raise ValueError(f"need sigma_min < sigmas, two or more, ascending; got {sigma_min} and {tuple(sigmas)}")
+        self.solution, self.images, self.labels, self.sigma_data = solution, images, labels, sigma_data
+        self.sigmas, self.sigma_min, self.seed, self.batch_size = tuple(sigmas), sigma_min, seed, batch_size
+
+    @cached_property
+    def noised(self) -> list[tuple[Tensor, Tensor]]:
+        """(x, f*(x, σ)) of noised data at each level."""
+        generator = torch.Generator().manual_seed(self.seed)
+        inputs = [self.images + sigma * self._noise(generator) for sigma in self.sigmas]
+        return [(x, self._solve(x, sigma, self.sigma_min)) for x, sigma in zip(inputs, self.sigmas)]
+
+    @cached_property
+    def trajectory(self) -> list[Tensor]:
+        """The true trajectory from pure noise: x at sigma_min, then at each level, ascending."""
+        x = self.sigmas[-1] * self._noise(torch.Generator().manual_seed(self.seed + 1))
+        points = [x]
+        for low, high in reversed(list(pairwise((self.sigma_min, *self.sigmas)))):
+            x = self._solve(x, high, low)
+            points.append(x)
+        return points[::-1]
+
+    @torch.no_grad()
+    def __call__(self, model: Callable[..., Tensor]) -> ODEErrors:
+        """The errors of `model(x, sigma, labels)`, sigma of shape (B,)."""
+        errors = [self._distance(self._output(model, x, s), truth) for (x, truth), s in zip(self.noised, self.sigmas)]
+        end, *points = self.trajectory
+        outputs = [self._output(model, x, sigma) for x, sigma in zip(points, self.sigmas)]
+        from_noise = self._distance(outputs[-1], end)
+        return ODEErrors(
+            torch.tensor(self.sigmas, dtype=torch.float64),
+            torch.stack([_rms(each) for each in errors]),
+            torch.stack([each.median() for each in errors]),
+            _rms(from_noise).item(),
+            from_noise.median().item(),
+            torch.stack([_rms(self._distance(high, low)) for low, high in pairwise(outputs)]),
+        )
+
+    def _noise(self, generator: torch.Generator) -> Tensor:
+        return torch.randn(self.images.shape, generator=generator, dtype=torch.float64).to(self.images)
+
+    def _solve(self, x: Tensor, sigma: float, to: float) -> Tensor:
+        return self._batched(lambda x, labels: self.solution(x, sigma, to, labels), x)
+
+    def _output(self, model: Callable[..., Tensor], x: Tensor, sigma: float) -> Tensor:
+        return self._batched(lambda x, labels: model(x, x.new_full((len(x),), sigma), labels), x)
+
+    def _batched(self, function: Callable[[Tensor, Tensor | None], Tensor], x: Tensor) -> Tensor:
+        parts = torch.arange(len(x), device=x.device).split(self.batch_size)
+        return torch.cat([function(x[rows], None if self.labels is None else self.labels[rows]) for rows in parts])
+
+    def _distance(self, x: Tensor, y: Tensor) -> Tensor:
+        difference = (x.double() - y.double()).flatten(1)
+        return (difference.square().mean(1).sqrt() / self.sigma_data).cpu()
+
+
+def _rms(distances: Tensor) -> Tensor:
+    return distances.square().mean().sqrt()
