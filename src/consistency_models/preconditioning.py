@@ -151,6 +151,18 @@ class VE:
         return (sigma / 2).log()
 
 
+def iddpm_table(c_1: float, c_2: float, steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """u_j of `IDDPM`, descending, shape (steps + 1,).
+
+    ᾱ in float32, as published: its rounding adds up to 5e-4 of a level, and models were trained at these levels.
+    """
+    alpha_bar = (torch.arange(steps + 1) * (math.pi / 2) / steps / (c_2 + 1)).sin() ** 2
+    u = torch.zeros(steps + 1, dtype=dtype)
+    for j in range(steps, 0, -1):
+        u[j - 1] = ((u[j] ** 2 + 1) / (alpha_bar[j - 1] / alpha_bar[j]).clamp(min=c_1) - 1).sqrt()
+    return u
+
+
 class IDDPM:
     """c_skip = 1,  c_out = -σ,  c_in = 1/√(σ² + 1),  c_noise = M - 1 - argmin_j |u_j - σ|: networks of improved DDPM.
 
@@ -164,11 +176,7 @@ class IDDPM:
     """
 
     def __init__(self, c_1: float = 0.001, c_2: float = 0.008, steps: int = 1000) -> None:
-        # All in float32, as the tables in published models: their rounding adds up to 5e-4 of a level.
-        alpha_bar = (torch.arange(steps + 1) * (math.pi / 2) / steps / (c_2 + 1)).sin() ** 2
-        u = torch.zeros(steps + 1)
-        for j in range(steps, 0, -1):
-            u[j - 1] = ((u[j] ** 2 + 1) / (alpha_bar[j - 1] / alpha_bar[j]).clamp(min=c_1) - 1).sqrt()
+        u = iddpm_table(c_1, c_2, steps)
         self.levels, self.steps = u, steps
         self.sigma_min, self.sigma_max = u[steps - 1].item(), u[0].item()
 
