@@ -27,7 +27,12 @@ class ConfigError(ValueError):
         value: what it is.
         allowed: what it may be.
         fix: how to mend it, where that is not plain from `allowed`.
+
+    Attributes:
+        code: the exit code.
     """
+
+    code = Exit.BAD_INPUT
 
     def __init__(self, key: str, value: object, allowed: str, fix: str = "") -> None:
         self.key, self.value, self.allowed, self.fix = key, value, allowed, fix

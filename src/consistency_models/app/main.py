@@ -15,7 +15,7 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
-from consistency_models.app.errors import ConfigError, Exit
+from consistency_models.app.errors import ConfigError
 
 __all__ = ["main"]
 
@@ -42,7 +42,7 @@ def main(task: str, root: Path) -> int:
         hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        return int(Exit.BAD_INPUT)
+        return int(error.code)
     return max(outcomes, default=0)
 
 

@@ -1,9 +1,0 @@
-"""placeholder"""
-
-from __future__ import annotations
-
-
-def check_command(task, folder, arguments):
-    import sys
-
-    return sys.argv[1:]

@@ -1,0 +1,87 @@
+"""Is a command all right?  Asked before anything heavy is imported, any folder made, or any device touched."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+
+from consistency_models.app.checks.composing import Composer
+from consistency_models.app.checks.job import check_job
+from consistency_models.app.checks.problems import ConfigErrors, problem
+from consistency_models.app.checks.resume import continued
+from consistency_models.app.errors import ConfigError
+
+__all__ = ["check", "check_command"]
+
+
+def check_command(task: str, conf_dir: str | Path, arguments: Namespace) -> list[str]:
+    """Compose and check the configuration of every job of a command.
+
+    Args:
+        task: "train" or "eval".
+        conf_dir: the folder of configurations.
+        arguments: the command line, as Hydra's own parser read it.
+
+    Returns:
+        The arguments to hand to Hydra: the same, or those with which a run goes on.
+
+    Raises:
+        ConfigError: with one line for each problem.
+    """
+    if arguments.config_path is not None:
+        raise problem("--config-path", arguments.config_path, "not given", "add configurations with --config-dir")
+    if arguments.experimental_rerun is not None:
+        raise problem("--experimental-rerun", arguments.experimental_rerun, "not given", "use ckpt_path=FOLDER")
+    if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
+        raise problem("--config-dir", arguments.config_dir, "a folder that exists")
+    searchpath = [override for override in arguments.overrides if override.startswith("hydra.searchpath=")]
+    composer = Composer(arguments.config_name or task, conf_dir, arguments.config_dir, searchpath)
+    overrides = check(task, composer, arguments.overrides, arguments.multirun)
+    flags = ["--multirun"] if arguments.multirun else []
+    for name in ("config_name", "config_dir"):
+        if getattr(arguments, name) is not None:
+            flags += [f"--{name.replace('_', '-')}", getattr(arguments, name)]
+    return [*flags, *overrides]
+
+
+def check(task: str, composer: Composer, lines: Sequence[str], multirun: bool = False) -> list[str]:
+    """Check the overrides of a command; returns them, or those with which a run goes on.
+
+    Raises:
+        ConfigError: with one line for each problem of a job, or of several jobs of a multirun.
+    """
+    overrides = composer.parse(lines)
+    if task == "train" and not multirun and (merged := continued(composer, overrides)) is not None:
+        overrides = merged
+    fixed = [override for override in overrides if not override.is_sweep_override()]
+    if multirun or composer.compose(fixed).hydra.mode == RunMode.MULTIRUN:
+        _check_jobs(task, composer, composer.cells(overrides) or [fixed])
+    else:
+        check_job(task, composer, overrides)
+    return [str(override.input_line) for override in overrides]
+
+
+def _check_jobs(task: str, composer: Composer, jobs: list[list[Override]]) -> None:
+    found: dict[str, list[tuple[int, ConfigError]]] = {}
+    for number, overrides in enumerate(jobs):
+        try:
+            check_job(task, composer, overrides)
+        except ConfigErrors as error:
+            for one in error.problems:
+                found.setdefault(str(one), []).append((number, one))
+    if found:
+        raise ConfigErrors([_of_jobs(those, jobs) for those in found.values()])
+
+
+def _of_jobs(those: list[tuple[int, ConfigError]], jobs: list[list[Override]]) -> ConfigError:
+    """A problem that some jobs have, with the first of them."""
+    number, error = those[0]
+    if len(those) == len(jobs):
+        return error
+    first = " ".join(str(override.input_line) for override in jobs[number])
+    where = f"(in {len(those)} of {len(jobs)} jobs; the first is {first})"
+    return problem(error.key, error.value, error.allowed, f"{error.fix} {where}".strip(), error.code)

@@ -1,0 +1,234 @@
+"""Configurations as Hydra composes them, with every mistake in the overrides told at once and in the user's terms."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import hydra.version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobRuntime, setup_globals
+from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from consistency_models.app.checks.problems import ConfigErrors, one_line, problem, unknown_key
+from consistency_models.app.checks.rules import nearest
+from consistency_models.app.errors import ConfigError
+
+__all__ = ["Composer"]
+
+
+class Composer:
+    """Composes the configurations of one command's jobs; what several jobs share is composed once.
+
+    Args:
+        task: name of the primary configuration.
+        conf_dir: the folder of it and of the groups.
+        more: a further folder of configurations, or None.
+        searchpath: an override of hydra.searchpath, if there is one.
+    """
+
+    def __init__(
+        self, task: str, conf_dir: str | Path, more: str | Path | None = None, searchpath: Sequence[str] = ()
+    ) -> None:
+        hydra.version.setbase("1.3")
+        setup_globals()
+        JobRuntime().set("name", task)
+        search = create_config_search_path(str(conf_dir))
+        if more is not None:
+            search.prepend("command-line", f"file://{Path(more).absolute()}", SearchPathQuery(provider="schema"))
+        self.task = task
+        self.loader = ConfigLoaderImpl(search)
+        self.parser = OverridesParser.create(self.loader)
+        self.searchpath = list(searchpath)
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
+
+    @cached_property
+    def repository(self) -> Any:
+        """Where the groups and their options are found, sweeps/ among them."""
+        return self.loader._parse_overrides_and_create_caching_repo(self.task, self.searchpath)[1]
+
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """Overrides in Hydra's grammar.
+
+        Raises:
+            ConfigError: one or more are not.
+        """
+        parsed, problems = [], []
+        for override in overrides:
+            try:
+                parsed += self.parser.parse_overrides([override])
+            except OverrideParseException as error:
+                key, equals, value = override.partition("=")
+                fix = one_line(error.message.split("\nSee ")[0])
+                fix = "quote a value with special characters: 'key=\"value\"'" if equals else f"did you mean {key}=…?"
+                problems.append(problem(key, value, "KEY=VALUE in Hydra's grammar", fix))
+        if problems:
+            raise ConfigErrors(problems)
+        return parsed
+
+    def cells(self, overrides: Sequence[Override]) -> list[list[Override]] | None:
+        """The overrides of each job of a multirun; None where they are not known before it (a sweeper that searches).
+
+        Raises:
+            ConfigError: see `compose`.
+        """
+        config = self.compose([override for override in overrides if not override.is_sweep_override()])
+        if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
+            return None
+        params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+        ours = [override for override in overrides if not override.is_hydra_override()]
+        lists = BasicSweeper.split_arguments([*self.parse(params), *ours], None)[0]
+        hydra_overrides = [override for override in overrides if override.is_hydra_override()]
+        return [[*self.parse(lines), *hydra_overrides] for lines in lists]
+
+    def compose(self, overrides: Sequence[Override]) -> DictConfig:
+        """The configuration that Hydra would make of these overrides, `hydra` included.
+
+        Raises:
+            ConfigError: a group, an option, a key or the form of a value does not exist; all of them are told.
+        """
+        problems: list[ConfigError] = []
+        groups, values = [], []
+        for override in overrides:
+            if override.is_sweep_override():
+                problems.append(_sweep(override))
+            elif override.key_or_group == "hydra.searchpath":
+                continue
+            elif self._is_group(override):
+                wrong = self._wrong_option(override)
+                problems += wrong
+                groups += [] if wrong else [override]
+            else:
+                values.append(override)
+        config = self._base(tuple(override.input_line for override in groups))
+        for override in values:
+            try:
+                ConfigLoaderImpl._apply_overrides_to_config([override], config)
+            except Exception as error:
+                problems.append(self._of_value(override, config, error))
+        if problems:
+            raise ConfigErrors(problems)
+        return config
+
+    def groups(self, config: DictConfig) -> list[str]:
+        """Names of the config groups that can be overridden."""
+        names = {str(key).split("@")[0] for key in config.hydra.runtime.choices}
+        return sorted(name for name in names if not name.startswith("hydra"))
+
+    def options(self, group: str) -> list[str]:
+        """The options of a group."""
+        return sorted(self.repository.get_group_options(group))
+
+    def _is_group(self, override: Override) -> bool:
+        key = override.key_or_group
+        return not isinstance(override.value(), dict) and self.repository.group_exists(key) and bool(self.options(key))
+
+    def _wrong_option(self, override: Override) -> list[ConfigError]:
+        group, value, options = override.key_or_group, override.value(), self.options(override.key_or_group)
+        if override.is_delete() or value == "???":
+            return []
+        chosen = value if isinstance(value, list) else [value]
+        return [
+            problem(
+                group,
+                choice,
+                ", ".join(options),
+                f"did you mean {group}={meant}?" if (meant := nearest(choice, options, 0.5)) else "",
+            )
+            for choice in chosen
+            if choice not in options
+        ]
+
+    def _base(self, groups: tuple[str, ...]) -> DictConfig:
+        if groups not in self._bases:
+            lines = [*self.searchpath, *groups]
+            try:
+                self._bases[groups] = self.loader.load_configuration(self.task, lines, RunMode.RUN)
+            except Exception as error:
+                raise ConfigErrors([_of_files(error, self.task, groups)]) from error
+        return copy.deepcopy(self._bases[groups])
+
+    def _of_value(self, override: Override, config: DictConfig, error: Exception) -> ConfigError:
+        key, value = override.key_or_group, override.value()
+        if str(error).startswith("Could not override"):
+            known = [".".join(map(str, path)) for path, _ in leaves(OmegaConf.to_container(config))]
+            own = [name for name in known if name.startswith("hydra.") == key.startswith("hydra.")]
+            return unknown_key(key, value, own, self.groups(config))
+        if override.package is not None:
+            return problem(f"{key}@{override.package}", value, f"a group: {', '.join(self.groups(config))}")
+        return problem(override.get_key_element(), value, "what can be merged", one_line(error))
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration without Hydra's own part, as plain dicts and lists, interpolations as they are written."""
+    tree = OmegaConf.to_container(config)
+    del tree["hydra"]
+    return tree
+
+
+def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """(path, value) of all that is neither a mapping with keys nor a list of mappings."""
+    if isinstance(tree, dict) and tree:
+        items: Iterable[tuple[Any, Any]] = tree.items()
+    elif isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
+        items = enumerate(tree)
+    else:
+        yield path, tree
+        return
+    for key, value in items:
+        yield from leaves(value, (*path, key))
+
+
+def resolved(config: DictConfig) -> tuple[dict[str, Any], str]:
+    """The configuration as a job would see it, interpolations resolved, and the job's folder; takes `config` apart.
+
+    Raises:
+        ConfigErrors: an interpolation leads nowhere.
+    """
+    try:
+        with open_dict(config):
+            config.hydra.job.num, config.hydra.job.id = 0, "0"
+            config.hydra.runtime.output_dir = folder = str(config.hydra.run.dir)
+            HydraConfig.instance().set_config(config)
+            del config["hydra"]
+        return OmegaConf.to_container(config, resolve=True), folder
+    except Exception as error:
+        key = str(getattr(error, "full_key", None) or "hydra.run.dir")
+        raise ConfigErrors([problem(key, "${…}", "interpolations of keys that exist", one_line(error))]) from error
+    finally:
+        HydraConfig.instance().cfg = None
+
+
+def _sweep(override: Override) -> ConfigError:
+    key = override.get_key_element()
+    text = (override.input_line or "").partition("=")[2]
+    if override.is_hydra_override():
+        return problem(key, text, "one value: Hydra's own settings cannot be swept over")
+    return problem(key, text, "one value", f"add --multirun to sweep over them, or write {key}=[{text}] for a list")
+
+
+def _of_files(error: Exception, task: str, groups: tuple[str, ...]) -> ConfigError:
+    """What Hydra found wrong when it put files together."""
+    where = re.match(r"In '([^']+)'", str(error))
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        meant = nearest(option, error.options, 0.5)
+        fix = [f"asked for in {where[1]}.yaml" if where else "", f"did you mean {group}: {meant}?" if meant else ""]
+        return problem(group, option, ", ".join(error.options), ", ".join(filter(None, fix)))
+    unused = re.match(r"Could not override '([^']+)'\.(?: Did you mean to override (.+)\?)?", one_line(error))
+    if unused:
+        value = next((line.partition("=")[2] for line in groups if line.startswith(f"{unused[1]}=")), "")
+        return problem(unused[1], value, "a group of the defaults list", f"did you mean {unused[2]}={value}?")
+    return problem("config", " ".join([task, *groups]), "files that can be put together", one_line(error))

@@ -1,0 +1,59 @@
+"""Files and folders that a configuration names, looked at from outside."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from consistency_models.app.checks.problems import problem
+from consistency_models.app.checks.rules import nearest
+from consistency_models.app.errors import ConfigError, Exit
+
+__all__ = ["has_checkpoint", "wrong_checkpoint", "wrong_path"]
+
+MARK = b"sha256:"
+SIZE = len(MARK) + 64  # of what stands at the end of a checkpoint, see consistency_models.checkpoints
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a digest stands at the end of the file; whether it is the right one is found out when it is read."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-SIZE, os.SEEK_END)
+            return file.read(len(MARK)) == MARK
+    except OSError:
+        return False
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run folder has a checkpoint that could be read."""
+    return any(map(is_checkpoint, (folder / "checkpoints").glob("*.ckpt")))
+
+
+def wrong_path(key: str, path: str, what: str) -> list[ConfigError]:
+    """The problem of a path that does not exist, with the nearest name beside it."""
+    where = Path(path).expanduser()
+    if where.exists():
+        return []
+    existing = next((parent for parent in where.parents if parent.is_dir()), None)
+    first = where.relative_to(existing).parts[0] if existing else ""
+    try:
+        close = nearest(first, (entry.name for entry in existing.iterdir())) if existing else None
+    except OSError:
+        close = None
+    meant = existing / close / where.relative_to(existing / first) if close else None
+    fix = f"did you mean {key}={meant}?" if meant else f"{existing or '.'} has no {first or path}"
+    return [problem(key, path, f"{what} that exists", fix)]
+
+
+def wrong_checkpoint(key: str, path: str) -> list[ConfigError]:
+    """The problem of a path that is to be a run folder or a checkpoint file of this project."""
+    if wrong := wrong_path(key, path, "a run folder or a checkpoint file"):
+        return wrong
+    file = Path(path).expanduser()
+    if file.is_file():
+        good, found = is_checkpoint(file), "has none at its end: it is cut off, damaged or of another kind"
+    else:
+        good, found = is_checkpoint(file / "checkpoints" / "last.ckpt"), "has no good checkpoints/last.ckpt"
+    allowed = "a run folder or a checkpoint file of this project, with its SHA-256 at the end; this one " + found
+    return [] if good else [problem(key, path, allowed, code=Exit.NO_GOOD_CHECKPOINT)]

@@ -1,0 +1,90 @@
+"""What is wrong with a configuration, in lines that a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from consistency_models.app.checks.rules import nearest, show
+from consistency_models.app.errors import ConfigError, Exit
+
+__all__ = ["ConfigErrors", "one_line", "problem", "unknown_key"]
+
+HABITS = {
+    "learning_rate": "lr",
+    "num_workers": "workers",
+    "num_gpus": "devices",
+    "gpus": "devices",
+    "max_epochs": "max_steps",
+    "epochs": "max_steps",
+    "iterations": "max_steps",
+    "clip": "gradient_clip_val",
+    "accumulate": "accumulate_grad_batches",
+    "resume": "ckpt_path",
+    "checkpoint": "ckpt_path",
+    "path": "root",
+    "dataset": "data",
+    "method": "model",
+    "distance": "loss",
+    "debug": "show_traceback",
+}
+"""What the same thing is called elsewhere."""
+
+
+class ConfigErrors(ConfigError):
+    """Several problems at once, one a line; the exit code is the first one's.
+
+    Args:
+        problems: at least one.
+    """
+
+    def __init__(self, problems: Sequence[ConfigError]) -> None:
+        first = problems[0]
+        super().__init__(first.key, first.value, first.allowed, first.fix)
+        self.problems, self.code = list(problems), first.code
+        self.args = ("\nerror: ".join(dict.fromkeys(map(str, problems))),)
+
+
+def problem(key: str, value: Any, allowed: str, fix: str = "", code: Exit = Exit.BAD_INPUT) -> ConfigError:
+    """One problem, its value written as on the command line."""
+    error = ConfigError(key, show(value), allowed, fix)
+    error.code = code
+    return error
+
+
+def unknown_key(key: str, value: Any, known: Iterable[str], groups: Iterable[str]) -> ConfigError:
+    """A key that does not exist: what there is beside it, and the key that was probably meant.
+
+    Args:
+        key: the key.
+        value: what it was to become.
+        known: all keys there are, dotted.
+        groups: names of the config groups.
+    """
+    known = list(known)
+    parent, _, last = key.rpartition(".")
+    while parent and not any(name.startswith(f"{parent}.") for name in known):
+        parent = parent.rpartition(".")[0]
+    prefix = f"{parent}." if parent else ""
+    beside = sorted({name.removeprefix(prefix).split(".")[0] for name in known if name.startswith(prefix)})
+    beside = [name for name in beside if name != "_target_"] or beside
+    if parent:
+        allowed = f"keys of {parent}: {', '.join(beside)}"
+    else:
+        allowed = f"groups ({', '.join(sorted(groups))}) and keys such as data.batch_size"
+        beside = sorted({*beside, *groups})
+    close = nearest(key.removeprefix(prefix), beside)
+    same = [name for name in known if name.rpartition(".")[2] in (last, HABITS.get(last))]
+    near = [name for name in same if name.startswith(prefix)]
+    meant = (prefix + close if close else None) or next(iter(near or same), None) or nearest(key, known)
+    meant = None if meant == key else meant
+    return problem(key, value, allowed, f"did you mean {meant}={show(value)}?" if meant else "")
+
+
+def one_line(error: BaseException | str) -> str:
+    """The message of somebody else's error in one line, without where to read more."""
+    text = str(error) or type(error).__name__
+    cause = getattr(error, "__cause__", None)
+    text = f"{text}: {cause}" if cause is not None and str(cause) not in text else text
+    lines = [line.strip() for line in text.split("\nConfig search path")[0].splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=", "See http")))

@@ -1,0 +1,233 @@
+"""What must hold between keys and groups: each function says what is wrong with one thing, or nothing.
+
+All take the resolved configuration, which has passed the rules for single keys, and the option that each group has.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from consistency_models.app.checks.files import has_checkpoint, wrong_checkpoint, wrong_path
+from consistency_models.app.checks.problems import problem
+from consistency_models.app.errors import ConfigError
+
+__all__ = ["EVAL", "TRAIN"]
+
+Config, Choices, Problems = dict[str, Any], dict[str, str], Iterator[ConfigError]
+
+FACTS = {  # of data sets that cannot be resized: image_size, channels, num_classes
+    "consistency_models.data.digits": ((8,), (1,), (10,)),
+    "consistency_models.data.cifar10": ((32,), (3,), (10,)),
+    "consistency_models.data.fashion_mnist": ((28, 32), (1,), (10,)),
+}
+BUILDERS = {  # callbacks that look for another one
+    "metrics": ("progress", "finite"),
+    "ema": ("samples", "validation"),
+    "checkpoint": ("validation", "signals"),
+}
+
+
+def _is(config: Config, group: str, name: str) -> bool:
+    return str(config[group]["_target_"]).endswith(f".{name}")
+
+
+def teacher(config: Config, choices: Choices) -> Problems:
+    """A teacher exactly where the method has a use for one, and one that can be had."""
+    needs, given, model = config["model"]["needs_teacher"], config["teacher"]["_target_"], choices.get("model")
+    path, chosen = config["teacher"].get("path"), choices.get("teacher", "?")
+    if needs and not given:
+        fix = "add teacher=run teacher.path=FOLDER, where FOLDER is a finished run of model=teacher"
+        yield problem("teacher", chosen, f"run, or exact with data=mixture: model={model} distils a teacher", fix)
+    elif given and needs is False:
+        yield problem("teacher", chosen, f"none: model={model} has no use for a teacher", "or choose model=cd")
+    elif path and (not given or _is(config, "teacher", "exact_teacher")):
+        yield problem("teacher.path", path, f"null with teacher={chosen}", "did you mean teacher=run?")
+    elif given and _is(config, "teacher", "run_teacher"):
+        yield from wrong_checkpoint("teacher.path", path) if path else _give("teacher.path", "a finished run")
+    elif path:
+        yield from wrong_path("teacher.path", path, "a file")
+    elif given and _is(config, "teacher", "exact_teacher") and not _is(config["data"], "source", "Mixture"):
+        allowed = f"run with data={choices.get('data')}: only mixtures have a closed-form denoiser"
+        yield problem("teacher", chosen, allowed, "or choose data=mixture or data=mixture_16d")
+
+
+def init(config: Config, choices: Choices) -> Problems:
+    """Initial weights that can be had."""
+    path, given, chosen = config["init"].get("path"), config["init"]["_target_"], choices.get("init", "?")
+    if given and _is(config, "init", "weights_of_teacher") and not config["teacher"]["_target_"]:
+        if not config["model"]["needs_teacher"]:
+            yield problem("init", chosen, "random or run with teacher=none", "did you mean init=random?")
+    elif given and _is(config, "init", "weights_of_run"):
+        yield from wrong_checkpoint("init.path", path) if path else _give("init.path", "a run")
+    elif path:
+        yield problem("init.path", path, f"null with init={chosen}", "did you mean init=run?")
+
+
+def _give(key: str, what: str) -> Problems:
+    yield problem(key, None, f"{what}: its folder or a checkpoint file", f"add {key}=FOLDER")
+
+
+def levels(config: Config, choices: Choices) -> Problems:
+    """Ranges of noise levels with a bottom below their top, the same ones for schedule and preconditioning."""
+    schedule, sampler, preconditioning = config["schedule"], config["sampler"], config["preconditioning"]
+    for group, node in (("schedule", schedule), ("sampler", sampler)):
+        low, high, middle = (node.get(key) for key in ("sigma_min", "sigma_max", "middle"))
+        if low is not None and high is not None and not low < high:
+            yield problem(f"{group}.sigma_min", low, f"less than {group}.sigma_max={high}", "did you swap them?")
+        elif middle is not None and not (low or 0) < middle < (math.inf if high is None else high):
+            yield problem(f"{group}.middle", middle, f"between sigma_min={low} and sigma_max={high}")
+        if node.get("churn_min", 0) > node.get("churn_max", math.inf):
+            yield problem(f"{group}.churn_min", node["churn_min"], f"at most {group}.churn_max={node['churn_max']}")
+    low, boundary = schedule.get("sigma_min"), preconditioning.get("sigma_min")
+    if None not in (low, boundary) and low != boundary:
+        allowed = f"schedule.sigma_min={low}: the model is the identity there"
+        yield problem("preconditioning.sigma_min", boundary, allowed, "set both")
+    if {"sigma_min", "sigma_max", "mean"} <= schedule.keys() and schedule["sigma_min"] < schedule["sigma_max"]:
+        ends = ((math.log(schedule[f"sigma_{end}"]) - schedule["mean"]) / schedule["std"] for end in ("min", "max"))
+        below, above = (math.erf(end / math.sqrt(2)) for end in ends)
+        if not above > below:
+            allowed = "a mean of ln σ near [ln sigma_min, ln sigma_max]: no level is ever drawn"
+            yield problem("schedule.mean", schedule["mean"], allowed, "or widen schedule.std")
+
+
+def schedule(config: Config, choices: Choices) -> Problems:
+    """A method that compares two levels needs a schedule that draws two."""
+    if not _is(config, "model", "Diffusion") and config["schedule"]["_target_"].endswith("schedules.LogNormal"):
+        allowed = f"karras_uniform, karras_lognormal with model={choices.get('model')}: it needs pairs of levels"
+        yield problem("schedule", choices.get("schedule"), allowed, "did you mean schedule=karras_lognormal?")
+
+
+def curriculum(config: Config, choices: Choices) -> Problems:
+    """A growing curriculum grows."""
+    s0, s1 = config["curriculum"].get("s0"), config["curriculum"].get("s1")
+    if None not in (s0, s1) and s0 > s1:
+        yield problem("curriculum.s0", s0, f"at most curriculum.s1={s1}", "did you swap them?")
+
+
+def network(config: Config, choices: Choices) -> Problems:
+    """Images that the network can halve, and widths that it can normalise in groups."""
+    network, size = config["network"], config["network"].get("image_size")
+    multipliers, fixed = network.get("channel_mult"), FACTS.get(config["data"]["source"]["_target_"])
+    if not multipliers or (fixed and size not in fixed[0]):
+        return
+    factor = 2 ** (len(multipliers) - 1)
+    if size % factor:
+        allowed = f"a multiple of {factor}: network={choices.get('network')} has {len(multipliers)} levels"
+        fewer = next((n for n in range(len(multipliers), 0, -1) if size % 2 ** (n - 1) == 0), 1)
+        fix = f"did you mean network.channel_mult={multipliers[:fewer]}?".replace(" [", "[").replace(", ", ",")
+        yield problem("data.image_size", size, allowed, fix + ("" if size > 1 else " For points: network=mlp"))
+    widths = [network["model_channels"] * multiplier for multiplier in multipliers]
+    sums = {network["model_channels"], *widths, *(2 * width for width in widths)}
+    sums |= {a + b for a, b in pairwise(widths)} | {network["model_channels"] + widths[0]}
+    if not _is(config, "network", "EDM2"):
+        bad = [width for width in sums if width < 4 or width % min(32, width // 4)]
+        if bad:
+            allowed = f"such that its layers, {min(bad)} wide, can be normalised in groups: multiples of 32 can"
+            yield problem("network.model_channels", network["model_channels"], allowed)
+
+
+def data(config: Config, choices: Choices) -> Problems:
+    """Data that are there, as they are, with what is asked of them."""
+    data, source, name = config["data"], config["data"]["source"], choices.get("data")
+    if "root" in source:
+        if not source.get("download"):
+            yield from wrong_path("data.root", source["root"], "a folder, or an archive,")
+    elif data["root"] is not None:
+        yield problem("data.root", data["root"], f"null: data={name} reads no files", "leave data.root out")
+    for key, allowed in zip(("image_size", "channels", "num_classes"), FACTS.get(source["_target_"], ())):
+        if data[key] not in allowed:
+            choice = " or ".join(map(str, allowed))
+            yield problem(
+                f"data.{key}", data[key], f"{choice} with data={name}", f"did you mean data.{key}={allowed[0]}?"
+            )
+    if data["conditional"] and not data["num_classes"]:
+        fix = "set data.num_classes" if data["num_classes"] is None else "set data.conditional=false"
+        yield problem("data.conditional", True, f"false with data.num_classes={data['num_classes'] or 'null'}", fix)
+    if config["augment"]["flip"] and not data["flip"]:
+        yield problem("augment.flip", True, f"false: data={name} is not mirrored", "or set data.flip=true")
+    if data.get("overfit_steps") and _is(data, "source", "Mixture"):
+        yield problem("data.overfit_steps", data["overfit_steps"], f"0: data={name} draws fresh points in every step")
+
+
+def features(config: Config, choices: Choices) -> Problems:
+    """A feature space, and a distance, that fit the images."""
+    data, chosen = config["data"], choices.get("features")
+    classifier = config["features"].get("extractor") and _is(config["features"], "extractor", "Classifier")
+    if classifier and data["num_classes"] == 0:
+        yield problem("features", chosen, "identity: there are no classes to learn", "did you mean features=identity?")
+    if _is(config, "loss", "LPIPS"):
+        if data["channels"] != 3:
+            allowed = f"l1, l2, pseudo_huber with {data['channels']} channels: LPIPS compares RGB images"
+            yield problem("loss", choices.get("loss"), allowed, "did you mean loss=l2?")
+        if config["loss"].get("weights"):
+            yield from wrong_path("loss.weights", config["loss"]["weights"], "torchvision's vgg16-397923af.pth, a file")
+
+
+def trainer(config: Config, choices: Choices) -> Problems:
+    """A global batch that divides evenly, and devices that the strategy can use."""
+    trainer, batch = config["trainer"], config["data"]["batch_size"]
+    devices = trainer["devices"]
+    count = len(devices) if isinstance(devices, list) else devices
+    if trainer["strategy"] == "auto" and (trainer["num_nodes"] > 1 or (count != 1 and count != "auto")):
+        key = "num_nodes" if count == 1 else "devices"
+        yield problem(f"trainer.{key}", trainer[key], "1 with trainer.strategy=auto", "add trainer=ddp to use more")
+    if trainer["accelerator"] == "mps" and count not in (1, "auto"):
+        yield problem("trainer.devices", devices, "1 with trainer.accelerator=mps")
+    parts = trainer["accumulate_grad_batches"] * trainer["num_nodes"] * (count if count != "auto" else 1)
+    if batch % parts:
+        allowed = f"a multiple of {parts}, which is devices x nodes x trainer.accumulate_grad_batches"
+        yield problem(
+            "data.batch_size", batch, allowed, f"did you mean data.batch_size={max(round(batch / parts), 1) * parts}?"
+        )
+    if trainer["max_images"] is not None and trainer["max_images"] < batch:
+        yield problem("trainer.max_images", trainer["max_images"], f"at least data.batch_size={batch}, for one step")
+
+
+def outputs(config: Config, choices: Choices) -> Problems:
+    """Something to do, and callbacks that have what they build on."""
+    if not config["train"] and not config["test"]:
+        yield problem("train", False, "true, unless test=true", "neither leaves nothing to do")
+    callbacks = config.get("callbacks") or {}
+    for name, builders in BUILDERS.items():
+        if not callbacks.get(name) and (left := [other for other in builders if callbacks.get(other)]):
+            off = " and ".join(f"callbacks.{other}=null" for other in left)
+            yield problem(f"callbacks.{name}", None, f"null only with {off}", "it is what they build on")
+    if config["logger"]["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
+        fix = "pip install 'consistency-models[tensorboard]'"
+        yield problem("logger.tensorboard", True, "false without the package tensorboard", fix)
+
+
+def solver(config: Config, choices: Choices) -> Problems:
+    """A solver that was chosen is used."""
+    if choices.get("solver") not in (None, "heun") and "solver" not in config["model"]:
+        allowed = f"heun: model={choices.get('model')} solves no ODE in training"
+        yield problem("solver", choices["solver"], allowed, "leave solver out")
+
+
+def checkpoint(config: Config, choices: Choices) -> Problems:
+    """A checkpoint to go on from that is there, and a run folder in which nothing would be overwritten."""
+    path, folder = config["ckpt_path"], Path(choices["run folder"])
+    if path is not None:
+        if path == "last" or (Path(path).expanduser().is_dir() and Path(path).resolve() != folder.resolve()):
+            yield problem(
+                "ckpt_path", path, "a checkpoint file", "last and FOLDER go on with one run: on the command line only"
+            )
+        elif not Path(path).is_dir():
+            yield from wrong_checkpoint("ckpt_path", path)
+    if (path is None or Path(path).resolve() != folder.resolve()) and has_checkpoint(folder):
+        fix = f"go on with it by ckpt_path={folder}, or choose another folder"
+        yield problem("hydra.run.dir", folder, "a folder without checkpoints: they would be overwritten", fix)
+
+
+def scored_run(config: Config, choices: Choices) -> Problems:
+    """A run, or a checkpoint, that can be scored."""
+    yield from wrong_checkpoint("run", config["run"])
+
+
+TRAIN = (teacher, init, levels, schedule, curriculum, network, data, features, trainer, outputs, solver, checkpoint)
+EVAL = (scored_run,)

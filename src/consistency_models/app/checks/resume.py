@@ -1,0 +1,92 @@
+"""`ckpt_path=last` and `ckpt_path=FOLDER`: the command line of the run that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from omegaconf import DictConfig, OmegaConf
+
+from consistency_models.app.checks.composing import Composer
+from consistency_models.app.checks.files import has_checkpoint
+from consistency_models.app.checks.problems import one_line, problem
+from consistency_models.app.errors import Exit
+from consistency_models.app.folder import STATES, newest_unfinished
+
+__all__ = ["continued"]
+
+LIMITS = ("trainer.max_steps", "trainer.max_images", "data.batch_size")
+
+
+def continued(composer: Composer, overrides: Sequence[Override]) -> list[Override] | None:
+    """Overrides with which the run goes on in its folder, or None if it is not asked to.
+
+    What the run was started with comes first, then what is typed now, then the folder itself.
+
+    Raises:
+        ConfigError: there is no such run, it has no checkpoint to go on from (exit code 4), or it is done.
+    """
+    asked = next((o.value() for o in reversed(overrides) if o.key_or_group == "ckpt_path" and not o.is_delete()), None)
+    typed = [o for o in overrides if o.key_or_group not in ("ckpt_path", "hydra.run.dir", "hydra.mode")]
+    if asked == "last":
+        folder = _last(composer, [o for o in overrides if o.key_or_group != "ckpt_path"])
+    elif isinstance(asked, str) and Path(asked).expanduser().is_dir():
+        folder = Path(asked).expanduser()
+    else:
+        return None
+    folder = folder.absolute()
+    started, trained = _read(folder, "overrides.yaml", list), _read(folder, "config.yaml", dict)
+    if not has_checkpoint(folder):
+        allowed = "a run folder with a good checkpoint; this one has none in checkpoints/"
+        raise problem("ckpt_path", folder, allowed, "start anew without ckpt_path", Exit.NO_GOOD_CHECKPOINT)
+    now = {o.key_or_group for o in typed} | {"ckpt_path"}
+    before = [o for o in composer.parse(list(map(str, started))) if o.key_or_group not in now]
+    quoted = QuotedString(str(folder), Quote.single).with_quotes()
+    own = composer.parse([f"ckpt_path={quoted}", f"hydra.run.dir={quoted}", "hydra.mode=RUN"])
+    merged = [*before, *typed, *own]
+    config = composer.compose(merged)
+    limits = {key: OmegaConf.select(config, key) for key in LIMITS}
+    if _state(folder) == "DONE" and limits == {key: OmegaConf.select(DictConfig(trained), key) for key in LIMITS}:
+        steps = limits["trainer.max_steps"]
+        allowed = f"a run with steps left; this one is DONE (trainer.max_steps={steps})"
+        raise problem("ckpt_path", folder, allowed, f"train on with, for instance, trainer.max_steps={2 * steps}")
+    return merged
+
+
+def _last(composer: Composer, overrides: list[Override]) -> Path:
+    config = composer.compose(overrides)
+    runs, name = Path(config.paths.runs), str(config.name)
+    given = next((o.value() for o in reversed(overrides) if o.key_or_group == "hydra.run.dir"), None)
+    if given is not None:
+        if not (Path(given) / "config.yaml").is_file():
+            allowed = f"last only where a run has begun; hydra.run.dir={given} holds none"
+            raise problem("ckpt_path", "last", allowed, "leave ckpt_path out the first time")
+        return Path(given)
+    folder = newest_unfinished(runs, name)
+    if folder is None:
+        others = sorted({path.parents[1].name for path in runs.glob("*/*/config.yaml")} - {name})
+        unfinished = [other for other in others if newest_unfinished(runs, other)]
+        fix = f"unfinished runs have name={', '.join(unfinished)}" if unfinished else "start one without ckpt_path"
+        allowed = f"last only where a run is unfinished and has a checkpoint; none is in {runs / name}/*/"
+        raise problem("ckpt_path", "last", allowed, fix)
+    return folder
+
+
+def _state(folder: Path) -> str | None:
+    return next((state for state in STATES if (folder / state).exists()), None)
+
+
+def _read(folder: Path, name: str, kind: type) -> Any:
+    """A YAML file that every run folder has."""
+    try:
+        content = yaml.safe_load((folder / name).read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        inner = folder.name == "checkpoints" and (folder.parent / name).is_file()
+        fix = f"did you mean ckpt_path={folder.parent}?" if inner else one_line(error)
+        raise problem("ckpt_path", folder, "a run folder (with config.yaml and overrides.yaml)", fix) from error
+    if not isinstance(content, kind):
+        raise problem("ckpt_path", folder, f"a run folder; its {name} is damaged")
+    return content

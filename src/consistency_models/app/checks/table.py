@@ -1,0 +1,300 @@
+"""What every key of a configuration may be: one rule a key, in the order of the groups.
+
+A key that is in no table is refused, unless it belongs to an object of somebody else's package. Numbers of list items
+are written as *. `FREE` holds keys that no file in conf/ sets, but that can be added with a plus.
+"""
+
+from __future__ import annotations
+
+import re
+
+from consistency_models.app.checks.rules import (
+    Rule,
+    either,
+    flag,
+    list_of,
+    node,
+    null,
+    number,
+    one_of,
+    target,
+    text,
+    whole,
+)
+
+__all__ = ["EVAL", "FREE", "REQUIRED", "TRAIN", "rule_of"]
+
+COUNT, SIZE, FLAG, TARGET, TEXT, NULL = whole(0), whole(1), flag(), target(), text(), null()
+POSITIVE, NOT_NEGATIVE, ANY = number("(0, inf)"), number("[0, inf)"), number("(-inf, inf)")
+SHARE, BELOW_1 = number("[0, 1]"), number("[0, 1)")
+CURRICULUM = node("${curriculum}")
+FILTERS = one_of("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+PRECISION = one_of(
+    *("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine"),
+    *("transformer-engine-float16", "32", "16", "bf16", "64", 32, 16, 64),
+)
+
+
+def maybe(rule: Rule) -> Rule:
+    """What the rule allows, or null."""
+    return either(rule, NULL)
+
+
+PATHS: dict[str, Rule] = {"paths.runs": TEXT, "paths.output": TEXT}
+
+EVAL: dict[str, Rule] = PATHS | {
+    "run": text("a run folder or a checkpoint file"),
+    "weights": maybe(TEXT),
+    "steps": maybe(list_of(SIZE, distinct=True)),
+    "n": maybe(whole(2)),
+    "seed": COUNT,
+    "batch_size": SIZE,
+    "device": Rule(
+        "auto, cpu, cuda, cuda:NUMBER, mps",
+        lambda value: isinstance(value, str) and bool(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value)),
+        one_of("auto", "cpu", "cuda", "mps").meant,
+    ),
+    "show_traceback": FLAG,
+}
+
+TRAIN: dict[str, Rule] = PATHS | {
+    "name": TEXT,
+    "seed": COUNT,
+    "tags": list_of(TEXT, least=0),
+    "train": FLAG,
+    "test": FLAG,
+    "ckpt_path": maybe(text("last, a run folder, a checkpoint file")),
+    "show_traceback": FLAG,
+    "compile": FLAG,
+    # what a recipe sets; the groups take it up
+    "recipe.lr": POSITIVE,
+    "recipe.decay": SHARE,
+    "recipe.warmup_images": NOT_NEGATIVE,
+    "recipe.N": whole(2),
+    "recipe.s0": SIZE,
+    "recipe.s1": SIZE,
+    "recipe.ema": BELOW_1,
+    "recipe.middle": POSITIVE,
+    # model
+    "model._target_": TARGET,
+    "model.name": TEXT,
+    "model.needs_teacher": maybe(FLAG),
+    "model.solver": node("${solver}"),
+    "model.target_ema": NULL,
+    "model.target_ema._target_": TARGET,
+    "model.target_ema.decay": BELOW_1,
+    "model.target_ema.initial": BELOW_1,
+    "model.target_ema.curriculum": CURRICULUM,
+    # network
+    "network._target_": TARGET,
+    "network.image_size": SIZE,
+    "network.channels": SIZE,
+    "network.num_classes": COUNT,
+    "network.augment_dim": COUNT,
+    "network.dropout": BELOW_1,
+    "network.dropout_resolution": maybe(SIZE),
+    "network.label_dropout": SHARE,
+    "network.width": SIZE,
+    "network.depth": COUNT,
+    "network.model_channels": SIZE,
+    "network.channel_mult": list_of(SIZE),
+    "network.channel_mult_emb": SIZE,
+    "network.channel_mult_noise": SIZE,
+    "network.num_blocks": SIZE,
+    "network.attn_resolutions": list_of(SIZE, least=0),
+    "network.middle_attention": FLAG,
+    "network.head_channels": SIZE,
+    "network.heads": maybe(SIZE),
+    "network.embedding._target_": TARGET,
+    "network.embedding._partial_": FLAG,
+    "network.embedding.scale": POSITIVE,
+    "network.encoder": one_of("standard", "skip", "residual"),
+    "network.decoder": one_of("standard", "skip"),
+    "network.resample_filter": list_of(POSITIVE),
+    "network.adaptive_scale": FLAG,
+    "network.resblock_updown": FLAG,
+    "network.legacy_order": FLAG,
+    "network.noise_scale": POSITIVE,
+    "network.logvar_channels": COUNT,
+    "network.checkpointing": FLAG,
+    # schedule, curriculum
+    "schedule._target_": TARGET,
+    "schedule.curriculum": CURRICULUM,
+    "schedule.sigma_min": POSITIVE,
+    "schedule.sigma_max": POSITIVE,
+    "schedule.rho": POSITIVE,
+    "schedule.mean": ANY,
+    "schedule.std": POSITIVE,
+    "curriculum._target_": TARGET,
+    "curriculum.N": whole(2),
+    "curriculum.s0": SIZE,
+    "curriculum.s1": SIZE,
+    # loss, weighting, preconditioning
+    "loss._target_": TARGET,
+    "loss.c": maybe(NOT_NEGATIVE),
+    "loss.weights": maybe(TEXT),
+    "weighting._target_": TARGET,
+    "weighting.sigma_data": POSITIVE,
+    "preconditioning._target_": TARGET,
+    "preconditioning.sigma_data": POSITIVE,
+    "preconditioning.sigma_min": NOT_NEGATIVE,
+    # optimizer, learning_rate, ema
+    "optimizer._target_": TARGET,
+    "optimizer._partial_": FLAG,
+    "optimizer.lr": POSITIVE,
+    "optimizer.betas": list_of(BELOW_1, least=2, most=2),
+    "optimizer.eps": NOT_NEGATIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "learning_rate._target_": TARGET,
+    "learning_rate.warmup_images": NOT_NEGATIVE,
+    "learning_rate.decay": SHARE,
+    "learning_rate.reference_steps": POSITIVE,
+    "ema._target_": TARGET,
+    "ema.decays": list_of(BELOW_1, distinct=True),
+    "ema.images": POSITIVE,
+    "ema.ramp": maybe(POSITIVE),
+    "ema.stds": list_of(number(f"(0, {12**-0.5:.4f})"), distinct=True),
+    # teacher, init, solver, sampler
+    "teacher._target_": maybe(TARGET),
+    "teacher.path": maybe(TEXT),
+    "teacher.weights": maybe(TEXT),
+    "teacher.source": node("${data.source}"),
+    "init._target_": maybe(TARGET),
+    "init.path": maybe(TEXT),
+    "init.weights": maybe(TEXT),
+    "solver._target_": TARGET,
+    "sampler._target_": TARGET,
+    "sampler._partial_": FLAG,
+    "sampler.middle": POSITIVE,
+    "sampler.sigma_min": NOT_NEGATIVE,
+    "sampler.sigma_max": POSITIVE,
+    "sampler.rho": POSITIVE,
+    # data, augment
+    "data._target_": TARGET,
+    "data.name": TEXT,
+    "data.root": maybe(TEXT),
+    "data.image_size": SIZE,
+    "data.channels": SIZE,
+    "data.num_classes": maybe(COUNT),
+    "data.sigma_data": POSITIVE,
+    "data.batch_size": SIZE,
+    "data.conditional": FLAG,
+    "data.flip": FLAG,
+    "data.workers": COUNT,
+    "data.overfit_steps": COUNT,
+    "data.seed": COUNT,
+    "data.bounded": FLAG,
+    "data.evaluation_images": whole(2),
+    "data.network_classes": COUNT,
+    "data.source._target_": TARGET,
+    "data.source.name": TEXT,
+    "data.source.root": TEXT,
+    "data.source.image_size": SIZE,
+    "data.source.channels": one_of(1, 3),
+    "data.source.resize": FILTERS,
+    "data.source.bad_images": one_of("error", "skip"),
+    "data.source.cache_dir": maybe(TEXT),
+    "data.source.download": FLAG,
+    "data.source.dimension": SIZE,
+    "data.source.components": SIZE,
+    "data.source.seed": COUNT,
+    "augment.flip": FLAG,
+    # features, evaluation
+    "features._target_": TARGET,
+    "features._partial_": FLAG,
+    "features.reference": one_of("train", "test"),
+    "features.extractor._target_": TARGET,
+    "features.extractor._partial_": FLAG,
+    "features.extractor.steps": SIZE,
+    "features.extractor.batch_size": SIZE,
+    "features.extractor.learning_rate": POSITIVE,
+    "features.extractor.seed": COUNT,
+    "features.metrics.*._target_": TARGET,
+    "features.metrics.*.projections": SIZE,
+    "features.metrics.*.seed": COUNT,
+    "evaluation.steps": list_of(SIZE, distinct=True),
+    "evaluation.n": whole(2),
+    "evaluation.batch_size": SIZE,
+    "evaluation.seed": COUNT,
+    # trainer
+    "trainer._target_": TARGET,
+    "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
+    "trainer.devices": either(one_of("auto"), SIZE, list_of(COUNT, distinct=True)),
+    "trainer.num_nodes": SIZE,
+    "trainer.strategy": one_of("auto", "ddp"),
+    "trainer.precision": PRECISION,
+    "trainer.max_steps": SIZE,
+    "trainer.max_images": maybe(SIZE),
+    "trainer.accumulate_grad_batches": SIZE,
+    "trainer.gradient_clip_val": maybe(POSITIVE),
+    "trainer.deterministic": maybe(either(FLAG, one_of("warn"))),
+    "trainer.detect_anomaly": FLAG,
+    "trainer.profiler._target_": TARGET,
+    "trainer.profiler.dirpath": TEXT,
+    "trainer.profiler.filename": TEXT,
+    # logger, callbacks
+    "logger.csv": FLAG,
+    "logger.tensorboard": FLAG,
+    "logger.wandb": NULL,
+    "logger.wandb.project": TEXT,
+    "logger.wandb.entity": maybe(TEXT),
+    "logger.wandb.group": maybe(TEXT),
+    "logger.wandb.mode": one_of("auto", "online", "offline", "disabled"),
+    "callbacks.metrics._target_": TARGET,
+    "callbacks.metrics.every": SIZE,
+    "callbacks.finite._target_": TARGET,
+    "callbacks.ema._target_": TARGET,
+    "callbacks.ema.profile": node("${ema}"),
+    "callbacks.samples._target_": TARGET,
+    "callbacks.samples._partial_": FLAG,
+    "callbacks.samples.folder": TEXT,
+    "callbacks.samples.every": SIZE,
+    "callbacks.samples.columns": SIZE,
+    "callbacks.samples.rows": SIZE,
+    "callbacks.samples.points": SIZE,
+    "callbacks.validation._target_": TARGET,
+    "callbacks.validation._partial_": FLAG,
+    "callbacks.validation.every": SIZE,
+    "callbacks.checkpoint._target_": TARGET,
+    "callbacks.checkpoint.folder": TEXT,
+    "callbacks.checkpoint.every": SIZE,
+    "callbacks.checkpoint.keep_every": maybe(SIZE),
+    "callbacks.signals._target_": TARGET,
+    "callbacks.progress._target_": TARGET,
+}
+
+FREE: dict[str, Rule] = {
+    **{f"callbacks.{name}": NULL for name in ("metrics", "finite", "ema", "samples", "validation", "checkpoint")},
+    **{f"callbacks.{name}": NULL for name in ("signals", "progress")},
+    "data.resident": either(FLAG, one_of("auto")),
+    "data.source.sample_size": whole(2),
+    "network.out_channels": maybe(SIZE),
+    **{f"optimizer.{name}": FLAG for name in ("amsgrad", "foreach", "fused", "maximize", "decoupled_weight_decay")},
+    "trainer.benchmark": FLAG,
+    "trainer.sync_batchnorm": FLAG,
+    "sampler.clip": FLAG,
+    **{f"sampler.churn{name}": number("[0, inf]") for name in ("", "_min", "_max", "_noise")},
+}
+
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "train": (
+        *("name", "seed", "tags", "train", "test", "ckpt_path", "show_traceback", "compile", "paths.runs"),
+        *("model._target_", "model.name", "model.needs_teacher", "network._target_", "schedule._target_"),
+        *("curriculum._target_", "loss._target_", "weighting._target_", "preconditioning._target_", "sampler._target_"),
+        *("optimizer._target_", "optimizer._partial_", "learning_rate._target_", "ema._target_", "teacher._target_"),
+        *("init._target_", "features._target_", "logger.csv", "logger.tensorboard", "augment.flip", "trainer.devices"),
+        *(f"data.{key}" for key in ("_target_", "source._target_", "name", "image_size", "channels", "num_classes")),
+        *(f"data.{key}" for key in ("conditional", "batch_size", "bounded", "network_classes", "root", "flip")),
+        *(f"evaluation.{key}" for key in ("steps", "n", "batch_size", "seed")),
+        *(f"trainer.{key}" for key in ("max_steps", "max_images", "accelerator", "strategy", "num_nodes", "precision")),
+        *("trainer.accumulate_grad_batches",),
+    ),
+    "eval": tuple(key for key in EVAL if key not in PATHS),
+}
+
+
+def rule_of(task: str, key: str) -> Rule | None:
+    """The rule of a key, None if there is none."""
+    key = re.sub(r"\.\d+(?=\.|$)", ".*", key)
+    table = EVAL if task == "eval" else TRAIN
+    return table.get(key) or (FREE.get(key) if task == "train" else None)
