@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import pytest
+import torch
 from parity.golden import FOLDER, load
 
 
@@ -21,7 +22,7 @@ def fixed_rows():
         def __len__(self):
             return len(self.values)
 
-        def draw(self, stream, *shape, device="cpu", dtype=None):
+        def draw(self, stream, *shape, device="cpu", dtype=torch.float32):
             return self.values.to(device, dtype)
 
         rand = randn = draw

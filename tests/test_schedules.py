@@ -98,6 +98,17 @@ def test_the_ends_of_the_unit_interval_stay_on_the_grid(schedule, N, u, fixed_ro
     assert levels.index.tolist() == [0 if u == 0 else N - 2]
 
 
+@pytest.mark.parametrize(("u", "index"), [(0.25 - 2**-40, 0), (0.25, 1), (0.5 - 2**-40, 1), (0.5, 2)])
+def test_pairs_divide_the_unit_interval_to_the_last_bit(u, index, fixed_rows):
+    levels = KarrasUniform(curricula.Constant(5))(fixed_rows(torch.tensor([u], dtype=torch.float64)), 0, K)
+    assert levels.index.tolist() == [index]
+
+
+def test_diffusion_levels_are_rounded_once(fixed_rows):
+    z = torch.randn(200, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(LogNormal()(fixed_rows(z), 0, K).high, (-1.2 + 1.2 * z).exp().float())
+
+
 def test_lognormal_pairs_have_the_published_probabilities():
     """The table of 11 levels that follows from iCT's formula."""
     expected = [0.06263, 0.18174, 0.2455, 0.21349, 0.14245, 0.0806, 0.04108, 0.01958, 0.00894, 0.00398]
