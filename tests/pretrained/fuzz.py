@@ -2,9 +2,9 @@
 
     python tests/pretrained/fuzz.py --seed 0 --cases 2000 FILE.pkl [FILE.pkl …]
 
-Run as a process of its own, because an audit hook cannot be taken away again. Prints how the cases ended, one JSON object;
-exit status 1 and the offending case, kept as a file, if one of them did anything but read its file, or ended in anything
-but a snapshot or a CheckpointError.
+A process of its own, because an audit hook cannot be taken away again. Prints how the cases ended as JSON; exit
+status 1 and the offending case, kept as a file, if one did anything but read its file, or ended in anything but a
+snapshot or a CheckpointError.
 """
 
 import argparse

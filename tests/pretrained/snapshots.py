@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 SOURCE = "raise RuntimeError('the source inside a snapshot must never run')"
-BUFFERS = ("resample_filter", "freqs", "phases", "u")
+BUFFERS = ("resample_filter", "freqs", "phases", "u")  # of the official networks
 
 
 class Persistent:
@@ -57,15 +57,16 @@ def dump(thing, path):
     return path
 
 
-def module(class_name, state_dict, kwargs=None, **attributes):
-    """A tree of modules with these parameters and buffers, and no other behaviour."""
+def module(class_name, state_dict, kwargs=None, children=None, **attributes):
+    """A tree of modules with these parameters and buffers, of these classes under the top, and no other behaviour."""
     top = persistent(class_name)()
     for name, value in state_dict.items():
         *parents, leaf = name.split(".")
         node = top
         for parent in parents:
             if parent not in node._modules:
-                kind = nn.ModuleDict if parent in ("enc", "dec") else persistent("Layer")
+                name = (children or {}).get(parent, "Layer")
+                kind = nn.ModuleDict if parent in ("enc", "dec") else persistent(name)
                 node.add_module(parent, kind())
                 node._modules[parent].skip_scale = np.sqrt(0.5)
                 node._modules[parent].__dict__ |= {"_init_args": (), "_init_kwargs": {}}

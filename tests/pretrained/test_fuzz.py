@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import snapshots
 from parity.golden import FOLDER
+from pretrained import snapshots
 
 
 def fuzz(folder, cases, files, seed=0):

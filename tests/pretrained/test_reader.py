@@ -4,10 +4,10 @@ import hashlib
 import struct
 import tracemalloc
 
-import opcodes as op
 import pytest
-import snapshots
 import torch
+from pretrained import opcodes as op
+from pretrained import snapshots
 
 from consistency_models.pretrained import machine, reader
 from consistency_models.pretrained.errors import CheckpointError

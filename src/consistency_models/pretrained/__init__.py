@@ -1,1 +1,27 @@
-"""."""
+"""Official checkpoints of others, read without executing anything: pickles of EDM, EDM2 and ECT, OpenAI's torch files.
+
+load("edm-cifar10-32x32-uncond-vp.pkl").model(x, sigma)     a teacher
+load("cd_imagenet64_lpips.pt").model(x, sigma, labels)      a baseline
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from consistency_models.pretrained.build import Pretrained
+from consistency_models.pretrained.edm import load_snapshot
+from consistency_models.pretrained.errors import CheckpointError
+from consistency_models.pretrained.openai import load_openai
+from consistency_models.pretrained.reader import Snapshot, read_snapshot
+
+__all__ = ["CheckpointError", "Pretrained", "Snapshot", "load", "load_openai", "load_snapshot", "read_snapshot"]
+
+
+def load(path: Path | str) -> Pretrained:
+    """The model in an official checkpoint; what it is, the file's content tells: a zip file is OpenAI's.
+
+    Raises:
+        CheckpointError: no checkpoint that this package knows; it names the file, what was expected and what was found.
+    """
+    return load_openai(path) if zipfile.is_zipfile(path) else load_snapshot(path)

@@ -32,6 +32,7 @@ class Snapshot:
 
     Args:
         class_name: the official class of the network with its preconditioning, as "EDMPrecond".
+        network: the official class of its U-Net, as "SongUNet": that of its first module.
         kwargs: the arguments that it was constructed with; official defaults are not among them.
         attributes: its numbers, as sigma_data and sigma_min.
         state_dict: its parameters and persistent buffers: official names, official order, as stored (bit-exact).
@@ -41,6 +42,7 @@ class Snapshot:
     """
 
     class_name: str
+    network: str
     kwargs: dict[str, object]
     attributes: dict[str, bool | int | float]
     state_dict: dict[str, Tensor]
@@ -63,8 +65,10 @@ def read_snapshot(path: Path | str) -> Snapshot:
         kwargs = exact(module.state.get("_init_kwargs"), dict, "a network with the arguments of its constructor")
         if exact(module.state.get("_init_args"), tuple) or not all(map(is_plain, kwargs.values())):
             raise CheckpointError("a network constructed with plain keyword arguments only", "others")
+        children = exact(module.state.get("_modules"), dict)
         return Snapshot(
             class_name=module.class_name,
+            network=next((child.class_name for child in children.values() if type(child) is Record), ""),
             kwargs=kwargs,
             attributes={name: x for name, x in module.state.items() if type(x) in (bool, int, float)},
             state_dict=dict(tensors(module, "", set())),

@@ -1,0 +1,96 @@
+"""OpenAI's checkpoints of "Consistency Models" (arXiv 2303.01469): `edm_`, `cd_` and `ct_` of ImageNet 64 and LSUN 256.
+
+Each is what `torch.save` wrote of one flat dict of tensors, so `torch.load` reads it with `weights_only=True`. It says
+nothing of itself: the network follows from the shapes, and teacher or student from the file's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor, nn
+
+from consistency_models.networks.openai_adm import OpenAIUNet
+from consistency_models.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.pretrained.build import Pretrained, fill
+from consistency_models.pretrained.errors import CheckpointError, naming
+
+__all__ = ["load_openai", "network_of"]
+
+FAMILIES = {  # arXiv 2303.01469, App. C
+    "ImageNet 64": partial(OpenAIUNet, 64, 3, 1000),
+    "LSUN 256": partial(
+        *(OpenAIUNet, 256, 3), model_channels=256, channel_mult=(1, 1, 2, 2, 4, 4), num_blocks=2, adaptive_scale=False
+    ),
+}
+
+
+def load_openai(path: Path | str, consistency: bool | None = None, network: nn.Module | None = None) -> Pretrained:
+    """The model in one of OpenAI's `*.pt` files.
+
+    Args:
+        path: the file.
+        consistency: it is a consistency model (`cd_…`, `ct_…`), with the scalings of the boundary at 0.002, rather than
+            a diffusion model (`edm_…`), with EDM's; by default the file's name decides.
+        network: the network to fill, where it is neither that for ImageNet 64 nor that for LSUN 256.
+
+    Raises:
+        CheckpointError: not such a file, weights of another network, or a name that does not say what it is.
+    """
+    path = Path(path)
+    with naming(path, "a flat dict of tensors, as torch.save writes it"):
+        if consistency is None:
+            if not path.name.startswith(("edm_", "cd_", "ct_")):
+                raise CheckpointError("a name that starts edm_, cd_ or ct_, or the argument consistency", path.name)
+            consistency = not path.name.startswith("edm_")
+        weights = read_weights(path)
+        network = network_of(weights) if network is None else fill(lambda: network, weights)
+        return Pretrained(
+            model=Preconditioned(network, Boundary() if consistency else EDM()).eval(),
+            kind="OpenAI",
+            sigma_data=0.5,
+            sigma_min=0.002,
+            sigma_max=80.0,
+            image_size=network.image_size,
+            channels=network.channels,
+            num_classes=network.num_classes,
+            digest=digest(path),
+        )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file of `torch.save`, which must not be compressed: what unpacks could fill any memory."""
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    size = sum(part.file_size for part in parts)
+    if size > path.stat().st_size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise CheckpointError("a torch file that is not compressed", f"{size} bytes in {path.stat().st_size}")
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:  # torch's own words suggest to load it all the same
+        raise CheckpointError("a flat dict of tensors", "objects that would need code to be run") from error
+    if not isinstance(weights, dict) or not all(type(value) is Tensor for value in weights.values()):
+        raise CheckpointError("a flat dict of tensors", type(weights).__name__)
+    return weights
+
+
+def network_of(weights: dict[str, Tensor]) -> OpenAIUNet:
+    """The published network that these weights fit, with the weights."""
+    refusals = []
+    for family, make in FAMILIES.items():
+        try:
+            return fill(make, weights)
+        except CheckpointError as error:
+            refusals.append(f"{family}: expected {error.expected}, found {error.found}")
+    raise CheckpointError("the weights of a published network", "; ".join(refusals))
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
