@@ -65,7 +65,7 @@ NAME = "model.map_layer0.weight"
         ("TypeError", {"kwargs": {"channel_mult": 2}}),
         ("image_size must be a multiple of 2", {"kwargs": {"img_resolution": 9}}),
         ("tensors; found the arguments of one of 2000000 blocks", {"kwargs": {"num_blocks": 10**6}}),
-        (r"map_layer0.weight of shape \(4000000, 1000000\)", {"kwargs": {"model_channels": 10**6}}),
+        (r"map_label.weight of shape \(1000000, 2\)", {"kwargs": {"model_channels": 10**6}}),
         (r"map_layer0.weight of shape \(32, 8\); found None", {"weights": {NAME: None}}),
         (r"map_layer0.weight of shape \(32, 8\); found \(8, 32\)", {"weights": {NAME: torch.zeros(8, 32)}}),
         (r"more.weight of shape None; found \(2,\)", {"weights": {"model.more.weight": torch.zeros(2)}}),
