@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -10,13 +10,14 @@ from hydra.core.override_parser.types import Override
 from consistency_models.app.checks import relations
 from consistency_models.app.checks.composing import Composer, leaves, plain, resolved
 from consistency_models.app.checks.problems import ConfigErrors, problem, unknown_key
-from consistency_models.app.checks.rules import show, target
-from consistency_models.app.checks.table import EVAL, REQUIRED, TRAIN, rule_of
+from consistency_models.app.checks.rules import Rule, nearest, show, target
+from consistency_models.app.checks.table import EVAL, NOT_ARGUMENTS, REQUIRED, TRAIN, rule_of
+from consistency_models.app.checks.targets import find
 from consistency_models.app.errors import ConfigError
 
 __all__ = ["check_job"]
 
-OURS = ("consistency_models.", "torch.", "lightning.")
+ANYTHING = Rule("any value", lambda value: True)
 TABLES = {"train": TRAIN, "eval": EVAL}
 RELATIONS = {"train": relations.TRAIN, "eval": relations.EVAL}
 
@@ -56,17 +57,18 @@ def check_job(task: str, composer: Composer, overrides: Sequence[Override]) -> N
 
 def _wrong(task: str, tree: dict[str, Any], path: Path, value: Any, groups: list[str]) -> list[ConfigError]:
     """What is wrong with one key: nothing, or one problem."""
-    key, rule = _dotted(path), rule_of(task, _dotted(path))
-    if rule is None and _of_others(tree, path):
-        if path[-1] != "_target_":
-            return []
-        rule = target()
-    if rule is None:
+    key, rule, objects = _dotted(path), rule_of(task, _dotted(path)), list(_objects(tree, path))
+    for where in objects:
+        if strange := _no_argument(tree, path, where, value, rule is None):
+            return [strange]
+    if rule is None and not objects:
         below = sorted({name.removeprefix(f"{key}.") for name in TABLES[task] if name.startswith(f"{key}.")})
         if below:
             return [problem(key, value, f"keys below it: {', '.join(below)}", f"did you mean {key}.{below[0]}=…?")]
         known = [_dotted(other) for other, _ in leaves(tree) if rule_of(task, _dotted(other))]
         return [unknown_key(key, value, known, groups)]
+    if rule is None:  # an argument that only the object itself knows how to judge
+        rule = target() if path[-1] == "_target_" else ANYTHING
     if value == "???":
         return [problem(key, value, rule.allowed, f"it must be given: {key}=…")]
     if rule.accepts(value):
@@ -75,11 +77,27 @@ def _wrong(task: str, tree: dict[str, Any], path: Path, value: Any, groups: list
     return [problem(key, value, rule.allowed, "" if meant is None else f"did you mean {key}={show(meant)}?")]
 
 
-def _of_others(tree: dict[str, Any], path: Path) -> bool:
-    """Whether the key is an argument of an object of somebody else's package, about which only that package knows."""
-    targets = [node.get("_target_") for end in range(len(path)) if isinstance(node := _at(tree, path[:end]), dict)]
-    named = [name for name in targets if isinstance(name, str)]
-    return bool(named) and not named[-1].startswith(OURS)
+def _objects(tree: dict[str, Any], path: Path) -> Iterator[Path]:
+    """Where the objects stand that a key belongs to."""
+    for end in range(len(path)):
+        node = _at(tree, path[:end])
+        if isinstance(node, dict) and isinstance(node.get("_target_"), str):
+            yield path[:end]
+
+
+def _no_argument(tree: dict[str, Any], path: Path, where: Path, value: Any, new: bool) -> ConfigError | None:
+    """The problem of a key that the object at `where` does not take; `new`: the key is in no table."""
+    name, key = _at(tree, where)["_target_"], path[len(where)]
+    if key in NOT_ARGUMENTS or (name.startswith("lightning.") and not new):
+        return None
+    arguments = find(name).arguments
+    if arguments is None or key in arguments:
+        return None
+    meant = nearest(key, [*arguments, *(part for part in _at(tree, where) if part in NOT_ARGUMENTS)])
+    fix = f"did you mean {_dotted((*where, meant))}={show(value)}?" if meant else ""
+    return problem(
+        _dotted(path), value, f"arguments of {name.rpartition('.')[2]}: {', '.join(arguments) or 'none'}", fix
+    )
 
 
 def _dotted(path: Path) -> str:

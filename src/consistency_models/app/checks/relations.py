@@ -60,7 +60,7 @@ def init(config: Config, choices: Choices) -> Problems:
     """Initial weights that can be had."""
     path, given, chosen = config["init"].get("path"), config["init"]["_target_"], choices.get("init", "?")
     if given and _is(config, "init", "weights_of_teacher") and not config["teacher"]["_target_"]:
-        if not config["model"]["needs_teacher"]:
+        if config["model"]["needs_teacher"] is False:
             yield problem("init", chosen, "random or run with teacher=none", "did you mean init=random?")
     elif given and _is(config, "init", "weights_of_run"):
         yield from wrong_checkpoint("init.path", path) if path else _give("init.path", "a run")
@@ -84,7 +84,7 @@ def levels(config: Config, choices: Choices) -> Problems:
         if node.get("churn_min", 0) > node.get("churn_max", math.inf):
             yield problem(f"{group}.churn_min", node["churn_min"], f"at most {group}.churn_max={node['churn_max']}")
     low, boundary = schedule.get("sigma_min"), preconditioning.get("sigma_min")
-    if None not in (low, boundary) and low != boundary:
+    if _is(config, "preconditioning", "Boundary") and low not in (None, boundary):
         allowed = f"schedule.sigma_min={low}: the model is the identity there"
         yield problem("preconditioning.sigma_min", boundary, allowed, "set both")
     if {"sigma_min", "sigma_max", "mean"} <= schedule.keys() and schedule["sigma_min"] < schedule["sigma_max"]:

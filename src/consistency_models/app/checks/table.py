@@ -1,7 +1,7 @@
 """What every key of a configuration may be: one rule a key, in the order of the groups.
 
-A key that is in no table is refused, unless it belongs to an object of somebody else's package. Numbers of list items
-are written as *. `FREE` holds keys that no file in conf/ sets, but that can be added with a plus.
+A key that is in no table must be an argument of the class that its object has, which then judges the value itself.
+Numbers of list items are written as *. `FREE` holds keys that no file in conf/ sets, but that can be added with a plus.
 """
 
 from __future__ import annotations
@@ -22,7 +22,22 @@ from consistency_models.app.checks.rules import (
     whole,
 )
 
-__all__ = ["EVAL", "FREE", "REQUIRED", "TRAIN", "rule_of"]
+__all__ = ["EVAL", "FREE", "NOT_ARGUMENTS", "REQUIRED", "TRAIN", "rule_of"]
+
+NOT_ARGUMENTS = (
+    *(
+        "name",
+        "needs_teacher",
+        "segments",
+        "phases",
+        "network_classes",
+        "bounded",
+        "evaluation_images",
+    ),  # see app.build
+    "max_images",  # see app.run
+    *("_target_", "_partial_", "_convert_", "_recursive_", "_args_"),  # Hydra's own
+)
+"""Last parts of keys that are not handed to the object they stand in."""
 
 COUNT, SIZE, FLAG, TARGET, TEXT, NULL = whole(0), whole(1), flag(), target(), text(), null()
 POSITIVE, NOT_NEGATIVE, ANY = number("(0, inf)"), number("[0, inf)"), number("(-inf, inf)")
@@ -33,6 +48,7 @@ PRECISION = one_of(
     *("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine"),
     *("transformer-engine-float16", "32", "16", "bf16", "64", 32, 16, 64),
 )
+RESERVED = Rule("not given: the trainer of every run has its own", lambda value: False)
 
 
 def maybe(rule: Rule) -> Rule:
@@ -269,9 +285,12 @@ FREE: dict[str, Rule] = {
     "data.resident": either(FLAG, one_of("auto")),
     "data.source.sample_size": whole(2),
     "network.out_channels": maybe(SIZE),
-    **{f"optimizer.{name}": FLAG for name in ("amsgrad", "foreach", "fused", "maximize", "decoupled_weight_decay")},
-    "trainer.benchmark": FLAG,
-    "trainer.sync_batchnorm": FLAG,
+    **{f"trainer.{name}": RESERVED for name in ("callbacks", "logger", "plugins", "default_root_dir", "max_epochs")},
+    **{
+        f"trainer.{name}": RESERVED for name in ("use_distributed_sampler", "enable_checkpointing", "limit_val_batches")
+    },
+    **{f"trainer.{name}": RESERVED for name in ("enable_progress_bar", "enable_model_summary", "overfit_batches")},
+    **{f"trainer.{name}": RESERVED for name in ("enable_autolog_hparams", "num_sanity_val_steps", "fast_dev_run")},
     "sampler.clip": FLAG,
     **{f"sampler.churn{name}": number("[0, inf]") for name in ("", "_min", "_max", "_noise")},
 }
