@@ -10,6 +10,7 @@ snapshot or a CheckpointError.
 import argparse
 import codecs
 import collections
+import contextlib
 import json
 import pickletools
 import random
@@ -21,8 +22,7 @@ from pathlib import Path
 
 import opcodes as op
 
-from consistency_models.pretrained.errors import CheckpointError
-from consistency_models.pretrained.reader import read_snapshot
+from consistency_models.pretrained import CheckpointError, load, read_snapshot
 
 NAMES = [*[(module, name) for module in ("os", "posix", "nt") for name in ("system", "popen", "remove", "execv")]]
 NAMES += [("builtins", name) for name in ("eval", "exec", "open", "getattr", "setattr", "__import__", "compile")]
@@ -123,8 +123,10 @@ def main():
     rng = random.Random(options.seed)
     seeds = [Seed(path) for path in options.files]
     warnings.simplefilter("ignore")  # the tokeniser's, of strange escapes in strings
-    for path in options.files:
-        read_snapshot(path)  # what torch imports on first use, it imports now
+    for path in options.files:  # what torch imports on first use, it imports now
+        read_snapshot(path)
+        with contextlib.suppress(CheckpointError):
+            load(path)
     for codec in ("raw_unicode_escape", "unicode_escape", "ascii"):
         codecs.lookup(codec)
 
@@ -145,19 +147,20 @@ def main():
     for number in range(options.cases):
         data = soup(rng) if rng.random() < 0.25 else rng.choice(seeds).mutated(rng, rng.choice(seeds))
         case.write_bytes(data)
-        watching = True
+        watching, ending = True, "refused"
         try:
             read_snapshot(case)
+            ending = "read"
+            load(case)
             ending = "loaded"
         except CheckpointError as error:
-            ending = "refused"
             if "MemoryError" in str(error) or "allocate" in str(error):
                 ending = f"out of memory: {error}"
         except BaseException as error:
             ending = f"{type(error).__name__}: {error}"
         watching = False
         endings[ending] += 1
-        if events or ending not in ("loaded", "refused"):
+        if events or ending not in ("refused", "read", "loaded"):
             print(json.dumps({"case": number, "ending": ending, "events": events, "file": str(case)}))
             sys.exit(1)
     case.unlink()

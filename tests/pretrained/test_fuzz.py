@@ -38,11 +38,12 @@ def written(tmp_path):
 
 def test_two_thousand_mutations(written, tmp_path):
     endings = fuzz(tmp_path / "empty", 2000, written)
-    assert endings["loaded"] > 10  # some mutations are harmless: the reader is not just refusing everything
+    assert endings["read"] > 10  # some mutations are harmless: the reader is not just refusing everything
     assert endings["refused"] > 1000
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_mutations_of_the_golden_snapshots(seed, written, tmp_path):
-    fuzz(tmp_path / "empty", 3000, [*sorted(FOLDER.glob("edm/*snapshot*.pkl")), *written], seed)
+    endings = fuzz(tmp_path / "empty", 3000, [*sorted(FOLDER.glob("edm/*snapshot*.pkl")), *written], seed)
+    assert endings["loaded"] > 10
