@@ -1,0 +1,229 @@
+"""How fast networks are, what each lever gains, and how far the rest is from convolutions and matrix products alone.
+
+    python benchmarks/network.py                                           # small network, this machine, a minute
+    python benchmarks/network.py --networks ddpmpp --batch 8 --threads 2   # DDPM++ at CIFAR-10 size
+    python benchmarks/network.py --networks ddpmpp ncsnpp --batch 128 --levers channels_last bf16 sdpa compile all
+
+A lever is compared with the same network without any (float32, NCHW, attention by elementary operations, eager) in the
+same run: rounds go through all of them in turn, and the median of the rounds is shown. The floor is what the network's
+convolutions and matrix products take by themselves, on contiguous tensors of the same sizes in the same precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+LEVERS = {
+    "none": set(),
+    "channels_last": {"channels_last"},
+    "bf16": {"bf16"},
+    "sdpa": {"sdpa"},
+    "compile": {"compile"},
+    "all": {"channels_last", "bf16", "sdpa", "compile"},
+    "bf16+sdpa": {"bf16", "sdpa"},
+}
+
+
+def build(name: str, size: int, classes: int, device: str) -> nn.Module:
+    """The network of conf/network/NAME.yaml, for 3-channel images."""
+    data = [f"+data.image_size={size}", "+data.channels=3", f"+data.network_classes={classes}"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(f"network/{name}", overrides=data)
+    return instantiate(config.network).to(device)
+
+
+class Products(TorchFunctionMode):
+    """Collects each convolution and matrix product of a forward pass: function, shapes, arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable, list[tuple[torch.Size, bool]], dict]] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        """What torch calls for every function while the mode is on."""
+        kwargs = kwargs or {}
+        if function in (torch.conv2d, torch.conv_transpose2d, F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__):
+            tensors = [(a.shape, a.requires_grad) for a in args[:2]]
+            # without the bias, which is no product
+            options = {key: value for key, value in kwargs.items() if key != "bias"}
+            if function in (torch.conv2d, torch.conv_transpose2d):
+                names = ("stride", "padding", "dilation", "groups")
+                options |= dict(zip(names, args[3:]))
+            self.calls.append((function, tensors, options))
+        if function is F.scaled_dot_product_attention:
+            q, k, v = args
+            self.calls.append((torch.matmul, [(q.shape, True), (k.transpose(2, 3).shape, True)], {}))
+            self.calls.append((torch.matmul, [(q.shape[:3] + k.shape[2:3], True), (v.shape, True)], {}))
+        return function(*args, **kwargs)
+
+
+def floor(network: nn.Module, inputs: tuple, dtype: torch.dtype, backward: bool) -> Callable[[], None]:
+    """A function that does the network's products alone, forward or forward and backward."""
+    with Products() as products:
+        network(*inputs)
+    device, made = inputs[0].device, []
+    for function, tensors, options in products.calls:
+        leaves = [torch.randn(s, device=device, dtype=dtype, requires_grad=grad and backward) for s, grad in tensors]
+        made.append((function, leaves, options))
+    with torch.no_grad():
+        gradients = [torch.randn_like(function(*leaves, **options)) for function, leaves, options in made]
+
+    def run() -> None:
+        outputs = [function(*leaves, **options) for function, leaves, options in made]
+        if backward:
+            leaves = [leaf for _, leaves, _ in made for leaf in leaves if leaf.requires_grad]
+            torch.autograd.grad(outputs, leaves, gradients)
+
+    return run
+
+
+def variant(network: nn.Module, inputs: tuple, levers: set[str], backward: bool) -> Callable[[], None]:
+    """A function that runs the network with these levers, forward or forward and backward."""
+    network = copy.deepcopy(network)
+    x, *rest = inputs
+    if "channels_last" in levers:
+        network, x = network.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    if "compile" in levers:
+        network.compile()
+
+    def run() -> None:
+        with ExitStack() as stack:
+            if "sdpa" not in levers:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(torch.set_grad_enabled(backward))
+            with torch.autocast(x.device.type, torch.bfloat16, enabled="bf16" in levers):
+                out = network(x, *rest)
+            if backward:
+                network.zero_grad()
+                out.float().square().mean().backward()
+
+    return run
+
+
+def seconds(function: Callable[[], None], device: str, repeats: int = 1) -> float:
+    """Wall time of one call."""
+    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    wait()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    wait()
+    return (time.perf_counter() - start) / repeats
+
+
+def peak(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product, the best of five."""
+    n = 8192 if device == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    a @ b
+    return 2 * n**3 / min(seconds(lambda: a @ b, device) for _ in range(5))
+
+
+def measure(name: str, args: argparse.Namespace) -> list[dict]:
+    """One row for each pass, lever and floor."""
+    torch.manual_seed(0)
+    network = build(name, args.image_size, args.classes, args.device).train()
+    x = torch.randn(args.batch, 3, args.image_size, args.image_size, device=args.device)
+    labels = (
+        torch.eye(args.classes, device=args.device)[torch.arange(args.batch) % args.classes] if args.classes else None
+    )
+    inputs = (x, torch.linspace(-1.5, 1.0, args.batch, device=args.device), labels)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*inputs)
+    rows = []
+    for backward in (False, True):
+        runs = {lever: variant(network, inputs, LEVERS[lever], backward) for lever in ["none", *args.levers]}
+        runs |= {f"floor {key}": floor(network, inputs, dtype, backward) for key, dtype in PRECISIONS.items()}
+        memory = {}
+        for key, run in runs.items():
+            if args.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            run(), run()  # warm up, compile
+            memory[key] = torch.cuda.max_memory_allocated() if args.device == "cuda" else None
+        times: dict[str, list[float]] = {key: [] for key in runs}
+        for _ in range(args.rounds):
+            for key, run in runs.items():
+                times[key].append(seconds(run, args.device))
+        medians = {key: statistics.median(values) for key, values in times.items()}
+        for key, median in medians.items():
+            low = "bf16" in key or key == "all"
+            rows.append(
+                {
+                    "network": name,
+                    "parameters": sum(p.numel() for p in network.parameters()),
+                    "batch": args.batch,
+                    "pass": "forward+backward" if backward else "forward",
+                    "lever": key,
+                    "seconds": median,
+                    "spread": [min(times[key]), max(times[key])],
+                    "images_per_second": args.batch / median,
+                    "speed_up": medians["none"] / median,
+                    "of_floor": median / medians["floor bf16" if low else "floor float32"],
+                    "teraflop_per_second": counter.get_total_flops() * (3 if backward else 1) / median / 1e12,
+                    "peak_memory_bytes": memory[key],
+                }
+            )
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as Markdown."""
+    lines = ["| network | pass | lever | images/s | speed-up | time / floor | TFLOP/s |", "|--|--|--|--|--|--|--|"]
+    for row in rows:
+        lines.append(
+            f"| {row['network']} | {row['pass']} | {row['lever']} | {row['images_per_second']:.4g} | "
+            f"{row['speed_up']:.2f} | {row['of_floor']:.2f} | {row['teraflop_per_second']:.3g} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Measure, print and, if wanted, write; returns what is written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["small"], help="names of conf/network")
+    parser.add_argument("--levers", nargs="*", default=["channels_last", "bf16", "sdpa", "bf16+sdpa"], choices=LEVERS)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--classes", type=int, default=0, help="0: unconditional")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--json", type=Path, help="write the numbers here, too")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    products = {name: peak(args.device, dtype) / 1e12 for name, dtype in PRECISIONS.items()}
+    found = {
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else torch.backends.cpu.get_cpu_capability(),
+        "threads": args.threads,
+        "torch": torch.__version__,
+        "matmul_teraflop_per_second": products,
+        "rows": [row for name in args.networks for row in measure(name, args)],
+    }
+    peaks = ", ".join(f"{name} {value:.3g}" for name, value in products.items())
+    print(f"{found['device']}, {args.threads} threads, torch {found['torch']}; matrix products: {peaks} TFLOP/s")
+    print(table(found["rows"]))
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1))
+    return found
+
+
+if __name__ == "__main__":
+    main()
