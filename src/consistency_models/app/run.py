@@ -99,9 +99,10 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     callbacks = build.build_callbacks(config, generator=generator, evaluation=evaluation, settings=config["evaluation"])
     loggers = build_loggers(config, run.path)
     teacher = getattr(method._teacher[0], "origin", None)
-    options = {
-        k: v for k, v in config["trainer"].items() if k not in ("_target_", "max_images", "max_steps", "strategy")
-    }
+    ours = ("_target_", "max_images", "max_steps", "strategy")
+    options = build.instantiate(
+        {k: v for k, v in config["trainer"].items() if k not in ours}
+    )  # a profiler is an object
     trainer = Trainer(
         **options,
         strategy=strategy_of(config["trainer"], run.path),

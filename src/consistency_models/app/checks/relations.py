@@ -148,7 +148,7 @@ def data(config: Config, choices: Choices) -> Problems:
     if data["conditional"] and not data["num_classes"]:
         fix = "set data.num_classes" if data["num_classes"] is None else "set data.conditional=false"
         yield problem("data.conditional", True, f"false with data.num_classes={data['num_classes'] or 'null'}", fix)
-    if config["augment"]["flip"] and not data["flip"]:
+    if config["augment"].get("flip") and not data["flip"]:
         yield problem("augment.flip", True, f"false: data={name} is not mirrored", "or set data.flip=true")
     if data.get("overfit_steps") and _is(data, "source", "Mixture"):
         yield problem("data.overfit_steps", data["overfit_steps"], f"0: data={name} draws fresh points in every step")

@@ -301,7 +301,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
         *("model._target_", "model.name", "model.needs_teacher", "network._target_", "schedule._target_"),
         *("curriculum._target_", "loss._target_", "weighting._target_", "preconditioning._target_", "sampler._target_"),
         *("optimizer._target_", "optimizer._partial_", "learning_rate._target_", "ema._target_", "teacher._target_"),
-        *("init._target_", "features._target_", "logger.csv", "logger.tensorboard", "augment.flip", "trainer.devices"),
+        *("init._target_", "features._target_", "logger.csv", "logger.tensorboard", "trainer.devices"),
         *(f"data.{key}" for key in ("_target_", "source._target_", "name", "image_size", "channels", "num_classes")),
         *(f"data.{key}" for key in ("conditional", "batch_size", "bounded", "network_classes", "root", "flip")),
         *(f"evaluation.{key}" for key in ("steps", "n", "batch_size", "seed")),
