@@ -8,10 +8,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from consistency_models.networks import official
-from consistency_models.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.preconditioning import EDM, IDDPM, VE, VP, Boundary, Preconditioned
 from consistency_models.pretrained.build import Pretrained, fill
 from consistency_models.pretrained.errors import CheckpointError, naming
-from consistency_models.pretrained.preconditionings import IDDPM, VE, VP
 from consistency_models.pretrained.reader import Snapshot, read_snapshot
 
 __all__ = ["load_snapshot"]
@@ -20,16 +19,26 @@ ARGUMENTS = {"img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_m
 ARGUMENTS |= {"model_type", "beta_d", "beta_min", "M", "epsilon_t", "C_1", "C_2"}
 """Those of the official preconditionings; what else one is constructed with, it hands on to its network."""
 
+DEFAULTS = {"label_dim": 0, "sigma_data": 0.5, "sigma_min": 0.0, "sigma_max": math.inf}
+DEFAULTS |= {"beta_d": 19.9, "beta_min": 0.1, "epsilon_t": 1e-5, "M": 1000, "C_1": 0.001, "C_2": 0.008}
+"""Of what a snapshot of an older version may not say."""
+
+
+def iddpm(said: dict[str, object]) -> IDDPM:
+    """With the levels that the file holds, to the last bit."""
+    scalings = IDDPM(said["C_1"], said["C_2"], len(said["u"]) - 1)
+    scalings.levels = said["u"]
+    return scalings
+
+
 PRECONDITIONINGS = {
     "EDMPrecond": lambda said: EDM(said["sigma_data"]),
     "ECMPrecond": lambda said: Boundary(said["sigma_data"], said["sigma_min"]),
     "Precond": lambda said: EDM(said["sigma_data"]),
-    "VPPrecond": lambda said: VP(said["beta_d"], said["beta_min"], said["M"]),
-    "VEPrecond": lambda said: VE(),
-    "iDDPMPrecond": lambda said: IDDPM(said["u"]),
+    "VPPrecond": lambda said: VP(said["beta_d"], said["beta_min"], said["M"], said["epsilon_t"]),
+    "VEPrecond": lambda said: VE(said["sigma_min"], said["sigma_max"]),
+    "iDDPMPrecond": iddpm,
 }
-DEFAULTS = {"label_dim": 0, "sigma_data": 0.5, "beta_d": 19.9, "beta_min": 0.1, "M": 1000}
-DEFAULTS |= {"sigma_min": 0.0, "sigma_max": math.inf}  # EDM2 says nothing of its range
 
 
 def load_snapshot(path: Path | str) -> Pretrained:
@@ -67,13 +76,11 @@ def edm_network(snapshot: Snapshot, weights: dict[str, Tensor]) -> nn.Module:
     kwargs = snapshot.kwargs
     channels = kwargs["img_channels"]
     weights = {name.removeprefix("model."): value for name, value in weights.items()}
-    if snapshot.class_name == "iDDPMPrecond":  # half of its outputs are variances, which nothing here reads
-        last = [name for name in weights if name.split(".")[-2].endswith(("out_conv", "aux_conv"))]
-        weights |= {name: weights[name][:channels] for name in last}
+    outputs = channels * (2 if snapshot.class_name == "iDDPMPrecond" else 1)  # iDDPM's second half are variances
     make = {"SongUNet": official.SongUNet, "DhariwalUNet": official.DhariwalUNet}[snapshot.network]
     given = {name: value for name, value in kwargs.items() if name not in ARGUMENTS}
     resolution, label_dim = kwargs["img_resolution"], kwargs.get("label_dim", 0)
-    return fill(lambda: make(resolution, channels, channels, label_dim, **given), weights)
+    return fill(lambda: make(resolution, channels, outputs, label_dim, **given), weights)
 
 
 def edm2_network(snapshot: Snapshot, weights: dict[str, Tensor]) -> nn.Module:
