@@ -35,7 +35,7 @@ def test_one_number_an_image_zero_only_at_equality_symmetric(distance, dtype):
     torch.testing.assert_close(distance(x[:2], y[:2]), d[:2])  # no image sees another
 
 
-@pytest.mark.parametrize("distance", **NAMED)
+@pytest.mark.parametrize("distance", [*ALL, distances.PseudoHuber(0)], ids=[*distances.__all__, "norm"])
 def test_gradient_is_right_and_finite_where_the_images_are_equal(distance):
     x, y = torch.randn(2, 2, 3, 3, 3, dtype=torch.float64).requires_grad_()
     torch.autograd.gradcheck(lambda x: distance(x, y.detach()), x.detach().clone().requires_grad_(), fast_mode=True)
@@ -138,8 +138,8 @@ def vgg16(tmp_path_factory):
 @pytest.fixture(scope="module")
 def perceptual_pair():
     generator = torch.Generator().manual_seed(1)
-    x = torch.rand(2, 3, 16, 16, generator=generator) * 2 - 1
-    return x, (x + 0.3 * torch.randn(x.shape, generator=generator)).clamp(-1, 1)
+    # So wide that they are not resized, flat to be fast, and unlike in colour, so that the deep layers count.
+    return torch.rand(1, 3, 32, 256, generator=generator) - 1, torch.rand(1, 3, 32, 256, generator=generator)
 
 
 def test_lpips_is_that_of_another_library_but_for_its_pooling(vgg16, perceptual_pair, monkeypatch):
@@ -151,18 +151,17 @@ def test_lpips_is_that_of_another_library_but_for_its_pooling(vgg16, perceptual_
     layers = [nn.AvgPool2d(2) if isinstance(layer, nn.MaxPool2d) else layer for layer in features]
     monkeypatch.setattr(torchvision.models, "vgg16", lambda **_: SimpleNamespace(features=nn.Sequential(*layers)))
     other = _LPIPS(pretrained=True, net="vgg", pnet_rand=True)
-    x, y = (o[:1] for o in perceptual_pair)
+    x, y = perceptual_pair
     with torch.no_grad():
-        expected = other(*(interpolate(o, size=(224, 224), mode="bilinear") for o in (x, y))).flatten()
-        torch.testing.assert_close(distances.LPIPS(path)(x, y), expected, rtol=1e-3, atol=0)
+        torch.testing.assert_close(distances.LPIPS(path)(x, y), other(x, y).flatten(), rtol=1e-3, atol=0)
 
 
 def test_lpips_loads_late_draws_nothing_and_stays_out_of_checkpoints(vgg16, perceptual_pair):
     distance = distances.LPIPS(vgg16[0])
     state = torch.get_rng_state()
-    x = perceptual_pair[0][:1].clone().requires_grad_()
+    x, y = perceptual_pair[0].clone().requires_grad_(), perceptual_pair[1]
     with torch.autocast("cpu", torch.bfloat16):
-        d = distance(x, perceptual_pair[1][:1])
+        d = distance(x, y)
         (gradient,) = torch.autograd.grad(d.sum(), x)
     assert d.dtype == torch.float32
     assert gradient.norm() > 0
@@ -170,8 +169,21 @@ def test_lpips_loads_late_draws_nothing_and_stays_out_of_checkpoints(vgg16, perc
     assert torch.equal(torch.get_rng_state(), state)
     assert not distance.state_dict()
     assert not list(distance.parameters())
+    again = distance(x.detach(), y)
+    assert not again.requires_grad  # the features are frozen
+    torch.testing.assert_close(again, d.detach(), rtol=1e-5, atol=0)  # autocast did not reach them
     (gradient,) = torch.autograd.grad(distance(x, x.detach()).sum(), x)
     assert (gradient == 0).all()
+
+
+def test_a_metric_that_is_a_module_stays_out_of_checkpoints():
+    class Metric(nn.Linear):
+        def forward(self, a, b):
+            return (super().forward(a) - super().forward(b)).square().flatten(1).mean(1)
+
+    distance = distances.LPIPS(metric=Metric(224, 1).requires_grad_(False))
+    assert distance(*torch.rand(2, 4, 3, 8, 8, dtype=torch.float64)).dtype == torch.float64  # it follows the images
+    assert not distance.state_dict()
 
 
 def test_lpips_refuses_what_it_cannot_use(tmp_path, monkeypatch):
