@@ -14,8 +14,8 @@ __all__ = ["MLP"]
 class MLP(nn.Module):
     """Residual perceptron on the flattened image; F(x, noise_label, labels, augment), images (B, channels, size, size).
 
-        e = W_e [c, sin(c·f), cos(c·f), labels, augment],  f = 0.5 … 8 in equal ratios, c the noise label
-        h = W_in x + e;   h ← h + W_i dropout(silu(h + A_i silu(e))),  i = 1 … depth;   F = W_out silu(h)
+        h = W_x x + W_e [c, sin(c·f), cos(c·f), labels, augment],  f = 0.5 … 8 in equal ratios, c the noise label
+        h ← h + W_i dropout(silu(h)),  i = 1 … depth;   F = W silu(h)
 
     Args:
         image_size: height and width; 1 for points.
@@ -46,7 +46,6 @@ class MLP(nn.Module):
         self.register_buffer("freqs", 0.5 * 2 ** torch.linspace(0, 4, 8), persistent=False)
         self.embed = Linear(1 + 2 * len(self.freqs) + num_classes + augment_dim, width)
         self.first = nn.Linear(size, width)
-        self.affines = nn.ModuleList(Linear(width, width) for _ in range(depth))
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.last = nn.Linear(width, size)
         nn.init.zeros_(self.last.weight)
@@ -60,6 +59,6 @@ class MLP(nn.Module):
         labels, augment = condition(labels, self.num_classes, c), condition(augment, self.augment_dim, c)
         emb = self.embed(torch.cat([c, (c * self.freqs).sin(), (c * self.freqs).cos(), labels, augment], 1))
         h = self.first(x.flatten(1)) + emb
-        for affine, layer in zip(self.affines, self.layers):
-            h = h + layer(F.dropout(F.silu(h + affine(F.silu(emb))), self.dropout, self.training))
+        for layer in self.layers:
+            h = h + layer(F.dropout(F.silu(h), self.dropout, self.training))
         return self.last(F.silu(h)).view_as(x)
