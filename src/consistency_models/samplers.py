@@ -131,7 +131,7 @@ class Chain:
     Args:
         steps: S.
         segments: of the model, which can be sampled in that many steps only; None: whatever `steps` is.
-        spacing: how the ends lie between 0 and σ_max, as `consistency_models.segments.cosine_grid`.
+        spacing: how the ends lie between 0 and σ_max: `karras_grid`, the default, or `segments.cosine_grid`.
         clip: clamp what f returns to [-1, 1].
 
     Raises:
@@ -139,19 +139,23 @@ class Chain:
     """
 
     def __init__(
-        self, steps: int = 1, segments: int | None = None, spacing: Spacing = karras_grid, clip: bool = False
+        self, steps: int = 1, segments: int | None = None, spacing: Spacing | None = None, clip: bool = False
     ) -> None:
         if segments is not None and steps != segments:
             raise ValueError(f"a model of {segments} segments is sampled in {segments} steps; got steps={steps}")
-        self.sigmas = tuple(segment_edges(steps, spacing).flip(0)[:-1].tolist())
+        self.sigmas = tuple(segment_edges(steps, spacing or karras_grid).flip(0)[:-1].tolist())
         self.nfe, self.clip = steps, clip
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
         """Images, shape of noise."""
+        return self.descend(denoiser, noise * self.sigmas[0], self.sigmas[0])
+
+    @torch.no_grad()
+    def descend(self, denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
+        """Images, shape of x, from images at any level sigma: through the ends that lie below it."""
         f = _clipped(denoiser) if self.clip else denoiser
-        x = noise * self.sigmas[0]
-        for high, low in pairwise((*self.sigmas, 0.0)):
+        for high, low in pairwise((sigma, *(end for end in self.sigmas if end < sigma), 0.0)):
             denoised = f(x, x.new_full((len(x),), high))
             x = denoised + low / high * (x - denoised)
         return x

@@ -21,7 +21,16 @@ log = logging.getLogger(__name__)
 
 __all__ = ["build_callbacks", "build_data", "build_evaluation", "build_generator", "build_method", "total_steps"]
 
-NOT_ARGUMENTS = ("name", "_target_", "needs_teacher", "network_classes", "bounded", "evaluation_images")
+NOT_ARGUMENTS = (
+    "name",
+    "_target_",
+    "needs_teacher",
+    "segments",
+    "phases",
+    "network_classes",
+    "bounded",
+    "evaluation_images",
+)
 """Keys of `model` and `data` that tell other parts of the configuration something; no arguments of the class."""
 
 

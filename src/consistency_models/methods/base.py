@@ -32,7 +32,7 @@ class Step:
     Attributes:
         x: clean images in [-1, 1], shape (B, C, H, W).
         noise: standard normal, shape of x; the same for both levels.
-        x_t: x + t·noise at the high level t.
+        x_t: the images at the high level t, x + t·noise (`Method.noised`).
         levels: the noise levels s = `levels.low` < t = `levels.high`, shape (B,).
         labels: one-hot classes (B, classes), or None.
         augment: labels of the augmentation (B, augment_dim), or None.
@@ -55,7 +55,7 @@ class Step:
 
 
 class Method(LightningModule):
-    """A training method: `target` is what a subclass must say; `loss` and `begin_step` are what it may change.
+    """A training method: `target` is what a subclass must say; `noised`, `loss`, `begin_step` are what it may change.
 
     Args:
         model: the preconditioned network f_θ(x, sigma, labels, augment) -> denoised.
@@ -109,6 +109,10 @@ class Method(LightningModule):
 
     # What a method says
 
+    def noised(self, step: Step) -> Tensor:
+        """What the online network is shown, shape of x: x_t = x + t·noise."""
+        return step.at(step.levels.high)
+
     def target(self, step: Step) -> Tensor:
         """What the online output is pulled to, shape of x; without gradient, with the online pass's dropout masks."""
         raise NotImplementedError
@@ -151,8 +155,8 @@ class Method(LightningModule):
             progress=k / K,
             rows=rows,
         )
-        step.x_t = step.at(levels.high)
         self.teacher_calls = 0
+        step.x_t = self.noised(step)
         # The pass with gradient comes first: autocast caches weights, and a copy cached under no_grad has no gradient.
         rows.seed_dropout()
         online = self.model(step.x_t, levels.high, step.labels, step.augment)

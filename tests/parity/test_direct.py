@@ -1,0 +1,41 @@
+"""Direct CM against a plain loop over the grid, one row at a time."""
+
+import pytest
+import torch
+from methods.steps import method, step_of
+from parity.golden import cases, constants, load
+from parity.test_golden_losses import ExactNet
+from torch.testing import assert_close
+
+from consistency_models import solvers
+from consistency_models.methods.direct import DirectConsistency
+from consistency_models.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.schedules import Levels, karras_grid
+
+FIXED = constants()
+
+
+@pytest.mark.parametrize(("path", "solver", "N"), cases(r"(euler|heun)_(\d+)_target", r"teacher\.W1", r"student\.W1"))
+def test_target_and_loss(path, solver, N):
+    case = load(path)
+    grid = karras_grid(int(N) + 1, FIXED["sigma_min"], FIXED["sigma_max"], FIXED["rho"])  # N intervals
+    assert_close(grid, case[f"sigmas_{N}"], rtol=1e-12, atol=0)
+    n = case[f"n_{N}"]
+    levels = Levels(high=grid[n], low=grid[n - 1], index=n - 1, grid=grid)
+    networks = {
+        name: ExactNet({key.replace(f"{name}.", "net."): case[key] for key in case if key.startswith(f"{name}.")})
+        for name in ("teacher", "student")
+    }
+    teacher = Preconditioned(networks["teacher"], EDM(FIXED["sigma_data"]))
+    student = Preconditioned(networks["student"], Boundary(FIXED["sigma_data"], FIXED["sigma_min"]))
+    heun = solver == "heun"
+    direct = method(DirectConsistency, student, teacher, solver=solvers.Heun() if heun else solvers.Euler())
+    step = step_of(case["x0"], case["noise"], levels)
+    assert_close(step.x_t, case[f"x_n_{N}"], rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        target = direct.target(step)
+        loss = direct.loss(step, student(step.x_t, levels.high), target)
+    assert_close(target, case[f"{solver}_{N}_target"], rtol=1e-9, atol=1e-10)
+    assert_close(loss, case[f"{solver}_{N}_loss_per_sample"], rtol=1e-8, atol=1e-12)
+    assert_close(loss.mean(), case[f"{solver}_{N}_loss"], rtol=1e-8, atol=0)
+    assert direct.teacher_calls == n.sum() * (2 if heun else 1)  # only rows that are on their way

@@ -1,0 +1,71 @@
+"""Multistep consistency models against closed forms: edges, steps, targets and the chain sampler."""
+
+import pytest
+import torch
+from methods.steps import Answers, method, step_of
+from parity.golden import cases, constants, load
+from parity.test_golden_losses import ExactNet
+from torch.testing import assert_close
+
+from consistency_models.curricula import Annealed, Constant
+from consistency_models.methods.multistep import MultistepConsistency
+from consistency_models.preconditioning import EDM, Preconditioned
+from consistency_models.samplers import Chain
+from consistency_models.schedules import Levels, karras_grid
+from consistency_models.segments import Segments, cosine_grid, segment_edges
+from consistency_models.solvers import ADDIM
+
+FIXED = constants()
+
+
+def cosine(kappa):
+    return lambda N: cosine_grid(N, FIXED["sigma_max"], kappa)
+
+
+SPACINGS = {
+    "cosine_kappa1": cosine(1.0),
+    "cosine_kappa_half": cosine(0.5),
+    "karras": lambda N: karras_grid(N, FIXED["sigma_min"], FIXED["sigma_max"], FIXED["rho"]),
+}
+
+
+@pytest.mark.parametrize(("path", "spacing", "S"), cases(r"segments_([a-z_]+\d?)_(\d+)"))
+def test_edges(path, spacing, S):
+    expected = load(path)[f"segments_{spacing}_{S}"]
+    assert_close(segment_edges(int(S), SPACINGS[spacing]), expected, rtol=1e-10, atol=1e-14)
+    for N in (2, 65, 1281):  # and every grid of a training has them
+        grid = Segments(int(S), Constant(N), SPACINGS[spacing]).grid(N)
+        assert_close(grid[:: (len(grid) - 1) // int(S)], expected, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("path", cases(r"anneal_T", r"anneal_step"))
+def test_annealed_steps(path):
+    case, K = load(path), 200_000
+    got = torch.tensor([Annealed().intervals(k, K) for k in case["anneal_step"].tolist()], dtype=torch.float64)
+    assert_close(got, case["anneal_T"], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("path", "kind"), cases(r"(train|distill)_target", r"sigma_p", r"f_s"))
+def test_target(path, kind):
+    case = load(path)
+    levels = Levels(high=case["sigma_t"], low=case["sigma_s"], end=case["sigma_p"])
+    model, teacher = Answers(case["f_s"]), Answers(case["teacher_x"])
+    solver = ADDIM(eta=0.75)
+    multistep = method(MultistepConsistency, model, teacher if kind == "distill" else None, solver=solver)
+    step = step_of(case["x0"], case["noise"], levels)
+    assert_close(step.x_t, case["y_t"], rtol=1e-12, atol=1e-12)
+    assert_close(multistep.target(step), case[f"{kind}_target"], rtol=1e-10, atol=1e-10)
+    assert_close(model.asked[0][0], case[f"{kind}_y_s"], rtol=1e-10, atol=1e-10)
+    assert torch.equal(model.asked[0][1], case["sigma_s"])
+    if kind == "distill":
+        variance = solver.variance(case["teacher_x"], case["sigma_t"], case["x0"])
+        assert_close(variance, case["distill_x_variance"], rtol=1e-12, atol=0)
+        assert multistep.teacher_calls == len(step.x)
+
+
+@pytest.mark.parametrize(("path", "S"), cases(r"chain_(\d+)", r"net\.W1"))
+def test_chain(path, S):
+    case = load(path)
+    model = Preconditioned(ExactNet(case), EDM(FIXED["sigma_data"]))
+    images = Chain(int(S), spacing=SPACINGS["cosine_kappa_half"])(model, case["noise"], None)
+    assert_close(images, case[f"chain_{S}"], rtol=1e-10, atol=1e-10)
