@@ -36,9 +36,9 @@ def test_images_depend_on_seed_and_label(trained):
 
 def test_weights_are_chosen_by_name(trained):
     average, model = generation.load(trained), generation.load(trained, weights="model")
-    assert (average.weights, model.weights) == ("0.999", "model")
+    assert (average.weights, model.weights) == ("0.995", "model")
     assert not torch.equal(average.sample(1), model.sample(1))
-    with pytest.raises(ValueError, match=r"weights='0\.5': .* has \['model', '0\.999'\]"):
+    with pytest.raises(ValueError, match=r"weights='0\.5': .* has \['model', '0\.995'\]"):
         generation.load(trained, weights="0.5")
 
 

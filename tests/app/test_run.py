@@ -78,7 +78,7 @@ def test_a_run_leaves_what_the_design_says(tmp_path):
         *("schema", "step", "images_seen", "config", "model", "ema", "target", "optimizer", "teacher", "trainer")
     }
     assert checkpoint["config"] == yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert set(checkpoint["ema"]["0.999"]) == set(checkpoint["model"])
+    assert set(checkpoint["ema"]["0.995"]) == set(checkpoint["model"])
     with open(tmp_path / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["2", "3", "4", "6"]
@@ -143,7 +143,7 @@ def test_distillation_from_a_run(tmp_path):
     assert json.loads((tmp_path / "cd/summary.json").read_text())["teacher_calls_per_image"] == 2
     start = run(tmp_path / "start", *arguments, "optimizer.lr=0", "trainer.max_steps=1")
     assert start == Exit.DONE  # with learning rate 0 the student is still what it started from: the teacher's average
-    ema = read(teacher / "checkpoints/last.ckpt")["ema"]["0.999"]
+    ema = read(teacher / "checkpoints/last.ckpt")["ema"]["0.995"]
     student = read(tmp_path / "start/checkpoints/last.ckpt")["model"]
     assert all(torch.equal(student[name], ema[name]) for name in ema)
 
