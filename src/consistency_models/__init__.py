@@ -1,4 +1,4 @@
-"""Consistency models: train, ablate, compare and use generative models that make an image in one network call, or a few."""
+"""Consistency models: train, ablate, compare and use generative models that make an image in one network call."""
 
 from __future__ import annotations
 
