@@ -67,11 +67,12 @@ class Composer:
         """
         parsed, problems = [], []
         for override in overrides:
+            key, equals, value = override.partition("=")
             try:
+                if not key:
+                    raise OverrideParseException(override, "no key")
                 parsed += self.parser.parse_overrides([override])
-            except OverrideParseException as error:
-                key, equals, value = override.partition("=")
-                fix = one_line(error.message.split("\nSee ")[0])
+            except OverrideParseException:
                 fix = "quote a value with special characters: 'key=\"value\"'" if equals else f"did you mean {key}=…?"
                 problems.append(problem(key, value, "KEY=VALUE in Hydra's grammar", fix))
         if problems:
@@ -200,10 +201,10 @@ def resolved(config: DictConfig) -> tuple[dict[str, Any], str]:
     try:
         with open_dict(config):
             config.hydra.job.num, config.hydra.job.id = 0, "0"
-            config.hydra.runtime.output_dir = folder = str(config.hydra.run.dir)
+            config.hydra.runtime.output_dir = "${..run.dir}"
             HydraConfig.instance().set_config(config)
             del config["hydra"]
-        return OmegaConf.to_container(config, resolve=True), folder
+        return OmegaConf.to_container(config, resolve=True), str(HydraConfig.get().run.dir)
     except Exception as error:
         key = str(getattr(error, "full_key", None) or "hydra.run.dir")
         raise ConfigErrors([problem(key, "${…}", "interpolations of keys that exist", one_line(error))]) from error

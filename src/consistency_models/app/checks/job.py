@@ -61,20 +61,29 @@ def _wrong(task: str, tree: dict[str, Any], path: Path, value: Any, groups: list
     for where in objects:
         if strange := _no_argument(tree, path, where, value, rule is None):
             return [strange]
-    if rule is None and not objects:
-        below = sorted({name.removeprefix(f"{key}.") for name in TABLES[task] if name.startswith(f"{key}.")})
-        if below:
+    if rule is None:
+        below = _below(task, key)
+        if below and not isinstance(value, dict):
             return [problem(key, value, f"keys below it: {', '.join(below)}", f"did you mean {key}.{below[0]}=…?")]
-        known = [_dotted(other) for other, _ in leaves(tree) if rule_of(task, _dotted(other))]
-        return [unknown_key(key, value, known, groups)]
-    if rule is None:  # an argument that only the object itself knows how to judge
-        rule = target() if path[-1] == "_target_" else ANYTHING
+        for end in range(1, len(path)):  # a mapping where a value belongs
+            above, name = rule_of(task, _dotted(path[:end])), _dotted(path[:end])
+            if above and not _below(task, name) and not above.accepts(_at(tree, path[:end])):
+                return [problem(name, _at(tree, path[:end]), above.allowed)]
+        if not objects:
+            known = [_dotted(other) for other, _ in leaves(tree) if rule_of(task, _dotted(other))]
+            return [unknown_key(key, value, known, groups)]
+        rule = target() if path[-1] == "_target_" else ANYTHING  # what only the object itself knows how to judge
     if value == "???":
         return [problem(key, value, rule.allowed, f"it must be given: {key}=…")]
     if rule.accepts(value):
         return []
     meant = rule.meant(value)
     return [problem(key, value, rule.allowed, "" if meant is None else f"did you mean {key}={show(meant)}?")]
+
+
+def _below(task: str, key: str) -> list[str]:
+    """The keys that the table has below this one."""
+    return sorted({name.removeprefix(f"{key}.") for name in TABLES[task] if name.startswith(f"{key}.")})
 
 
 def _objects(tree: dict[str, Any], path: Path) -> Iterator[Path]:

@@ -73,10 +73,12 @@ def unknown_key(key: str, value: Any, known: Iterable[str], groups: Iterable[str
     else:
         allowed = f"groups ({', '.join(sorted(groups))}) and keys such as data.batch_size"
         beside = sorted({*beside, *groups})
-    close = nearest(key.removeprefix(prefix), beside)
+    rest = key.removeprefix(prefix)
+    close = nearest(key, known, 0.8) if "." in rest else nearest(rest, beside)
     same = [name for name in known if name.rpartition(".")[2] in (last, HABITS.get(last))]
     near = [name for name in same if name.startswith(prefix)]
-    meant = (prefix + close if close else None) or next(iter(near or same), None) or nearest(key, known)
+    close = close if close is None or "." in rest else prefix + close
+    meant = close or next(iter(near or same), None) or nearest(key, known)
     meant = None if meant == key else meant
     return problem(key, value, allowed, f"did you mean {meant}={show(value)}?" if meant else "")
 
@@ -87,4 +89,8 @@ def one_line(error: BaseException | str) -> str:
     cause = getattr(error, "__cause__", None)
     text = f"{text}: {cause}" if cause is not None and str(cause) not in text else text
     lines = [line.strip() for line in text.split("\nConfig search path")[0].splitlines()]
-    return " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=", "See http")))
+    return " ".join(
+        line
+        for line in lines
+        if line and not line.startswith(("full_key:", "object_type=", "reference_type=", "See http"))
+    )

@@ -25,6 +25,21 @@ FACTS = {  # of data sets that cannot be resized: image_size, channels, num_clas
     "consistency_models.data.cifar10": ((32,), (3,), (10,)),
     "consistency_models.data.fashion_mnist": ((28, 32), (1,), (10,)),
 }
+PAIRS = (
+    ("KarrasUniform", "KarrasLogNormal"),
+    ("karras_lognormal", "karras_uniform"),
+    "pairs of levels above 0",
+)
+SCHEDULES = {  # of methods that cannot do with just any: classes, the options for them, why
+    **dict.fromkeys(("ConsistencyDistillation", "ConsistencyTraining", "ImprovedConsistencyTraining"), PAIRS),
+    **dict.fromkeys(("DirectConsistency", "MidTraining"), PAIRS),
+    "MultistepConsistency": (
+        ("Segments", "Phases"),
+        ("segments_cosine", "segments_karras", "phases_karras"),
+        "segments",
+    ),
+}
+LABELS = {"xflip": 1, "yflip": 1, "scale": 1, "rotate_frac": 2, "aniso": 2, "translate_frac": 2}  # see AugmentPipe
 BUILDERS = {  # callbacks that look for another one
     "metrics": ("progress", "finite"),
     "ema": ("samples", "validation"),
@@ -96,10 +111,29 @@ def levels(config: Config, choices: Choices) -> Problems:
 
 
 def schedule(config: Config, choices: Choices) -> Problems:
-    """A method that compares two levels needs a schedule that draws two."""
-    if not _is(config, "model", "Diffusion") and config["schedule"]["_target_"].endswith("schedules.LogNormal"):
-        allowed = f"karras_uniform, karras_lognormal with model={choices.get('model')}: it needs pairs of levels"
-        yield problem("schedule", choices.get("schedule"), allowed, "did you mean schedule=karras_lognormal?")
+    """Levels of the kind that the method needs, and numbers that a schedule of stages or phases can keep."""
+    schedule, chosen, model = config["schedule"], choices.get("schedule"), choices.get("model")
+    fitting = SCHEDULES.get(config["model"]["_target_"].rpartition(".")[2])
+    ours, name = schedule["_target_"].startswith("consistency_models."), schedule["_target_"].rpartition(".")[2]
+    if fitting and ours and name not in fitting[0]:
+        allowed = f"{', '.join(fitting[1])} with model={model}: it needs {fitting[2]}"
+        yield problem("schedule", chosen, allowed, f"did you mean schedule={fitting[1][0]}?")
+    if name == "Closing" and schedule["stages"] * math.log2(schedule["q"]) > 20:
+        most = max(int(20 / math.log2(schedule["q"])), 1)
+        yield problem("schedule.stages", schedule["stages"], f"at most {most} with schedule.q={schedule['q']}")
+    if name == "Phases":
+        chain = [*schedule["steps"], schedule["segments"]]
+        if any(a <= b or a % b for a, b in pairwise(chain)):
+            allowed = f"each a multiple of the following one, and the last of model.segments={chain[-1]}"
+            yield problem("model.phases", schedule["steps"], allowed)
+
+
+def steps(config: Config, choices: Choices) -> Problems:
+    """A model of S segments is sampled in S steps."""
+    segments, wanted = config["sampler"].get("segments"), config["evaluation"]["steps"]
+    if segments is not None and any(count != segments for count in wanted):
+        fix = f"did you mean evaluation.steps=[{segments}]?"
+        yield problem("evaluation.steps", wanted, f"[{segments}] with model.segments={segments}", fix)
 
 
 def curriculum(config: Config, choices: Choices) -> Problems:
@@ -152,6 +186,21 @@ def data(config: Config, choices: Choices) -> Problems:
         yield problem("augment.flip", True, f"false: data={name} is not mirrored", "or set data.flip=true")
     if data.get("overfit_steps") and _is(data, "source", "Mixture"):
         yield problem("data.overfit_steps", data["overfit_steps"], f"0: data={name} draws fresh points in every step")
+
+
+def augment(config: Config, choices: Choices) -> Problems:
+    """A network that takes as many augmentation labels as there are."""
+    augment, width = config["augment"], config["network"].get("augment_dim", 0)
+    if width and (_is(config, "network", "EDM2") or _is(config, "network", "OpenAIUNet")):
+        allowed = f"0: network={choices.get('network')} takes no augmentation labels"
+        yield problem("network.augment_dim", width, allowed, "network=adm does")
+    elif str(augment.get("_target_")).endswith(".AugmentPipe"):
+        labels = sum(LABELS[name] for name in LABELS if augment.get(name, 0) > 0)
+        if not labels:
+            yield problem("augment", choices.get("augment"), "one transformation or more above 0, or augment=none")
+        elif width != labels:
+            allowed = f"{labels}, the labels of augment={choices.get('augment')}"
+            yield problem("network.augment_dim", width, allowed, f"did you mean network.augment_dim={labels}?")
 
 
 def features(config: Config, choices: Choices) -> Problems:
@@ -229,5 +278,8 @@ def scored_run(config: Config, choices: Choices) -> Problems:
     yield from wrong_checkpoint("run", config["run"])
 
 
-TRAIN = (teacher, init, levels, schedule, curriculum, network, data, features, trainer, outputs, solver, checkpoint)
+TRAIN = (
+    *(teacher, init, levels, schedule, steps, curriculum, network, data, augment, features),
+    *(trainer, outputs, solver, checkpoint),
+)
 EVAL = (scored_run,)

@@ -39,7 +39,9 @@ def show(value: Any) -> str:
 
 def nearest(word: Any, candidates: Iterable[Any], cutoff: float = 0.6) -> Any:
     """The candidate that is spelled most like `word`, or None."""
-    spelled = {show(candidate).lower(): candidate for candidate in candidates}
+    spelled: dict[str, Any] = {}
+    for candidate in candidates:
+        spelled.setdefault(show(candidate).lower(), candidate)
     found = difflib.get_close_matches(show(word).lower(), spelled, n=1, cutoff=cutoff)
     return spelled[found[0]] if found else None
 

@@ -1,0 +1,101 @@
+"""Command lines for the tests of configurations."""
+
+import itertools
+import shlex
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+GROUPS = {
+    folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
+    for folder in sorted(CONF.iterdir())
+    if folder.is_dir() and folder.name != "hydra" and any(folder.glob("*.yaml"))
+}
+ANYWHERE = ("callbacks", "ema", "learning_rate", "logger", "optimizer", "paths", "trainer", "weighting")
+"""Groups whose options need nothing of other groups."""
+
+
+class DummyFiles:
+    """A folder for data, a checkpoint file and a run folder, as far as they are looked at from outside."""
+
+    def __init__(self, folder):
+        self.names = {
+            "root": folder / "images",
+            "ckpt": folder / "run" / "checkpoints" / "last.ckpt",
+            "run": folder / "run",
+            "text": folder / "notes.txt",
+            "empty": folder / "empty",
+        }
+        self.names["root"].mkdir()
+        self.names["ckpt"].parent.mkdir(parents=True)
+        self.names["ckpt"].write_bytes(b"PK" + b"sha256:" + b"0" * 64)
+        self.names["text"].write_text("no checkpoint")
+        self.names["empty"].mkdir()
+
+    def split(self, line):
+        """The arguments of a command line in which {root} and the like stand for these files."""
+        for name, path in self.names.items():
+            line = line.replace(f"{{{name}}}", str(path))
+        return shlex.split(line)
+
+
+def every_option():
+    """Command lines in which every option of every group occurs, with partners that it makes sense with."""
+    for i, recipe in enumerate(GROUPS["recipe"]):
+        model, data = recipe.split("_", 1)
+        yield " ".join([_with_model(model), _of_data(data), *(_turn(group, i) for group in ANYWHERE)])
+    for i, network in enumerate(GROUPS["network"]):
+        size = next((size for size in (64, 256) if network.endswith(str(size))), 32)
+        data = f"data=image_folder data.root={{root}} data.image_size={size}"
+        augment = "augment=none" if network.startswith(("edm2", "openai")) else _turn("augment", i)
+        yield f"network={network} {data} {_turn('loss', i)} {augment}"
+    for i, schedule in enumerate(GROUPS["schedule"]):
+        others = " ".join(_turn(group, i) for group in ("curriculum", "preconditioning", "sampler"))
+        yield f"{_with_model(_model_of('schedule', schedule))} schedule={schedule} {others}"
+    yield from (f"{_with_model(_model_of('solver', solver))} solver={solver}" for solver in GROUPS["solver"])
+    yield from (f"{_of_data(data)} features=identity" for data in GROUPS["data"])
+    yield from (
+        "init=random features=classifier",
+        "init=run init.path={ckpt}",
+        "init=teacher model=cd teacher=run teacher.path={run}",
+    )
+    yield from ("teacher=none", "teacher=exact data=mixture model=cd", "teacher=run teacher.path={run} model=cd")
+    for experiment in GROUPS.get("experiment", ()):
+        line = f"experiment={experiment} data.root={{root}}"
+        uses_teacher = "override /teacher: run" in (CONF / f"experiment/{experiment}.yaml").read_text()
+        yield f"{line} teacher.path={{run}}" if uses_teacher else line
+    yield from (f"debug={option}" for option in GROUPS["debug"])
+
+
+def written_options():
+    """group=option, for every file of a group."""
+    return [f"{group}={option}" for group, option in itertools.chain(*([(g, o) for o in GROUPS[g]] for g in GROUPS))]
+
+
+def _turn(group, i):
+    return f"{group}={GROUPS[group][i % len(GROUPS[group])]}"
+
+
+def _with_model(model):
+    needs = "needs_teacher: true" in (CONF / f"model/{model}.yaml").read_text()
+    return f"model={model}" + (" teacher=run teacher.path={run}" if needs else "")
+
+
+def _model_of(group, option):
+    """A model that has chosen this option; otherwise one that has a use for the group."""
+    chosen = [model for model in GROUPS["model"] if f"override /{group}: {option}" in _text(model)]
+    alike = [model for model in GROUPS["model"] if f"override /{group}: {option.split('_')[0]}_" in _text(model)]
+    return next(iter(chosen or alike), "cd" if group == "solver" else "ict")
+
+
+def _text(model):
+    return (
+        "\n".join(line.split("#")[0].rstrip() for line in (CONF / f"model/{model}.yaml").read_text().splitlines())
+        + "\n"
+    )
+
+
+def _of_data(data):
+    text = (CONF / f"data/{data}.yaml").read_text()
+    extra = " data.root={root}" if "root: ???" in text else ""
+    return f"data={data}{extra}" + (" data.image_size=32" if "image_size: ???" in text else "")

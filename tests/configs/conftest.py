@@ -1,0 +1,61 @@
+"""One composer for all tests of configurations: what they share is composed once."""
+
+import pytest
+from commands import CONF, ROOT, DummyFiles
+from omegaconf import OmegaConf
+
+from consistency_models.app.checks import Composer, check
+from consistency_models.app.errors import ConfigError
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _as_in_main():
+    """What main() does before it checks anything."""
+    OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROJECT_ROOT", str(ROOT))
+        patch.delenv("CONSISTENCY_MODELS_RUNS", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def composer(_as_in_main):
+    return Composer("train", CONF)
+
+
+@pytest.fixture(scope="session")
+def eval_composer(_as_in_main):
+    return Composer("eval", CONF)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """Names that commands can use as {root}, {ckpt}, …"""
+    return DummyFiles(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture
+def passes(composer, files, tmp_path, monkeypatch):
+    """`passes(line)`: the overrides that are handed to Hydra, for a command that is all right."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line, multirun=False):
+        handed = check("train", composer, files.split(line), multirun)
+        assert list(tmp_path.iterdir()) == []
+        return handed
+
+    return run
+
+
+@pytest.fixture
+def refused(composer, files, tmp_path, monkeypatch):
+    """`refused(line)`: the error's lines, for a command that is not; nothing may have been written."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line, multirun=False, task="train", composer=composer):
+        with pytest.raises(ConfigError) as caught:
+            check(task, composer, files.split(line), multirun)
+        assert list(tmp_path.iterdir()) == []
+        return str(caught.value).split("\nerror: ")
+
+    return run

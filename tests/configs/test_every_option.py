@@ -1,0 +1,102 @@
+"""Every option of every group composes and passes; every key has exactly one rule, and every rule a key."""
+
+import re
+
+import pytest
+from commands import CONF, every_option, written_options
+
+from consistency_models.app.checks import Composer
+from consistency_models.app.checks.composing import leaves, plain
+from consistency_models.app.checks.job import _objects
+from consistency_models.app.checks.table import EVAL, FREE, NOT_ARGUMENTS, REQUIRED, TRAIN
+
+LINES = list(dict.fromkeys(every_option()))
+
+
+@pytest.fixture(scope="module")
+def trees(composer, files):
+    """The configuration of each line."""
+    return {line: plain(composer.compose(composer.parse(files.split(line)))) for line in LINES}
+
+
+def keys(tree):
+    return {re.sub(r"\.\d+(?=\.|$)", ".*", ".".join(map(str, path))) for path, _ in leaves(tree)}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_passes(line, passes, files):
+    assert passes(line) == files.split(line)
+
+
+def test_no_option_is_left_out(composer, files):
+    written = " ".join(LINES).split()
+    bases = {line: composer.compose(composer.parse(files.split(line))) for line in LINES if "experiment=" not in line}
+    chosen = {f"{key}={option}" for config in bases.values() for key, option in config.hydra.runtime.choices.items()}
+    assert set(written_options()) - chosen - set(written) == set()
+
+
+def test_every_key_has_one_rule_and_every_rule_a_key(trees):
+    found = set().union(*map(keys, trees.values()))
+    assert found - TRAIN.keys() == set(), "keys without a rule: add them to app/checks/table.py"
+    switched_off = {"model.target_ema", "logger.wandb"}
+    assert TRAIN.keys() - found - switched_off == set(), "rules without a key: remove them, or move them to FREE"
+    assert not TRAIN.keys() & FREE.keys()
+    assert set(REQUIRED["train"]) <= TRAIN.keys()
+
+
+@pytest.mark.usefixtures("_as_in_main")
+def test_the_same_of_eval():
+    tree = plain(Composer("eval", CONF).compose([]))
+    assert keys(tree) == EVAL.keys()
+    assert set(REQUIRED["eval"]) <= EVAL.keys()
+
+
+def test_every_required_key_is_in_every_configuration(trees):
+    for line, tree in trees.items():
+        present = {".".join(map(str, path[:end])) for path, _ in leaves(tree) for end in range(1, len(path) + 1)}
+        assert set(REQUIRED["train"]) - present == set(), line
+
+
+def test_keys_that_are_no_arguments_are_those_that_build_leaves_out():
+    from consistency_models.app.build import NOT_ARGUMENTS as LEFT_OUT
+
+    assert set(LEFT_OUT) <= set(NOT_ARGUMENTS)
+    assert {key for key in NOT_ARGUMENTS if not key.startswith("_")} - set(LEFT_OUT) == {"max_images"}
+
+
+def test_what_a_model_says_of_teachers_is_what_its_class_says(trees):
+    from hydra.utils import get_class
+
+    for tree in trees.values():
+        needs = get_class(tree["model"]["_target_"]).needs_teacher
+        assert needs is None or tree["model"]["needs_teacher"] is needs  # a model may settle what its class leaves open
+
+
+def test_every_object_is_found_with_its_arguments(trees):
+    """What is read from source is what Python finds on import."""
+    import inspect
+
+    from hydra.utils import get_object
+
+    from consistency_models.app.checks.targets import find
+
+    nodes = {}
+    for tree in trees.values():
+        for path, _ in leaves(tree):
+            nodes |= {target: get_object(target) for target in targets(tree, path)}
+    assert len(nodes) > 50
+    for target, thing in nodes.items():
+        found = find(target)
+        assert found.exists, target
+        parameters = inspect.signature(thing).parameters.values()
+        known = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        if found.arguments is not None and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            assert known == set(found.arguments), target
+
+
+def targets(tree, path):
+    for where in _objects(tree, path):
+        node = tree
+        for part in where:
+            node = node[part]
+        yield node["_target_"]
