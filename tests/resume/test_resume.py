@@ -88,7 +88,7 @@ def test_resumed_is_bit_identical(method, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "more", [("data.workers=2",), ("trainer.accumulate_grad_batches=2",)], ids=["workers", "micro-batches"]
+    "more", ["data.workers=2", "trainer.accumulate_grad_batches=2"], ids=["workers", "micro-batches"]
 )
 def test_resumed_is_bit_identical_with(more, tmp_path):
     image_run = ("data=digits", "network=small", "network.model_channels=8", "data.batch_size=16", more)

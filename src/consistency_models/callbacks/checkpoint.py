@@ -6,12 +6,14 @@ import os
 import shutil
 from pathlib import Path
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
+
+from consistency_models.callbacks.step import StepCallback
 
 __all__ = ["Checkpoint"]
 
 
-class Checkpoint(Callback):
+class Checkpoint(StepCallback):
     """Keeps `last.ckpt`, the numbered ones that were asked for, and `best.ckpt` by the monitored metric.
 
     Args:
@@ -23,23 +25,14 @@ class Checkpoint(Callback):
     def __init__(self, folder: str, every: int = 500, keep_every: int | None = None) -> None:
         self.folder, self.every, self.keep_every = Path(folder), every, keep_every
         self.saved_at = -1
-        self._seen = 0
 
     @property
     def last(self) -> Path:
         """The newest checkpoint."""
         return self.folder / "last.ckpt"
 
-    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
-        """Begin to count where the checkpoint left off."""
-        self._seen = trainer.global_step
-
-    def on_train_batch_end(self, trainer: Trainer, method: LightningModule, outputs, batch, batch_index: int) -> None:
+    def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Save if this step is one to be saved."""
-        step = trainer.global_step
-        if step == self._seen:
-            return
-        self._seen = step
         keep = self.keep_every is not None and step % self.keep_every == 0
         if keep or step % self.every == 0 or step == method.total_steps:
             self.save(trainer)

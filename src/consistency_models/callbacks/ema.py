@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 
+from consistency_models.callbacks.step import StepCallback
 from consistency_models.ema import ema_update
 
 __all__ = ["WeightEMA"]
 
 
-class WeightEMA(Callback):
+class WeightEMA(StepCallback):
     """Keeps averages of the model's parameters, one for each decay:  θ̄ ← β θ̄ + (1 - β) θ  after every optimiser step.
 
     The copies start at the initial weights; buffers are not averaged. In the checkpoint they are named plain tensors.
@@ -30,10 +31,10 @@ class WeightEMA(Callback):
         self.averages: dict[str, list[Tensor]] = {}
         self.names: list[str] = []
         self._restored: dict[str, dict[str, Tensor]] = {}
-        self._seen = 0
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
         """Start the averages at the weights, or where the checkpoint left them."""
+        super().on_train_start(trainer, method)
         self.names = [name for name, _ in method.model.named_parameters()]
         parameters = list(method.model.parameters())
         for name in self.profile.names:
@@ -41,14 +42,10 @@ class WeightEMA(Callback):
             start = parameters if saved is None else [saved[key] for key in self.names]
             self.averages[name] = [tensor.detach().to(p).clone() for tensor, p in zip(start, parameters)]
         self._restored = {}
-        self._seen = trainer.global_step
 
-    def on_train_batch_end(self, trainer: Trainer, method: LightningModule, outputs, batch, batch_index: int) -> None:
-        """Update once an optimiser step, not once a micro-batch."""
-        if trainer.global_step == self._seen:
-            return
-        decays = self.profile.decays(self._seen, batch.rows.total)
-        self._seen = trainer.global_step
+    def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
+        """θ̄ ← β θ̄ + (1 - β) θ."""
+        decays = self.profile.decays(step - 1, batch.rows.total)
         parameters = [p.detach() for p in method.model.parameters()]
         for average, decay in zip(self.averages.values(), decays):
             ema_update(average, parameters, decay)

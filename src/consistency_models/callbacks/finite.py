@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
 from consistency_models.callbacks.deferred import Deferred
+from consistency_models.callbacks.step import StepCallback
 
 __all__ = ["FiniteGuard", "NonFiniteError"]
 
@@ -14,7 +15,7 @@ class NonFiniteError(RuntimeError):
     """NaN or Inf in the loss or the gradient of a step."""
 
 
-class FiniteGuard(Callback):
+class FiniteGuard(StepCallback):
     """Raises `NonFiniteError` when the gradient of a step is NaN or Inf.
 
     A loss, image or teacher output that is not finite makes the gradient so, and after the reduction on all processes
@@ -25,13 +26,11 @@ class FiniteGuard(Callback):
     def __init__(self) -> None:
         self._waiting: tuple[int, Deferred] | None = None
 
-    def on_train_batch_end(self, trainer: Trainer, method: LightningModule, outputs, batch, batch_index: int) -> None:
+    def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Check the step before this one; send this one's flag on its way."""
-        norm = method.monitored.get("train/gradient_norm")
-        if norm is None or (self._waiting and self._waiting[0] == trainer.global_step):
-            return
         self.check()
-        self._waiting = (trainer.global_step, Deferred({"finite": torch.isfinite(norm[0])}))
+        finite = torch.isfinite(method.monitored["train/gradient_norm"][0])
+        self._waiting = (step, Deferred({"finite": finite}))
 
     def on_save_checkpoint(self, trainer: Trainer, method: LightningModule, checkpoint: dict) -> None:
         """Refuse to save weights that a bad step has touched."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
 from consistency_models.callbacks.deferred import Deferred
+from consistency_models.callbacks.step import StepCallback
 
 __all__ = ["TrainMetrics"]
 
 
-class TrainMetrics(Callback):
+class TrainMetrics(StepCallback):
     """Logs one row every `every` optimiser steps; the figures are that step's own, so that a resumed run logs the same.
 
     Gradient norms are taken at every step: `FiniteGuard` watches them.
@@ -26,13 +27,8 @@ class TrainMetrics(Callback):
         self.latest: dict[str, float] = {}  # the newest row that has arrived, for the progress bar and the summary
         self.images_per_second = float("nan")
         self._waiting: tuple[int, dict[str, float], Deferred] | None = None
-        self._seen = 0
         self._began: tuple[float, int] | None = None  # time and step at which the row that is being gathered began
         self._seconds = self._images = self._teacher_calls = 0.0
-
-    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
-        """Begin to count where the checkpoint left off."""
-        self._seen = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, method: LightningModule, batch, batch_index: int) -> None:
         """Start a row's clock with its first step: what comes between two rows, such as pictures, does not count."""
@@ -44,11 +40,8 @@ class TrainMetrics(Callback):
         gradients = [p.grad for p in method.model.parameters() if p.grad is not None]
         method.monitored["train/gradient_norm"] = [torch.nn.utils.get_total_norm(gradients, foreach=True)]
 
-    def on_train_batch_end(self, trainer: Trainer, method: LightningModule, outputs, batch, batch_index: int) -> None:
+    def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Send this step's figures on their way if it is to be logged; log those that have arrived."""
-        if trainer.global_step == self._seen:
-            return
-        self._seen = step = trainer.global_step
         self.flush(trainer)
         if step % self.every and step != method.total_steps:
             return

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from consistency_models.callbacks.metrics import TrainMetrics
+from consistency_models.callbacks.step import StepCallback
 
 __all__ = ["ProgressBar"]
 
 
-class ProgressBar(Callback):
+class ProgressBar(StepCallback):
     """A bar over all optimiser steps; loss and images/s are the newest that were logged, so it waits for no device.
 
     Where the output is no terminal, a line every tenth of the way instead.
@@ -22,6 +23,7 @@ class ProgressBar(Callback):
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
         """Show the bar, on the first process only."""
+        super().on_train_start(trainer, method)
         if not trainer.is_global_zero:
             return
         self.bar = Progress(
@@ -41,14 +43,14 @@ class ProgressBar(Callback):
         if self.bar.console.is_terminal:
             self.bar.start()
 
-    def on_train_batch_end(self, trainer: Trainer, method: LightningModule, outputs, batch, batch_index: int) -> None:
+    def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Move the bar."""
-        if self.bar is None or self.bar.tasks[0].completed == trainer.global_step:
+        if self.bar is None:
             return
         metrics = next(c for c in trainer.callbacks if isinstance(c, TrainMetrics))
         loss = metrics.latest.get("train/loss", float("nan"))
-        self.bar.update(self.task, completed=trainer.global_step, loss=loss, speed=metrics.images_per_second)
-        step, total = trainer.global_step, method.total_steps
+        self.bar.update(self.task, completed=step, loss=loss, speed=metrics.images_per_second)
+        total = method.total_steps
         if not self.bar.console.is_terminal and step * 10 // total != (step - 1) * 10 // total:
             left = self.bar.tasks[0].time_remaining
             self.bar.console.print(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from consistency_models.callbacks.ema import WeightEMA
+from consistency_models.callbacks.step import StepCallback
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.grids import save_comparison, save_grid, save_scatter
 from consistency_models.generation import Generator
@@ -16,7 +17,7 @@ from consistency_models.generation import Generator
 __all__ = ["SampleGrids"]
 
 
-class SampleGrids(Callback):
+class SampleGrids(StepCallback):
     """`step_00001800_1step.png` every `every` steps; at the end `final.png`, all step counts of the same noise.
 
     The noise of an image depends on the seed and its place alone: pictures compare over time and between runs.
@@ -44,18 +45,9 @@ class SampleGrids(Callback):
     ) -> None:
         self.folder, self.every, self.columns, self.rows, self.points = Path(folder), every, columns, rows, points
         self.generator, self.evaluation, self.settings = generator, evaluation, settings
-        self._seen = 0
 
-    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
-        """Begin to count where the checkpoint left off."""
-        self._seen = trainer.global_step
-
-    def on_train_batch_end(self, trainer: Trainer, method: LightningModule, outputs, batch, batch_index: int) -> None:
+    def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Draw if it is time to."""
-        step = trainer.global_step
-        if step == self._seen:
-            return
-        self._seen = step
         if trainer.is_global_zero and (step % self.every == 0 or step == method.total_steps):
             self.draw(trainer, method, step)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
 from consistency_models.callbacks.checkpoint import Checkpoint
+from consistency_models.callbacks.step import StepCallback
 
 __all__ = ["StopOnSignal", "StoppedBySignal"]
 
@@ -21,7 +22,7 @@ class StoppedBySignal(Exception):
         super().__init__(f"stopped by {name} after step {step}")
 
 
-class StopOnSignal(Callback):
+class StopOnSignal(StepCallback):
     """On SIGTERM, SIGUSR1 or Ctrl-C: finish the step, save `last.ckpt`, stop.  A second signal has its usual effect."""
 
     def __init__(self) -> None:
@@ -30,6 +31,7 @@ class StopOnSignal(Callback):
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
         """Listen."""
+        super().on_train_start(trainer, method)
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self.receive)
 
@@ -38,7 +40,7 @@ class StopOnSignal(Callback):
         self.received = signal.Signals(number)
         self.restore()
 
-    def on_train_batch_end(self, trainer: Trainer, method: LightningModule, outputs, batch, batch_index: int) -> None:
+    def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Save and stop if a signal came during this step (on any process)."""
         stop = self.received is not None
         if trainer.world_size > 1:
@@ -46,7 +48,7 @@ class StopOnSignal(Callback):
         if stop:
             checkpoint = next(c for c in trainer.callbacks if isinstance(c, Checkpoint))
             checkpoint.save(trainer)
-            raise StoppedBySignal(trainer.global_step, self.received.name if self.received else "a signal elsewhere")
+            raise StoppedBySignal(step, self.received.name if self.received else "a signal elsewhere")
 
     def restore(self) -> None:
         """Give the signals back."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
 from consistency_models.callbacks.checkpoint import Checkpoint
 from consistency_models.callbacks.ema import WeightEMA
+from consistency_models.callbacks.step import StepCallback
 from consistency_models.evaluation import Evaluation, Score
 from consistency_models.generation import Generator
 
 __all__ = ["Validation"]
 
 
-class Validation(Callback):
+class Validation(StepCallback):
     """Samples with fixed noise and scores the images, every `every` steps and at the end; keeps `best.ckpt`.
 
     The monitored metric is the first of the evaluation, at the first step count.
@@ -36,18 +37,9 @@ class Validation(Callback):
         self.monitor: str | None = None
         self.final: dict[str, float] = {}
         self.best: dict[str, Any] = {}
-        self._seen = 0
 
-    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
-        """Begin to count where the checkpoint left off."""
-        self._seen = trainer.global_step
-
-    def on_train_batch_end(self, trainer: Trainer, method: LightningModule, outputs, batch, batch_index: int) -> None:
+    def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Validate if it is time to."""
-        step = trainer.global_step
-        if step == self._seen:
-            return
-        self._seen = step
         if step % self.every == 0 or step == method.total_steps:
             self.validate(trainer, method)
 
