@@ -66,3 +66,18 @@ def test_a_file_cannot_ask_for_other_code(trained, tmp_path, target, part, monke
     with pytest.raises(CheckpointError, match=f"{part} asks for {target}"):
         generation.load(tmp_path / "bad.ckpt")
     assert not (tmp_path / "EXPLODED").exists()
+
+
+def test_a_file_may_ask_for_what_its_user_trusts(trained, tmp_path, monkeypatch):
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package/__init__.py").write_text(
+        "from consistency_models.networks.song import SongUNet\n\n\nclass Mine(SongUNet):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    content = read(trained / "checkpoints/last.ckpt")
+    content["config"]["network"]["_target_"] = "my_package.Mine"
+    write(content, tmp_path / "mine.ckpt")
+    with pytest.raises(CheckpointError, match="CONSISTENCY_MODELS_TRUST=my_package"):
+        generation.load(tmp_path / "mine.ckpt")
+    monkeypatch.setenv("CONSISTENCY_MODELS_TRUST", "my_package")
+    assert torch.equal(generation.load(tmp_path / "mine.ckpt").sample(1), generation.load(trained).sample(1))

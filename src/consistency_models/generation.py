@@ -5,6 +5,7 @@ The noise of image k is a function of (seed, k) alone, so images 0-63 of a run o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ class Generator:
     ) -> None:
         self.model, self.shape, self.make_sampler = model, tuple(shape), make_sampler
         self.num_classes, self.bounded = num_classes, bounded
-        self.weights = "model"  # which weights the model has: `load` sets the name of an average
+        # What `load` knows of the file: the name of an average, its configuration, step counts, path and digest.
+        self.weights, self.config, self.steps, self.origin = "model", {}, (1,), {}
 
     def labels(self, indices: Tensor) -> Tensor | None:
         """The class of each image where none is asked for: they take turns, so that all are equally frequent."""
@@ -49,7 +51,7 @@ class Generator:
     def sample(
         self,
         n: int,
-        steps: int = 1,
+        steps: int | None = None,
         seed: int = 0,
         labels: Tensor | None = None,
         batch_size: int = 256,
@@ -60,7 +62,8 @@ class Generator:
 
         Args:
             n: how many, at least 1.
-            steps: network calls an image (for an ODE sampler: solver steps).
+            steps: network calls an image (for an ODE sampler: solver steps); by default the first step count at which
+                the model was evaluated, 1 for a consistency model.
             seed: images depend on (seed, index) only.
             labels: classes (n,) of a class-conditional model; by default they take turns.
             batch_size: images at a time; does not change them.
@@ -70,6 +73,7 @@ class Generator:
         Raises:
             ValueError: n or steps below 1, or labels that the model cannot take.
         """
+        steps = self.steps[0] if steps is None else steps
         if n < 1 or steps < 1:
             raise ValueError(f"n and steps must be at least 1; got n={n}, steps={steps}")
         if labels is not None:
@@ -126,28 +130,28 @@ def build_model(config: dict[str, Any]) -> nn.Module:
 
 
 def load(path: str | Path, weights: str | None = None, device: torch.device | str = "cpu") -> Generator:
-    """A generator from a checkpoint, or from a run folder's best guess (`checkpoints/last.ckpt`).
+    """A generator from a checkpoint, from a run folder's best guess (`checkpoints/last.ckpt`) or an official checkpoint.
 
     Args:
-        path: a checkpoint file, or a run folder.
+        path: a checkpoint file, a run folder, or an official `*.pkl` or `*.pt` of others (see `pretrained`).
         weights: which weights: "model", or the name of an average such as "0.999"; by default the first average.
         device: where it shall run.
 
     Raises:
-        CheckpointError: the file is damaged, or asks for code outside this package and PyTorch.
+        CheckpointError: the file is damaged, or asks for classes of a package that is not trusted.
         ValueError: no such weights.
     """
-    from consistency_models.checkpoints import CheckpointError, read
+    from consistency_models.checkpoints import CheckpointError, digest_of, is_marked, read
+    from consistency_models.pretrained.convert import checkpoint_of
 
     path = checkpoint_file(path)
-    content = read(path)
+    official = path.suffix in (".pkl", ".pt") and not is_marked(path)
+    content = checkpoint_of(path) if official else read(path)
     config = content["config"]
     for part in ("network", "preconditioning", "sampler"):
         for target in _targets(config[part]):
             if not _is_ours(target):
-                raise CheckpointError(
-                    f"{path}: {part} asks for {target}; only this package's classes are loaded from a file"
-                )
+                raise CheckpointError("classes of this package only", f"{part} asks for {target}", path)
     model = build_model(config)
     chosen = weights or next(iter(content["ema"]), "model")
     if chosen != "model" and chosen not in content["ema"]:
@@ -163,7 +167,9 @@ def load(path: str | Path, weights: str | None = None, device: torch.device | st
         data["network_classes"],
         data["bounded"],
     )
-    generator.weights = chosen
+    generator.weights, generator.config = chosen, config
+    generator.steps = tuple(config["evaluation"]["steps"])
+    generator.origin = content["origin"] if official else {"path": str(path), "digest": digest_of(path)}
     return generator
 
 
@@ -173,12 +179,14 @@ def checkpoint_file(path: str | Path) -> Path:
     return path / "checkpoints" / "last.ckpt" if path.is_dir() else path
 
 
-def _is_ours(target: str) -> bool:
+def _is_trusted(target: str) -> bool:
+    """Whether a class is from this package, or from one that the user names in CONSISTENCY_MODELS_TRUST (a,b,…)."""
     from hydra.utils import get_object
 
+    packages = ["consistency_models", *os.environ.get("CONSISTENCY_MODELS_TRUST", "").split(",")]
+    prefixes = tuple(f"{package.strip()}." for package in packages if package.strip())
     # consistency_models.checkpoints.os.system begins like ours and is not: ask the object where it is from.
-    ours = "consistency_models."
-    return target.startswith(ours) and get_object(target).__module__.startswith(ours)
+    return target.startswith(prefixes) and get_object(target).__module__.startswith(prefixes)
 
 
 def _targets(node: Any) -> list[str]:
