@@ -130,7 +130,7 @@ def build_model(config: dict[str, Any]) -> nn.Module:
 
 
 def load(path: str | Path, weights: str | None = None, device: torch.device | str = "cpu") -> Generator:
-    """A generator from a checkpoint, from a run folder's best guess (`checkpoints/last.ckpt`) or an official checkpoint.
+    """A generator from a checkpoint, a run folder (its `checkpoints/last.ckpt`) or an official checkpoint.
 
     Args:
         path: a checkpoint file, a run folder, or an official `*.pkl` or `*.pt` of others (see `pretrained`).
@@ -150,8 +150,9 @@ def load(path: str | Path, weights: str | None = None, device: torch.device | st
     config = content["config"]
     for part in ("network", "preconditioning", "sampler"):
         for target in _targets(config[part]):
-            if not _is_ours(target):
-                raise CheckpointError("classes of this package only", f"{part} asks for {target}", path)
+            if not _is_trusted(target):
+                expected = f"classes of this package, or of one in CONSISTENCY_MODELS_TRUST={target.split('.')[0]}"
+                raise CheckpointError(expected, f"{part} asks for {target}", path)
     model = build_model(config)
     chosen = weights or next(iter(content["ema"]), "model")
     if chosen != "model" and chosen not in content["ema"]:
@@ -186,7 +187,7 @@ def _is_trusted(target: str) -> bool:
     packages = ["consistency_models", *os.environ.get("CONSISTENCY_MODELS_TRUST", "").split(",")]
     prefixes = tuple(f"{package.strip()}." for package in packages if package.strip())
     # consistency_models.checkpoints.os.system begins like ours and is not: ask the object where it is from.
-    return target.startswith(prefixes) and get_object(target).__module__.startswith(prefixes)
+    return target.startswith(prefixes) and f"{get_object(target).__module__}.".startswith(prefixes)
 
 
 def _targets(node: Any) -> list[str]:
