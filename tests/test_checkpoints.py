@@ -94,9 +94,9 @@ def test_a_failed_write_leaves_the_old_one(checkpoint, monkeypatch):
 
 def test_another_schema_and_a_missing_file_are_named(tmp_path):
     write({"schema": 99}, tmp_path / "new.ckpt")
-    with pytest.raises(CheckpointError, match="expected schema 1, found 99"):
+    with pytest.raises(CheckpointError, match="expected schema 1; found 99"):
         read(tmp_path / "new.ckpt")
-    with pytest.raises(CheckpointError, match=r"none\.ckpt: cannot be read: No such file"):
+    with pytest.raises(CheckpointError, match=r"none\.ckpt: expected a file that can be read; found No such file"):
         digest_of(tmp_path / "none.ckpt")
 
 

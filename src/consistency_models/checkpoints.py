@@ -19,16 +19,14 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-__all__ = ["CheckpointError", "CheckpointFormat", "digest_of", "newest_good", "read", "write"]
+from consistency_models.pretrained.errors import CheckpointError
+
+__all__ = ["CheckpointError", "CheckpointFormat", "digest_of", "is_marked", "newest_good", "read", "write"]
 
 SCHEMA = 1
 MARK = b"sha256:"
 COMMENT = len(MARK) + 64
 END_RECORD = 22  # bytes of a zip's end record without its comment
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: says which file, what was expected and what was found."""
 
 
 def write(content: dict[str, Any], path: str | Path) -> None:
@@ -74,8 +72,9 @@ def digest_of(path: str | Path) -> str:
             comment = file.read()
             if not comment.startswith(MARK) or size < COMMENT + END_RECORD:
                 raise CheckpointError(
-                    f"{path}: expected a checkpoint of this project (a zip file with its SHA-256 at the end), found "
-                    f"{size} bytes without one: the file is cut off, damaged or of another kind"
+                    "a checkpoint of this project (a zip file with its SHA-256 at the end)",
+                    f"{size} bytes without one: the file is cut off, damaged or of another kind",
+                    path,
                 )
             file.seek(0)
             hasher, left = hashlib.sha256(), size - COMMENT
@@ -83,13 +82,22 @@ def digest_of(path: str | Path) -> str:
                 hasher.update(block)
                 left -= len(block)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise CheckpointError("a file that can be read", str(error.strerror or error), path) from error
     expected, found = comment[len(MARK) :].decode("ascii", "replace"), hasher.hexdigest()
     if expected != found:
-        raise CheckpointError(
-            f"{path}: expected SHA-256 {expected[:12]}…, found {found[:12]}…: the file was damaged after it was written"
-        )
+        was = f"SHA-256 {found[:12]}...: the file was damaged after it was written"
+        raise CheckpointError(f"SHA-256 {expected[:12]}...", was, path)
     return found
+
+
+def is_marked(path: str | Path) -> bool:
+    """Whether the file ends as this project's checkpoints do; whether it is a good one, `digest_of` finds out."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-COMMENT, os.SEEK_END)
+            return file.read(len(MARK)) == MARK
+    except OSError:
+        return False
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -104,9 +112,9 @@ def read(path: str | Path) -> dict[str, Any]:
         schema = content["schema"]
     except Exception as error:
         reason = str(error).split(" This file can")[0].splitlines()[0]
-        raise CheckpointError(f"{path}: expected plain tensors, numbers, strings, lists and dicts: {reason}") from error
+        raise CheckpointError("plain tensors, numbers, strings, lists and dicts", reason, path) from error
     if schema != SCHEMA:
-        raise CheckpointError(f"{path}: expected schema {SCHEMA}, found {schema}: written by another version")
+        raise CheckpointError(f"schema {SCHEMA}", f"{schema}: written by another version", path)
     return content
 
 

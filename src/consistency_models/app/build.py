@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,23 @@ import torch
 from lightning import Callback, LightningDataModule
 from torch import nn
 
+from consistency_models import pretrained
 from consistency_models.app.errors import ConfigError
-from consistency_models.checkpoints import digest_of
 from consistency_models.evaluation import Evaluation
-from consistency_models.generation import Generator, build_model, checkpoint_file, instantiate, load
+from consistency_models.generation import Generator, build_model, instantiate, load
 from consistency_models.methods.base import Method
 
 log = logging.getLogger(__name__)
 
-__all__ = ["build_callbacks", "build_data", "build_evaluation", "build_generator", "build_method", "total_steps"]
+__all__ = [
+    "build_callbacks",
+    "build_data",
+    "build_evaluation",
+    "build_generator",
+    "build_method",
+    "build_teacher",
+    "total_steps",
+]
 
 NOT_ARGUMENTS = (
     "name",
@@ -30,8 +39,10 @@ NOT_ARGUMENTS = (
     "network_classes",
     "bounded",
     "evaluation_images",
+    "guidance",
 )
-"""Keys of `model` and `data` that tell other parts of the configuration something; no arguments of the class."""
+"""Keys of `model`, `data` and `teacher` that tell other parts of the configuration something; no arguments of
+the class."""
 
 
 def total_steps(config: dict[str, Any]) -> int:
@@ -50,7 +61,7 @@ def build_data(config: dict[str, Any]) -> LightningDataModule:
 def build_method(config: dict[str, Any]) -> Method:
     """The method with its network, teacher and initial weights."""
     model = build_model(config)
-    teacher = instantiate(config["teacher"]) if config["teacher"]["_target_"] else None
+    teacher = build_teacher(config)
     if config["init"]["_target_"]:
         instantiate(config["init"], model=model, teacher=teacher)
     if config["compile"]:
@@ -68,6 +79,34 @@ def build_method(config: dict[str, Any]) -> Method:
         teacher=teacher,
         augment=instantiate(config["augment"]) if config["augment"].get("_target_") else None,
     )
+
+
+def build_teacher(config: dict[str, Any]) -> nn.Module | None:
+    """The teacher, guided if it shall be.
+
+    Raises:
+        ConfigError: it was made for other images or classes than the student, or cannot be guided.
+    """
+    data, guidance = config["data"], config["teacher"].get("guidance", 1.0)
+    if not config["teacher"]["_target_"]:
+        return None
+    teacher = instantiate({key: value for key, value in config["teacher"].items() if key != "guidance"})
+    network = getattr(teacher, "network", None)  # a closed form has none, and is of the data by construction
+    if network is not None:
+        for key, value in (("image_size", network.image_size), ("channels", network.channels)):
+            if value != data[key]:
+                allowed = f"a model of images of data.{key}={data[key]}; this one was made for {value}"
+                raise ConfigError("teacher.path", config["teacher"]["path"], allowed)
+        if network.num_classes != data["network_classes"]:
+            allowed = f"a model of {data['network_classes']} classes, as the student; this one has "
+            allowed += f"{network.num_classes}, where 0 is unconditional"
+            raise ConfigError("teacher.path", config["teacher"]["path"], allowed, "see data.conditional")
+    if guidance == 1:
+        return teacher
+    if not data["network_classes"] or (network is not None and not _hides_labels(network)):
+        allowed = "1.0: the teacher is unconditional, or was not trained with network.label_dropout"
+        raise ConfigError("teacher.guidance", guidance, allowed)
+    return Guided(teacher, guidance)
 
 
 def build_generator(config: dict[str, Any], model: nn.Module) -> Generator:
@@ -93,9 +132,47 @@ def build_callbacks(config: dict[str, Any], **parts: Any) -> list[Callback]:
 
 def run_teacher(path: str, weights: str | None = None) -> nn.Module:
     """The model of another run, with its averaged weights."""
-    teacher = load(path, weights).model
-    teacher.origin = {"path": str(checkpoint_file(path)), "digest": digest_of(checkpoint_file(path))}
-    return teacher
+    generator = load(path, weights)
+    generator.model.origin = generator.origin
+    return generator.model
+
+
+def official_teacher(path: str, kinds: Sequence[str]) -> nn.Module:
+    """The model in an official checkpoint, which must be of one of these kinds: see `pretrained.Pretrained.kind`."""
+    loaded = pretrained.load(path)
+    if loaded.kind not in kinds:
+        raise ConfigError("teacher.path", path, f"a file of kind {', '.join(kinds)}; this one is {loaded.kind}")
+    loaded.model.origin = {"path": str(path), "digest": loaded.digest}
+    return loaded.model
+
+
+def _hides_labels(network: nn.Module) -> bool:
+    return any(getattr(module, "label_dropout", 0) > 0 for module in network.modules())
+
+
+class Guided(nn.Module):
+    """D(x, σ) + w·(D(x, σ, class) - D(x, σ)): classifier-free guidance (Ho & Salimans, arXiv 2207.12598, Eq. 6).
+
+    Args:
+        model: class-conditional denoiser that was trained with some classes hidden.
+        guidance: w; 1 is the model itself, 0 ignores the class. (1 + w in the paper.)
+    """
+
+    calls = 2  # of the model, for each of this one
+
+    def __init__(self, model: nn.Module, guidance: float) -> None:
+        super().__init__()
+        self.model, self.guidance, self.origin = model, guidance, model.origin
+
+    @property
+    def network(self) -> nn.Module:
+        """That of the model."""
+        return self.model.network
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Denoised images, shape of x, for one-hot labels."""
+        unconditional = self.model(x, sigma, None)
+        return unconditional + self.guidance * (self.model(x, sigma, labels) - unconditional)
 
 
 def exact_teacher(source: Any, path: None = None) -> nn.Module:
@@ -132,11 +209,19 @@ def weights_of_run(
     _copy(load(path, weights).model, model, f"init.path={path}")
 
 
+def weights_of_pretrained(model: nn.Module, path: str | Path, teacher: nn.Module | None = None) -> None:
+    """Start from the weights of an official checkpoint."""
+    _copy(pretrained.load(path).model, model, f"init.path={path}")
+
+
 def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
-    try:
-        model.network.load_state_dict(source.network.state_dict())
-    except RuntimeError as error:
-        first = str(error).splitlines()[1:2] or [str(error)]
-        raise ConfigError(
-            "network", name, f"the same network as the one whose weights it starts from:{first[0]}", "or init=random"
-        ) from error
+    """Copy weights; those for augmentation labels are left out where the student has no such labels, as in ECT."""
+    weights, wanted = source.network.state_dict(), model.network.state_dict()
+    if "map_augment.weight" not in wanted:
+        weights.pop("map_augment.weight", None)
+    for tensor in wanted | weights:
+        found, here = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
+        if found != here:
+            allowed = f"the network that it starts from: {tensor} is {found} there, {here} here"
+            raise ConfigError("network", name, allowed, "or init=random")
+    model.network.load_state_dict(weights)

@@ -16,9 +16,9 @@ from consistency_models.app import build
 from consistency_models.app.errors import ConfigError, Exit
 from consistency_models.app.folder import write_atomically
 from consistency_models.app.run import quiet, report
-from consistency_models.checkpoints import digest_of, read
+from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.grids import save_comparison, save_scatter
-from consistency_models.generation import checkpoint_file, load
+from consistency_models.generation import Generator, checkpoint_file, load
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +37,13 @@ def score(config: dict[str, Any]) -> Exit:
 def _score(config: dict[str, Any]) -> None:
     quiet()
     path = checkpoint_file(config["run"])
-    digest = digest_of(path)
-    trained = read(path)["config"]
-    settings = trained["evaluation"]
+    generator = load(path, config["weights"], _device(config["device"]))
+    settings = generator.config["evaluation"]
     steps = config["steps"] or settings["steps"]
     n = config["n"] or settings["n"]
     if any(not isinstance(count, int) or count < 1 for count in steps) or n < 2:
         raise ConfigError("steps", steps, "a list of whole numbers from 1, and n of at least 2")
-    generator = load(path, config["weights"], _device(config["device"]))
-    evaluation = build.build_evaluation(trained, build.build_data(trained))
+    evaluation = _evaluation(config, generator)
     labels = generator.labels(torch.arange(n))
     results, pictures = [], {}
     with Progress() as progress:
@@ -85,7 +83,7 @@ def _score(config: dict[str, Any]) -> None:
     content = {
         "schema": 1,
         "checkpoint": str(path),
-        "digest": digest,
+        "digest": generator.origin["digest"],
         "weights": generator.weights,
         "seed": config["seed"],
         "results": results,
@@ -101,6 +99,20 @@ def _score(config: dict[str, Any]) -> None:
         save_scatter(folder / "samples.png", {"data": evaluation.data.images[:n], **pictures}, title)
     print(table)
     print(f"written to {folder}")
+
+
+def _evaluation(config: dict[str, Any], generator: Generator) -> Evaluation:
+    """What is measured, against which data: those of the run, or those on the command line."""
+    parts = {group: config.get(group) or generator.config.get(group, {}) for group in ("data", "features")}
+    for group, add in (("data", "data=cifar10 data.root=FOLDER"), ("features", "features=classifier")):
+        if "_target_" not in parts[group]:
+            raise ConfigError(group, None, f"a choice of its own: {config['run']} names none", f"add {add}")
+    data = build.build_data(parts)
+    shape, classes = tuple(data.source.images.shape[1:]), data.source.num_classes
+    if shape != generator.shape or generator.num_classes not in (0, classes):
+        made = f"images of shape {generator.shape} in {generator.num_classes or 'no'} classes, as {config['run']} makes"
+        raise ConfigError("data", parts["data"]["name"], f"{made}; these are {shape} in {classes}")
+    return build.build_evaluation(parts, data)
 
 
 def _table(content: dict[str, Any]) -> str:
@@ -127,4 +139,3 @@ def _device(name: str) -> str:
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
-

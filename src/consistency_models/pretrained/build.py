@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ class Pretrained:
         channels: of the images.
         num_classes: width of the labels; 0 for an unconditional model.
         digest: sha256 of the file.
+        steps: step counts at which it was published.
+        recipe: how `network`, `preconditioning` and a `sampler` for such a file are made, each a class or function and
+            its keyword arguments; empty for a network that was given from outside.
     """
 
     model: Preconditioned
@@ -40,6 +44,8 @@ class Pretrained:
     channels: int
     num_classes: int
     digest: str
+    steps: tuple[int, ...]
+    recipe: dict[str, partial] = field(default_factory=dict)
 
 
 def fill(make: Callable[[], nn.Module], weights: dict[str, Tensor]) -> nn.Module:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from consistency_models.networks import official
 from consistency_models.preconditioning import EDM, IDDPM, VE, VP, Boundary, Preconditioned
 from consistency_models.pretrained.build import Pretrained, fill
 from consistency_models.pretrained.errors import CheckpointError, naming
 from consistency_models.pretrained.reader import Snapshot, read_snapshot
+from consistency_models.samplers import Consistency, Heun
 
 __all__ = ["load_snapshot"]
 
@@ -24,20 +27,22 @@ DEFAULTS |= {"beta_d": 19.9, "beta_min": 0.1, "epsilon_t": 1e-5, "M": 1000, "C_1
 """Of what a snapshot of an older version may not say."""
 
 
-def iddpm(said: dict[str, object]) -> IDDPM:
-    """With the levels that the file holds, to the last bit."""
-    scalings = IDDPM(said["C_1"], said["C_2"], len(said["u"]) - 1)
-    scalings.levels = said["u"]
+def iddpm(c_1: float, c_2: float, levels: list[float]) -> IDDPM:
+    """With the levels that a file holds, to the last bit of float32."""
+    scalings = IDDPM(c_1, c_2, len(levels) - 1)
+    scalings.levels = torch.tensor(levels)
     return scalings
 
 
 PRECONDITIONINGS = {
-    "EDMPrecond": lambda said: EDM(said["sigma_data"]),
-    "ECMPrecond": lambda said: Boundary(said["sigma_data"], said["sigma_min"]),
-    "Precond": lambda said: EDM(said["sigma_data"]),
-    "VPPrecond": lambda said: VP(said["beta_d"], said["beta_min"], said["M"], said["epsilon_t"]),
-    "VEPrecond": lambda said: VE(said["sigma_min"], said["sigma_max"]),
-    "iDDPMPrecond": iddpm,
+    "EDMPrecond": lambda said: partial(EDM, sigma_data=said["sigma_data"]),
+    "ECMPrecond": lambda said: partial(Boundary, sigma_data=said["sigma_data"], sigma_min=said["sigma_min"]),
+    "Precond": lambda said: partial(EDM, sigma_data=said["sigma_data"]),
+    "VPPrecond": lambda said: partial(
+        VP, beta_d=said["beta_d"], beta_min=said["beta_min"], steps=said["M"], epsilon=said["epsilon_t"]
+    ),
+    "VEPrecond": lambda said: partial(VE, sigma_min=said["sigma_min"], sigma_max=said["sigma_max"]),
+    "iDDPMPrecond": lambda said: partial(iddpm, c_1=said["C_1"], c_2=said["C_2"], levels=said["u"].tolist()),
 }
 
 
@@ -59,33 +64,50 @@ def load_snapshot(path: Path | str) -> Pretrained:
         if blocks > len(weights):
             raise CheckpointError(f"a network of {len(weights)} tensors", f"the arguments of one of {blocks} blocks")
         said = {**DEFAULTS, **snapshot.kwargs, **snapshot.attributes, "u": weights.pop("u", None)}
-        make = edm2_network if snapshot.class_name == "Precond" else edm_network
+        network, weights = (edm2_network if snapshot.class_name == "Precond" else edm_network)(snapshot, weights)
+        scalings, (sampler, steps) = PRECONDITIONINGS[snapshot.class_name](said), sampling(snapshot, said)
         return Pretrained(
-            model=Preconditioned(make(snapshot, weights), PRECONDITIONINGS[snapshot.class_name](said)).eval(),
+            model=Preconditioned(fill(network, weights), scalings()).eval(),
             kind=snapshot.class_name,
             **{name: said[name] for name in ("sigma_data", "sigma_min", "sigma_max")},
             image_size=said["img_resolution"],
             channels=said["img_channels"],
             num_classes=said["label_dim"],
             digest=snapshot.digest,
+            steps=steps,
+            recipe={"network": network, "preconditioning": scalings, "sampler": sampler},
         )
 
 
-def edm_network(snapshot: Snapshot, weights: dict[str, Tensor]) -> nn.Module:
-    """SongUNet or DhariwalUNet: everything under "model."."""
+def sampling(snapshot: Snapshot, said: dict[str, object]) -> tuple[partial, tuple[int, ...]]:
+    """Sampler and step counts: EDM's 18 steps of Heun, or ECT's one and two, without a floor of σ_min."""
+    if snapshot.class_name == "ECMPrecond" or (snapshot.class_name == "Precond" and not has_uncertainty(snapshot)):
+        middle = 0.821 if said["img_resolution"] <= 32 else 1.526  # ECT's, of CIFAR-10 and of ImageNet 64
+        return partial(Consistency.for_steps, middle=middle, sigma_min=0.0, sigma_max=80.0), (1, 2)
+    low, high = max(said["sigma_min"], 0.002), min(said["sigma_max"], 80.0)  # arXiv 2206.00364, Table 1
+    return partial(Heun, sigma_min=low, sigma_max=high), (18,)
+
+
+def edm_network(snapshot: Snapshot, weights: dict[str, Tensor]) -> tuple[partial, dict[str, Tensor]]:
+    """SongUNet or DhariwalUNet, and its weights: everything under "model."."""
     kwargs = snapshot.kwargs
     channels = kwargs["img_channels"]
     weights = {name.removeprefix("model."): value for name, value in weights.items()}
     outputs = channels * (2 if snapshot.class_name == "iDDPMPrecond" else 1)  # iDDPM's second half are variances
     make = {"SongUNet": official.SongUNet, "DhariwalUNet": official.DhariwalUNet}[snapshot.network]
     given = {name: value for name, value in kwargs.items() if name not in ARGUMENTS}
-    resolution, label_dim = kwargs["img_resolution"], kwargs.get("label_dim", 0)
-    return fill(lambda: make(resolution, channels, outputs, label_dim, **given), weights)
+    images = {"img_resolution": kwargs["img_resolution"], "in_channels": channels, "out_channels": outputs}
+    return partial(make, **images, label_dim=kwargs.get("label_dim", 0), **given), weights
 
 
-def edm2_network(snapshot: Snapshot, weights: dict[str, Tensor]) -> nn.Module:
-    """EDM2's U-Net with its uncertainty head; ECT's copies of it have none, and a dropout of their own in training."""
+def has_uncertainty(snapshot: Snapshot) -> bool:
+    """Whether there is EDM2's head for the uncertainty; ECT's copies of the network have none."""
+    return "logvar_linear.weight" in snapshot.state_dict
+
+
+def edm2_network(snapshot: Snapshot, weights: dict[str, Tensor]) -> tuple[partial, dict[str, Tensor]]:
+    """EDM2's U-Net, and its weights; ECT's copies have a dropout of their own in training."""
     kwargs = {name: value for name, value in snapshot.kwargs.items() if name != "dropout_res"}
-    if "logvar_linear.weight" not in weights:
+    if not has_uncertainty(snapshot):
         kwargs["logvar_channels"] = 0
-    return fill(lambda: official.Precond(**kwargs), weights)
+    return partial(official.Precond, **kwargs), weights

@@ -19,14 +19,29 @@ from consistency_models.networks.openai_adm import OpenAIUNet
 from consistency_models.preconditioning import EDM, Boundary, Preconditioned
 from consistency_models.pretrained.build import Pretrained, fill
 from consistency_models.pretrained.errors import CheckpointError, naming
+from consistency_models.samplers import Consistency, Heun
 
 __all__ = ["load_openai", "network_of"]
 
 FAMILIES = {  # arXiv 2303.01469, App. C
-    "ImageNet 64": partial(OpenAIUNet, 64, 3, 1000),
+    "ImageNet 64": partial(OpenAIUNet, image_size=64, channels=3, num_classes=1000),
     "LSUN 256": partial(
-        *(OpenAIUNet, 256, 3), model_channels=256, channel_mult=(1, 1, 2, 2, 4, 4), num_blocks=2, adaptive_scale=False
+        OpenAIUNet,
+        image_size=256,
+        channels=3,
+        model_channels=256,
+        channel_mult=(1, 1, 2, 2, 4, 4),
+        num_blocks=2,
+        adaptive_scale=False,
     ),
+}
+MIDDLE = {  # the second level of two steps, as found by search in OpenAI's code; the one of cd_cat256 is not published
+    "cd_imagenet64": 1.382,
+    "ct_imagenet64": 1.913,
+    "cd_bedroom256_lpips": 4.366,
+    "cd_bedroom256": 3.520,
+    "ct_bedroom256": 3.991,
+    "ct_cat256": 5.248,
 }
 
 
@@ -49,9 +64,18 @@ def load_openai(path: Path | str, consistency: bool | None = None, network: nn.M
                 raise CheckpointError("a name that starts edm_, cd_ or ct_, or the argument consistency", path.name)
             consistency = not path.name.startswith("edm_")
         weights = read_weights(path)
-        network = network_of(weights) if network is None else fill(lambda: network, weights)
+        scalings, sampler = partial(EDM), partial(Heun, sigma_min=0.002, sigma_max=80.0)
+        if consistency:
+            middle = next((level for name, level in MIDDLE.items() if path.name.startswith(name)), 1.382)
+            scalings, sampler = partial(Boundary), partial(Consistency.for_steps, middle=middle)
+        recipe = {}
+        if network is None:
+            network, make = network_of(weights)
+            recipe = {"network": make, "preconditioning": scalings, "sampler": sampler}
+        else:
+            fill(lambda: network, weights)
         return Pretrained(
-            model=Preconditioned(network, Boundary() if consistency else EDM()).eval(),
+            model=Preconditioned(network, scalings()).eval(),
             kind="OpenAI",
             sigma_data=0.5,
             sigma_min=0.002,
@@ -60,6 +84,8 @@ def load_openai(path: Path | str, consistency: bool | None = None, network: nn.M
             channels=network.channels,
             num_classes=network.num_classes,
             digest=digest(path),
+            steps=(1, 2) if consistency else (40,),
+            recipe=recipe,
         )
 
 
@@ -79,12 +105,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def network_of(weights: dict[str, Tensor]) -> OpenAIUNet:
-    """The published network that these weights fit, with the weights."""
+def network_of(weights: dict[str, Tensor]) -> tuple[OpenAIUNet, partial]:
+    """The published network that these weights fit, with the weights, and what makes it."""
     refusals = []
     for family, make in FAMILIES.items():
         try:
-            return fill(make, weights)
+            return fill(make, weights), make
         except CheckpointError as error:
             refusals.append(f"{family}: expected {error.expected}, found {error.found}")
     raise CheckpointError("the weights of a published network", "; ".join(refusals))

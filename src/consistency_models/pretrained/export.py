@@ -1,0 +1,160 @@
+"""python -m consistency_models.pretrained.export RUN FOLDER: a student as a folder for diffusers' pipeline.
+
+`ConsistencyModelPipeline.from_pretrained(FOLDER)` then gives the same images from the same noise. diffusers has one
+network and one preconditioning for it, those of OpenAI's files: `OpenAIUNet` with residual resampling, and `Boundary`.
+EDM's ADM is the same function but for the embedding of the noise level (of ln(σ)/4, there of 250·ln(σ)), which
+diffusers computes itself and no weight can make up for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from consistency_models.networks.openai_adm import AttentionBlock, OpenAIUNet, ResBlock
+from consistency_models.preconditioning import Boundary, Preconditioned
+
+__all__ = ["export"]
+
+RESIDUAL = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0"}
+RESIDUAL |= {"conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+TOP = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
+TOP |= {"class_embedding": "label_emb", "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
+
+
+def export(model: Preconditioned, folder: Path | str, sigma_max: float = 80.0, clip: bool = True) -> None:
+    """Write the folder.
+
+    Args:
+        model: the student.
+        folder: made if it is not there.
+        sigma_max: the level that sampling starts from.
+        clip: clamp what the network gives to [-1, 1], as for images.
+
+    Raises:
+        ValueError: diffusers has no such network or preconditioning.
+        ModuleNotFoundError: the extra `export` is not installed.
+    """
+    from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
+
+    network, scalings = model.network, model.preconditioning
+    if type(network) is not OpenAIUNet or type(scalings) is not Boundary:
+        raise ValueError(
+            "diffusers' ConsistencyModelPipeline takes OpenAIUNet with the preconditioning Boundary; got "
+            f"{type(network).__name__} with {type(scalings).__name__}: train with network=openai_adm to export"
+        )
+    unet = UNet2DModel(**arguments(network)).eval()
+    unet.load_state_dict(weights(network))
+    scheduler = CMStochasticIterativeScheduler(
+        sigma_min=scalings.sigma_min, sigma_max=sigma_max, sigma_data=scalings.sigma_data, clip_denoised=clip
+    )
+    ConsistencyModelPipeline(unet, scheduler).save_pretrained(folder)
+
+
+def arguments(network: OpenAIUNet) -> dict[str, object]:
+    """Those of diffusers' UNet2DModel for the same network."""
+    residual = [block for block in network.modules() if isinstance(block, ResBlock)]
+    attention = [block for block in network.modules() if isinstance(block, AttentionBlock)]
+    head_channels = {block.norm.num_channels // block.heads for block in attention}
+    levels = [[]]  # of each level, the blocks that do not resample
+    for blocks in list(network.input_blocks)[1:]:
+        if not isinstance(blocks[0], ResBlock):
+            raise ValueError("resblock_updown must be true for diffusers; got a network that resamples by convolutions")
+        if blocks[0].resample is None:
+            levels[-1].append(blocks)
+        else:
+            levels.append([])
+    widths = [level[0][0].in_layers[2].out_channels for level in levels]
+    if len(head_channels) > 1 or network.map_noise.scale != 1000 or widths[0] != network.time_embed[0].in_features:
+        raise ValueError(
+            "diffusers needs head_channels (not heads), noise_scale 1000 and channel_mult that begins with 1; got "
+            f"heads of {sorted(head_channels)} channels, {network.map_noise.scale}, and a first level of {widths[0]}"
+        )
+    attends = [len(level[0]) > 1 for level in levels]
+    return {
+        "sample_size": network.image_size,
+        "in_channels": network.channels,
+        "out_channels": network.out[2].out_channels,
+        "num_class_embeds": network.num_classes or None,
+        "block_out_channels": widths,
+        "layers_per_block": len(levels[0]),
+        "attention_head_dim": head_channels.pop(),
+        "down_block_types": ["AttnDownBlock2D" if here else "ResnetDownsampleBlock2D" for here in attends],
+        "up_block_types": ["AttnUpBlock2D" if here else "ResnetUpsampleBlock2D" for here in reversed(attends)],
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "resnet_time_scale_shift": "scale_shift" if residual[0].adaptive_scale else "default",
+        "attn_norm_num_groups": 32,
+    }
+
+
+def weights(network: OpenAIUNet) -> dict[str, Tensor]:
+    """The network's weights under diffusers' names."""
+    found = {f"{theirs}.{kind}": value for theirs, ours in TOP.items() for kind, value in _state(network, ours)}
+    middle = {"mid_block.resnets.0": 0, "mid_block.attentions.0": 1, "mid_block.resnets.1": 2}
+    places = {theirs: network.middle_block[i] for theirs, i in middle.items()}
+    for side, parts, sampler in (
+        ("down", list(network.input_blocks)[1:], "downsamplers"),
+        ("up", network.output_blocks, "upsamplers"),
+    ):
+        level = layer = 0
+        for part in parts:
+            for block in part:
+                if isinstance(block, AttentionBlock):
+                    places[f"{side}_blocks.{level}.attentions.{layer - 1}"] = block
+                elif block.resample is None:
+                    places[f"{side}_blocks.{level}.resnets.{layer}"] = block
+                    layer += 1
+                else:
+                    places[f"{side}_blocks.{level}.{sampler}.0"] = block
+                    level, layer = level + 1, 0
+    for theirs, block in places.items():
+        found |= {f"{theirs}.{name}": value for name, value in _of_block(block).items()}
+    return found
+
+
+def _of_block(block: nn.Module) -> dict[str, Tensor]:
+    if isinstance(block, ResBlock):
+        return {f"{theirs}.{kind}": value for theirs, ours in RESIDUAL.items() for kind, value in _state(block, ours)}
+    named = {f"group_norm.{kind}": value for kind, value in _state(block, "norm")}
+    named |= {f"to_out.0.{kind}": value.squeeze() for kind, value in _state(block, "proj_out")}
+    for kind, value in _state(block, "qkv"):
+        order = (block.heads, 3, -1) if block.legacy_order else (3, block.heads, -1)
+        parts = value.flatten(1).squeeze(1) if kind == "weight" else value
+        parts = parts.unflatten(0, order).unbind(1 if block.legacy_order else 0)
+        named |= {f"to_{name}.{kind}": part.flatten(0, 1) for name, part in zip("qkv", parts)}
+    return named
+
+
+def _state(module: nn.Module, name: str) -> list[tuple[str, Tensor]]:
+    """Names and values below `name`; none where there is no such part."""
+    prefix = f"{name}."
+    return [(key.removeprefix(prefix), value) for key, value in module.state_dict().items() if key.startswith(prefix)]
+
+
+def main() -> int:
+    """Export the run on the command line; returns the exit code."""
+    from consistency_models.generation import load
+
+    parser = argparse.ArgumentParser(prog="python -m consistency_models.pretrained.export", description=__doc__)
+    parser.add_argument("run", help="a run folder, a checkpoint file, or an official checkpoint")
+    parser.add_argument("folder", help="to write")
+    parser.add_argument("--weights", help="model, or the name of an average; by default the first average")
+    given = parser.parse_args()
+    try:
+        generator = load(given.run, given.weights)
+        export(generator.model, given.folder, generator.make_sampler(steps=1).sigmas[0], generator.bounded)
+    except ModuleNotFoundError as error:
+        print(f'error: {error}: pip install -e ".[export]"', file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""What a user does with an official checkpoint: distil it, start from it, score it, convert it."""
+
+import json
+import re
+
+import hydra
+import pytest
+import torch
+from hydra.errors import InstantiationException
+from jobs import ROOT, TINY, config_of, run
+from omegaconf import OmegaConf
+from parity.golden import FOLDER
+from PIL import Image
+from pretrained.test_load import snapshot
+
+import consistency_models
+from consistency_models import pretrained
+from consistency_models.app import build
+from consistency_models.app.errors import ConfigError, Exit
+from consistency_models.app.score import score
+from consistency_models.checkpoints import CheckpointError, read
+from consistency_models.pretrained.__main__ import main as convert
+
+REFUSALS = (ConfigError, InstantiationException)  # Hydra's wrapping, which `report` takes off
+SNAPSHOTS = sorted(FOLDER.glob("*/*snapshot*.pkl"))
+EDM = FOLDER / "edm/edm_snapshot_song.pkl"
+LIKE_EDM = (  # the network of that file, but for its augmentation labels
+    *("network=ddpmpp", "network.model_channels=16", "network.channel_mult=[1,2]", "network.num_blocks=1"),
+    *("network.channel_mult_emb=2", "network.attn_resolutions=[4]", "augment=none"),
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """data=…: 32 images of 8x8."""
+    folder = tmp_path_factory.mktemp("images")
+    torch.manual_seed(0)
+    for i, pixels in enumerate(torch.randint(0, 256, (32, 8, 8, 3), dtype=torch.uint8)):
+        (folder / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(folder / "ab"[i % 2] / f"{i}.png")
+    return ("data=image_folder", f"data.root={folder}", "data.image_size=8", "data.batch_size=8", "features=identity")
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A class-conditional snapshot, trained with label dropout."""
+    return snapshot(tmp_path / "conditional.pkl", kwargs={"label_dropout": 0.1})
+
+
+def teacher(path, *overrides, kind="edm"):
+    """What build makes of teacher=KIND; `overrides` choose the data."""
+    return build.build_teacher(config_of("unused", "model=cd", f"teacher={kind}", f"teacher.path={path}", *overrides))
+
+
+def test_distilled_from_it_and_started_from_it(images, tmp_path):
+    arguments = ("model=cd", "teacher=edm", f"teacher.path={EDM}", "init=teacher", "trainer.max_steps=2", *LIKE_EDM)
+    assert run(tmp_path, *arguments, *images, *TINY) == Exit.DONE
+    kept = read(tmp_path / "checkpoints/last.ckpt")
+    assert kept["teacher"] == {"path": str(EDM), "digest": pretrained.load(EDM).digest}
+    weights = pretrained.load(EDM).model.network.state_dict()
+    distance = max(
+        (value - weights[name.removeprefix("network.")]).abs().max() for name, value in kept["model"].items()
+    )
+    assert 0 < distance < 0.01  # two steps away from where it started
+
+
+def test_a_student_starts_from_its_weights(images):
+    config = config_of("unused", "init=pretrained", f"init.path={EDM}", *LIKE_EDM, *images)
+    student, official = build.build_method(config).model.network, pretrained.load(EDM).model.network
+    assert student.map_augment is None
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, official.state_dict()[name]), name
+    x, c_noise = torch.randn(2, 3, 8, 8), torch.tensor([-1.0, 0.5])
+    torch.testing.assert_close(student.eval()(x, c_noise), official(x, c_noise))
+
+
+def test_a_student_of_another_shape_is_told_the_first_difference(images):
+    config = config_of("unused", "init=pretrained", f"init.path={EDM}", *LIKE_EDM, *images, "network.model_channels=32")
+    with pytest.raises(REFUSALS, match=r"map_layer0.weight is \(32, 16\) there, \(64, 32\) here"):
+        build.build_method(config)
+
+
+@pytest.mark.parametrize(
+    ("says", "kind", "overrides"),
+    [
+        ("of kind ECMPrecond, Precond; this one is EDMPrecond", "ect", ()),
+        ("of kind OpenAI; this one is EDMPrecond", "openai", ()),
+        ("images of data.image_size=16; this one was made for 8", "edm", ("data.image_size=16",)),
+        ("images of data.channels=1; this one was made for 3", "edm", ("data.channels=1",)),
+        ("a model of 2 classes, as the student; .* 0", "edm", ("data.conditional=true", "data.num_classes=2")),
+        ("teacher.guidance=2.0: allowed: 1.0", "edm", ("teacher.guidance=2.0",)),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(says, kind, overrides, images):
+    with pytest.raises(REFUSALS, match=says):
+        teacher(EDM, *images, *overrides, kind=kind)
+
+
+def test_a_conditional_teacher_of_an_unconditional_student_is_refused(images, labelled):
+    with pytest.raises(ConfigError, match="a model of 0 classes, as the student; this one has 2"):
+        teacher(labelled, *images)
+
+
+def test_a_conditional_teacher_is_guided(images, labelled):
+    classes = ("data.conditional=true", "data.num_classes=2")
+    x, sigma, labels = torch.randn(2, 3, 8, 8), torch.tensor([0.5, 5.0]), torch.eye(2)
+    plain, guided = teacher(labelled, *images, *classes), teacher(labelled, *images, *classes, "teacher.guidance=3.0")
+    conditional, unconditional = plain(x, sigma, labels), plain(x, sigma)
+    assert not torch.equal(conditional, unconditional)
+    torch.testing.assert_close(guided(x, sigma, labels), 3 * conditional - 2 * unconditional)
+    assert guided.origin == plain.origin
+
+
+def test_both_calls_of_a_guided_teacher_are_counted(images, labelled, tmp_path):
+    arguments = ("model=cd", "teacher=edm", f"teacher.path={labelled}", "teacher.guidance=2.0", "init=random")
+    classes = ("data.conditional=true", "data.num_classes=2", "trainer.max_steps=1")
+    assert run(tmp_path / "run", *arguments, *LIKE_EDM, *images, *classes, *TINY) == Exit.DONE
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["teacher_calls_per_image"] == 4  # Heun's two, each twice
+
+
+@pytest.mark.parametrize("path", SNAPSHOTS, ids=lambda path: path.stem)
+def test_it_samples_and_so_does_its_copy_bit_for_bit(path, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["convert", str(path), str(tmp_path / "out.ckpt")])
+    assert convert() == 0
+    theirs, ours = consistency_models.load(path), consistency_models.load(tmp_path / "out.ckpt")
+    consistency = pretrained.load(path).kind == "ECMPrecond"
+    assert theirs.steps == ours.steps == ((1, 2) if consistency else (18,))
+    images = theirs.sample(2, seed=1)
+    assert images.isfinite().all()
+    assert torch.equal(images, ours.sample(2, seed=1))
+    x, sigma = torch.randn(2, 3, *theirs.shape[1:]), torch.tensor([0.01, 70.0])
+    labels = torch.eye(theirs.num_classes)[[0, 1]] if theirs.num_classes else None
+    assert torch.equal(ours.model(x, sigma, labels), pretrained.load(path).model(x, sigma, labels))
+
+
+LAST = "model.dec.8x8_aux_conv"
+OTHERS = {
+    "VPPrecond": ({"beta_d": 19.9, "beta_min": 0.1, "M": 1000, "epsilon_t": 1e-5}, {}),
+    "VEPrecond": ({"sigma_min": 0.02, "sigma_max": 100.0}, {}),
+    "iDDPMPrecond": (
+        {"C_1": 0.001, "C_2": 0.008, "M": 11},
+        {
+            "u": torch.tensor([*torch.linspace(4, -2, 11).exp(), 0.0]),
+            f"{LAST}.weight": torch.ones(6, 8, 3, 3),
+            f"{LAST}.bias": torch.ones(6),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_scalings_are_converted_to_the_last_bit(kind, tmp_path, monkeypatch):
+    kwargs, weights = OTHERS[kind]
+    path = snapshot(tmp_path / "other.pkl", class_name=kind, kwargs=kwargs, weights=weights)
+    monkeypatch.setattr("sys.argv", ["convert", str(path), str(tmp_path / "out.ckpt")])
+    assert convert() == 0
+    x, sigma, labels = torch.randn(2, 3, 8, 8), torch.tensor([0.3, 7.0]), torch.eye(2)
+    got = consistency_models.load(tmp_path / "out.ckpt").model(x, sigma, labels)
+    assert torch.equal(got, pretrained.load(path).model(x, sigma, labels))
+
+
+def test_what_is_no_checkpoint_is_not_converted(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.pkl").write_bytes(b"nothing")
+    monkeypatch.setattr("sys.argv", ["convert", str(tmp_path / "a.pkl"), str(tmp_path / "out.ckpt")])
+    assert convert() == Exit.NO_GOOD_CHECKPOINT
+    assert "a.pkl: expected" in capsys.readouterr().err
+    assert not (tmp_path / "out.ckpt").exists()
+    with pytest.raises(CheckpointError, match=r"a\.pkl"):
+        consistency_models.load(tmp_path / "a.pkl")
+
+
+def settings(folder, run, *overrides):
+    """The resolved configuration of eval.py."""
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = hydra.compose("eval", [f"paths.output={folder}", f"run={run}", "n=16", *overrides])
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def test_it_is_scored(images, tmp_path):
+    path = tmp_path / "official.pkl"
+    path.write_bytes(EDM.read_bytes())
+    assert score(settings(tmp_path, path, "steps=[1,2]", *images)) == Exit.DONE
+    written = json.loads((tmp_path / "official/evaluation/evaluation.json").read_text())
+    assert written["digest"] == pretrained.load(EDM).digest
+    assert [(result["sampler"], result["nfe"]) for result in written["results"][::2]] == [("Heun", 1), ("Heun", 3)]
+
+
+@pytest.mark.parametrize(
+    ("says", "chosen"),
+    [
+        ("data=None: allowed: a choice of its own", ["features=identity"]),
+        ("features=None: allowed: a choice of its own", ["data=digits"]),
+        (r"images of shape \(3, 8, 8\) in no classes.*these are \(1, 8, 8\)", ["data=digits", "features=identity"]),
+    ],
+)
+def test_it_is_not_scored_against_other_images(says, chosen, tmp_path, capsys):
+    assert score(settings(tmp_path, EDM, *chosen)) == Exit.BAD_INPUT
+    assert re.search(says, capsys.readouterr().err)
