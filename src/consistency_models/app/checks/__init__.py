@@ -58,10 +58,11 @@ def check(task: str, composer: Composer, lines: Sequence[str], multirun: bool = 
     if task == "train" and not multirun and (merged := continued(composer, overrides)) is not None:
         overrides = merged
     fixed = [override for override in overrides if not override.is_sweep_override()]
-    if multirun or composer.compose(fixed).hydra.mode == RunMode.MULTIRUN:
-        _check_jobs(task, composer, composer.cells(overrides) or [fixed])
+    config = composer.compose(fixed)
+    if multirun or config.hydra.mode == RunMode.MULTIRUN:
+        _check_jobs(task, composer, composer.cells(overrides, config) or [fixed])
     else:
-        check_job(task, composer, overrides)
+        check_job(task, config if fixed == overrides else composer.compose(overrides))
     return [str(override.input_line) for override in overrides]
 
 
@@ -69,7 +70,7 @@ def _check_jobs(task: str, composer: Composer, jobs: list[list[Override]]) -> No
     found: dict[str, list[tuple[int, ConfigError]]] = {}
     for number, overrides in enumerate(jobs):
         try:
-            check_job(task, composer, overrides)
+            check_job(task, composer.compose(overrides))
         except ConfigErrors as error:
             for one in error.problems:
                 found.setdefault(str(one), []).append((number, one))

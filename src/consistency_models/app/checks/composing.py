@@ -79,18 +79,24 @@ class Composer:
             raise ConfigErrors(problems)
         return parsed
 
-    def cells(self, overrides: Sequence[Override]) -> list[list[Override]] | None:
+    def cells(self, overrides: Sequence[Override], config: DictConfig) -> list[list[Override]] | None:
         """The overrides of each job of a multirun; None where they are not known before it (a sweeper that searches).
 
+        Args:
+            overrides: of the command.
+            config: what they give without those that are swept over.
+
         Raises:
-            ConfigError: see `compose`.
+            ConfigError: see `parse`.
         """
-        config = self.compose([override for override in overrides if not override.is_sweep_override()])
         if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
             return None
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
         ours = [override for override in overrides if not override.is_hydra_override()]
-        lists = BasicSweeper.split_arguments([*self.parse(params), *ours], None)[0]
+        swept = [*self.parse(params), *ours]
+        if problems := [_sweep(override) for override in swept if override.is_interval_sweep()]:
+            raise ConfigErrors(problems)
+        lists = BasicSweeper.split_arguments(swept, None)[0]
         hydra_overrides = [override for override in overrides if override.is_hydra_override()]
         return [[*self.parse(lines), *hydra_overrides] for lines in lists]
 
@@ -123,11 +129,6 @@ class Composer:
             raise ConfigErrors(problems)
         return config
 
-    def groups(self, config: DictConfig) -> list[str]:
-        """Names of the config groups that can be overridden."""
-        names = {str(key).split("@")[0] for key in config.hydra.runtime.choices}
-        return sorted(name for name in names if not name.startswith("hydra"))
-
     def options(self, group: str) -> list[str]:
         """The options of a group."""
         return sorted(self.repository.get_group_options(group))
@@ -138,7 +139,7 @@ class Composer:
 
     def _wrong_option(self, override: Override) -> list[ConfigError]:
         group, value, options = override.key_or_group, override.value(), self.options(override.key_or_group)
-        if override.is_delete() or value == "???":
+        if override.is_delete():
             return []
         chosen = value if isinstance(value, list) else [value]
         return [
@@ -166,10 +167,16 @@ class Composer:
         if str(error).startswith("Could not override"):
             known = [".".join(map(str, path)) for path, _ in leaves(OmegaConf.to_container(config))]
             own = [name for name in known if name.startswith("hydra.") == key.startswith("hydra.")]
-            return unknown_key(key, value, own, self.groups(config))
+            return unknown_key(key, value, own, groups_of(config))
         if override.package is not None:
-            return problem(f"{key}@{override.package}", value, f"a group: {', '.join(self.groups(config))}")
+            return problem(f"{key}@{override.package}", value, f"a group: {', '.join(groups_of(config))}")
         return problem(override.get_key_element(), value, "what can be merged", one_line(error))
+
+
+def groups_of(config: DictConfig) -> list[str]:
+    """Names of the config groups that can be overridden, Hydra's own left out."""
+    names = {str(key).split("@")[0] for key in config.hydra.runtime.choices}
+    return sorted(name for name in names if not name.startswith("hydra"))
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -213,23 +220,29 @@ def resolved(config: DictConfig) -> tuple[dict[str, Any], str]:
 
 
 def _sweep(override: Override) -> ConfigError:
+    """The problem of several values where one belongs."""
     key = override.get_key_element()
     text = (override.input_line or "").partition("=")[2]
     if override.is_hydra_override():
         return problem(key, text, "one value: Hydra's own settings cannot be swept over")
+    if override.is_interval_sweep():
+        return problem(
+            key, text, "one value, or a list a,b,c with --multirun: an interval needs a sweeper that searches"
+        )
     return problem(key, text, "one value", f"add --multirun to sweep over them, or write {key}=[{text}] for a list")
 
 
 def _of_files(error: Exception, task: str, groups: tuple[str, ...]) -> ConfigError:
     """What Hydra found wrong when it put files together."""
-    where = re.match(r"In '([^']+)'", str(error))
+    text = one_line(error)
+    where = re.match(r"In '([^']+)'", text)
+    asked = f"asked for in {where[1]}.yaml" if where and where[1] != task else f"asked for by {' '.join(groups)}"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         meant = nearest(option, error.options, 0.5)
-        fix = [f"asked for in {where[1]}.yaml" if where else "", f"did you mean {group}: {meant}?" if meant else ""]
-        return problem(group, option, ", ".join(error.options), ", ".join(filter(None, fix)))
-    unused = re.match(r"Could not override '([^']+)'\.(?: Did you mean to override (.+)\?)?", one_line(error))
-    if unused:
+        return problem(group, option, ", ".join(error.options), asked + (f", did you mean {meant}?" if meant else ""))
+    if unused := re.search(r"Could not override '([^']+)'\.(?: Did you mean to override (.+)\?)?", text):
         value = next((line.partition("=")[2] for line in groups if line.startswith(f"{unused[1]}=")), "")
-        return problem(unused[1], value, "a group of the defaults list", f"did you mean {unused[2]}={value}?")
-    return problem("config", " ".join([task, *groups]), "files that can be put together", one_line(error))
+        fix = f"did you mean {unused[2]}={value}?" if unused[2] else asked
+        return problem(unused[1], value, "a group of the defaults list", fix)
+    return problem("config", " ".join([task, *groups]), "files that can be put together", text)

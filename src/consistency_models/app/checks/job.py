@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
 
 from consistency_models.app.checks import relations
-from consistency_models.app.checks.composing import Composer, leaves, plain, resolved
+from consistency_models.app.checks.composing import groups_of, leaves, plain, resolved
 from consistency_models.app.checks.problems import ConfigErrors, problem, unknown_key
 from consistency_models.app.checks.rules import Rule, nearest, show, target
 from consistency_models.app.checks.table import EVAL, NOT_ARGUMENTS, REQUIRED, TRAIN, rule_of
@@ -24,8 +24,8 @@ RELATIONS = {"train": relations.TRAIN, "eval": relations.EVAL}
 Path = tuple[Any, ...]
 
 
-def check_job(task: str, composer: Composer, overrides: Sequence[Override]) -> None:
-    """Compose the job's configuration and check it.
+def check_job(task: str, config: DictConfig) -> None:
+    """Check the configuration of a job, as it was composed; takes it apart.
 
     What is written comes first; what is derived from it (`${…}`) only if that is right, and relations last, so that one
     mistake is one line.
@@ -33,9 +33,8 @@ def check_job(task: str, composer: Composer, overrides: Sequence[Override]) -> N
     Raises:
         ConfigErrors: it has problems.
     """
-    config = composer.compose(overrides)
-    groups, choices = composer.groups(config), {str(k): str(v) for k, v in config.hydra.runtime.choices.items()}
-    tree = plain(config)
+    choices = {str(group): str(option) for group, option in config.hydra.runtime.choices.items()}
+    groups, tree = groups_of(config), plain(config)
     found = dict(leaves(tree))
     derived = [path for path, value in found.items() if "${" in str(value)]
 

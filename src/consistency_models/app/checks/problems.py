@@ -47,7 +47,7 @@ class ConfigErrors(ConfigError):
 
 def problem(key: str, value: Any, allowed: str, fix: str = "", code: Exit = Exit.BAD_INPUT) -> ConfigError:
     """One problem, its value written as on the command line."""
-    error = ConfigError(key, show(value), allowed, fix)
+    error = ConfigError(*(text.replace("\n", "\\n") for text in (key, show(value), allowed, fix)))
     error.code = code
     return error
 
@@ -71,7 +71,8 @@ def unknown_key(key: str, value: Any, known: Iterable[str], groups: Iterable[str
     if parent:
         allowed = f"keys of {parent}: {', '.join(beside)}"
     else:
-        allowed = f"groups ({', '.join(sorted(groups))}) and keys such as data.batch_size"
+        single = sorted(name for name in known if "." not in name)
+        allowed = f"groups ({', '.join(sorted(groups))}) and keys ({', '.join(single)})"
         beside = sorted({*beside, *groups})
     rest = key.removeprefix(prefix)
     close = nearest(key, known, 0.8) if "." in rest else nearest(rest, beside)

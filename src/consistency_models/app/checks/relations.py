@@ -57,7 +57,8 @@ def teacher(config: Config, choices: Choices) -> Problems:
     path, chosen = config["teacher"].get("path"), choices.get("teacher", "?")
     if needs and not given:
         fix = "add teacher=run teacher.path=FOLDER, where FOLDER is a finished run of model=teacher"
-        yield problem("teacher", chosen, f"run, or exact with data=mixture: model={model} distils a teacher", fix)
+        allowed = f"run, edm, openai, ect, or exact with data=mixture: model={model} distils a teacher"
+        yield problem("teacher", chosen, allowed, fix)
     elif given and needs is False:
         yield problem("teacher", chosen, f"none: model={model} has no use for a teacher", "or choose model=cd")
     elif path and (not given or _is(config, "teacher", "exact_teacher")):
@@ -77,6 +78,8 @@ def init(config: Config, choices: Choices) -> Problems:
     if given and _is(config, "init", "weights_of_teacher") and not config["teacher"]["_target_"]:
         if config["model"]["needs_teacher"] is False:
             yield problem("init", chosen, "random or run with teacher=none", "did you mean init=random?")
+    elif given and _is(config, "init", "weights_of_pretrained"):
+        yield from wrong_path("init.path", path, "an official checkpoint")
     elif given and _is(config, "init", "weights_of_run"):
         yield from wrong_checkpoint("init.path", path) if path else _give("init.path", "a run")
     elif path:
@@ -274,8 +277,14 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
 
 
 def scored_run(config: Config, choices: Choices) -> Problems:
-    """A run, or a checkpoint, that can be scored."""
-    yield from wrong_checkpoint("run", config["run"])
+    """A run, or a checkpoint, that can be scored; an official one against data that must be named."""
+    if Path(config["run"]).suffix not in (".pkl", ".pt"):
+        yield from wrong_checkpoint("run", config["run"])
+        return
+    yield from wrong_path("run", config["run"], "a run folder or a checkpoint file")
+    for group, add in (("data", "data=cifar10 data.root=FOLDER"), ("features", "features=classifier")):
+        if group not in config:
+            yield problem(group, None, "given: an official checkpoint names neither data nor features", f"add {add}")
 
 
 TRAIN = (

@@ -33,6 +33,7 @@ NOT_ARGUMENTS = (
         "network_classes",
         "bounded",
         "evaluation_images",
+        "guidance",
     ),  # see app.build
     "max_images",  # see app.run
     *("_target_", "_partial_", "_convert_", "_recursive_", "_args_"),  # Hydra's own
@@ -200,6 +201,8 @@ TRAIN: dict[str, Rule] = PATHS | {
     "teacher.path": maybe(TEXT),
     "teacher.weights": maybe(TEXT),
     "teacher.source": node("${data.source}"),
+    "teacher.kinds": list_of(TEXT, distinct=True),
+    "teacher.guidance": NOT_NEGATIVE,
     "init._target_": maybe(TARGET),
     "init.path": maybe(TEXT),
     "init.weights": maybe(TEXT),
@@ -352,4 +355,6 @@ def rule_of(task: str, key: str) -> Rule | None:
     """The rule of a key, None if there is none."""
     key = re.sub(r"\.\d+(?=\.|$)", ".*", key)
     table = EVAL if task == "eval" else TRAIN
+    if task == "eval" and key.startswith(("data.", "augment.", "features.")):  # other ones than the run's
+        table = TRAIN
     return table.get(key) or (FREE.get(key) if task == "train" else None)

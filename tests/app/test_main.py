@@ -1,0 +1,83 @@
+"""main(): what it prints and which exit code it gives, without training anything."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from consistency_models.app.main import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """`command(task, *arguments)`: exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PROJECT_ROOT", str(ROOT))
+
+    def run(task, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{task}.py", *arguments])
+        try:
+            code = main(task, ROOT)
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_every_problem_is_one_line(command, tmp_path):
+    code, out, err = command("train", "network=smal", "optimizer.lr=0", "trainer.max_step=3")
+    assert (code, out) == (2, "")
+    assert [line.split(":")[0] for line in err.splitlines()] == ["error"] * 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_good_checkpoint_has_its_own_code(command, tmp_path):
+    (tmp_path / "cut_off.ckpt").write_bytes(b"PK")
+    assert command("train", f"ckpt_path={tmp_path}/cut_off.ckpt")[0] == 4
+    assert command("eval", f"run={tmp_path}/cut_off.ckpt")[0] == 4
+
+
+def test_help_says_what_to_type(command):
+    code, out, _ = command("train", "--help")
+    assert code == 0
+    assert "python train.py ckpt_path=last" in out
+    assert "model: cd, " in out
+    assert "max_steps: " not in out  # not the whole configuration
+    code, out, _ = command("eval", "--help")
+    assert code == 0
+    assert "python eval.py run=FOLDER" in out
+
+
+@pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--info", "defaults"], ["--version"], ["--hydra-help"]])
+def test_what_hydra_answers_itself(command, arguments):
+    code, out, _ = command("train", *arguments)
+    assert code in (0, None)
+    assert out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--config-path=/tmp"], "--config-path=/tmp: allowed: not given; add configurations with --config-dir"),
+        (["--config-dir=/nowhere"], "--config-dir=/nowhere: allowed: a folder that exists"),
+        (["--config-name=trian"], "allowed: files that can be put together"),
+        (["--experimental-rerun=x.pickle"], "--experimental-rerun=x.pickle: allowed: not given"),
+        (["hydra.searchpath=5"], "hydra.searchpath must be a list of strings"),
+    ],
+)
+def test_flags_that_are_refused(command, arguments, told):
+    code, _, err = command("train", *arguments)
+    assert code == 2
+    assert told in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_further_folder_of_configurations(command, tmp_path):
+    (tmp_path / "mine/loss").mkdir(parents=True)
+    (tmp_path / "mine/loss/own.yaml").write_text("_target_: consistency_models.distances.L9\n")
+    code, _, err = command("train", "--config-dir=mine", "loss=own")
+    assert code == 2
+    assert err.startswith("error: loss._target_=consistency_models.distances.L9: allowed: ")

@@ -1,0 +1,76 @@
+"""Real commands: exit code 2 (4 without a good checkpoint), one line a problem, no traceback, nothing written."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from commands import ROOT
+
+COMMANDS = [  # script, arguments, exit code, first line
+    ("train.py", ["modle=ict"], 2, "error: modle=ict: allowed: groups ("),
+    ("train.py", ["model=icct"], 2, "error: model=icct: allowed: cd, "),
+    ("train.py", ["trainer.max_step=5"], 2, "error: trainer.max_step=5: allowed: keys of trainer: "),
+    ("train.py", ["data.batch_size=abc"], 2, "error: data.batch_size=abc: allowed: a whole number from 1"),
+    ("train.py", ["model=cd"], 2, "error: teacher=none: allowed: run, "),
+    ("train.py", ["schedule.sigma_min=90"], 2, "error: schedule.sigma_min=90: allowed: less than "),
+    ("train.py", ["seed=0,1", "loss=l2,l9", "--multirun"], 2, "error: loss=l9: allowed: "),
+    ("train.py", ["ckpt_path=last"], 2, "error: ckpt_path=last: allowed: last only where "),
+    ("train.py", ["ckpt_path={text}"], 4, "error: ckpt_path="),
+    ("train.py", ["seed=1", "name=["], 2, "error: name=[: allowed: KEY=VALUE"),
+    ("eval.py", ["run=/nowhere"], 2, "error: run=/nowhere: allowed: "),
+]
+
+
+def command(script, arguments, folder, **environment):
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(("script", "arguments", "code", "line"), COMMANDS, ids=[" ".join(c[1]) for c in COMMANDS])
+def test_refused(script, arguments, code, line, files, tmp_path):
+    arguments = [part for argument in arguments for part in files.split(argument)]
+    done = command(script, arguments, tmp_path)
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert done.stderr.startswith(line)
+    assert all(one.startswith("error: ") for one in done.stderr.splitlines())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_heavy_is_imported_to_check_a_command(tmp_path):
+    """Neither for a good one nor for a bad one."""
+    code = f"""
+import sys
+from pathlib import Path
+from hydra._internal.utils import get_args_parser
+from omegaconf import OmegaConf
+import consistency_models.app.main
+from consistency_models.app.checks import check_command
+OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no)
+for line in (["model=ct", "seed=1,2", "--multirun"], ["model=cd"]):
+    try:
+        print(check_command("train", Path({str(ROOT)!r}) / "conf", get_args_parser().parse_args(line)))
+    except ValueError as error:
+        print(error)
+print([name for name in ("torch", "lightning", "numpy", "torchvision", "wandb", "sklearn") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PROJECT_ROOT": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    good, bad, heavy = done.stdout.splitlines()
+    assert good == "['--multirun', 'model=ct', 'seed=1,2']"
+    assert bad.startswith("teacher=none: allowed: run")
+    assert heavy == "[]"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,95 @@
+"""What is checked is what Hydra would run; and rules and names that are looked up without imports."""
+
+import math
+
+import hydra
+import pytest
+from commands import CONF
+from omegaconf import OmegaConf
+
+from consistency_models.app.checks import rules
+from consistency_models.app.checks.composing import plain
+from consistency_models.app.checks.files import MARK, SIZE
+from consistency_models.app.checks.targets import find
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "model=ct seed=3 optimizer.lr=0.1",
+        "data=mixture +trainer.benchmark=true ++seed=4",
+        "callbacks.samples=null ~callbacks.progress logger=csv",
+        "optimizer={lr:0.5} tags=[a,b] name='a b'",
+        "model=cd teacher=exact data=mixture_16d ema=power hydra.job.name=x",
+    ],
+)
+def test_the_same_as_hydra_composes(line, composer, files):
+    overrides = files.split(line)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        theirs = hydra.compose("train", overrides)
+    assert plain(composer.compose(composer.parse(overrides))) == OmegaConf.to_container(theirs)
+
+
+def test_composing_leaves_no_trace(composer):
+    first = plain(composer.compose(composer.parse(["seed=5"])))
+    assert plain(composer.compose([]))["seed"] == 0
+    assert first["seed"] == 5
+
+
+def test_the_mark_of_a_checkpoint_is_the_one_that_is_written():
+    from consistency_models import checkpoints
+
+    assert (MARK, SIZE) == (checkpoints.MARK, checkpoints.COMMENT)
+
+
+@pytest.mark.parametrize(
+    ("rule", "good", "bad"),
+    [
+        (rules.whole(2, 4), [2, 4], [1, 5, 2.0, True, "2", None, [2]]),
+        (rules.number("[0, 1)"), [0, 0.5], [1, -0.1, math.nan, True, "0", None]),
+        (rules.number("(0, inf]"), [1e-300, math.inf], [0, -math.inf, math.nan]),
+        (rules.one_of("a", 1, None), ["a", 1, None], ["b", True, 1.0, "null"]),
+        (rules.flag(), [True, False], [0, 1, "true", None]),
+        (rules.text(), ["a"], ["", " ", 1, None]),
+        (rules.list_of(rules.whole(1), 1, 2, distinct=True), [[1], [1, 2]], [[], [1, 1], [1, 2, 3], [0], 1, (1,)]),
+        (rules.either(rules.whole(1), rules.null()), [1, None], [0, "null"]),
+        (rules.node("${x}"), [{"_target_": "a"}], [{}, None, "${x}"]),
+    ],
+    ids=lambda value: getattr(value, "allowed", None),
+)
+def test_rules(rule, good, bad):
+    assert all(map(rule.accepts, good))
+    assert not any(map(rule.accepts, bad))
+    for value in bad:
+        assert rule.meant(value) in (None, "${x}") or rule.accepts(rule.meant(value))
+
+
+@pytest.mark.parametrize(
+    ("target", "exists"),
+    [
+        ("consistency_models.distances.L1", True),
+        ("consistency_models.data.digits", True),
+        ("consistency_models.data.digits.digits", True),
+        ("consistency_models.samplers.Consistency.for_steps", True),
+        ("torch.optim.RAdam", True),
+        ("lightning.Trainer", True),
+        ("json.loads", True),
+        ("consistency_models.distances", False),
+        ("consistency_models.distances.L9", False),
+        ("consistency_models.samplers.Consistency.for_stairs", False),
+        ("nowhere.at.all", False),
+        ("json", False),
+        ("", False),
+        ("..", False),
+        ("a b.c", False),
+    ],
+)
+def test_find(target, exists):
+    assert find(target).exists == exists
+
+
+def test_a_module_that_is_no_python_is_left_to_its_import(tmp_path, monkeypatch):
+    (tmp_path / "broken_module_of_a_user.py").write_text("def (")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find("broken_module_of_a_user.thing").exists

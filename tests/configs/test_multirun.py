@@ -1,0 +1,74 @@
+"""A multirun: the configuration of every job is checked before the first one starts."""
+
+import pytest
+from commands import CONF
+
+from consistency_models.app.checks import Composer, check
+from consistency_models.app.checks.problems import ConfigErrors
+
+
+def test_passes(passes):
+    assert passes("model=ict,ct seed=0,1", multirun=True) == ["model=ict,ct", "seed=0,1"]
+    assert passes("'seed=range(0,3)'", multirun=True) == ["seed=range(0,3)"]
+    assert passes("seed=5", multirun=True) == ["seed=5"]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("loss=l2,l9 seed=0,1", "(in 2 of 4 jobs; the first is loss=l9 seed=0)"),
+        ("'seed=choice(0,-1,2)'", "seed=-1: allowed: a whole number from 0; (in 1 of 3 jobs; the first is seed=-1)"),
+        ("optimizer.lr=1e-3,0", "(in 1 of 2 jobs; the first is optimizer.lr=0)"),
+        ("'data.batch_size=range(0,3)'", "data.batch_size=0"),
+        ("model=ict,cd", "teacher=none"),
+        ("seed=0,1 trainer.max_step=5", "did you mean trainer.max_steps=5?"),
+        ("seed=0,1 loss=l9", "loss=l9"),
+        ("hydra.job.name=a,b", "hydra.job.name=a,b: allowed: one value"),
+        ("'optimizer.lr=interval(0,1)'", "an interval needs a sweeper that searches"),
+        ("seed=0,1 ckpt_path={run}", "last and FOLDER go on with one run"),
+        ("seed=0,1 ckpt_path=last", "last and FOLDER go on with one run"),
+    ],
+)
+def test_refused(line, told, refused):
+    assert any(told in one for one in refused(line, multirun=True))
+
+
+def test_what_is_wrong_with_all_jobs_is_told_once(refused):
+    lines = refused("'seed=range(0,5)' optimizer.lr=0", multirun=True)
+    assert lines == ["optimizer.lr=0: allowed: a number in (0, inf)"]
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """`sweep(params, *overrides, **flags)`: check sweeps=mine with these parameters, without --multirun."""
+
+    def run(params, *overrides):
+        (tmp_path / "sweeps").mkdir(exist_ok=True)
+        lines = "".join(f"      {key}: {value}\n" for key, value in params.items())
+        text = f"# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n{lines}"
+        (tmp_path / "sweeps/mine.yaml").write_text(text)
+        monkeypatch.setenv("PROJECT_ROOT", str(tmp_path))
+        return check("train", Composer("train", CONF), ["sweeps=mine", *overrides])
+
+    return run
+
+
+def test_the_axes_of_a_file_are_checked(sweep):
+    assert sweep({"seed": "0,1", "loss": "l1,l2"}, "trainer.max_steps=5") == ["sweeps=mine", "trainer.max_steps=5"]
+    with pytest.raises(ConfigErrors, match=r"loss=l9: .*in 2 of 4 jobs"):
+        sweep({"seed": "0,1", "loss": "l1,l9"})
+    with pytest.raises(ConfigErrors, match=r"did you mean trainer.max_steps=5"):
+        sweep({"trainer.max_step": "5,6"})
+
+
+def test_an_axis_that_is_typed_replaces_the_file_s(sweep):
+    assert sweep({"seed": "0,1", "loss": "l1,l9"}, "loss=l1,l2")
+
+
+def test_a_hundred_jobs_compose_their_common_part_once(composer, files, monkeypatch):
+    counted = []
+    load = composer.loader.load_configuration
+    monkeypatch.setattr(composer, "_bases", {})
+    monkeypatch.setattr(composer.loader, "load_configuration", lambda *a, **k: counted.append(a) or load(*a, **k))
+    check("train", composer, ["seed=range(0,20)", "loss=l1,l2"], True)
+    assert len(counted) == 3  # without the axes, with l1, with l2

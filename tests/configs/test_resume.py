@@ -1,0 +1,134 @@
+"""`ckpt_path`: which run goes on, and with which settings."""
+
+import os
+
+import pytest
+import yaml
+
+from consistency_models.app.checks import check
+from consistency_models.app.checks.problems import ConfigErrors, problem
+from consistency_models.app.errors import ConfigError, Exit
+
+CHECKPOINT = b"PK" + b"sha256:" + b"0" * 64
+
+
+@pytest.fixture
+def run_folder(tmp_path, monkeypatch, composer):
+    """`run_folder(name, state, overrides)`: a run folder as far as it is looked at from outside."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(path="runs/ict_digits/1", state="STOPPED", overrides=("seed=3", "trainer.max_steps=100"), good=True):
+        folder = tmp_path / path
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints/last.ckpt").write_bytes(CHECKPOINT if good else b"PK")
+        (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
+        config = {"trainer": {"max_steps": 100, "max_images": None}, "data": {"batch_size": 64}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (folder / state).write_text("")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def handed(composer):
+    return lambda *overrides: check("train", composer, list(overrides))
+
+
+def ends(folder):
+    return [f"ckpt_path='{folder}'", f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
+
+
+def test_a_folder_goes_on_with_its_own_settings(run_folder, handed):
+    folder = run_folder()
+    assert handed("ckpt_path=runs/ict_digits/1") == ["seed=3", "trainer.max_steps=100", *ends(folder)]
+    assert handed(f"ckpt_path={folder}/") == ["seed=3", "trainer.max_steps=100", *ends(folder)]
+
+
+def test_what_is_typed_now_replaces_what_was_typed_then(run_folder, handed):
+    folder = run_folder(overrides=["model=ct", "seed=3", "ckpt_path=x"])
+    got = handed("trainer.max_steps=200", f"ckpt_path={folder}", "model=ict")
+    assert got == ["seed=3", "trainer.max_steps=200", "model=ict", *ends(folder)]
+
+
+def test_a_job_of_a_sweep_goes_on_alone(run_folder, handed, tmp_path, monkeypatch, composer):
+    folder = run_folder(overrides=["seed=1"])
+    assert handed(f"ckpt_path={folder}", "hydra.mode=MULTIRUN")[-1] == "hydra.mode=RUN"
+
+
+def test_a_path_with_odd_characters(run_folder, handed, composer):
+    folder = run_folder("runs/a=b, c's [d]/1")
+    got = handed("ckpt_path=" + ends(folder)[0].split("=", 1)[1].replace("c's", "c\\'s"))
+    assert composer.parse(got[-3:])[0].value() == str(folder)
+    assert composer.parse(got[-3:])[1].value() == str(folder)
+
+
+def test_last_is_the_newest_unfinished_run_of_this_name(run_folder, handed):
+    old, new = run_folder("runs/ict_digits/1"), run_folder("runs/ict_digits/2")
+    done, other = run_folder("runs/ict_digits/3", "DONE"), run_folder("runs/ct_digits/4")
+    for age, folder in enumerate([done, other, new, old]):
+        os.utime(folder / "config.yaml", (1e9 - age, 1e9 - age))
+    assert handed("ckpt_path=last")[-3:] == ends(new)
+    assert handed("ckpt_path=last", "model=ct")[-3:] == ends(other)
+    assert handed("ckpt_path=last", "name=ct_digits")[-3:] == ends(other)
+
+
+def test_last_in_a_given_folder(run_folder, handed):
+    folder = run_folder("mine")
+    assert handed("ckpt_path=last", "hydra.run.dir=mine")[-3:] == ends(folder)
+    with pytest.raises(ConfigError, match="leave ckpt_path out the first time"):
+        handed("ckpt_path=last", "hydra.run.dir=yours")
+
+
+def test_last_without_a_run_says_what_was_looked_for(run_folder, handed):
+    run_folder("runs/ct_digits/1")
+    run_folder("runs/cd_digits/1", "DONE")
+    with pytest.raises(ConfigError, match=r"none is in runs/ict_digits/\*/; unfinished runs have name=ct_digits") as e:
+        handed("ckpt_path=last")
+    assert e.value.code == Exit.BAD_INPUT
+
+
+def test_a_file_starts_a_run_of_its_own(run_folder, handed):
+    folder = run_folder()
+    assert handed(f"ckpt_path={folder}/checkpoints/last.ckpt") == [f"ckpt_path={folder}/checkpoints/last.ckpt"]
+
+
+@pytest.mark.parametrize("what", ["", "/checkpoints/last.ckpt"])
+def test_no_good_checkpoint(run_folder, handed, what):
+    folder = run_folder(good=False)
+    with pytest.raises(ConfigError) as caught:
+        handed(f"ckpt_path={folder}{what}")
+    assert caught.value.code == Exit.NO_GOOD_CHECKPOINT
+
+
+def test_a_run_that_is_done_goes_on_only_with_more_steps(run_folder, handed):
+    folder = run_folder(state="DONE")
+    with pytest.raises(ConfigError, match=r"a run with steps left; .* trainer.max_steps=200"):
+        handed(f"ckpt_path={folder}")
+    assert handed(f"ckpt_path={folder}", "trainer.max_steps=200")[-3:] == ends(folder)
+
+
+def test_a_folder_inside_a_run(run_folder, handed):
+    folder = run_folder()
+    with pytest.raises(ConfigError, match=f"did you mean ckpt_path={folder}\\?"):
+        handed(f"ckpt_path={folder}/checkpoints")
+
+
+@pytest.mark.parametrize("text", ["{", "5", "- {}\n", "\x00"])
+def test_damaged_overrides(run_folder, handed, text):
+    folder = run_folder()
+    (folder / "overrides.yaml").write_text(text)
+    with pytest.raises(ConfigError):
+        handed(f"ckpt_path={folder}")
+
+
+def test_a_run_is_not_overwritten(run_folder, handed):
+    folder = run_folder()
+    with pytest.raises(ConfigError, match=r"hydra.run.dir=.*they would be overwritten"):
+        handed(f"hydra.run.dir={folder}")
+
+
+def test_the_exit_code_of_several_problems_is_the_first_one_s():
+    bad, lost = problem("a", 1, "b"), problem("a", 1, "c", code=Exit.NO_GOOD_CHECKPOINT)
+    assert ConfigErrors([lost, bad]).code == Exit.NO_GOOD_CHECKPOINT
+    assert str(ConfigErrors([bad, lost, bad])) == "a=1: allowed: b\nerror: a=1: allowed: c"
