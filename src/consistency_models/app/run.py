@@ -170,7 +170,8 @@ def _resume_path(config: dict[str, Any], run: RunFolder) -> Path | None:
     except CheckpointError as error:
         good = newest_good(path / "checkpoints")
         if good is None:
-            raise CheckpointError(f"{error}; no other good checkpoint lies in {path / 'checkpoints'}") from error
+            found = f"{error.found}; no other good checkpoint lies there"
+            raise CheckpointError(error.expected, found, wanted) from error
         log.warning("%s; going on from %s, the newest good one", error, good)
         return good
 

@@ -132,8 +132,8 @@ class Method(LightningModule):
         return self.model if self.target_ema is None else self.target_copy
 
     def teacher(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The teacher's denoised images at level sigma (B,); counts the call."""
-        self.teacher_calls += len(x)
+        """The teacher's denoised images at level sigma (B,); counts the call, or the calls of a guided teacher."""
+        self.teacher_calls += len(x) * getattr(self._teacher[0], "calls", 1)
         return self._teacher[0](x, sigma, labels)
 
     # The step
