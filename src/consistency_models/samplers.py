@@ -6,6 +6,11 @@
 state has the dtype of `noise`. `sigmas` are the levels, descending, from which a step starts; `nfe` counts the denoiser
 calls. Nothing is clamped unless `clip`: then what the denoiser returns is, each time, and so are the images, to
 [-1, 1].
+
+    sampler.descend(denoiser, x, sigma) -> images
+
+is the same way down from images x of any level, without adding noise (`Ancestral`, which lives on it, has none): what
+is compared with the solution of the probability-flow ODE.
 """
 
 from __future__ import annotations
@@ -121,6 +126,11 @@ class Consistency:
                 x = x + math.sqrt(following**2 - self.sigma_min**2) * randn()
         return x.clamp(-1, 1) if self.clip else x
 
+    @torch.no_grad()
+    def descend(self, denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
+        """f(x, sigma), shape of x: the first step is the whole way."""
+        return (_clipped(denoiser) if self.clip else denoiser)(x, x.new_full((len(x),), sigma))
+
 
 class Chain:
     """x ← x̂ + (σ_{j-1}/σ_j)·(x - x̂),  x̂ = f(x, σ_j),  j = S … 1: from segment end to segment end, to σ_0 = 0.
@@ -204,6 +214,14 @@ class _ODE:
                 gamma = gamma if self.churn_min <= high <= self.churn_max else 0.0
                 x = x + high * math.sqrt((1 + gamma) ** 2 - 1) * z
                 high = high * (1 + gamma)
+            x = self.solver(D, x, high, low)
+        return x.clamp(-1, 1) if self.clip else x
+
+    @torch.no_grad()
+    def descend(self, denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
+        """Images, shape of x, from images at any level sigma: along the levels of the grid below it, without churn."""
+        D = _clipped(denoiser) if self.clip else denoiser
+        for high, low in pairwise((sigma, *(level for level in self.sigmas if level < sigma), 0.0)):
             x = self.solver(D, x, high, low)
         return x.clamp(-1, 1) if self.clip else x
 
