@@ -23,12 +23,14 @@ class DummyFiles:
             "root": folder / "images",
             "ckpt": folder / "run" / "checkpoints" / "last.ckpt",
             "run": folder / "run",
+            "pickle": folder / "official.pkl",
             "text": folder / "notes.txt",
             "empty": folder / "empty",
         }
         self.names["root"].mkdir()
         self.names["ckpt"].parent.mkdir(parents=True)
         self.names["ckpt"].write_bytes(b"PK" + b"sha256:" + b"0" * 64)
+        self.names["pickle"].write_bytes(b"not looked at")
         self.names["text"].write_text("no checkpoint")
         self.names["empty"].mkdir()
 
@@ -57,9 +59,13 @@ def every_option():
     yield from (
         "init=random features=classifier",
         "init=run init.path={ckpt}",
+        "init=pretrained init.path={pickle}",
         "init=teacher model=cd teacher=run teacher.path={run}",
     )
     yield from ("teacher=none", "teacher=exact data=mixture model=cd", "teacher=run teacher.path={run} model=cd")
+    yield from (
+        f"teacher={kind} teacher.path={{pickle}} teacher.guidance=2 model=cd" for kind in ("edm", "ect", "openai")
+    )
     for experiment in GROUPS.get("experiment", ()):
         line = f"experiment={experiment} data.root={{root}}"
         uses_teacher = "override /teacher: run" in (CONF / f"experiment/{experiment}.yaml").read_text()

@@ -42,6 +42,7 @@ NOT_ARGUMENTS = (
 
 COUNT, SIZE, FLAG, TARGET, TEXT, NULL = whole(0), whole(1), flag(), target(), text(), null()
 POSITIVE, NOT_NEGATIVE, ANY = number("(0, inf)"), number("[0, inf)"), number("(-inf, inf)")
+LEVEL, LEVEL_OR_0, RHO = number("(0, 1e6]"), number("[0, 1e6]"), number("[0.1, 1000]")
 SHARE, BELOW_1 = number("[0, 1]"), number("[0, 1)")
 CURRICULUM = node("${curriculum}")
 FILTERS = one_of("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -72,6 +73,8 @@ EVAL: dict[str, Rule] = PATHS | {
         one_of("auto", "cpu", "cuda", "mps").meant,
     ),
     "show_traceback": FLAG,
+    "augment": NULL,
+    "network": NULL,
 }
 
 TRAIN: dict[str, Rule] = PATHS | {
@@ -91,7 +94,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "recipe.s0": SIZE,
     "recipe.s1": SIZE,
     "recipe.ema": BELOW_1,
-    "recipe.middle": POSITIVE,
+    "recipe.middle": LEVEL,
     "recipe.dropout": BELOW_1,
     "recipe.fourier_scale": POSITIVE,
     # model
@@ -142,9 +145,9 @@ TRAIN: dict[str, Rule] = PATHS | {
     # schedule, curriculum
     "schedule._target_": TARGET,
     "schedule.curriculum": CURRICULUM,
-    "schedule.sigma_min": POSITIVE,
-    "schedule.sigma_max": POSITIVE,
-    "schedule.rho": POSITIVE,
+    "schedule.sigma_min": LEVEL,
+    "schedule.sigma_max": LEVEL,
+    "schedule.rho": RHO,
     "schedule.mean": ANY,
     "schedule.std": POSITIVE,
     "schedule.q": number("(1, inf)"),
@@ -155,10 +158,10 @@ TRAIN: dict[str, Rule] = PATHS | {
     "schedule.steps": list_of(SIZE),
     "schedule.spacing._target_": TARGET,
     "schedule.spacing._partial_": FLAG,
-    "schedule.spacing.sigma_min": POSITIVE,
-    "schedule.spacing.sigma_max": POSITIVE,
-    "schedule.spacing.rho": POSITIVE,
-    "schedule.spacing.kappa": POSITIVE,
+    "schedule.spacing.sigma_min": LEVEL,
+    "schedule.spacing.sigma_max": LEVEL,
+    "schedule.spacing.rho": RHO,
+    "schedule.spacing.kappa": LEVEL,
     "curriculum._target_": TARGET,
     "curriculum.N": whole(2),
     "curriculum.s0": SIZE,
@@ -172,11 +175,11 @@ TRAIN: dict[str, Rule] = PATHS | {
     "weighting.sigma_data": POSITIVE,
     "preconditioning._target_": TARGET,
     "preconditioning.sigma_data": POSITIVE,
-    "preconditioning.sigma_min": NOT_NEGATIVE,
-    "preconditioning.sigma_max": POSITIVE,
+    "preconditioning.sigma_min": LEVEL_OR_0,
+    "preconditioning.sigma_max": LEVEL,
     "preconditioning.beta_d": POSITIVE,
     "preconditioning.beta_min": POSITIVE,
-    "preconditioning.steps": SIZE,
+    "preconditioning.steps": whole(2, 10_000),
     "preconditioning.epsilon": number("(0, 1)"),
     "preconditioning.c_1": SHARE,
     "preconditioning.c_2": POSITIVE,
@@ -212,10 +215,10 @@ TRAIN: dict[str, Rule] = PATHS | {
     "solver.prior_variance": POSITIVE,
     "sampler._target_": TARGET,
     "sampler._partial_": FLAG,
-    "sampler.middle": POSITIVE,
-    "sampler.sigma_min": NOT_NEGATIVE,
-    "sampler.sigma_max": POSITIVE,
-    "sampler.rho": POSITIVE,
+    "sampler.middle": LEVEL,
+    "sampler.sigma_min": LEVEL_OR_0,
+    "sampler.sigma_max": LEVEL,
+    "sampler.rho": RHO,
     "sampler.segments": maybe(SIZE),
     "sampler.spacing": maybe(node("${schedule.spacing}")),
     # data, augment
@@ -355,6 +358,6 @@ def rule_of(task: str, key: str) -> Rule | None:
     """The rule of a key, None if there is none."""
     key = re.sub(r"\.\d+(?=\.|$)", ".*", key)
     table = EVAL if task == "eval" else TRAIN
-    if task == "eval" and key.startswith(("data.", "augment.", "features.")):  # other ones than the run's
+    if task == "eval" and key.startswith(("data.", "features.")):  # other ones than the run's
         table = TRAIN
     return table.get(key) or (FREE.get(key) if task == "train" else None)
