@@ -47,6 +47,13 @@ class Generator:
         """The class of each image where none is asked for: they take turns, so that all are equally frequent."""
         return indices % self.num_classes if self.num_classes else None
 
+    def solver(self, steps: int) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+        """`(x, sigma, labels) -> x` at the end of the ODE, from any one level, as the sampler of `steps` steps takes it."""
+        sampler = self.make_sampler(steps=steps)
+        return lambda x, sigma, labels=None: sampler.descend(
+            lambda x, sigma: self.model(x, sigma, labels), x, sigma[0].item()
+        )
+
     @torch.no_grad()
     def sample(
         self,

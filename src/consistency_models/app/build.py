@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from lightning import Callback, LightningDataModule
 from torch import nn
+from torch.nn.functional import one_hot
 
 from consistency_models import pretrained
 from consistency_models.app.errors import ConfigError
 from consistency_models.evaluation import Evaluation
+from consistency_models.evaluation.features import to_float
+from consistency_models.evaluation.ode_error import HeunSolution, ODEError
 from consistency_models.generation import Generator, build_model, instantiate, load
 from consistency_models.methods.base import Method
 
@@ -26,6 +29,7 @@ __all__ = [
     "build_evaluation",
     "build_generator",
     "build_method",
+    "build_ode_error",
     "build_teacher",
     "total_steps",
 ]
@@ -119,6 +123,25 @@ def build_generator(config: dict[str, Any], model: nn.Module) -> Generator:
 def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evaluation:
     """What is measured of generated images, against the data."""
     return instantiate(config["features"])(data.source)
+
+
+def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | None) -> Callable[..., ODEError] | None:
+    """What measures the distance to the true solution of the probability-flow ODE, given a device; None without a truth.
+
+    The truth is exact where the data have one (a mixture), otherwise the teacher's ODE, finely solved.
+    """
+    points, classes = config["evaluation"]["ode_points"], config["data"]["network_classes"]
+    if not points or not (hasattr(source, "consistency") or teacher is not None):
+        return None
+
+    def measure(device: torch.device | str) -> ODEError:
+        images = to_float(source.images[:points]).to(device)
+        labels = one_hot(source.labels[:points], classes).float().to(device) if classes else None
+        exact = getattr(source, "consistency", None)
+        solution = exact or HeunSolution(teacher.to(device).eval(), config["evaluation"]["ode_steps"])
+        return ODEError(solution, images, labels, config["data"]["sigma_data"])
+
+    return measure
 
 
 def build_callbacks(config: dict[str, Any], **parts: Any) -> list[Callback]:

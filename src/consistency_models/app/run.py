@@ -96,7 +96,9 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     method = build.build_method(config)
     generator = build.build_generator(config, method.model)
     evaluation = build.build_evaluation(config, data)
-    callbacks = build.build_callbacks(config, generator=generator, evaluation=evaluation, settings=config["evaluation"])
+    parts = {"generator": generator, "evaluation": evaluation, "settings": config["evaluation"]}
+    ode_error = build.build_ode_error(config, data.source, method._teacher[0])
+    callbacks = build.build_callbacks(config, **parts, ode_error=ode_error)
     loggers = build_loggers(config, run.path)
     teacher = getattr(method._teacher[0], "origin", None)
     ours = ("_target_", "max_images", "max_steps", "strategy")

@@ -42,6 +42,7 @@ class SampleGrids(StepCallback):
         generator: Generator,
         evaluation: Evaluation,
         settings: dict[str, Any],
+        **_: Any,
     ) -> None:
         self.folder, self.every, self.columns, self.rows, self.points = Path(folder), every, columns, rows, points
         self.generator, self.evaluation, self.settings = generator, evaluation, settings

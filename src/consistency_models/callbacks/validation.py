@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from consistency_models.callbacks.checkpoint import Checkpoint
 from consistency_models.callbacks.ema import WeightEMA
 from consistency_models.callbacks.step import StepCallback
 from consistency_models.evaluation import Evaluation, Score
+from consistency_models.evaluation.ode_error import ODEError
 from consistency_models.generation import Generator
 
 __all__ = ["Validation"]
@@ -26,14 +29,21 @@ class Validation(StepCallback):
         generator: samples from the model in training.
         evaluation: what is measured, against which images.
         settings: `steps` (step counts), `n` (images), `seed`, `batch_size`.
+        ode_error: makes the measure of the distance to the ODE's true solution for a device; None where none is known.
     """
 
     state_key = "Validation"
 
     def __init__(
-        self, every: int, generator: Generator, evaluation: Evaluation, settings: dict[str, Any], **_: Any
+        self,
+        every: int,
+        generator: Generator,
+        evaluation: Evaluation,
+        settings: dict[str, Any],
+        ode_error: Callable[..., ODEError] | None = None,
     ) -> None:
         self.every, self.generator, self.evaluation, self.settings = every, generator, evaluation, settings
+        self.make_ode_error = ode_error
         self.monitor: str | None = None
         self.final: dict[str, float] = {}
         self.best: dict[str, Any] = {}
@@ -50,6 +60,9 @@ class Validation(StepCallback):
             ema = next(c for c in trainer.callbacks if isinstance(c, WeightEMA))
             with ema.applied(method):
                 self.final = {f"val/{score.name}": score.value for score in self.scores()}
+                if self.make_ode_error is not None:
+                    errors = self.ode_error(self.generator.solver(self.settings["steps"][0]))
+                    self.final |= {f"val/{name}": value for name, value in errors.summary().items()}
             self.monitor = next(iter(self.final))
             improved = self.note_best(trainer.global_step)
             for logger in trainer.loggers:
@@ -70,13 +83,18 @@ class Validation(StepCallback):
             found += self.evaluation.scores(images, labels, steps)
         return found
 
+    @cached_property
+    def ode_error(self) -> ODEError:
+        """The measure on the model's device; true solutions are computed when it is first asked for."""
+        return self.make_ode_error(next(self.generator.model.parameters()).device)
+
     def note_best(self, step: int) -> bool:
         """Keep the best value of each metric; True if the monitored one has improved."""
         lower = {metric.name: metric.is_distance for metric in self.evaluation.metrics}
         improved = False
         for name, value in self.final.items():
             best = self.best.get(name)
-            is_lower_better = next(lower[metric] for metric in lower if name.startswith(f"val/{metric}"))
+            is_lower_better = next((lower[metric] for metric in lower if name.startswith(f"val/{metric}")), True)
             if best is None or (value < best["value"] if is_lower_better else value > best["value"]):
                 self.best[name] = {"value": value, "step": step}
                 improved |= name == self.monitor

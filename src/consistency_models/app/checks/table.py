@@ -274,6 +274,8 @@ TRAIN: dict[str, Rule] = PATHS | {
     "evaluation.n": whole(2),
     "evaluation.batch_size": SIZE,
     "evaluation.seed": COUNT,
+    "evaluation.ode_points": whole(0),
+    "evaluation.ode_steps": SIZE,
     # trainer
     "trainer._target_": TARGET,
     "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
@@ -346,7 +348,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
         *("init._target_", "features._target_", "logger.csv", "logger.tensorboard", "trainer.devices"),
         *(f"data.{key}" for key in ("_target_", "source._target_", "name", "image_size", "channels", "num_classes")),
         *(f"data.{key}" for key in ("conditional", "batch_size", "bounded", "network_classes", "root", "flip")),
-        *(f"evaluation.{key}" for key in ("steps", "n", "batch_size", "seed")),
+        *(f"evaluation.{key}" for key in ("steps", "n", "batch_size", "seed", "ode_points", "ode_steps")),
         *(f"trainer.{key}" for key in ("max_steps", "max_images", "accelerator", "strategy", "num_nodes", "precision")),
         *("trainer.accumulate_grad_batches",),
     ),
