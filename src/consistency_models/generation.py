@@ -48,7 +48,7 @@ class Generator:
         return indices % self.num_classes if self.num_classes else None
 
     def solver(self, steps: int) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        """`(x, sigma, labels) -> x` at the end of the ODE, from any one level, as the sampler of `steps` steps takes it."""
+        """`(x, sigma, labels) -> x` at the ODE's end, from any one level, as the sampler of `steps` steps takes it."""
         sampler = self.make_sampler(steps=steps)
         return lambda x, sigma, labels=None: sampler.descend(
             lambda x, sigma: self.model(x, sigma, labels), x, sigma[0].item()

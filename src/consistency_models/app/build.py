@@ -126,7 +126,7 @@ def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evalu
 
 
 def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | None) -> Callable[..., ODEError] | None:
-    """What measures the distance to the true solution of the probability-flow ODE, given a device; None without a truth.
+    """What measures the distance to the true solution of the ODE, once given a device; None where no truth is known.
 
     The truth is exact where the data have one (a mixture), otherwise the teacher's ODE, finely solved.
     """
