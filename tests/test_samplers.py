@@ -247,3 +247,24 @@ def test_a_grid_without_meaning_is_refused(make, arguments):
 def test_a_churn_without_meaning_is_refused(make, arguments):
     with pytest.raises(ValueError, match="need churn >= 0"):
         make(**arguments)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if hasattr(getattr(samplers, name), "descend")])
+def test_the_way_down_from_the_top_is_sampling(name):
+    sampler, noise = getattr(samplers, name)(), normal()
+    assert torch.equal(sampler.descend(denoiser, noise * 80.0, 80.0), sampler(denoiser, noise, no_draws))
+
+
+@pytest.mark.parametrize("sigma", [30.0, 1.0, 0.01])
+@pytest.mark.parametrize("Sampler", ODE, ids=lambda Sampler: Sampler.__name__)
+def test_the_way_down_from_any_level_follows_the_ode_without_churn(Sampler, sigma):
+    x, recorded = MEAN + sigma * normal(), Recorded()
+    images = Sampler(steps=400, churn=40.0).descend(recorded, x, sigma)
+    assert_close(images, MEAN + (x - MEAN) * STD / math.sqrt(STD**2 + sigma**2), rtol=0, atol=0.02 * sigma)
+    assert recorded.sigmas[0] == sigma
+
+
+def test_the_way_down_of_a_consistency_model_is_one_step():
+    x, recorded = normal(), Recorded(consistency)
+    assert torch.equal(Consistency((80.0, 5.0)).descend(recorded, x, 3.0), consistency(x, torch.full((4,), 3.0)))
+    assert recorded.sigmas == [3.0]
