@@ -47,6 +47,7 @@ def test_a_run_leaves_what_the_design_says(tmp_path):
         "callbacks.samples.every=3",
         "callbacks.validation.every=3",
         "evaluation.n=50",
+        "evaluation.ode_points=8",
     )
     assert run(tmp_path, *SMALL, "trainer=cpu", "logger=csv", *arguments) == Exit.DONE
     names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
