@@ -266,5 +266,5 @@ def test_the_way_down_from_any_level_follows_the_ode_without_churn(Sampler, sigm
 
 def test_the_way_down_of_a_consistency_model_is_one_step():
     x, recorded = normal(), Recorded(consistency)
-    assert torch.equal(Consistency((80.0, 5.0)).descend(recorded, x, 3.0), consistency(x, torch.full((4,), 3.0)))
+    assert torch.equal(Consistency((80.0, 5.0)).descend(recorded, x, 3.0), consistency(x, x.new_full((4,), 3.0)))
     assert recorded.sigmas == [3.0]
