@@ -32,6 +32,8 @@ def main(task: str, root: Path) -> int:
 
     OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
     os.environ.setdefault("PROJECT_ROOT", str(root))
+    # Threads that spin while they wait make a training that shares its cores ten times slower; torch reads this once.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = get_args_parser().parse_args()
     outcomes: list[int] = []
     try:
