@@ -46,31 +46,32 @@ def every_option():
     for i, recipe in enumerate(GROUPS["recipe"]):
         model, data = recipe.split("_", 1)
         yield " ".join([_with_model(model), _of_data(data), *(_turn(group, i) for group in ANYWHERE)])
-    for i, network in enumerate(GROUPS["network"]):
-        size = next((size for size in (64, 256) if network.endswith(str(size))), 32)
-        data = f"data=image_folder data.root={{root}} data.image_size={size}"
+    networks = [name for name in GROUPS["network"] if not name.endswith(("64", "256"))]
+    lines = max(len(networks), len(GROUPS["schedule"]), len(GROUPS["loss"]))
+    for i in range(lines):
+        schedule, network = (names[i % len(names)] for names in (GROUPS["schedule"], networks))
         augment = "augment=none" if network.startswith(("edm2", "openai")) else _turn("augment", i)
-        yield f"network={network} {data} {_turn('loss', i)} {augment}"
-    for i, schedule in enumerate(GROUPS["schedule"]):
-        others = " ".join(_turn(group, i) for group in ("curriculum", "preconditioning", "sampler"))
-        yield f"{_with_model(_model_of('schedule', schedule))} schedule={schedule} {others}"
+        others = " ".join(_turn(group, i) for group in ("loss", "curriculum", "preconditioning", "sampler"))
+        model = _with_model(_model_of("schedule", schedule))
+        yield f"{model} schedule={schedule} {others} network={network} {augment} data=cifar10 data.root={{root}}"
+    for network in sorted(set(GROUPS["network"]) - set(networks)):
+        size = 64 if network.endswith("64") else 256
+        yield f"network={network} data=image_folder data.root={{root}} data.image_size={size}"
     yield from (f"{_with_model(_model_of('solver', solver))} solver={solver}" for solver in GROUPS["solver"])
-    yield from (f"{_of_data(data)} features=identity" for data in GROUPS["data"])
+    for i, data in enumerate(GROUPS["data"]):
+        debug = "" if data.startswith("mixture") else _turn("debug", i)
+        yield f"{_of_data(data)} features=identity {debug}".rstrip()
     yield from (
-        "init=random features=classifier",
-        "init=run init.path={ckpt}",
-        "init=pretrained init.path={pickle}",
-        "init=teacher model=cd teacher=run teacher.path={run}",
+        "init=random teacher=none features=classifier",
+        "teacher=exact data=mixture model=cd init=run init.path={ckpt}",
     )
-    yield from ("teacher=none", "teacher=exact data=mixture model=cd", "teacher=run teacher.path={run} model=cd")
-    yield from (
-        f"teacher={kind} teacher.path={{pickle}} teacher.guidance=2 model=cd" for kind in ("edm", "ect", "openai")
-    )
-    for experiment in GROUPS.get("experiment", ()):
+    yield "teacher=run teacher.path={run} model=cd init=teacher"
+    yield "teacher=edm teacher.path={pickle} teacher.guidance=2 model=cd init=pretrained init.path={pickle}"
+    yield from (f"teacher={kind} teacher.path={{pickle}} model=cd" for kind in ("ect", "openai"))
+    for experiment in GROUPS["experiment"]:
         line = f"experiment={experiment} data.root={{root}}"
         uses_teacher = "override /teacher: run" in (CONF / f"experiment/{experiment}.yaml").read_text()
         yield f"{line} teacher.path={{run}}" if uses_teacher else line
-    yield from (f"debug={option}" for option in GROUPS["debug"])
 
 
 def written_options():

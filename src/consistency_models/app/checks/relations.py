@@ -14,6 +14,7 @@ from typing import Any
 
 from consistency_models.app.checks.files import has_checkpoint, wrong_checkpoint, wrong_path
 from consistency_models.app.checks.problems import problem
+from consistency_models.app.checks.rules import show
 from consistency_models.app.errors import ConfigError
 
 __all__ = ["EVAL", "TRAIN"]
@@ -93,12 +94,17 @@ def _give(key: str, what: str) -> Problems:
 def levels(config: Config, choices: Choices) -> Problems:
     """Ranges of noise levels with a bottom below their top, the same ones for schedule and preconditioning."""
     schedule, sampler, preconditioning = config["schedule"], config["sampler"], config["preconditioning"]
-    for group, node in (("schedule", schedule), ("sampler", sampler)):
+    spacing = schedule.get("spacing") or {}
+    for group, node in (("schedule", schedule), ("schedule.spacing", spacing), ("sampler", sampler)):
         low, high, middle = (node.get(key) for key in ("sigma_min", "sigma_max", "middle"))
         if low is not None and high is not None and not low < high:
             yield problem(f"{group}.sigma_min", low, f"less than {group}.sigma_max={high}", "did you swap them?")
         elif middle is not None and not (low or 0) < middle < (math.inf if high is None else high):
             yield problem(f"{group}.middle", middle, f"between sigma_min={low} and sigma_max={high}")
+        elif low == 0 and group == "sampler" and ".Consistency." not in sampler["_target_"]:
+            yield problem(
+                "sampler.sigma_min", low, f"above 0 with sampler={choices.get('sampler')}, which divides by it"
+            )
         if node.get("churn_min", 0) > node.get("churn_max", math.inf):
             yield problem(f"{group}.churn_min", node["churn_min"], f"at most {group}.churn_max={node['churn_max']}")
     low, boundary = schedule.get("sigma_min"), preconditioning.get("sigma_min")
@@ -147,8 +153,15 @@ def curriculum(config: Config, choices: Choices) -> Problems:
 
 
 def network(config: Config, choices: Choices) -> Problems:
-    """Images that the network can halve, and widths that it can normalise in groups."""
+    """The shapes of the data, images that can be halved, and widths that can be normalised in groups."""
     network, size = config["network"], config["network"].get("image_size")
+    shapes = {"image_size": "image_size", "channels": "channels", "num_classes": "network_classes"}
+    for own, key in shapes.items():
+        if own in network and network[own] != config["data"][key]:
+            yield problem(
+                f"network.{own}", network[own], f"{show(config['data'][key])}, which is data.{key}", "leave it out"
+            )
+            return
     multipliers, fixed = network.get("channel_mult"), FACTS.get(config["data"]["source"]["_target_"])
     if not multipliers or (fixed and size not in fixed[0]):
         return
