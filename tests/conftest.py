@@ -1,8 +1,13 @@
 """What all tests share."""
 
-import pytest
-import torch
-from parity.golden import FOLDER, load
+import os
+
+# One thread a test process, before torch is imported: the workers of pytest-xdist share the cores already.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from parity.golden import FOLDER, load  # noqa: E402
 
 
 @pytest.fixture(scope="session")
