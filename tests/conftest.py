@@ -5,9 +5,9 @@ import os
 # One thread a test process, before torch is imported: the workers of pytest-xdist share the cores already.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from parity.golden import FOLDER, load  # noqa: E402
+import pytest
+import torch
+from parity.golden import FOLDER, load
 
 
 @pytest.fixture(scope="session")
