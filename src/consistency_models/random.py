@@ -65,4 +65,10 @@ class Rows:
         and restoring the CPU generator's state, as public code does, leaves the masks on a GPU different). An explicit
         generator would not survive activation checkpointing.
         """
-        torch.manual_seed(seed_of(self.seed, self.step, "dropout", self.mine.start))
+        seed = seed_of(self.seed, self.step, "dropout", self.mine.start)
+        # What torch.manual_seed does, but for the devices that are in use: for one that is not, it records a traceback.
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed(seed)
+        if torch.backends.mps.is_available():
+            torch.mps.manual_seed(seed)
