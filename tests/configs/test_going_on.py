@@ -124,7 +124,7 @@ def test_damaged_overrides(run_folder, handed, text):
 
 def test_a_run_is_not_overwritten(run_folder, handed):
     folder = run_folder()
-    with pytest.raises(ConfigError, match=r"hydra.run.dir=.*they would be overwritten"):
+    with pytest.raises(ConfigError, match=r"run folder=.*they would be overwritten"):
         handed(f"hydra.run.dir={folder}")
 
 

@@ -26,6 +26,7 @@ def test_passes(passes):
         ("hydra.job.name=a,b", "hydra.job.name=a,b: allowed: one value"),
         ("'optimizer.lr=interval(0,1)'", "an interval needs a sweeper that searches"),
         ("seed=0,1 ckpt_path={run}", "last and FOLDER go on with one run"),
+        ("seed=0,1 hydra.sweep.dir={root} hydra.sweep.subdir=../run", "they would be overwritten"),
         ("seed=0,1 ckpt_path=last", "last and FOLDER go on with one run"),
     ],
 )

@@ -307,7 +307,7 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("ckpt_path=last", "ckpt_path", "none is in runs/ict_digits", "start one without ckpt_path"),
     ("ckpt_path={empty}", "ckpt_path", "a run folder (with config.yaml and overrides.yaml)", ""),
     ("ckpt_path=5", "ckpt_path", "last, a run folder, a checkpoint file", ""),
-    ("hydra.run.dir={run}", "hydra.run.dir", "they would be overwritten", "ckpt_path="),
+    ("hydra.run.dir={run}", "run folder", "they would be overwritten", "ckpt_path="),
 ]
 
 

@@ -199,19 +199,34 @@ def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, .
         yield from leaves(value, (*path, key))
 
 
-def resolved(config: DictConfig) -> tuple[dict[str, Any], str]:
+def resolved(config: DictConfig, job: int | None = None) -> tuple[dict[str, Any], str]:
     """The configuration as a job would see it, interpolations resolved, and the job's folder; takes `config` apart.
+
+    Args:
+        config: as composed.
+        job: its number in a multirun; None for a run on its own.
 
     Raises:
         ConfigErrors: an interpolation leads nowhere.
     """
+    folder, mistake = "", None
     try:
         with open_dict(config):
-            config.hydra.job.num, config.hydra.job.id = 0, "0"
-            config.hydra.runtime.output_dir = "${..run.dir}"
+            config.hydra.job.num, config.hydra.job.id = job or 0, str(job or 0)
+            HydraConfig.instance().set_config(config)
+            try:
+                sweep = config.hydra.sweep
+                folder = str(config.hydra.run.dir if job is None else f"{sweep.dir}/{sweep.subdir}")
+            except Exception as error:  # told below, unless it comes from a key that says more
+                mistake = error
+            OmegaConf.set_readonly(config.hydra, False)
+            config.hydra.runtime.output_dir = folder
             HydraConfig.instance().set_config(config)
             del config["hydra"]
-        return OmegaConf.to_container(config, resolve=True), str(HydraConfig.get().run.dir)
+        content = OmegaConf.to_container(config, resolve=True)
+        if mistake is not None:
+            raise mistake
+        return content, folder
     except Exception as error:
         key = str(getattr(error, "full_key", None) or "hydra.run.dir")
         raise ConfigErrors([problem(key, "${…}", "interpolations of keys that exist", one_line(error))]) from error

@@ -24,8 +24,8 @@ RELATIONS = {"train": relations.TRAIN, "eval": relations.EVAL}
 Path = tuple[Any, ...]
 
 
-def check_job(task: str, config: DictConfig) -> None:
-    """Check the configuration of a job, as it was composed; takes it apart.
+def check_job(task: str, config: DictConfig, job: int | None = None) -> None:
+    """Check the configuration of a job, as it was composed; takes it apart.  `job`: its number in a multirun.
 
     What is written comes first; what is derived from it (`${…}`) only if that is right, and relations last, so that one
     mistake is one line.
@@ -46,7 +46,7 @@ def check_job(task: str, config: DictConfig) -> None:
         keys = {_dotted(path[:end]) for path in found for end in range(1, len(path) + 1)}
         problems = [problem(key, "", "a value; this key is missing") for key in REQUIRED[task] if key not in keys]
     if not problems:
-        content, choices["run folder"] = resolved(config)
+        content, choices["run folder"] = resolved(config, job)
         problems = [one for path in derived for one in wrong(path, _at(content, path))]
     if not problems:
         problems = [one for relation in RELATIONS[task] for one in relation(content, choices)]

@@ -286,7 +286,7 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
             yield from wrong_checkpoint("ckpt_path", path)
     if (path is None or Path(path).resolve() != folder.resolve()) and has_checkpoint(folder):
         fix = f"go on with it by ckpt_path={folder}, or choose another folder"
-        yield problem("hydra.run.dir", folder, "a folder without checkpoints: they would be overwritten", fix)
+        yield problem("run folder", folder, "a folder without checkpoints: they would be overwritten", fix)
 
 
 def scored_run(config: Config, choices: Choices) -> Problems:
