@@ -7,8 +7,8 @@ from commands import CONF, every_option, written_options
 
 from consistency_models.app.checks import Composer
 from consistency_models.app.checks.composing import leaves, plain
-from consistency_models.app.checks.job import _objects
-from consistency_models.app.checks.table import EVAL, FREE, NOT_ARGUMENTS, REQUIRED, TRAIN
+from consistency_models.app.checks.job import REQUIRED, _objects
+from consistency_models.app.checks.table import EVAL, FREE, NOT_ARGUMENTS, TRAIN
 
 LINES = list(dict.fromkeys(every_option()))
 

@@ -11,15 +11,32 @@ from consistency_models.app.checks import relations
 from consistency_models.app.checks.composing import groups_of, leaves, plain, resolved
 from consistency_models.app.checks.problems import ConfigErrors, problem, unknown_key
 from consistency_models.app.checks.rules import Rule, nearest, show, target
-from consistency_models.app.checks.table import EVAL, NOT_ARGUMENTS, REQUIRED, TRAIN, rule_of
+from consistency_models.app.checks.table import EVAL, NOT_ARGUMENTS, PATHS, TRAIN, rule_of
 from consistency_models.app.checks.targets import find
 from consistency_models.app.errors import ConfigError
 
-__all__ = ["check_job"]
+__all__ = ["REQUIRED", "check_job"]
 
 ANYTHING = Rule("any value", lambda value: True)
 TABLES = {"train": TRAIN, "eval": EVAL}
 RELATIONS = {"train": relations.TRAIN, "eval": relations.EVAL}
+
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "train": (
+        *("name", "seed", "tags", "train", "test", "ckpt_path", "show_traceback", "compile", "paths.runs"),
+        *("model._target_", "model.name", "model.needs_teacher", "network._target_", "schedule._target_"),
+        *("curriculum._target_", "loss._target_", "weighting._target_", "preconditioning._target_", "sampler._target_"),
+        *("optimizer._target_", "optimizer._partial_", "learning_rate._target_", "ema._target_", "teacher._target_"),
+        *("init._target_", "features._target_", "logger.csv", "logger.tensorboard", "trainer.devices"),
+        *(f"data.{key}" for key in ("_target_", "source._target_", "name", "image_size", "channels", "num_classes")),
+        *(f"data.{key}" for key in ("conditional", "batch_size", "bounded", "network_classes", "root", "flip")),
+        *(f"evaluation.{key}" for key in ("steps", "n", "batch_size", "seed", "ode_points", "ode_steps")),
+        *(f"trainer.{key}" for key in ("max_steps", "max_images", "accelerator", "strategy", "num_nodes", "precision")),
+        *("trainer.accumulate_grad_batches",),
+    ),
+    "eval": tuple(key for key in EVAL if key not in PATHS),
+}
+"""Keys that are read whatever the groups are."""
 
 Path = tuple[Any, ...]
 

@@ -22,7 +22,7 @@ from consistency_models.app.checks.rules import (
     whole,
 )
 
-__all__ = ["EVAL", "FREE", "NOT_ARGUMENTS", "REQUIRED", "TRAIN", "rule_of"]
+__all__ = ["EVAL", "FREE", "NOT_ARGUMENTS", "TRAIN", "rule_of"]
 
 NOT_ARGUMENTS = (
     *(
@@ -337,22 +337,6 @@ FREE: dict[str, Rule] = {
     **{f"trainer.{name}": RESERVED for name in ("enable_autolog_hparams", "num_sanity_val_steps", "fast_dev_run")},
     "sampler.clip": FLAG,
     **{f"sampler.churn{name}": number("[0, inf]") for name in ("", "_min", "_max", "_noise")},
-}
-
-REQUIRED: dict[str, tuple[str, ...]] = {
-    "train": (
-        *("name", "seed", "tags", "train", "test", "ckpt_path", "show_traceback", "compile", "paths.runs"),
-        *("model._target_", "model.name", "model.needs_teacher", "network._target_", "schedule._target_"),
-        *("curriculum._target_", "loss._target_", "weighting._target_", "preconditioning._target_", "sampler._target_"),
-        *("optimizer._target_", "optimizer._partial_", "learning_rate._target_", "ema._target_", "teacher._target_"),
-        *("init._target_", "features._target_", "logger.csv", "logger.tensorboard", "trainer.devices"),
-        *(f"data.{key}" for key in ("_target_", "source._target_", "name", "image_size", "channels", "num_classes")),
-        *(f"data.{key}" for key in ("conditional", "batch_size", "bounded", "network_classes", "root", "flip")),
-        *(f"evaluation.{key}" for key in ("steps", "n", "batch_size", "seed", "ode_points", "ode_steps")),
-        *(f"trainer.{key}" for key in ("max_steps", "max_images", "accelerator", "strategy", "num_nodes", "precision")),
-        *("trainer.accumulate_grad_batches",),
-    ),
-    "eval": tuple(key for key in EVAL if key not in PATHS),
 }
 
 
