@@ -22,7 +22,7 @@ from consistency_models.generation import Generator, checkpoint_file, load
 
 log = logging.getLogger(__name__)
 
-__all__ = ["score"]
+__all__ = ["score", "settings_of"]
 
 
 def score(config: dict[str, Any]) -> Exit:
@@ -32,6 +32,16 @@ def score(config: dict[str, Any]) -> Exit:
         return Exit.DONE
     except Exception as error:
         return report(error, config["show_traceback"])[0]
+
+
+def settings_of(trained: dict[str, Any], run: str) -> dict[str, Any]:
+    """What eval.py would be told, to score a run with the settings of its training configuration (`test=true`)."""
+    evaluation = trained["evaluation"]
+    kept = {key: evaluation[key] for key in ("steps", "n", "seed", "batch_size")}
+    accelerator = trained["trainer"]["accelerator"]
+    device = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(accelerator, "auto")
+    chosen = {"run": run, "weights": None, "device": device, "data": None, "features": None}
+    return {**kept, **chosen, "show_traceback": trained["show_traceback"]}
 
 
 def _score(config: dict[str, Any]) -> None:

@@ -257,6 +257,8 @@ def outputs(config: Config, choices: Choices) -> Problems:
     """Something to do, and callbacks that have what they build on."""
     if not config["train"] and not config["test"]:
         yield problem("train", False, "true, unless test=true", "neither leaves nothing to do")
+    elif not config["train"] and config["ckpt_path"] is None:
+        yield problem("ckpt_path", None, "with train=false, the run folder or checkpoint that test=true scores")
     callbacks = config.get("callbacks") or {}
     for name, builders in BUILDERS.items():
         if not callbacks.get(name) and (left := [other for other in builders if callbacks.get(other)]):
