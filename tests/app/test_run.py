@@ -4,12 +4,13 @@ import csv
 import json
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
 import torch
 import yaml
-from jobs import TINY, run
+from jobs import ROOT, TINY, run
 from lightning import Callback
 
 from consistency_models.app.errors import Exit
@@ -195,3 +196,24 @@ def test_metrics_csv_continues_from_the_resumed_step(tmp_path):
 def test_training_ends_at_steps_or_images_whichever_comes_first(steps, tmp_path):
     assert run(tmp_path, *SMALL, *TINY, f"trainer.max_steps={steps}", "trainer.max_images=100") == Exit.DONE
     assert json.loads((tmp_path / "summary.json").read_text())["step"] == min(steps, 7)  # 7 x 16 >= 100
+
+
+def test_train_and_test_say_what_is_done(tmp_path):
+    tiny = "data=mixture trainer=cpu logger=csv callbacks.samples=null callbacks.validation=null trainer.max_steps=2"
+    tiny += " evaluation.n=20 evaluation.steps=[1]"
+
+    def command(*arguments):
+        line = [sys.executable, str(ROOT / "train.py"), *tiny.split(), *arguments]
+        return subprocess.run(line, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+
+    done = command("test=true", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    written = tmp_path / "run/evaluation/evaluation.json"
+    first = written.read_text()
+    written.unlink()
+    done = command("train=false", "test=true", f"ckpt_path={tmp_path / 'run/checkpoints/last.ckpt'}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(written.read_text())["digest"] == json.loads(first)["digest"]  # scored, not trained
+    refused = command("train=false", "test=true")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: ckpt_path=null: allowed: with train=false")
