@@ -37,7 +37,7 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
     """Train, and say what became of it: the exit code, and the monitored metric.
 
     Every end leaves its mark in the folder. An error that a user can mend is one line on the terminal; its traceback is
-    in FAILED (and on the terminal with `debug=…`).
+    in FAILED (and on the terminal with `show_traceback=true`).
     """
     run = RunFolder(folder)
     main = rank_zero_only.rank == 0
@@ -102,9 +102,8 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     loggers = build_loggers(config, run.path)
     teacher = getattr(method._teacher[0], "origin", None)
     ours = ("_target_", "max_images", "max_steps", "strategy")
-    options = build.instantiate(
-        {k: v for k, v in config["trainer"].items() if k not in ours}
-    )  # a profiler is an object
+    # By instantiate, because a profiler is an object.
+    options = build.instantiate({key: value for key, value in config["trainer"].items() if key not in ours})
     trainer = Trainer(
         **options,
         strategy=strategy_of(config["trainer"], run.path),
