@@ -65,9 +65,12 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
 
 def report(error: Exception, show_traceback: bool) -> tuple[Exit, str]:
     """Tell the user of an error in one line; returns the exit code, and traceback and line for the record."""
+    refused = False
     while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what an object of the configuration complained of, without Hydra's wrapping
+        refused = isinstance(error, ValueError)
     code = _code(error)
+    code = Exit.BAD_INPUT if refused and code == Exit.UNEXPECTED else code
     line = f"error: {error}" if code != Exit.UNEXPECTED else f"error: {type(error).__name__}: {error}"
     trace = "".join(traceback.format_exception(error))
     if code == Exit.UNEXPECTED or show_traceback:

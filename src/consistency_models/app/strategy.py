@@ -32,7 +32,8 @@ class _ChildrenFromConfig(DDPStrategy):
             from hydra.core.hydra_config import HydraConfig
 
             hydra, command = HydraConfig.instance().cfg, sys.argv
-            HydraConfig.instance().cfg, sys.argv = None, [_script(), "--job", str(self.folder)]
+            script = str(Path(__file__).with_name("job.py"))
+            HydraConfig.instance().cfg, sys.argv = None, [script, "--job", str(self.folder)]
             started: list[bool] = []
 
             def go(*a: Any, **n: Any) -> Any:
@@ -49,10 +50,6 @@ class _ChildrenFromConfig(DDPStrategy):
                     os.environ.pop(name, None)  # the next job of a multirun starts afresh
 
         self._launcher.launch = from_config
-
-
-def _script() -> str:
-    return str(Path(__file__).with_name("job.py"))
 
 
 def strategy_of(trainer: dict[str, Any], folder: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -93,6 +94,8 @@ class Validation(StepCallback):
         lower = {metric.name: metric.is_distance for metric in self.evaluation.metrics}
         improved = False
         for name, value in self.final.items():
+            if math.isnan(value):  # nothing would ever be better
+                continue
             best = self.best.get(name)
             is_lower_better = next((lower[metric] for metric in lower if name.startswith(f"val/{metric}")), True)
             if best is None or (value < best["value"] if is_lower_better else value > best["value"]):
