@@ -17,7 +17,7 @@ import consistency_models
 from consistency_models import pretrained
 from consistency_models.app import build
 from consistency_models.app.errors import ConfigError, Exit
-from consistency_models.app.score import score
+from consistency_models.app.tasks import run_task
 from consistency_models.checkpoints import CheckpointError, read
 from consistency_models.pretrained.__main__ import main as convert
 
@@ -180,7 +180,7 @@ def settings(folder, run, *overrides):
 def test_it_is_scored(images, tmp_path):
     path = tmp_path / "official.pkl"
     path.write_bytes(EDM.read_bytes())
-    assert score(settings(tmp_path, path, "steps=[1,2]", *images)) == Exit.DONE
+    assert run_task(settings(tmp_path, path, "steps=[1,2]", *images)) == Exit.DONE
     written = json.loads((tmp_path / "official/evaluation/evaluation.json").read_text())
     assert written["digest"] == pretrained.load(EDM).digest
     assert [(result["sampler"], result["nfe"]) for result in written["results"][::2]] == [("Heun", 1), ("Heun", 3)]
@@ -195,5 +195,5 @@ def test_it_is_scored(images, tmp_path):
     ],
 )
 def test_it_is_not_scored_against_other_images(says, chosen, tmp_path, capsys):
-    assert score(settings(tmp_path, EDM, *chosen)) == Exit.BAD_INPUT
+    assert run_task(settings(tmp_path, EDM, *chosen)) == Exit.BAD_INPUT
     assert re.search(says, capsys.readouterr().err)

@@ -57,9 +57,9 @@ def _job(task: str, outcomes: list[int]) -> Any:
 
         resolved = OmegaConf.to_container(config, resolve=True)
         if task == "eval":
-            from consistency_models.app.score import score
+            from consistency_models.app.tasks import run_task
 
-            outcomes.append(int(score(resolved)))
+            outcomes.append(int(run_task(resolved)))
             return None
         folder, code, metric = HydraConfig.get().runtime.output_dir, Exit.DONE, None
         if resolved["train"]:
@@ -69,9 +69,10 @@ def _job(task: str, outcomes: list[int]) -> Any:
             logging.getLogger("consistency_models").info("run folder %s", folder)
             code, metric = run_job(resolved, folder)
         if resolved["test"] and code == Exit.DONE:
-            from consistency_models.app.score import score, settings_of
+            from consistency_models.app.tasks import run_task
+            from consistency_models.app.tasks.evaluate import settings_of
 
-            code = score(settings_of(resolved, folder if resolved["train"] else resolved["ckpt_path"]))
+            code = run_task(settings_of(resolved, folder if resolved["train"] else resolved["ckpt_path"]))
         outcomes.append(int(code))
         return metric
 

@@ -61,6 +61,7 @@ def maybe(rule: Rule) -> Rule:
 PATHS: dict[str, Rule] = {"paths.runs": TEXT, "paths.output": TEXT}
 
 EVAL: dict[str, Rule] = PATHS | {
+    "task._target_": TARGET,
     "run": text("a run folder or a checkpoint file"),
     "weights": maybe(TEXT),
     "steps": maybe(list_of(SIZE, distinct=True)),

@@ -1,4 +1,4 @@
-"""`eval.py`: sample from a finished run at several step counts, score the images, and write down what was measured."""
+"""`task=evaluate`: sample at several step counts, score the images, and write down what was measured."""
 
 from __future__ import annotations
 
@@ -13,25 +13,15 @@ import torch
 from rich.progress import Progress
 
 from consistency_models.app import build
-from consistency_models.app.errors import ConfigError, Exit
+from consistency_models.app.errors import ConfigError
 from consistency_models.app.folder import write_atomically
-from consistency_models.app.run import quiet, report
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.grids import save_comparison, save_scatter
-from consistency_models.generation import Generator, checkpoint_file, load
+from consistency_models.generation import Generator, checkpoint_file
 
 log = logging.getLogger(__name__)
 
-__all__ = ["score", "settings_of"]
-
-
-def score(config: dict[str, Any]) -> Exit:
-    """Score `run` at the step counts `steps`; returns the exit code."""
-    try:
-        _score(config)
-        return Exit.DONE
-    except Exception as error:
-        return report(error, config["show_traceback"])[0]
+__all__ = ["run", "settings_of"]
 
 
 def settings_of(trained: dict[str, Any], run: str) -> dict[str, Any]:
@@ -41,13 +31,13 @@ def settings_of(trained: dict[str, Any], run: str) -> dict[str, Any]:
     accelerator = trained["trainer"]["accelerator"]
     device = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(accelerator, "auto")
     chosen = {"run": run, "weights": None, "device": device, "data": None, "features": None}
-    return {**kept, **chosen, "show_traceback": trained["show_traceback"]}
+    task = {"_target_": f"{__name__}.run"}
+    return {"task": task, **kept, **chosen, "show_traceback": trained["show_traceback"]}
 
 
-def _score(config: dict[str, Any]) -> None:
-    quiet()
+def run(config: dict[str, Any], generator: Generator) -> None:
+    """Score images of `run` at the step counts `steps`."""
     path = checkpoint_file(config["run"])
-    generator = load(path, config["weights"], _device(config["device"]))
     settings = generator.config["evaluation"]
     steps = config["steps"] or settings["steps"]
     n = config["n"] or settings["n"]
@@ -143,9 +133,3 @@ def _folder(checkpoint: Path) -> Path:
     """evaluation/ of the run folder, or beside a checkpoint that lies elsewhere."""
     parent = checkpoint.parent
     return (parent.parent if parent.name == "checkpoints" else parent / checkpoint.stem) / "evaluation"
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
