@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ class Generator:
         batch_size: int = 256,
         first: int = 0,
         progress: Callable[[int], None] | None = None,
+        sampler: Any = None,
     ) -> Tensor:
         """Images first … first + n - 1 of this seed, shape (n, C, H, W), on the CPU; in [-1, 1] for image data.
 
@@ -73,9 +75,10 @@ class Generator:
                 the model was evaluated, 1 for a consistency model.
             seed: images depend on (seed, index) only.
             labels: classes (n,) of a class-conditional model; by default they take turns.
-            batch_size: images at a time; does not change them.
+            batch_size: images at a time, from one multiple of it to the next; changes them by rounding only.
             first: index of the first image.
             progress: called with the number of images after each batch.
+            sampler: of `consistency_models.samplers`; by default `make_sampler(steps=steps)`.
 
         Raises:
             ValueError: n or steps below 1, or labels that the model cannot take.
@@ -91,13 +94,15 @@ class Generator:
                 raise ValueError(
                     f"labels must be {n} numbers from 0 to {self.num_classes - 1}; got {labels.tolist()[:8]}"
                 )
-        sampler, images = self.make_sampler(steps=steps), []
+        sampler, images = self.make_sampler(steps=steps) if sampler is None else sampler, []
         device = next(self.model.parameters()).device
-        for start in range(0, n, batch_size):
-            indices = torch.arange(start, min(start + batch_size, n))
-            classes = self.labels(first + indices) if labels is None else labels[indices]
+        # Batches of a long run are those of its parts: a network rounds otherwise in a batch of another size.
+        borders = [first, *range(first - first % batch_size + batch_size, first + n, batch_size), first + n]
+        for start, stop in pairwise(borders):
+            indices = torch.arange(start, stop)
+            classes = self.labels(indices) if labels is None else labels[start - first : stop - first]
             onehot = None if classes is None else one_hot(classes, self.num_classes).float().to(device)
-            noise = ImageNoise(seed, (first + indices).tolist(), self.shape, device)
+            noise = ImageNoise(seed, indices.tolist(), self.shape, device)
             x = sampler(lambda x, sigma, y=onehot: self.model(x, sigma, y), noise(), noise)
             images.append((x.clamp(-1, 1) if self.bounded else x).float().cpu())
             if progress is not None:
