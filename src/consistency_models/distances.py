@@ -13,7 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from consistency_models.weights import Weights
+
 __all__ = ["L1", "LPIPS", "LInf", "PseudoHuber", "SquaredL2", "SquaredL2At32"]
+
+VGG16 = Weights("torchvision", "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af")
 
 
 class SquaredL2(nn.Module):
@@ -93,7 +97,8 @@ class LPIPS(nn.Module):
     The network is loaded at the first call, and is no part of this module's state: no checkpoint holds it.
 
     Args:
-        weights: torchvision's `vgg16-397923af.pth`, a local file; by default it is downloaded at the first call.
+        weights: torchvision's `vgg16-397923af.pth`, a local file; by default it is looked for, and if need be
+            downloaded, at the first call: see `Weights`.
         metric: another perceptual metric of two batches of images in [0, 1], shape (B, 3, H, W) -> (B,).
 
     Raises:
@@ -107,8 +112,8 @@ class LPIPS(nn.Module):
         super().__init__()
         if weights is not None and metric is not None:
             raise ValueError("weights are those of the default metric: give either weights or metric, not both")
-        if weights is not None and not Path(weights).is_file():
-            raise FileNotFoundError(f"weights: no file {weights}; put torchvision's vgg16-397923af.pth there")
+        if weights is not None:
+            VGG16.path(weights)
         self.weights = weights
         self._metric = [metric]  # in a list, so that a module is not registered
 
@@ -138,16 +143,16 @@ class _VGG16(nn.Module):
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()] if width else [nn.AvgPool2d(2)]
                 channels = width or channels
         self.features = nn.Sequential(*layers)
-        state = {name: value for name, value in _vgg16_state(weights).items() if name.startswith("features.")}
-        try:
-            self.load_state_dict(state, assign=True)
-        except RuntimeError as error:
-            raise ValueError(f"weights: {weights} is not torchvision's vgg16-397923af.pth: {error}") from None
+        VGG16.use(self._fill, weights)
         for i, weight in enumerate(_linear_weights()):
             self.register_buffer(f"linear{i}", weight)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
         self.requires_grad_(False)
+
+    def _fill(self, state: dict[str, Tensor]) -> None:
+        convolutions = {name: value for name, value in state.items() if name.startswith("features.")}
+        self.load_state_dict(convolutions, assign=True)
 
     def activations(self, x: Tensor) -> list[Tensor]:
         """The five activations, each divided by its length over the channels."""
@@ -162,21 +167,6 @@ class _VGG16(nn.Module):
         linear = (self.get_buffer(f"linear{i}") for i in range(len(self.TAPS)))
         terms = zip(linear, self.activations(x), self.activations(y))
         return sum((w * (a - b).square()).sum(1).mean((1, 2)) for w, a, b in terms)
-
-
-def _vgg16_state(weights: str | Path | None) -> dict[str, Tensor]:
-    if weights is not None:
-        return torch.load(weights, map_location="cpu", weights_only=True)
-    from torchvision.models import VGG16_Weights
-
-    try:
-        return VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True, map_location="cpu")
-    except OSError as error:
-        url, folder = VGG16_Weights.IMAGENET1K_V1.url, Path(torch.hub.get_dir()) / "checkpoints"
-        raise FileNotFoundError(
-            f"LPIPS needs VGG16's weights and could not fetch {url} ({error}): put the file into {folder}, "
-            "or give its path as weights, or choose another distance"
-        ) from error
 
 
 def _linear_weights() -> list[Tensor]:
