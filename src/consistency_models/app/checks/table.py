@@ -7,6 +7,8 @@ Numbers of list items are written as *. `FREE` holds keys that no file in conf/ 
 from __future__ import annotations
 
 import re
+from itertools import pairwise
+from pathlib import Path
 
 from consistency_models.app.checks.rules import (
     Rule,
@@ -22,7 +24,7 @@ from consistency_models.app.checks.rules import (
     whole,
 )
 
-__all__ = ["EVAL", "FREE", "NOT_ARGUMENTS", "TRAIN", "rule_of"]
+__all__ = ["EVAL", "FREE", "NOT_ARGUMENTS", "TASKS", "TRAIN", "rule_of"]
 
 NOT_ARGUMENTS = (
     *(
@@ -46,6 +48,7 @@ LEVEL, LEVEL_OR_0, RHO = number("(0, 1e6]"), number("[0, 1e6]"), number("[0.1, 1
 SHARE, BELOW_1 = number("[0, 1]"), number("[0, 1)")
 CURRICULUM = node("${curriculum}")
 FILTERS = one_of("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+EXISTING = Rule("a path that exists", lambda value: isinstance(value, str) and Path(value).expanduser().exists())
 PRECISION = one_of(
     *("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine"),
     *("transformer-engine-float16", "32", "16", "bf16", "64", 32, 16, 64),
@@ -76,6 +79,24 @@ EVAL: dict[str, Rule] = PATHS | {
     "show_traceback": FLAG,
     "augment": NULL,
     "network": NULL,
+}
+
+TASKS: dict[str, Rule] = {  # of eval.py's tasks; each takes some of them
+    # editing
+    "task.image": maybe(EXISTING),
+    "task.mask": maybe(EXISTING),
+    "task.label": maybe(COUNT),
+    "task.levels": either(
+        whole(2),
+        Rule(
+            "a list of descending levels, each a number in (0, 1e6]",
+            lambda value: list_of(LEVEL).accepts(value) and all(a > b for a, b in pairwise(value)),
+        ),
+    ),
+    "task.patch": SIZE,
+    "task.noise": LEVEL,
+    "task.sigma": maybe(LEVEL),
+    "task.ends": list_of(list_of(COUNT, least=2, most=2, distinct=True)),
 }
 
 TRAIN: dict[str, Rule] = PATHS | {
@@ -347,4 +368,4 @@ def rule_of(task: str, key: str) -> Rule | None:
     table = EVAL if task == "eval" else TRAIN
     if task == "eval" and key.startswith(("data.", "features.")):  # other ones than the run's
         table = TRAIN
-    return table.get(key) or (FREE.get(key) if task == "train" else None)
+    return table.get(key) or (FREE if task == "train" else TASKS).get(key)
