@@ -302,8 +302,47 @@ def scored_run(config: Config, choices: Choices) -> Problems:
             yield problem(group, None, "given: an official checkpoint names neither data nor features", f"add {add}")
 
 
+def sample_sets(config: Config, choices: Choices) -> Problems:
+    """Images that are named once: by seeds or by n and repeats; sets of one size, so that they can be compared."""
+    seeds, task = config["seeds"], choices.get("task")
+    if seeds is not None:
+        for key, usual in (("n", None), ("repeats", 1)):
+            if config[key] != usual:
+                yield problem(key, config[key], f"{show(usual)} with seeds={show(seeds)}, which say it already")
+        ends = [tuple(map(int, each.split("-"))) for each in (seeds if isinstance(seeds, list) else [seeds])]
+        if len({last - first for first, last in ends}) > 1:
+            yield problem("seeds", seeds, "ranges of one size: metrics of different n cannot be compared")
+        if task == "sample" and len(ends) > 1:
+            yield problem("seeds", seeds, "one range with task=sample")
+    if task == "sample" and config["repeats"] > 1:
+        yield problem("repeats", config["repeats"], "1 with task=sample", "set n")
+
+
+def ways(config: Config, choices: Choices) -> Problems:
+    """Levels that are named once, a sampler that can be made, and devices that there are several of."""
+    steps, sigmas, sampler = config["steps"], config["sigmas"], config.get("sampler") or {}
+    if sigmas is not None and steps not in (None, [len(sigmas)]):
+        yield problem("steps", steps, f"null with sigmas={show(sigmas)}: {len(sigmas)} steps", "leave steps out")
+    if choices.get("task") in ("sample", "search") and steps is not None and len(steps) > 1:
+        yield problem("steps", steps, f"one step count with task={choices['task']}")
+    if choices.get("task") == "search":
+        if sigmas is not None:
+            yield problem("sigmas", sigmas, "null with task=search, which looks for them")
+        if steps == [1]:
+            yield problem("steps", steps, "2 or more with task=search: one step has no further level")
+    low, high = sampler.get("sigma_min"), sampler.get("sigma_max")
+    if low is not None and high is not None and not low < high:
+        yield problem("sampler.sigma_min", low, f"less than sampler.sigma_max={high}", "did you swap them?")
+    elif "middle" in sampler and not low < sampler["middle"] < high:
+        yield problem("sampler.middle", sampler["middle"], f"between sigma_min={low} and sigma_max={high}")
+    if config["devices"] > 1 and config["device"] not in ("auto", "cpu", "cuda"):
+        yield problem(
+            "devices", config["devices"], f"1 with device={config['device']}", "or device=cuda, for the first"
+        )
+
+
 TRAIN = (
     *(teacher, init, levels, schedule, steps, curriculum, network, data, augment, features),
     *(trainer, outputs, solver, checkpoint),
 )
-EVAL = (scored_run,)
+EVAL = (scored_run, sample_sets, ways)

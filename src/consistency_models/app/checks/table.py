@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from consistency_models.app.checks.rules import (
     Rule,
@@ -61,6 +62,17 @@ def maybe(rule: Rule) -> Rule:
     return either(rule, NULL)
 
 
+def _is_range(value: Any) -> bool:
+    ends = re.fullmatch(r"(\d{1,15})-(\d{1,15})", value) if isinstance(value, str) else None
+    return bool(ends) and int(ends[1]) < int(ends[2])
+
+
+DESCENDING = Rule(
+    "a list of descending levels, each a number in (0, 1e6]",
+    lambda value: list_of(LEVEL).accepts(value) and all(a > b for a, b in pairwise(value)),
+    lambda value: sorted(value, reverse=True) if list_of(LEVEL, distinct=True).accepts(value) else None,
+)
+SEEDS = Rule("FIRST-LAST, two or more images, such as 0-49999", _is_range)
 PATHS: dict[str, Rule] = {"paths.runs": TEXT, "paths.output": TEXT}
 
 EVAL: dict[str, Rule] = PATHS | {
@@ -68,30 +80,40 @@ EVAL: dict[str, Rule] = PATHS | {
     "run": text("a run folder or a checkpoint file"),
     "weights": maybe(TEXT),
     "steps": maybe(list_of(SIZE, distinct=True)),
+    "sigmas": maybe(DESCENDING),
     "n": maybe(whole(2)),
     "seed": COUNT,
+    "seeds": maybe(either(SEEDS, list_of(SEEDS, distinct=True))),
+    "repeats": SIZE,
     "batch_size": SIZE,
     "device": Rule(
         "auto, cpu, cuda, cuda:NUMBER, mps",
         lambda value: isinstance(value, str) and bool(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value)),
         one_of("auto", "cpu", "cuda", "mps").meant,
     ),
+    "devices": whole(1, 1024),
+    "wandb": one_of("auto", "online", "offline", "disabled"),
     "show_traceback": FLAG,
     "augment": NULL,
     "network": NULL,
 }
 
 TASKS: dict[str, Rule] = {  # of eval.py's tasks; each takes some of them
+    # sample, search
+    "task.out": maybe(TEXT),
+    "task.format": one_of("png", "zip", "npz"),
+    "task.classes": maybe(list_of(COUNT, distinct=True)),
+    "task.by_class": FLAG,
+    "task.metric": maybe(TEXT),
+    "task.grid": whole(3, 10_000),
+    "task.images": whole(2),
     # editing
     "task.image": maybe(EXISTING),
     "task.mask": maybe(EXISTING),
     "task.label": maybe(COUNT),
     "task.levels": either(
         whole(2),
-        Rule(
-            "a list of descending levels, each a number in (0, 1e6]",
-            lambda value: list_of(LEVEL).accepts(value) and all(a > b for a, b in pairwise(value)),
-        ),
+        DESCENDING,
     ),
     "task.patch": SIZE,
     "task.noise": LEVEL,
@@ -365,7 +387,6 @@ FREE: dict[str, Rule] = {
 def rule_of(task: str, key: str) -> Rule | None:
     """The rule of a key, None if there is none."""
     key = re.sub(r"\.\d+(?=\.|$)", ".*", key)
-    table = EVAL if task == "eval" else TRAIN
-    if task == "eval" and key.startswith(("data.", "features.")):  # other ones than the run's
-        table = TRAIN
-    return table.get(key) or (FREE if task == "train" else TASKS).get(key)
+    if task == "eval" and not key.startswith(("data.", "features.", "sampler.")):  # other ones than the run's
+        return EVAL.get(key) or TASKS.get(key)
+    return TRAIN.get(key) or FREE.get(key)
