@@ -6,7 +6,7 @@ The noise of image k is a function of (seed, k) alone, so images 0-63 of a run o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from consistency_models.editing import edit, grid_of
 from consistency_models.random import seed_of
 
 __all__ = ["Generator", "build_model", "checkpoint_file", "instantiate", "load"]
@@ -108,6 +109,73 @@ class Generator:
             if progress is not None:
                 progress(len(indices))
         return torch.cat(images)
+
+    def edit(
+        self,
+        images: Tensor,
+        operator: Any,
+        levels: int | Sequence[float] = 40,
+        seed: int = 0,
+        labels: Tensor | None = None,
+        steps: int | None = None,
+        batch_size: int = 256,
+        x: Tensor | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Images that agree with what `operator` measures of these, shape (n, C, H, W), on the CPU; see `editing`.
+
+            known = torch.ones(8, 8, dtype=torch.bool);  known[2:6, 2:6] = False
+            repaired = generator.edit(images, editing.Inpainting(known), labels=[3] * len(images))
+            denoised = generator.edit(noisy, editing.Unconstrained(), levels=[0.5], labels=…, x=noisy)
+
+        What is measured of the result is what was measured of the images: of inpainting to the last bit, otherwise but
+        for rounding. So results are not clamped: with `Colorization` and `SuperResolution` they may leave [-1, 1].
+        A model of segments and a teacher are taken down to the ODE's end at each level, by their own sampler.
+
+        Args:
+            images: (n, C, H, W) in [-1, 1], of the model's shape.
+            operator: a measurement of `consistency_models.editing`, the same for all images.
+            levels: how many points the Karras grid has (one call at each but the last), or descending levels.
+            seed: noise depends on (seed, place in `images`) only.
+            labels: classes (n,) for a class-conditional model.
+            steps: those of its sampler, for a model that is not a consistency model; by default as in `sample`.
+            batch_size: images at a time; changes them by rounding only.
+            x: (n, C, H, W), images at the first level to start from; by default what is measured, with noise.
+            progress: called with the number of images after each level of each batch.
+
+        Raises:
+            ValueError: images, labels or levels that do not fit the model, or that the operator cannot measure.
+        """
+        n, classes, device = len(images), self.num_classes, next(self.model.parameters()).device
+        if tuple(images.shape[1:]) != self.shape or not images.is_floating_point() or not n:
+            allowed = f"floating-point numbers of shape (n, {', '.join(map(str, self.shape))})"
+            raise ValueError(f"images must be {allowed}; got {images.dtype} of shape {tuple(images.shape)}")
+        if (labels is None) == bool(classes):
+            kind = f"class-conditional: give {n} classes" if classes else "unconditional: leave them out"
+            raise ValueError(f"labels: this model is {kind}")
+        labels = None if labels is None else torch.as_tensor(labels)
+        if classes and (len(labels) != n or labels.min() < 0 or labels.max() >= classes):
+            raise ValueError(f"labels must be {n} numbers from 0 to {classes - 1}; got {labels.tolist()[:8]}")
+        steps = self.steps[0] if steps is None else steps
+        solver, sampler = self.solver(steps), self.make_sampler(steps=steps)
+        sigmas = grid_of(levels, sigma_max=sampler.sigmas[0]) if isinstance(levels, int) else levels
+        sigma_min = getattr(sampler, "sigma_min", 0.0)  # only consistency functions stop above 0
+        y, results = operator.measure(images.float()), []
+        for rows in torch.arange(n).split(batch_size):
+            onehot = one_hot(labels[rows], classes).float().to(device) if classes else None
+
+            def denoiser(x: Tensor, sigma: Tensor, onehot: Tensor | None = onehot) -> Tensor:
+                if progress is not None:
+                    progress(len(x))
+                return solver(x, sigma, onehot)
+
+            noise = ImageNoise(seed, rows.tolist(), self.shape, device)
+            start = None if x is None else x[rows].float().to(device)
+            edited = edit(
+                denoiser, y[rows].to(device), operator.replace, sigmas, noise, sigma_min, x=start, clip=self.bounded
+            )
+            results.append(edited.cpu())
+        return torch.cat(results)
 
 
 class ImageNoise:
