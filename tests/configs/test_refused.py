@@ -130,6 +130,7 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("train=flase", "train", "true, false", "did you mean train=false?"),
     ("test=1", "test", "true, false", "did you mean test=true?"),
     ("compile=yes", "compile", "true, false", "did you mean compile=true?"),
+    ("channels_last=1", "channels_last", "true, false", "did you mean channels_last=true?"),
     ("data.conditional=off", "data.conditional", "true, false", "did you mean data.conditional=false?"),
     ("tags=ablation", "tags", "a list of 0 or more", "did you mean tags=[ablation]?"),
     ("tags=[1]", "tags", "a list of 0 or more", ""),

@@ -68,8 +68,11 @@ def build_method(config: dict[str, Any]) -> Method:
     teacher = build_teacher(config)
     if config["init"]["_target_"]:
         instantiate(config["init"], model=model, teacher=teacher)
-    if config["compile"]:
-        model.network.compile()  # in place: no _orig_mod in the names of a checkpoint
+    for network in filter(None, (model.network, getattr(teacher, "network", None))):
+        if config["channels_last"]:
+            network.to(memory_format=torch.channels_last)
+        if config["compile"]:
+            network.compile()  # in place: no _orig_mod in the names of a checkpoint
     extra = {key: value for key, value in config["model"].items() if key not in NOT_ARGUMENTS}
     return instantiate(
         {"_target_": config["model"]["_target_"], **extra},

@@ -14,13 +14,12 @@ TRACT, arXiv 2303.04248.)
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from consistency_models.methods.base import Method, Step
+from consistency_models.methods.base import Method, Step, frozen_copy
 from consistency_models.schedules import per_image
 from consistency_models.solvers import ADDIM
 
@@ -86,4 +85,4 @@ class MultistepConsistency(Method):
             self._teacher[0].load_state_dict(saved["teacher"])
 
     def _become_teacher(self, phase: int, model: nn.Module) -> None:
-        self.phase, self._teacher = phase, (copy.deepcopy(model).eval().requires_grad_(False),)
+        self.phase, self._teacher = phase, (frozen_copy(model).eval(),)

@@ -130,6 +130,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "ckpt_path": maybe(text("last, a run folder, a checkpoint file")),
     "show_traceback": FLAG,
     "compile": FLAG,
+    "channels_last": FLAG,
     # what a recipe sets; the groups take it up
     "recipe.lr": POSITIVE,
     "recipe.decay": SHARE,
