@@ -61,10 +61,8 @@ def every_option():
     for i, data in enumerate(GROUPS["data"]):
         debug = "" if data.startswith("mixture") else _turn("debug", i)
         yield f"{_of_data(data)} features=identity {debug}".rstrip()
-    yield from (
-        "init=random teacher=none features=classifier",
-        "teacher=exact data=mixture model=cd init=run init.path={ckpt}",
-    )
+    yield from (f"init=random teacher=none features={features}" for features in GROUPS["features"])
+    yield "teacher=exact data=mixture model=cd init=run init.path={ckpt}"
     yield "teacher=run teacher.path={run} model=cd init=teacher"
     yield "teacher=edm teacher.path={pickle} teacher.guidance=2 model=cd init=pretrained init.path={pickle}"
     yield from (f"teacher={kind} teacher.path={{pickle}} model=cd" for kind in ("ect", "openai"))

@@ -124,8 +124,22 @@ def build_generator(config: dict[str, Any], model: nn.Module) -> Generator:
 
 
 def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evaluation:
-    """What is measured of generated images, against the data."""
-    return instantiate(config["features"])(data.source)
+    """What is measured of generated images, against the data.
+
+    Raises:
+        ConfigError: weights cannot be had; found out now, not hours later at the first validation.
+        DataError: the reference cannot be had.
+    """
+    evaluation = instantiate(config["features"])(data.source)
+    extractor = config["features"]["extractor"]
+    if "weights" in extractor:
+        try:
+            evaluation.extractor  # noqa: B018
+        except (FileNotFoundError, ValueError) as error:
+            raise ConfigError("features.extractor.weights", extractor["weights"], str(error)) from error
+    if evaluation.source.images is None:
+        evaluation.reference  # noqa: B018
+    return evaluation
 
 
 def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | None) -> Callable[..., ODEError] | None:

@@ -1,5 +1,5 @@
 """Evaluation: feature spaces, metrics with protocol in their names, data-against-data floors, pictures."""
 
-from consistency_models.evaluation.protocol import Evaluation, Score
+from consistency_models.evaluation.protocol import Evaluation, Score, combined
 
-__all__ = ["Evaluation", "Score"]
+__all__ = ["Evaluation", "Score", "combined"]

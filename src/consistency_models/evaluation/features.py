@@ -1,15 +1,16 @@
 """Feature spaces in which generated and real images are compared.
 
-An extractor is made from a data set and maps images in [-1, 1], shape (B, C, H, W), to features (B, F). Its `name`
-becomes part of the name of every number that is measured in its space: distances in different feature spaces cannot be
-compared.
+An extractor is made from a data set and maps images in [-1, 1], shape (B, C, H, W), to features (B, F). It declares
+    name      a part of the name of every number that is measured in its space: distances in different ones cannot be
+              compared
+    protocol  what happens to images on the way, beside the weights: what is kept on disk depends on it
+and one that tells classes apart has `logits(features)`, (B, F) -> (B, classes).
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from consistency_models.checkpoints import SCHEMA, CheckpointError, read, write
+from consistency_models.weights import cache_folder
 
-__all__ = ["Classifier", "Identity", "cache_folder", "to_bytes", "to_float"]
+__all__ = ["Classifier", "Identity", "resized_to", "to_bytes", "to_float", "to_rgb"]
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +37,21 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
-def cache_folder() -> Path:
-    """Where trained classifiers are kept: `$XDG_CACHE_HOME/consistency_models`, by default under `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consistency_models"
+def to_rgb(images: Tensor) -> Tensor:
+    """Grey images (B, 1, H, W) as (B, 3, H, W); (B, 3, H, W) as they are.
+
+    Raises:
+        ValueError: images have another number of channels.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"this feature space is of grey or RGB images (B, 1 or 3, H, W); got {tuple(images.shape)}")
+    return images.expand(-1, 3, -1, -1)
+
+
+def resized_to(size: int, images: Tensor) -> Tensor:
+    """uint8 images scaled to size x size as image programs do: bicubic, antialiased, rounded to 0 ... 255; float32."""
+    images = F.interpolate(images.float(), (size, size), mode="bicubic", antialias=True)
+    return images.round().clamp(0, 255)
 
 
 @contextmanager
@@ -57,7 +71,7 @@ class Identity(nn.Module):
         data: not used; every extractor is given the data set.
     """
 
-    name = "identity"
+    name, protocol = "identity", "values"
 
     def __init__(self, data) -> None:
         super().__init__()
@@ -89,7 +103,7 @@ class Classifier(nn.Module):
         ValueError: the data has no labels.
     """
 
-    name = "classifier"
+    name, protocol = "classifier", "8 bits"
 
     def __init__(
         self, data, steps: int = 300, batch_size: int = 128, learning_rate: float = 5e-3, seed: int = 0
@@ -117,9 +131,9 @@ class Classifier(nn.Module):
         """(B, C, H, W) in [-1, 1], on any device -> (B, 64) on the classifier's."""
         return self.body(to_float(to_bytes(images.to(self.held_out_accuracy.device))))
 
-    def classify(self, features: Tensor) -> Tensor:
-        """Probability of each class, (B, classes), from features (B, 64)."""
-        return self.head(features.to(self.held_out_accuracy)).softmax(1)
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits of the classes, (B, classes), from features (B, 64)."""
+        return self.head(features.to(self.held_out_accuracy))
 
     def _build(self, shape: tuple[int, int, int], classes: int) -> None:
         width, size = shape[:2]
@@ -147,7 +161,7 @@ class Classifier(nn.Module):
             schedule.step()
         self.eval()
         with torch.no_grad():
-            right = [self.classify(self(to_float(images[r]))).argmax(1) == labels[r] for r in held_out.split(512)]
+            right = [self.logits(self(to_float(images[r]))).argmax(1) == labels[r] for r in held_out.split(512)]
         self.held_out_accuracy.fill_(torch.cat(right).float().mean())
 
     def _load(self, path: Path) -> bool:

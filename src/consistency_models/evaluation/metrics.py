@@ -3,60 +3,28 @@
 A metric declares
     name           how its numbers' names begin
     needs_labels   it asks whether an image is of the class that was asked for
-    is_distance    near 0 for sets of one distribution, larger the further apart; otherwise a share: more is better
+    needs_points   it asks for the reference's features one by one: mean and covariance alone are not enough
+    needs_order    it looks at the images in groups: in another order its number is another one, as good as the first
+    is_distance    near 0 for sets of one distribution, larger the further apart; otherwise more is better
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-__all__ = ["Agreement", "EnergyDistance", "FeatureSet", "FrechetDistance", "SlicedWasserstein"]
+from consistency_models.evaluation.feature_set import FeatureSet, distances, sum_of_distances
 
-
-@dataclass(frozen=True)
-class FeatureSet:
-    """Images as points in a feature space.
-
-    Args:
-        points: (n, F), n >= 2; float64 for numbers that shall be exact.
-        labels: (n,) int64, the class of each image, or None.
-        extractor: what made them.
-
-    Raises:
-        ValueError: points are not of this shape, or fewer than 2.
-    """
-
-    points: Tensor
-    labels: Tensor | None = None
-    extractor: nn.Module | None = None
-
-    def __post_init__(self) -> None:
-        if self.points.ndim != 2 or len(self.points) < 2:
-            raise ValueError(f"features must be of shape (n, F) with n >= 2; got {tuple(self.points.shape)}")
-
-    def __len__(self) -> int:
-        return len(self.points)
-
-    def __getitem__(self, rows: Tensor) -> FeatureSet:
-        """The images of these rows."""
-        return FeatureSet(self.points[rows], None if self.labels is None else self.labels[rows], self.extractor)
-
-    @cached_property
-    def statistics(self) -> dict[str, np.ndarray]:
-        """{"mu": mean (F,), "sigma": covariance (F, F)}, float64."""
-        from torch_fidelity.metric_fid import fid_features_to_statistics
-
-        return fid_features_to_statistics(self.points.double().cpu())
-
-    @cached_property
-    def mean_distance(self) -> float:
-        """E‖x - x'‖ over all pairs of different images."""
-        return _sum_of_distances(self.points, self.points) / (len(self) * (len(self) - 1))
+__all__ = [
+    "Agreement",
+    "EnergyDistance",
+    "FrechetDistance",
+    "InceptionScore",
+    "KernelDistance",
+    "Precision",
+    "Recall",
+    "SlicedWasserstein",
+]
 
 
 class FrechetDistance:
@@ -65,15 +33,116 @@ class FrechetDistance:
     torch-fidelity's float64 implementation: exact to about 1e-7 of the covariances' trace, to 1e-5 where one is
     singular, so that equal sets may come out as a tiny negative number. From n samples the distance is biased upwards
     by about c/n: compare only numbers of equal n.
+
+    Args:
+        name: fid in the Inception space.
+
+    Raises:
+        ValueError: the sets' features are of different sizes.
     """
 
-    name, needs_labels, is_distance = "fd", False, True
+    needs_labels, needs_points, needs_order, is_distance = False, False, False, True
+
+    def __init__(self, name: str = "fd") -> None:
+        self.name = name
 
     def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
         """The distance."""
         from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
-        return fid_statistics_to_metric(generated.statistics, reference.statistics, verbose=False)[KEY_METRIC_FID]
+        ours, theirs = generated.statistics, reference.statistics
+        if ours["mu"].shape != theirs["mu"].shape:
+            sizes = f"{len(ours['mu'])} and {len(theirs['mu'])}"
+            raise ValueError(f"the features of generated and real images must be of one size; got {sizes} values")
+        return fid_statistics_to_metric(ours, theirs, verbose=False)[KEY_METRIC_FID]
+
+
+class KernelDistance:
+    """Squared maximum mean discrepancy with k(x, y) = (x·y/F + 1)³: KID (Bińkowski et al., arXiv 1801.01401, Sec. 4).
+
+    The mean of unbiased estimates on random subsets, torch-fidelity's, which are the same in every call; it may fall
+    below 0 for sets of one distribution. Unlike the Fréchet distance it can be compared between numbers of images.
+
+    Args:
+        name: kid in the Inception space.
+        subsets: how many, at least 1.
+        subset_size: images of each; all of the smaller set where that has fewer.
+        seed: of the subsets; torch-fidelity's default.
+    """
+
+    needs_labels, needs_points, needs_order, is_distance = False, True, True, True
+
+    def __init__(self, name: str = "kd", subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> None:
+        self.name, self.subsets, self.subset_size, self.seed = name, subsets, subset_size, seed
+
+    def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
+        """The distance."""
+        from torch_fidelity.metric_kid import kernel_mmd
+
+        size, draw = min(self.subset_size, len(generated), len(reference)), np.random.RandomState(self.seed)
+        estimates = []
+        for _ in range(self.subsets):
+            # In this order, and in float64: the sums of kernels differ by much less than they are.
+            pair = [each.points[draw.choice(len(each), size, replace=False)] for each in (generated, reference)]
+            estimates.append(kernel_mmd(*(points.double().cpu().numpy() for points in pair)))
+        return float(np.mean(estimates))
+
+
+class InceptionScore:
+    """exp E_x KL( p(y|x) ‖ p(y) ), mean over groups of images in their order; p are the extractor's classes.
+
+    The reference is not looked at.  (Salimans et al., arXiv 1606.03498, Sec. 4.)
+
+    Args:
+        splits: groups, at least 1; as many as there are images where these are fewer.
+    """
+
+    name, needs_labels, needs_points, needs_order, is_distance = "is", False, False, True, False
+
+    def __init__(self, splits: int = 10) -> None:
+        self.splits = splits
+
+    def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
+        """The score, at least 1; `generated.extractor` must have classes."""
+        from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+
+        logits = torch.cat([generated.extractor.logits(rows).cpu() for rows in generated.points.split(4096)])
+        splits = min(self.splits, len(generated))
+        return isc_features_to_metric(logits, splits, shuffle=False)[KEY_METRIC_ISC_MEAN]
+
+
+class Precision:
+    """Share of generated images that lie nearer to some real one than that one's k-th nearest real neighbour.
+
+    (Kynkäänniemi et al., arXiv 1904.06991, Eq. 1 and 2.)  Are the images good?  Costs n·m distances.
+
+    Args:
+        k: which neighbour, at least 1.
+    """
+
+    name, needs_labels, needs_points, needs_order, is_distance = "precision", False, True, False, False
+
+    def __init__(self, k: int = 3) -> None:
+        self.k = k
+
+    def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
+        """The share, in [0, 1]."""
+        radii = reference.radii(self.k)
+        inside = [(rows <= radii).any(1) for rows in distances(generated.points, reference.points)]
+        return torch.cat(inside).double().mean().item()
+
+
+class Recall(Precision):
+    """Share of real images that lie nearer to some generated one than that one's k-th nearest generated neighbour.
+
+    `Precision` with the sets exchanged (Kynkäänniemi et al., arXiv 1904.06991, Eq. 2): is everything there?
+    """
+
+    name = "recall"
+
+    def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
+        """The share, in [0, 1]."""
+        return super().__call__(reference, generated)
 
 
 class SlicedWasserstein:
@@ -86,7 +155,7 @@ class SlicedWasserstein:
         seed: of the directions.
     """
 
-    name, needs_labels, is_distance = "sw", False, True
+    name, needs_labels, needs_points, needs_order, is_distance = "sw", False, True, False, True
 
     def __init__(self, projections: int = 128, seed: int = 0) -> None:
         self.projections, self.seed = projections, seed
@@ -115,25 +184,20 @@ class EnergyDistance:
     (Székely & Rizzo, Energy statistics, J. Stat. Plan. Inference 143, 2013.)  Costs n·m distances.
     """
 
-    name, needs_labels, is_distance = "energy", False, True
+    name, needs_labels, needs_points, needs_order, is_distance = "energy", False, True, False, True
 
     def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
         """The distance."""
-        between = _sum_of_distances(generated.points, reference.points) / (len(generated) * len(reference))
+        between = sum_of_distances(generated.points, reference.points) / (len(generated) * len(reference))
         return 2 * between - generated.mean_distance - reference.mean_distance
-
-
-def _sum_of_distances(x: Tensor, y: Tensor) -> float:
-    x, y = x.double(), y.double()
-    return sum(torch.cdist(rows, y).sum() for rows in x.split(256)).item()
 
 
 class Agreement:
     """Share of the generated images that the classifier puts into the class that was asked for, in [0, 1]."""
 
-    name, needs_labels, is_distance = "agreement", True, False
+    name, needs_labels, needs_points, needs_order, is_distance = "agreement", True, False, False, False
 
     def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
         """The share; `generated.extractor` must be a classifier."""
-        answers = generated.extractor.classify(generated.points).argmax(1).cpu()
+        answers = generated.extractor.logits(generated.points).argmax(1).cpu()
         return (answers == generated.labels.cpu()).double().mean().item()

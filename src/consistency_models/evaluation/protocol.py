@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from consistency_models.data.errors import DataError
+from consistency_models.evaluation.feature_set import FeatureSet
 from consistency_models.evaluation.features import to_float
-from consistency_models.evaluation.metrics import FeatureSet
+from consistency_models.evaluation.references import Reference, kept
 from consistency_models.random import seed_of
 
-__all__ = ["Evaluation", "Score"]
+__all__ = ["Evaluation", "Score", "combined"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,13 @@ class Score:
 
     Args:
         metric, features, reference: names of the metric, the feature space and the real images ("train").
-        value: the number; NaN if an image was not finite.
+        value: the number, or the mean over repetitions; NaN if an image was not finite.
         n: generated images.
         reference_digest: hash of the real images.
         steps: sampling steps; None for real images in place of generated ones.
         spread: standard deviation over repetitions, or None.
+        best: the best over repetitions, or None: EDM's papers print the smallest of three.
+        is_distance: less is better.
     """
 
     metric: str
@@ -39,6 +43,8 @@ class Score:
     reference_digest: str
     steps: int | None
     spread: float | None = None
+    best: float | None = None
+    is_distance: bool = True
 
     @property
     def name(self) -> str:
@@ -47,16 +53,41 @@ class Score:
         return f"{self.metric}{self.n}_{self.features}_{self.reference}_{sampler}"
 
 
+def combined(scores: Sequence[Score]) -> Score:
+    """Scores of one name on several sets of images as one: mean, spread and best.
+
+    Raises:
+        ValueError: there is none, or they are of different names.
+    """
+    if len({score.name for score in scores}) != 1:
+        names = ", ".join(sorted({score.name for score in scores})) or "none"
+        raise ValueError(f"scores to combine must be one or more of one name; got {names}")
+    values = [score.value for score in scores]
+    if len(values) == 1:
+        return scores[0]
+    mean = statistics.fmean(values)
+    best = mean if math.isnan(mean) else (min if scores[0].is_distance else max)(values)
+    return replace(scores[0], value=mean, spread=statistics.stdev(values), best=best)
+
+
 class Evaluation:
-    """Measures generated images against a data set, whose own features are computed once.
+    """Measures generated images against real ones, whose own features are computed once.
 
     Args:
         data: `.images` (n, C, H, W), uint8 or float in [-1, 1]; `.labels` (n,) int64 or None; `.num_classes`;
-            `.digest`; `.name`.
+            `.digest`; `.name`; `.test`, another such set or None.
         extractor: `extractor(data)` gives the feature space.
-        metrics: of these, those that need labels are left out where there are none.
-        reference: what the data set is called in the names: train or test.
+        metrics: of these, those that need labels are left out where there are none, and those that need the reference's
+            images where it is but their mean and covariance.
+        reference: train, test, or an npz file: see `Reference.of`.
         batch_size: images whose features are computed at a time.
+        device: where that is done; auto is a GPU if there is one.
+
+    Attributes:
+        progress: `progress(what, done, total)` is called as the features of a set of images are computed; None.
+
+    Raises:
+        DataError: the reference cannot be had.
     """
 
     def __init__(
@@ -66,25 +97,56 @@ class Evaluation:
         metrics: Sequence[Callable[[FeatureSet, FeatureSet], float]],
         reference: str = "train",
         batch_size: int = 512,
+        device: str = "cpu",
     ) -> None:
-        self.data, self.metrics = data, metrics
-        self.reference_name, self.batch_size = reference, batch_size
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.data, self.metrics, self.batch_size, self.device = data, metrics, batch_size, torch.device(device)
+        self.source = Reference.of(data, reference)
         self.make_extractor = extractor
+        self.progress: Callable[[str, int, int], None] | None = None
 
     @cached_property
     def extractor(self) -> nn.Module:
         """The feature space; made, and if need be trained, when it is first asked for."""
-        return self.make_extractor(self.data)
+        return self.make_extractor(self.data).to(self.device)
 
     @cached_property
     def reference(self) -> FeatureSet:
-        """Features of the whole data set."""
-        return self.features(self.data.images, self.data.labels)
+        """Features of the real images, or what a file says of them.
+
+        Raises:
+            DataError: the file's statistics are of another space, or no metric can do with them alone.
+        """
+        source = self.source
+        if source.images is None:
+            size = self.features(self.data.images[:2]).points.shape[1]
+            if len(source.moments["mu"]) != size or all(metric.needs_points for metric in self.metrics):
+                raise DataError(
+                    f"features.reference: {source.name} holds mean and covariance of {len(source.moments['mu'])} "
+                    f"features; {self.extractor.name} has {size}, and {', '.join(m.name for m in self.metrics)} must "
+                    "have one that can do with them: choose features=inception, or a file with images, or train"
+                )
+            return FeatureSet(None, moments=source.moments)
+        made = kept(source, self.extractor, lambda: self.features(source.images, source.labels, source.name))
+        if source.moments is not None and len(source.moments["mu"]) == made.points.shape[1]:
+            return replace(made, moments=source.moments)
+        return made
 
     @torch.no_grad()
-    def features(self, images: Tensor, labels: Tensor | None = None) -> FeatureSet:
-        """Features, float64 and on the CPU, of images (n, C, H, W), uint8 or float in [-1, 1]."""
-        batches = [self.extractor(to_float(batch)).double().cpu() for batch in images.split(self.batch_size)]
+    def features(self, images: Tensor, labels: Tensor | None = None, what: str = "images") -> FeatureSet:
+        """Features, on the CPU, of images (n, C, H, W), uint8 or float in [-1, 1].
+
+        In full float32 (neither autocast nor TensorFloat-32), so that they do not depend on the device.
+        """
+        batches, done = [], 0
+        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+        with exact, torch.autocast(self.device.type, enabled=False):
+            for batch in images.split(self.batch_size):
+                batches.append(self.extractor(to_float(batch)).cpu())
+                done += len(batch)
+                if self.progress is not None:
+                    self.progress(what, done, len(images))
         return FeatureSet(torch.cat(batches), labels, self.extractor)
 
     def scores(self, images: Tensor, labels: Tensor | None, steps: int) -> list[Score]:
@@ -92,7 +154,7 @@ class Evaluation:
         generated = self.features(images, labels)
         finite = generated.points.isfinite().all()
         return [
-            self._score(metric, [metric(generated, self.reference) if finite else math.nan], len(generated), steps)
+            self._score(metric, metric(generated, self.reference) if finite else math.nan, len(generated), steps)
             for metric in self._applicable(generated)
         ]
 
@@ -101,32 +163,36 @@ class Evaluation:
 
         The bias of a distance falls about as 1/n. A half has n/2 images, so a perfect generator of n images, scored
         against all n, comes out at about half the floor; one that has learned these very images by heart, below that.
-        For a share, such as Agreement, the floor is what real images reach.
+        For a share, such as Agreement, the floor is what real images reach.  None where there are no images to split.
 
         Args:
             splits: how many, at least 2.
         """
+        if self.reference.points is None:
+            return []
         halves = []
         for split in range(splits):
             generator = torch.Generator().manual_seed(seed_of("floor", split))
             order = torch.randperm(len(self.reference), generator=generator)
             halves.append((self.reference[order[: len(order) // 2]], self.reference[order[len(order) // 2 :]]))
         return [
-            self._score(metric, [metric(*pair) for pair in halves], len(halves[0][0]))
+            combined([self._score(metric, metric(*pair), len(pair[0])) for pair in halves])
             for metric in self._applicable(self.reference)
         ]
 
     def _applicable(self, images: FeatureSet) -> list[Callable[[FeatureSet, FeatureSet], float]]:
-        return [metric for metric in self.metrics if images.labels is not None or not metric.needs_labels]
+        """The metrics for which there is what they need."""
+        labelled, has_points = images.labels is not None, self.reference.points is not None
+        return [m for m in self.metrics if (labelled or not m.needs_labels) and (has_points or not m.needs_points)]
 
-    def _score(self, metric, values: list[float], n: int, steps: int | None = None) -> Score:
+    def _score(self, metric, value: float, n: int, steps: int | None = None) -> Score:
         return Score(
             metric=metric.name,
-            value=statistics.fmean(values),
+            value=value,
             n=n,
             features=self.extractor.name,
-            reference=self.reference_name,
-            reference_digest=self.data.digest,
+            reference=self.source.name,
+            reference_digest=self.source.digest,
             steps=steps,
-            spread=statistics.stdev(values) if len(values) > 1 else None,
+            is_distance=metric.is_distance,
         )

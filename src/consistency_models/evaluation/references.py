@@ -1,0 +1,128 @@
+"""What generated images are compared with: a data set's images, or published statistics; read safely, computed once."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from consistency_models.checkpoints import SCHEMA, CheckpointError, read, write
+from consistency_models.data.errors import DataError
+from consistency_models.evaluation.feature_set import FeatureSet
+from consistency_models.weights import cache_folder
+
+__all__ = ["Reference", "kept"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The real side of a comparison.
+
+    Args:
+        name: what it is called in the names of metrics.
+        digest: hash of its content.
+        images: (n, C, H, W) uint8 or float in [-1, 1], or None.
+        labels: (n,) int64, or None.
+        moments: {"mu": (F,), "sigma": (F, F)} that a file gives of the Inception features, float64, or None.
+    """
+
+    name: str
+    digest: str
+    images: Tensor | None
+    labels: Tensor | None = None
+    moments: dict[str, np.ndarray] | None = None
+
+    @classmethod
+    def of(cls, data, which: str) -> Reference:
+        """The reference that `features.reference` names.
+
+        Args:
+            data: the data set; `.test` holds its test images, if it keeps some apart.
+            which: train; test; or an npz file: EDM's, with mu and sigma, or OpenAI's, with images arr_0 and perhaps mu
+                and sigma (mu_s and sigma_s, of another space, are passed over).
+
+        Raises:
+            DataError: there are no test images, or the file is not such a file or is of images of another size.
+        """
+        if which == "train":
+            return cls("train", data.digest, data.images, data.labels)
+        if which == "test":
+            test = getattr(data, "test", None)
+            if test is None:
+                raise DataError(f"features.reference=test: {data.name} keeps no test images apart: choose train")
+            return cls("test", test.digest, test.images, test.labels)
+        path = Path(which).expanduser()
+        try:
+            return cls._of_file(path, tuple(data.images.shape[1:]))
+        except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"features.reference={which}: {error}: allowed are train, test, and npz files with mu (F,) and sigma "
+                "(F, F), or with images arr_0 (n, H, W, C) of 8 bits"
+            ) from error
+
+    @classmethod
+    def _of_file(cls, path: Path, shape: tuple[int, int, int]) -> Reference:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        images = moments = None
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError(f"this is a single array of shape {file.shape}")
+        with file:
+            if "arr_0" in file:
+                array = file["arr_0"]
+                if array.dtype != np.uint8 or array.ndim != 4 or len(array) < 2:
+                    raise ValueError(f"arr_0 is {array.dtype} of shape {array.shape}")
+                images = torch.from_numpy(array).permute(0, 3, 1, 2)
+                if tuple(images.shape[1:]) != shape:
+                    raise ValueError(f"its images are {tuple(images.shape[1:])}, those of the data {shape}")
+            if "mu" in file and "sigma" in file:
+                mu, sigma = (file[name].astype(np.float64) for name in ("mu", "sigma"))
+                if mu.ndim != 1 or sigma.shape != 2 * mu.shape:
+                    raise ValueError(f"mu is of shape {mu.shape} and sigma of shape {sigma.shape}")
+                if not (np.isfinite(mu).all() and np.isfinite(sigma).all() and np.allclose(sigma, sigma.T)):
+                    raise ValueError("mu or sigma is not finite, or sigma not symmetric")
+                moments = {"mu": mu, "sigma": sigma}
+            if images is None and moments is None:
+                raise ValueError(f"it holds {', '.join(file.files) or 'nothing'}")
+        return cls(path.stem, digest, images, None, moments)
+
+
+def kept(reference: Reference, extractor: nn.Module, compute: Callable[[], FeatureSet]) -> FeatureSet:
+    """What `compute` gives of a reference's images, or what an earlier run has kept of it in `cache_folder()`.
+
+    The file's name is a hash of images, weights and preprocessing.  What no network has made is not worth keeping.
+    """
+    weights = extractor.state_dict()
+    if not weights:
+        return compute()
+    hasher = hashlib.blake2b(f"{reference.digest} {extractor.name} {extractor.protocol}".encode(), digest_size=12)
+    for name, value in weights.items():
+        hasher.update(name.encode())
+        hasher.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    path = cache_folder() / f"features-{hasher.hexdigest()}.pt"
+    if path.exists():
+        try:
+            content = read(path)
+            moments = {name: content[name].numpy() for name in ("mu", "sigma")}
+            return FeatureSet(content["points"], reference.labels, extractor, moments)
+        except (CheckpointError, KeyError) as error:
+            log.warning("features that were kept cannot be used and are computed again: %s", error)
+    made = compute()
+    try:
+        moments = {name: torch.from_numpy(value) for name, value in made.statistics.items()}
+        write({"schema": SCHEMA, "points": made.points, **moments}, path)
+    except OSError as error:
+        log.warning(
+            "features of %s cannot be kept and will be computed again by the next run: %s", reference.name, error
+        )
+    return made
