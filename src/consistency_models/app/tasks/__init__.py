@@ -9,7 +9,7 @@ from hydra.utils import get_method
 
 from consistency_models.app.errors import Exit
 from consistency_models.app.run import quiet, report
-from consistency_models.generation import load
+from consistency_models.generation import instantiate, load
 
 __all__ = ["run_task"]
 
@@ -18,12 +18,20 @@ def run_task(config: dict[str, Any]) -> Exit:
     """Load `run` and do `task` with it; returns the exit code."""
     try:
         quiet()
-        task = dict(config["task"])
-        generator = load(config["run"], config["weights"], _device(config["device"]))
+        task, config = dict(config["task"]), {**config, "device": _device(config["device"])}
+        generator = load(config["run"], config["weights"], config["device"])
+        if config.get("sampler"):
+            generator.make_sampler = instantiate(_sampler(config["sampler"], generator.config["sampler"]))
         get_method(task.pop("_target_"))(config, generator, **task)
         return Exit.DONE
     except Exception as error:
         return report(error, config["show_traceback"])[0]
+
+
+def _sampler(chosen: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The sampler that was chosen; what is null in it, such as the segments of a chain, is as in the run's own."""
+    filled = {key: own.get(key) if value is None else value for key, value in chosen.items()}
+    return {key: value for key, value in filled.items() if value is not None}
 
 
 def _device(name: str) -> str:

@@ -1,27 +1,25 @@
-"""`task=evaluate`: sample at several step counts, score the images, and write down what was measured."""
+"""`task=evaluate`: sample in several ways, score the images, and write down what was measured."""
 
 from __future__ import annotations
 
-import json
-import logging
-import math
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from rich.progress import Progress
+from torch import Tensor
 
 from consistency_models.app import build
 from consistency_models.app.errors import ConfigError
-from consistency_models.app.folder import write_atomically
-from consistency_models.evaluation import Evaluation
+from consistency_models.app.tasks.ode import ode_errors
+from consistency_models.app.tasks.produce import Producer, progress_bar, results_folder, samplers_of, sets_of
+from consistency_models.app.tasks.records import publish, result, write
+from consistency_models.evaluation import Evaluation, combined
 from consistency_models.evaluation.grids import save_comparison, save_scatter
+from consistency_models.evaluation.plots import save_ode_error, save_quality
 from consistency_models.generation import Generator, checkpoint_file
 
-log = logging.getLogger(__name__)
-
-__all__ = ["run", "settings_of"]
+__all__ = ["evaluation_of", "run", "sample_sets", "settings_of"]
 
 
 def settings_of(trained: dict[str, Any], run: str) -> dict[str, Any]:
@@ -30,79 +28,74 @@ def settings_of(trained: dict[str, Any], run: str) -> dict[str, Any]:
     kept = {key: evaluation[key] for key in ("steps", "n", "seed", "batch_size")}
     accelerator = trained["trainer"]["accelerator"]
     device = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(accelerator, "auto")
-    chosen = {"run": run, "weights": None, "device": device, "data": None, "features": None}
+    chosen = {"run": run, "weights": None, "device": device, "devices": 1, "data": None, "features": None}
+    chosen |= {"sampler": None, "sigmas": None, "seeds": None, "repeats": 1, "wandb": "auto"}
     task = {"_target_": f"{__name__}.run"}
     return {"task": task, **kept, **chosen, "show_traceback": trained["show_traceback"]}
 
 
 def run(config: dict[str, Any], generator: Generator) -> None:
-    """Score images of `run` at the step counts `steps`."""
-    path = checkpoint_file(config["run"])
-    settings = generator.config["evaluation"]
-    steps = config["steps"] or settings["steps"]
-    n = config["n"] or settings["n"]
-    if any(not isinstance(count, int) or count < 1 for count in steps) or n < 2:
-        raise ConfigError("steps", steps, "a list of whole numbers from 1, and n of at least 2")
-    evaluation = _evaluation(config, generator)
-    labels = generator.labels(torch.arange(n))
-    results, pictures = [], {}
-    with Progress() as progress:
-        for count in steps:
-            task = progress.add_task(f"{count}-step samples", total=n)
-            started = time.perf_counter()
-            images = generator.sample(
-                n,
-                steps=count,
-                seed=config["seed"],
-                batch_size=config["batch_size"],
-                progress=lambda done, task=task: progress.advance(task, done),
-            )
-            seconds = time.perf_counter() - started
-            pictures[f"{count}-step"] = images
-            sampler = generator.make_sampler(steps=count)
+    """Score images of `run` at the step counts `steps`, or made with the levels `sigmas`."""
+    samplers, sets = samplers_of(config, generator), sets_of(config, generator.config["evaluation"]["n"])
+    evaluation, results, pictures = evaluation_of(config, generator), [], {}
+    with Producer(config, generator) as producer, progress_bar() as progress:
+        for sampler in samplers:
+            steps, scores, spent = len(sampler.sigmas), [], 0.0
+            task = progress.add_task(f"{steps}-step samples", total=sum(map(len, sets)))
+            for indices, images, seconds in sample_sets(producer, sampler, sets, lambda n: progress.advance(task, n)):  # noqa: B023
+                scores.append(evaluation.scores(images, generator.labels(torch.tensor(indices)), steps))
+                pictures.setdefault(f"{steps}-step", images)
+                spent += seconds
             results += [
-                {
-                    "metric": f"eval/{found.name}",
-                    "value": None if math.isnan(found.value) else found.value,
-                    "spread": found.spread,
-                    "n": found.n,
-                    "features": found.features,
-                    "reference": found.reference,
-                    "reference_digest": found.reference_digest,
-                    "sampler": type(sampler).__name__,
-                    "steps": count,
-                    "sigmas": list(sampler.sigmas),
-                    "nfe": sampler.nfe,
-                    "seconds": round(seconds, 3),
-                }
-                for found in evaluation.scores(images, labels, count)
+                result(vars(found) | {"name": found.name}, sampler, spent) for found in map(combined, zip(*scores))
             ]
-    floor = {f"eval/{found.name}": found.value for found in evaluation.floor()}
-    folder = _folder(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    curves = []
+    for sampler, scores, curve, seconds in ode_errors(generator, evaluation.data, samplers, config["device"]):
+        results += [result(score, sampler, seconds) for score in scores]
+        curves.append(curve)
+    folder = results_folder(config["run"])
     content = {
         "schema": 1,
-        "checkpoint": str(path),
+        "checkpoint": str(checkpoint_file(config["run"])),
         "digest": generator.origin["digest"],
         "weights": generator.weights,
         "seed": config["seed"],
+        "sets": [f"{indices.start}-{indices.stop - 1}" for indices in sets],
         "results": results,
-        "floor": floor,
+        "floor": {f"eval/{found.name}": found.value for found in evaluation.floor()},
+        "ode_error": curves,
     }
-    write_atomically(folder / "evaluation.json", json.dumps(content, indent=2) + "\n")
-    table = _table(content)
-    write_atomically(folder / "evaluation.md", table)
     title = f"the same noise, weights {generator.weights}"
     if generator.bounded:
         save_comparison(folder / "samples.png", {name: images[:40] for name, images in pictures.items()}, title=title)
     else:
-        save_scatter(folder / "samples.png", {"data": evaluation.data.images[:n], **pictures}, title)
-    print(table)
+        save_scatter(folder / "samples.png", {"data": evaluation.data.images[: len(sets[0])], **pictures}, title)
+    save_quality(folder / "quality.png", {generator.weights: results})
+    if curves:
+        save_ode_error(folder / "ode_error.png", {generator.weights: curves})
+    print(write(folder, content))
+    publish(config["wandb"], generator.config, folder, content)
     print(f"written to {folder}")
 
 
-def _evaluation(config: dict[str, Any], generator: Generator) -> Evaluation:
-    """What is measured, against which data: those of the run, or those on the command line."""
+def sample_sets(
+    producer: Producer, sampler: Any, sets: Sequence[range], advance: Callable[[int], Any]
+) -> Iterator[tuple[range, Tensor, float]]:
+    """(indices, their images in order, seconds) of each sample set; `advance(n)` is told of images as they come."""
+    for indices in sets:
+        started, images = time.perf_counter(), torch.empty(len(indices), *producer.generator.shape)
+        for part, batch in producer.batches(sampler, indices):
+            images[part.start - indices.start : part.stop - indices.start] = batch
+            advance(len(part))
+        yield indices, images, time.perf_counter() - started
+
+
+def evaluation_of(config: dict[str, Any], generator: Generator) -> Evaluation:
+    """What is measured, against which data: those of the run, or those on the command line.
+
+    Raises:
+        ConfigError: neither says, or the data are of another shape or other classes than the model's.
+    """
     parts = {group: config.get(group) or generator.config.get(group, {}) for group in ("data", "features")}
     for group, add in (("data", "data=cifar10 data.root=FOLDER"), ("features", "features=classifier")):
         if "_target_" not in parts[group]:
@@ -113,23 +106,3 @@ def _evaluation(config: dict[str, Any], generator: Generator) -> Evaluation:
         made = f"images of shape {generator.shape} in {generator.num_classes or 'no'} classes, as {config['run']} makes"
         raise ConfigError("data", parts["data"]["name"], f"{made}; these are {shape} in {classes}")
     return build.build_evaluation(parts, data)
-
-
-def _table(content: dict[str, Any]) -> str:
-    lines = [
-        f"Checkpoint `{content['checkpoint']}`, weights {content['weights']}, seed {content['seed']}.",
-        "",
-        "| metric | value | network calls | seconds |",
-        "|---|---|---|---|",
-    ]
-    for result in content["results"]:
-        value = "not finite" if result["value"] is None else f"{result['value']:.4g}"
-        lines.append(f"| {result['metric']} | {value} | {result['nfe']} | {result['seconds']:.1f} |")
-    lines += [f"| {name} (data against data) | {value:.4g} | | |" for name, value in content["floor"].items()]
-    return "\n".join(lines) + "\n"
-
-
-def _folder(checkpoint: Path) -> Path:
-    """evaluation/ of the run folder, or beside a checkpoint that lies elsewhere."""
-    parent = checkpoint.parent
-    return (parent.parent if parent.name == "checkpoints" else parent / checkpoint.stem) / "evaluation"

@@ -1,0 +1,63 @@
+"""The distance of a trained model to the true solution of the probability-flow ODE, where one is known."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from consistency_models.app import build
+from consistency_models.generation import Generator
+from consistency_models.samplers import Consistency
+
+log = logging.getLogger(__name__)
+
+__all__ = ["ode_errors"]
+
+TEACHERS = ("consistency_models.app.build.run_teacher", "consistency_models.app.build.official_teacher")
+
+
+def ode_errors(
+    generator: Generator, source: Any, samplers: Sequence[Any], device: str
+) -> Iterator[tuple[Any, list[dict[str, Any]], dict[str, Any], float]]:
+    """(sampler, scores, the errors at each level, seconds) for each way down the ODE.
+
+    All consistency samplers have one way, the function itself; of others each is measured. Nothing comes for a run
+    without an exact solution or a teacher, or whose teacher is no longer where it was.
+    """
+    settings, teacher = generator.config["evaluation"], generator.config.get("teacher") or {}
+    exact, path = hasattr(source, "consistency"), teacher.get("path")
+    if not settings.get("ode_points") or not (exact or teacher.get("_target_")):
+        return
+    if not exact and path is not None and not Path(path).expanduser().exists():
+        log.warning("teacher.path=%s is not there: the distance to its ODE is not measured", path)
+        return
+    if not exact and not _is_plain(teacher):
+        log.warning("the run's teacher is %s: the distance to its ODE is not measured", teacher.get("_target_"))
+        return
+    truth = None if exact else build.build_teacher(generator.config)
+    measure = build.build_ode_error(generator.config, source, truth)(device)
+    reference = "exact" if exact else "teacher"
+    digest = source.digest if exact else truth.origin["digest"]
+    functions = [sampler for sampler in samplers if isinstance(sampler, Consistency)]
+    for sampler in samplers:
+        if sampler in functions[1:]:
+            continue
+        started, steps = time.perf_counter(), len(sampler.sigmas)
+        errors = measure(generator.solver(steps))
+        seconds, n = time.perf_counter() - started, len(measure.images)
+        common = {"features": None, "reference": reference, "reference_digest": digest, "n": n, "is_distance": True}
+        scores = [
+            {"name": f"{name}{n}_{reference}_{steps}step", "value": value, **common}
+            for name, value in errors.summary().items()
+        ]
+        levels = {name: getattr(errors, name).tolist() for name in ("sigmas", "rms", "median", "self_consistency")}
+        yield sampler, scores, {"steps": steps, "reference": reference, **levels}, seconds
+
+
+def _is_plain(teacher: dict[str, Any]) -> bool:
+    """Whether nothing but a file is read to build it: a run may be a stranger's."""
+    text = str(teacher)
+    return teacher.get("_target_") in TEACHERS and text.count("_target_") == 1 and "${" not in text

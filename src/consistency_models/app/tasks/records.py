@@ -1,0 +1,104 @@
+"""What evaluations leave: evaluation.json, a table, and the same in the run's W&B run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from consistency_models.app.folder import write_atomically
+from consistency_models.app.loggers import wandb_mode
+
+log = logging.getLogger(__name__)
+
+__all__ = ["publish", "result", "write"]
+
+
+def result(score: Mapping[str, Any], sampler: Any, seconds: float) -> dict[str, Any]:
+    """An entry of evaluation.json: what was measured, and of images that were made how."""
+    numbers = {key: score.get(key) for key in ("value", "spread", "best")}
+    return {
+        "metric": f"eval/{score['name']}",
+        **{key: None if x is None or not math.isfinite(x) else x for key, x in numbers.items()},
+        **{key: score[key] for key in ("n", "features", "reference", "reference_digest", "is_distance")},
+        "sampler": type(sampler).__name__,
+        "steps": len(sampler.sigmas),
+        "sigmas": list(sampler.sigmas),
+        "nfe": sampler.nfe,
+        "seconds": round(seconds, 3),
+    }
+
+
+def write(folder: Path, content: dict[str, Any]) -> str:
+    """evaluation.json and evaluation.md; returns the latter."""
+    write_atomically(folder / "evaluation.json", json.dumps(content, indent=2) + "\n")
+    table = _table(content)
+    write_atomically(folder / "evaluation.md", table)
+    return table
+
+
+def _table(content: dict[str, Any]) -> str:
+    sets = content["sets"]
+    lines = [
+        f"Checkpoint `{content['checkpoint']}`, weights {content['weights']}, seed {content['seed']}, "
+        + (f"images {sets[0]}." if len(sets) == 1 else f"{len(sets)} sample sets: {', '.join(sets)}."),
+        "",
+        "| metric | value"
+        + (" (mean ± deviation) | best of the sets" if len(sets) > 1 else "")
+        + " | levels | network calls | seconds |",
+        "|---|---" + ("|---" if len(sets) > 1 else "") + "|---|---|---|",
+    ]
+    for found in content["results"]:
+        value = "not finite" if found["value"] is None else f"{found['value']:.4g}"
+        value += "" if found["spread"] is None else f" ± {found['spread']:.2g}"
+        best = "" if len(sets) == 1 else " | " if found["best"] is None else f" | {found['best']:.4g}"
+        sigmas = [f"{sigma:.3g}" for sigma in found["sigmas"]]
+        levels = " ".join(sigmas if len(sigmas) <= 4 else [*sigmas[:2], "…", sigmas[-1]])
+        lines.append(f"| {found['metric']} | {value}{best} | {levels} | {found['nfe']} | {found['seconds']:.1f} |")
+    empty = " |" * (4 if len(sets) > 1 else 3)
+    lines += [f"| {name} (data against data) | {value:.4g} |{empty}" for name, value in content["floor"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def publish(asked: str, trained: dict[str, Any], folder: Path, content: dict[str, Any]) -> None:
+    """Numbers, table and figures into the W&B run that trained the model; offline where W&B cannot be reached.
+
+    Nothing that goes wrong with W&B makes an evaluation fail: all of it is in the folder.
+
+    Args:
+        asked: auto, online, offline or disabled.
+        trained: the configuration of the training.
+        folder: evaluation/ of the run folder, with its PNGs.
+        content: of evaluation.json.
+    """
+    summary = folder.parent / "summary.json"
+    logged = (json.loads(summary.read_text()).get("wandb") if summary.exists() else None) or {}
+    if asked == "disabled" or "id" not in logged or (mode := wandb_mode(asked)) == "disabled":
+        return
+    try:
+        import wandb
+    except ImportError:
+        log.warning("wandb is not installed: the results are in %s only", folder)
+        return
+    options = trained["logger"]["wandb"]
+    try:
+        run = wandb.init(
+            dir=folder.parent,
+            project=options["project"],
+            entity=options["entity"],
+            id=logged["id"],
+            resume="allow",
+            mode=mode,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        columns = ["metric", "value", "spread", "best", "n", "sampler", "steps", "nfe", "seconds"]
+        rows = [[found[column] for column in columns] for found in content["results"]]
+        figures = {f"eval/{path.stem}": wandb.Image(str(path)) for path in sorted(folder.glob("*.png"))}
+        run.log({**{row[0]: row[1] for row in rows if row[1] is not None}, **content["floor"], **figures})
+        run.log({"eval/results": wandb.Table(columns, rows)})
+        run.finish()
+    except (wandb.Error, OSError) as error:
+        log.warning("wandb: %s: the results are in %s only", error, folder)

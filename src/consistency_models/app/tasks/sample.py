@@ -1,0 +1,108 @@
+"""`task=sample`: many images as files, at once a training set or what other people's metrics read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from consistency_models.app.errors import ConfigError
+from consistency_models.app.folder import write_atomically
+from consistency_models.app.tasks.archives import ARCHIVES, save_png
+from consistency_models.app.tasks.produce import Producer, progress_bar, results_folder, samplers_of, sets_of
+from consistency_models.callbacks.finite import NonFiniteError
+from consistency_models.evaluation.features import to_bytes
+from consistency_models.generation import Generator
+
+__all__ = ["run"]
+
+
+def run(
+    config: dict[str, Any],
+    generator: Generator,
+    out: str | None,
+    format: str,
+    classes: list[int] | None,
+    by_class: bool,
+) -> None:
+    """Write images in EDM's or OpenAI's layout; see conf/task/sample.yaml.
+
+    They are PNGs below OUT, or for an archive below OUT.part until the whole of it can be written. A file that is there
+    is not made again, and none ever stands half-written under its name.
+
+    Raises:
+        ConfigError: the model makes no such images or classes, or OUT holds something else.
+        NonFiniteError: an image is not finite.
+    """
+    samplers, sets = samplers_of(config, generator), sets_of(config, 64)
+    if len(samplers) > 1 or len(sets) > 1:
+        raise ConfigError("steps", config["steps"], "one step count, and one range of seeds, with task=sample")
+    (sampler,), (wanted,) = samplers, sets
+    choice = _choice(generator, classes, by_class)
+    target = Path(out or results_folder(config["run"]) / f"samples_{len(sampler.sigmas)}step")
+    target = target if format == "png" or target.suffix else target.with_name(f"{target.name}.{format}")
+    if format != "png" and target.exists():
+        raise ConfigError("task.out", target, "an archive that is not there yet", "delete it, or choose another name")
+    folder = target if format == "png" else target.with_name(f"{target.name}.part")
+    _claim(folder, _settings(config, generator, sampler, classes, by_class))
+    labels = {k: choice[k % len(choice)] if choice else None for k in wanted}
+    names = {k: f"{labels[k] if by_class else k // 1000:05d}/img{k:08d}.png" for k in wanted}
+    there = {k for k in wanted if (folder / names[k]).exists()}
+    with Producer(config, generator) as producer, progress_bar() as progress:
+        task = progress.add_task("samples", total=len(wanted) - len(there))
+        for indices, images in producer.batches(sampler, wanted, choice, there):
+            if not images.isfinite().all():
+                raise NonFiniteError(f"images {indices.start} to {indices.stop - 1} are not finite")
+            for k, pixels in zip(indices, to_bytes(images).permute(0, 2, 3, 1).numpy()):
+                if k not in there:
+                    save_png(folder / names[k], pixels)
+                    progress.advance(task)
+    if format == "png":
+        _describe(folder, choice)
+    else:
+        order = sorted(wanted, key=lambda k: (labels[k], k)) if by_class else wanted
+        ARCHIVES[format](target, folder, [names[k] for k in order], [labels[k] for k in order] if choice else None)
+        shutil.rmtree(folder)
+    print(f"{len(wanted)} images, {len(there)} of which were there before, in {target}")
+
+
+def _choice(generator: Generator, classes: list[int] | None, by_class: bool) -> list[int] | None:
+    """The classes that take turns; None for an unconditional model."""
+    if not generator.bounded or generator.shape[0] not in (1, 3):
+        raise ConfigError("task", "sample", f"a model of images; this one makes {generator.shape} of any values")
+    count = generator.num_classes
+    if not count and (classes or by_class):
+        key, value = ("task.classes", classes) if classes else ("task.by_class", "true")
+        raise ConfigError(key, value, "left out: the model is unconditional")
+    if classes and max(classes) >= count:
+        raise ConfigError("task.classes", classes, f"classes from 0 to {count - 1}")
+    return classes or list(range(count)) or None
+
+
+def _settings(config: dict[str, Any], generator: Generator, sampler: Any, classes: Any, by_class: bool) -> dict:
+    """All that images of an index depend on, and where they are put."""
+    model = {"digest": generator.origin["digest"], "weights": generator.weights}
+    made = {"sampler": type(sampler).__name__, **{key: str(value) for key, value in vars(sampler).items()}}
+    return {**model, **made, "seed": config["seed"], "classes": classes, "by_class": by_class}
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder one of these settings."""
+    file = folder / "samples.json"
+    if folder.exists() and any(folder.iterdir()):
+        known = json.loads(file.read_text()) if file.exists() else {}
+        differing = [key for key in settings if known.get(key) != settings[key]]
+        if differing:
+            allowed = f"a new folder, or one of the same settings; different here: {', '.join(differing)}"
+            raise ConfigError("task.out", folder, allowed, "choose another folder by task.out=")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(settings, indent=2) + "\n")
+
+
+def _describe(folder: Path, choice: list[int] | None) -> None:
+    """dataset.json of all that lies there, also from earlier commands."""
+    paths = sorted(folder.glob("*/img*.png"), key=lambda path: path.stem)
+    pairs = [[f"{path.parent.name}/{path.name}", int(path.stem[3:])] for path in paths]
+    content = {"labels": [[name, choice[k % len(choice)]] for name, k in pairs] if choice else None}
+    write_atomically(folder / "dataset.json", json.dumps(content) + "\n")

@@ -1,0 +1,109 @@
+"""`task=search`: the levels at which a consistency model is best called again, one after the other.
+
+    σ_1 = σ_max;   σ_{i+1} = argmin over σ < σ_i of metric(σ_1, …, σ_i, σ),  by ternary search on a Karras grid
+
+which is right where the metric is unimodal in the next level, given those before.  (Consistency Models, arXiv
+2303.01469, Sec. 3, on choosing the time points of Algorithm 1.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from consistency_models.app.errors import ConfigError
+from consistency_models.app.folder import write_atomically
+from consistency_models.app.tasks.evaluate import evaluation_of, sample_sets
+from consistency_models.app.tasks.produce import Producer, progress_bar, results_folder, samplers_of, sets_of
+from consistency_models.evaluation import combined
+from consistency_models.evaluation.plots import save_search
+from consistency_models.generation import Generator
+from consistency_models.samplers import Consistency
+from consistency_models.schedules import karras_grid
+
+__all__ = ["run", "ternary_search"]
+
+
+def ternary_search(function: Callable[[int], float], low: int, high: int) -> int:
+    """The whole number low <= i <= high at which a unimodal function is smallest.
+
+    Two calls a third: of [l, r] it keeps [l, m_2] if f(m_1) < f(m_2), else [m_1, r], and in the end asks at each number
+    that is left.
+
+    Raises:
+        ValueError: low > high.
+    """
+    if low > high:
+        raise ValueError(f"need low <= high; got {low} and {high}")
+    function = cache(function)
+    while high - low >= 3:
+        first, second = low + (high - low) // 3, high - (high - low) // 3
+        if function(first) < function(second):
+            high = second
+        else:
+            low = first
+    return min(range(low, high + 1), key=function)
+
+
+def run(config: dict[str, Any], generator: Generator, metric: str | None, grid: int, images: int) -> None:
+    """Search the levels for `steps` calls; writes search.json and search.png, and prints the command that uses them."""
+    wanted = max(config["steps"] or [2])
+    own = samplers_of({**config, "sigmas": None, "steps": [1]}, generator)[0]
+    if not isinstance(own, Consistency) or wanted < 2:
+        allowed = f"2 or more, of a consistency sampler; this one is {type(own).__name__}"
+        raise ConfigError("steps", [wanted], allowed, "add sampler=consistency")
+    sets = sets_of(config, min(images, generator.config["evaluation"]["n"]))
+    evaluation, trace, sigmas, names = evaluation_of(config, generator), [], [own.sigmas[0]], []
+    levels = karras_grid(
+        grid, max(own.sigma_min, 0.002), own.sigmas[0]
+    ).tolist()  # ascending; the ends are no candidates
+    with Producer(config, generator) as producer, progress_bar() as progress:
+
+        def score(sampler: Consistency, what: str) -> Any:
+            task = progress.add_task(what, total=sum(map(len, sets)))
+            scores = []
+            for indices, made, _ in sample_sets(producer, sampler, sets, lambda n: progress.advance(task, n)):
+                every = evaluation.scores(made, generator.labels(torch.tensor(indices)), len(sampler.sigmas))
+                scores.append(_chosen(every, metric))
+            progress.remove_task(task)
+            found = combined(scores)
+            if not math.isfinite(found.value):
+                raise ConfigError("task.metric", found.name, "a metric that is finite; this one is not", what)
+            return found
+
+        while len(sigmas) < wanted:
+            tried: dict[int, float] = {}
+
+            def value(i: int, tried: dict[int, float] = tried) -> float:
+                found = score(Consistency([*sigmas, levels[i]], own.sigma_min, own.clip), f"σ = {levels[i]:.4g}")
+                tried[i], names[:] = found.value, [found.name]
+                return found.value if found.is_distance else -found.value
+
+            below = [i for i in range(1, grid - 1) if levels[i] < sigmas[-1]]
+            if not below:
+                raise ConfigError("task.grid", grid, f"more points: {len(sigmas)} steps end at the lowest level")
+            best = ternary_search(value, below[0], below[-1])
+            sigmas.append(levels[best])
+            trace += [
+                {"steps": len(sigmas), "sigma": levels[i], "value": x, "best": i == best} for i, x in tried.items()
+            ]
+    folder, (name,) = results_folder(config["run"]), names
+    content = {"schema": 1, "digest": generator.origin["digest"], "weights": generator.weights, "seed": config["seed"]}
+    content |= {"metric": f"eval/{name}", "grid": grid, "sigmas": sigmas, "trace": trace}
+    write_atomically(folder / "search.json", json.dumps(content, indent=2) + "\n")
+    save_search(folder / "search.png", trace, name)
+    written = ",".join(f"{sigma:.6g}" for sigma in sigmas)
+    print(f"{name}: {next(t['value'] for t in reversed(trace) if t['best']):.4g} with {len(trace)} trials, in {folder}")
+    print(f"use them  python eval.py run={config['run']} sigmas=[{written}]")
+
+
+def _chosen(scores: list[Any], metric: str | None) -> Any:
+    names = [found.metric for found in scores]
+    if metric is not None and metric not in names:
+        raise ConfigError("task.metric", metric, ", ".join(names))
+    return scores[names.index(metric) if metric else 0]

@@ -1,0 +1,136 @@
+"""Figures of what was measured: quality against network calls, ODE error over noise levels, the trace of a search."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["family", "save_ode_error", "save_quality", "save_search"]
+
+INK, QUIET, LINE = "#202124", "#5f6368", "#dadce0"
+
+
+def family(metric: str) -> str:
+    """A metric's name without the sampling steps: eval/fd1797_classifier_train_1step -> fd1797_classifier_train."""
+    return re.sub(r"_\d+step$", "", metric.removeprefix("eval/"))
+
+
+def save_quality(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """A PNG of each metric against the number of network calls, a line for each run and sampler.
+
+    Args:
+        path: the file; its folder is made.
+        runs: name -> `results` of evaluation.json; distances to the ODE's solution have a figure of their own, and what
+            was not finite is left out.
+
+    Raises:
+        ValueError: no metric of no run has a value.
+    """
+    lines: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    for run, results in runs.items():
+        for found in results:
+            if found["value"] is not None and found["features"] is not None:
+                label = f"{run}, {found['sampler']}"
+                panel = lines.setdefault(family(found["metric"]), {})
+                panel.setdefault(label, []).append((found["nfe"], found["value"], found["spread"] or 0.0))
+    if not lines:
+        raise ValueError("there is nothing to plot: no result with a finite value")
+    colours = {
+        label: f"C{i}" for i, label in enumerate(dict.fromkeys(name for each in lines.values() for name in each))
+    }
+    figure, axes = _panels(len(lines))
+    for axis, (metric, panel) in zip(axes, lines.items()):
+        for label, points in panel.items():
+            calls, values, spreads = zip(*sorted(points))
+            axis.errorbar(
+                calls, values, spreads, label=label, color=colours[label], marker="o", ms=4, capsize=3, lw=1.2
+            )
+        ticks = sorted({point[0] for points in panel.values() for point in points})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+        _style(axis, metric, "network calls an image", metric.split("_")[0])
+    _save(figure, axes[0], path)
+
+
+def save_ode_error(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """A PNG over the noise level: rms and median distance to the true solution, and between neighbouring levels.
+
+    Args:
+        path: the file; its folder is made.
+        runs: name -> `ode_error` of evaluation.json.
+
+    Raises:
+        ValueError: no run has any.
+    """
+    curves = [(f"{run}, {each['steps']}-step", each) for run, found in runs.items() for each in found]
+    if not curves:
+        raise ValueError("there is nothing to plot: no run has an ODE error")
+    figure, (distance, between) = _panels(2)
+    for i, (label, curve) in enumerate(curves):
+        sigmas, reference = curve["sigmas"], curve["reference"]
+        distance.plot(
+            sigmas, curve["rms"], color=f"C{i}", marker="o", ms=3, lw=1.2, label=f"{label}, rms ({reference})"
+        )
+        distance.plot(
+            sigmas, curve["median"], color=f"C{i}", marker="o", ms=3, lw=1.2, ls="--", label=f"{label}, median"
+        )
+        between.plot(sigmas[1:], curve["self_consistency"], color=f"C{i}", marker="o", ms=3, lw=1.2)
+    for axis in (distance, between):
+        axis.set(xscale="log", yscale="log")
+    _style(distance, "distance to the true solution of the ODE", "σ", "‖f - f*‖ / (√d·σ_data)")
+    _style(between, "self-consistency along true trajectories (rms)", "σ, against the level below", "")
+    _save(figure, distance, path)
+
+
+def save_search(path: str | Path, trace: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """A PNG of the metric over the level that was searched, for each step count.
+
+    Args:
+        path: the file; its folder is made.
+        trace: {"steps", "sigma", "value", "best": whether it was chosen} of everything that was tried.
+        metric: its name.
+    """
+    figure, (axis,) = _panels(1)
+    for i, steps in enumerate(dict.fromkeys(tried["steps"] for tried in trace)):
+        points = sorted((tried["sigma"], tried["value"]) for tried in trace if tried["steps"] == steps)
+        best = [(tried["sigma"], tried["value"]) for tried in trace if tried["steps"] == steps and tried["best"]]
+        axis.plot(*zip(*points), color=f"C{i}", marker="o", ms=3, lw=1, label=f"{steps} steps: last level")
+        axis.plot(*zip(*best), color=f"C{i}", marker="*", ms=12, ls="", label=f"chosen: {best[0][0]:.3g}")
+    axis.set_xscale("log")
+    _style(axis, f"{metric}, by ternary search", "σ of the last call", metric.split("_")[0])
+    _save(figure, axis, path)
+
+
+def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
+    from matplotlib.figure import Figure
+
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(4.4 * columns + 0.4, 3.2 * rows + 0.5), dpi=150, layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[count:]:
+        axis.remove()
+    return figure, axes[:count]
+
+
+def _style(axis: Axes, title: str, x: str, y: str) -> None:
+    axis.set_title(title, fontsize=10, color=INK)
+    axis.set_xlabel(x, fontsize=9, color=QUIET)
+    axis.set_ylabel(y, fontsize=9, color=QUIET)
+    axis.tick_params(labelsize=8, colors=QUIET, length=2)
+    axis.grid(color=LINE, linewidth=0.5)
+    axis.spines[:].set_color(LINE)
+
+
+def _save(figure: Figure, labelled: Axes, path: str | Path) -> None:
+    handles, labels = labelled.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
