@@ -40,7 +40,8 @@ class WeightEMA(StepCallback):
         for name in self.profile.names:
             saved = self._restored.get(name)
             start = parameters if saved is None else [saved[key] for key in self.names]
-            self.averages[name] = [tensor.detach().to(p).clone() for tensor, p in zip(start, parameters)]
+            # laid out as the parameters are: otherwise one multi-tensor kernel becomes one kernel a tensor
+            self.averages[name] = [torch.empty_like(p).copy_(tensor.detach()) for tensor, p in zip(start, parameters)]
         self._restored = {}
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from consistency_models.ema import ema_update
 from consistency_models.random import Rows
 from consistency_models.schedules import Levels
 
-__all__ = ["Method", "Step"]
+__all__ = ["Method", "Step", "frozen_copy"]
 
 
 @dataclass
@@ -52,6 +51,15 @@ class Step:
     def at(self, s: Tensor) -> Tensor:
         """x + s·noise for levels s of shape (B,): the same images and noise at another level."""
         return self.x + s.to(self.x.dtype).view(-1, *[1] * (self.x.ndim - 1)) * self.noise
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy of the weights that no optimiser trains; compiled where the model is, which deepcopy forgets."""
+    copied = copy.deepcopy(model).requires_grad_(False)
+    for module, twin in zip(model.modules(), copied.modules()):
+        if module._compiled_call_impl is not None:
+            twin.compile()
+    return copied
 
 
 class Method(LightningModule):
@@ -101,7 +109,7 @@ class Method(LightningModule):
         self.total_steps = total_steps
         self.target_ema = target_ema
         if target_ema is not None:
-            self.target_copy = copy.deepcopy(model).requires_grad_(False)
+            self.target_copy = frozen_copy(model)
         # A tuple hides the teacher from torch: it is in no checkpoint, and DDP neither copies nor waits for it.
         self._teacher = (teacher,)
         self.teacher_calls = 0  # evaluations of the teacher in this step, counted in images
@@ -170,7 +178,9 @@ class Method(LightningModule):
     def encode_labels(self, labels: Tensor | None) -> Tensor | None:
         """One-hot float labels (B, classes), or None for an unconditional network."""
         classes = getattr(self.model.network, "num_classes", 0)
-        return one_hot(labels, classes).float() if classes and labels is not None else None
+        if not classes or labels is None:
+            return None
+        return (labels[:, None] == torch.arange(classes, device=labels.device)).float()  # one_hot asks the CPU's labels
 
     def monitor(self, loss: Tensor, ascending: Tensor) -> None:
         """Keep this micro-batch's loss for the log, and by quartile of the level (`ascending` sorts the levels)."""
