@@ -9,9 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
@@ -42,11 +46,27 @@ def main(task: str, root: Path) -> int:
             from consistency_models.app.checks import check_command
 
             sys.argv[1:] = check_command(task, root / "conf", arguments)
-        hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
+        with _one_search_path():
+            hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.code)
     return max(outcomes, default=0)
+
+
+@contextmanager
+def _one_search_path() -> Iterator[None]:
+    """Hydra lists the groups once: it reads its whole search path anew for each, 180 times for --help."""
+    read, known = ConfigLoaderImpl._parse_overrides_and_create_caching_repo, {}
+
+    def once(loader: ConfigLoaderImpl, name: str | None, overrides: list[str]) -> Any:
+        key = (loader, name, *overrides)
+        if key not in known:
+            known[key] = read(loader, name, overrides)
+        return known[key]
+
+    with patch.object(ConfigLoaderImpl, read.__name__, once):
+        yield
 
 
 def _job(task: str, outcomes: list[int]) -> Any:
