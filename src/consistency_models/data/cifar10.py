@@ -61,6 +61,8 @@ def _of_archive(archive: Path) -> ImageSet:
                 name = member.name.rpartition("/")[2]
                 if name in TRAIN + TEST and member.isfile() and member.size <= BATCH_BYTES:
                     content[name] = tar.extractfile(member).read()
+            while tar.fileobj.read(1 << 20):  # to the very end, where gzip's checksum is
+                pass
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{archive} cannot be read ({error}): fetch it again, {URL}, MD5 {MD5}") from error
     images, labels = zip(*(_batch(archive, name, content.get(name)) for name in TRAIN + TEST))
