@@ -248,6 +248,15 @@ def test_images_of_two_sizes(folder, pixels):
     refused(folder, "dog/5.png is 16x16, but cat/0.png is 8x8; all images must have one size: set data.image_size")
 
 
+def test_images_of_another_mode_or_size_can_be_left_out(folder, pixels):
+    write(folder, {"cat/deep.png": Image.fromarray(np.zeros((8, 8), np.uint16)), "dog/wide.png": pixels(5)[:, :4]})
+    write(folder, {"dog/small.png": pixels(6, size=4)})
+    with pytest.warns(UserWarning, match="3 of 8 images cannot be used .*: cat/deep.png, dog/small.png, dog/wide.png"):
+        images = image_folder(folder, bad_images="skip")
+    assert torch.equal(images.images, expected(pixels, 0, 1, 2, 3, 4))
+    assert images.labels.tolist() == [0, 0, 1, 1, 1]
+
+
 def test_images_of_sixteen_bits(tmp_path):
     root = write(tmp_path / "deep", {"0.png": Image.fromarray(np.zeros((4, 4), np.uint16))})
     refused(root, "0.png has pixels of mode I;16; 8 bits a channel are allowed")
@@ -263,10 +272,34 @@ def test_images_that_cannot_be_decoded(folder, pixels, kind, damage):
     root = kind(folder)
     refused(root, "cat/1.png cannot be decoded .*set data.source.bad_images=skip")
     for _ in range(2):
-        with pytest.warns(UserWarning, match="1 of 5 images cannot be decoded and are left out: cat/1.png"):
+        with pytest.warns(UserWarning, match="1 of 5 images cannot be used and are left out: cat/1.png"):
             images = image_folder(root, bad_images="skip", cache_dir=folder.parent / "cache")
         assert torch.equal(images.images, expected(pixels, 0, 2, 3, 4))
         assert images.labels.tolist() == [0, 1, 1, 1]
+
+
+def test_a_member_of_a_zip_with_a_wrong_checksum(tmp_path, pixels):
+    """A bitmap has no checksum of its own: the zip's tells that a pixel is another one."""
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for k in range(3):
+            archive.writestr(f"{k}.bmp", encoded(pixels(k), "BMP"))
+    content = bytearray(path.read_bytes())
+    content[content.index(encoded(pixels(1), "BMP")) + 100] ^= 1
+    path.write_bytes(content)
+    refused(path, "1.bmp cannot be decoded .*CRC-32")
+    with pytest.warns(UserWarning, match="1 of 3 images cannot be used and are left out: 1.bmp"):
+        assert torch.equal(image_folder(path, bad_images="skip").images, expected(pixels, 0, 2))
+
+
+@pytest.mark.parametrize("cache", ["cache", None], ids=["kept", "in memory"])
+def test_files_that_vanish_later_are_not_missed(folder, tmp_path, cache):
+    """In mid-epoch nothing is read from them: all images are decoded before the first step."""
+    images = image_folder(folder, cache_dir=cache and tmp_path / cache).images
+    before = images.clone()
+    shutil.rmtree(folder)
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    assert torch.equal(images, before)
 
 
 def test_a_broken_link_is_a_bad_image(folder):

@@ -92,7 +92,7 @@ def cached(
         files: where they lie.
         names: which of them, in this order.
         decoder: how.
-        skip: leave out files that cannot be decoded, instead of raising.
+        skip: leave out files that cannot be decoded, or are not of the mode or size, instead of raising.
         cache_dir: where decoded images are kept, in a folder whose name depends on origin, names, sizes, times and the
             decoder; written as a whole or not at all. None, or a folder that cannot be written: in memory only.
 
@@ -174,9 +174,9 @@ class _Images:
                 for start in range(0, len(self.names), CHUNK):
                     names = self.names[start : start + CHUNK]
                     for name, image in zip(names, pool.map(self._decode, names)):
-                        if image is not None:
-                            first = first or (name, image.shape)
-                            self._compare(first, name, image)
+                        first = first or (None if image is None else (name, image.shape))
+                        if image is not None and image.shape != first[1]:
+                            image = self._of_another_size(first, name, image)
                         progress.advance(task)
                         if time.monotonic() - begin > 1:
                             progress.start()
@@ -191,18 +191,18 @@ class _Images:
     def _decode(self, name: str) -> np.ndarray | None:
         try:
             return self.decoder(self.files.read(name))
-        except DataError as error:
-            raise DataError(f"{self.files.origin}/{name} {error}") from None
         except Exception as error:  # Pillow raises a dozen kinds for files that are cut off or no images
             if self.skip:
                 return None
+            if isinstance(error, DataError):
+                raise DataError(f"{self.files.origin}/{name} {error}") from None
             raise DataError(
                 f"{self.files.origin}/{name} cannot be decoded ({error}); PNG, JPEG, WebP, BMP, TIFF, GIF and PPM are "
                 "allowed: mend or remove it, or set data.source.bad_images=skip"
             ) from error
 
-    def _compare(self, first: tuple[str, tuple], name: str, image: np.ndarray) -> None:
-        if image.shape != first[1]:
+    def _of_another_size(self, first: tuple[str, tuple], name: str, image: np.ndarray) -> None:
+        if not self.skip:
             (_, height, _), (_, other, _) = first[1], image.shape
             raise DataError(
                 f"{self.files.origin}/{name} is {other}x{other}, but {first[0]} is {height}x{height}; "

@@ -39,7 +39,8 @@ def image_folder(
     Args:
         root: a folder or a zip.
         image_size, channels, resize: see `Decoder`.
-        bad_images: what happens to a file that cannot be decoded: error, or skip (with a warning that counts them).
+        bad_images: what happens to a file that cannot be decoded, or is not of the mode or size of the others: error,
+            or skip (with a warning that counts them).
         cache_dir: decoded images are kept here for the next run, which then starts at once; None keeps them in memory.
         name: what the set is called.
 
@@ -80,7 +81,7 @@ def _read(
         bad = [name for name, good in zip(names, kept) if not good]
         more = " …" if len(bad) > 3 else ""
         warnings.warn(
-            f"{files.origin}: {len(bad)} of {len(names)} images cannot be decoded and are left out: "
+            f"{files.origin}: {len(bad)} of {len(names)} images cannot be used and are left out: "
             f"{', '.join(bad[:3])}{more}",
             stacklevel=3,
         )
