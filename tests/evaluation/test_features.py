@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from consistency_models.evaluation import features
-from consistency_models.evaluation.features import Classifier, Identity, cache_folder, to_bytes, to_float
+from consistency_models.evaluation import dino, efficientnet, features, inception
+from consistency_models.evaluation.features import Classifier, Identity, resized_to, to_bytes, to_float, to_rgb
+from consistency_models.weights import cache_folder
 
-EXTRACTORS = [each for name in features.__all__ if isinstance(each := getattr(features, name), type)]
+MODULES = (features, inception, dino, efficientnet)
+EXTRACTORS = [each for m in MODULES for name in m.__all__ if isinstance(each := getattr(m, name), type)]
+SIZES = {"Classifier": 64, "Identity": 64, "InceptionV3": 2048, "DINOv2": 128, "EfficientNetLite0": 1280}
 
 
 @pytest.fixture
@@ -23,17 +26,50 @@ def weights(classifier):
 
 
 @pytest.mark.parametrize("extractor", EXTRACTORS)
-def test_extractors_see_one_image_at_a_time_and_leave_the_random_state_alone(extractor, cache, digit_set):
+def test_extractors_see_one_image_at_a_time_and_leave_the_random_state_alone(extractor, cache, digit_set, weight_files):
     before = torch.get_rng_state()
-    space = extractor(digit_set)
-    images = to_float(digit_set.images[:7])
+    given = {"weights": weight_files[extractor.__name__]} if extractor.__name__ in weight_files else {}
+    space = extractor(digit_set, **given)
+    images = to_float(digit_set.images[:5])
     found = space(images)
     assert isinstance(space, nn.Module)
-    assert space.name == extractor.__name__.lower()
-    assert found.shape == (7, 64)
-    torch.testing.assert_close(torch.cat([space(images[:3]), space(images[3:])]), found)
+    assert found.shape == (5, SIZES[extractor.__name__])
+    assert found.dtype == torch.float32
+    assert found.std(0).mean() > 0  # it sees them
+    torch.testing.assert_close(torch.cat([space(images[:3]), space(images[3:])]), found, rtol=1e-5, atol=1e-5)
+    if "8 bits" in space.protocol:
+        assert torch.equal(space(images + 1e-3), found)
+    if hasattr(space, "logits"):
+        assert space.logits(found.double()).shape[0] == 5
+    assert not space.training
     assert not any(parameter.requires_grad for parameter in space.parameters())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_names_of_spaces_are_distinct(cache, digit_set, weight_files):
+    names = {each.name for each in EXTRACTORS if hasattr(each, "name")}
+    assert names == {"identity", "classifier", "inception", "efficientnet"}  # DINOv2's depends on its weights
+
+
+def test_grey_images_become_rgb_and_others_are_refused():
+    grey = torch.arange(8.0).view(2, 1, 2, 2)
+    assert torch.equal(to_rgb(grey), grey.repeat(1, 3, 1, 1))
+    assert to_rgb(to_rgb(grey)).shape == (2, 3, 2, 2)
+    with pytest.raises(ValueError, match="grey or RGB"):
+        to_rgb(torch.zeros(2, 2, 2, 2))
+
+
+@pytest.mark.parametrize("size", [13, 64])
+def test_images_are_resized_as_pillow_does(size):
+    import numpy as np
+    from PIL import Image
+
+    images = torch.randint(256, (1, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    image = Image.fromarray(images[0].permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BICUBIC)
+    expected = torch.tensor(np.asarray(image)).permute(2, 0, 1).float()
+    difference = (resized_to(size, images)[0] - expected).abs()
+    assert difference.max() <= 1  # Pillow computes with whole numbers
+    assert difference.mean() < 0.02
 
 
 def test_bytes_and_floats_are_inverse_on_all_values_of_a_pixel():
@@ -50,7 +86,7 @@ def test_identity_hands_on_the_values():
 
 def test_classifier_learns_digits(classifier, digit_set):
     assert classifier.held_out_accuracy > 0.97
-    probabilities = classifier.classify(classifier(to_float(digit_set.images)))
+    probabilities = classifier.logits(classifier(to_float(digit_set.images))).softmax(1)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(len(probabilities)))
     assert (probabilities.argmax(1) == digit_set.labels).float().mean() > 0.97
 

@@ -1,6 +1,7 @@
 """Scores and their names, for every choice in conf/features, and the floor."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from consistency_models.evaluation import Evaluation, Score
+from consistency_models.evaluation import Evaluation, Score, combined
 from consistency_models.evaluation.features import Identity, to_float
 from consistency_models.evaluation.metrics import FrechetDistance
 
@@ -22,23 +23,36 @@ def points(n, seed=0):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_feature_space_scores_images_under_names_that_say_what_they_are(path, cache, digit_set):
-    evaluation = instantiate(OmegaConf.load(path))(digit_set)
-    noise = torch.randn(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    images, labels = to_float(digit_set.images[:200]), digit_set.labels[:200]
+def test_every_feature_space_scores_images_under_names_that_say_what_they_are(
+    path, cache, digit_set, few_digits, weight_files
+):
+    config = OmegaConf.load(path)
+    config.metrics = config.metrics[1:] if path.stem == "inception" else config.metrics  # FID: see test_inception
+    trained = path.stem in ("classifier", "identity")
+    if "weights" in config.extractor:
+        config.extractor.weights = str(weight_files[config.extractor._target_.rpartition(".")[2]])
+    data, n = (digit_set, 200) if trained else (few_digits, 8)
+    evaluation = instantiate(config)(data)
+    space = evaluation.extractor.name
+    assert space.startswith(path.stem)
+    noise = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images, labels = to_float(data.images[:n]), data.labels[:n]
     real, noisy = evaluation.scores(images, labels, 1), evaluation.scores(images + noise, labels, 2)
     metrics = [metric.name for metric in evaluation.metrics]
-    assert [score.name for score in real] == [f"{name}200_{path.stem}_train_1step" for name in metrics]
-    assert [score.name for score in noisy] == [f"{name}200_{path.stem}_train_2step" for name in metrics]
+    assert [score.name for score in real] == [f"{name}{n}_{space}_train_1step" for name in metrics]
+    assert [score.name for score in noisy] == [f"{name}{n}_{space}_train_2step" for name in metrics]
     floor = evaluation.floor(splits=2)
-    assert [score.name for score in floor] == [f"{name}898_{path.stem}_train_floor" for name in metrics]
+    assert [score.name for score in floor] == [f"{name}{len(data.images) // 2}_{space}_train_floor" for name in metrics]
     for metric, good, bad, least in zip(evaluation.metrics, real, noisy, floor):
         sign = 1 if metric.is_distance else -1
-        assert sign * good.value < sign * bad.value
-        assert sign * least.value < sign * bad.value
+        if trained or metric.is_distance:
+            assert sign * good.value < sign * bad.value
+        if trained:
+            assert sign * least.value < sign * bad.value
         assert least.spread >= 0
         assert good.spread is None
-        assert good.reference_digest == digit_set.digest
+        assert good.is_distance == metric.is_distance
+        assert good.reference_digest == data.digest
     unlabelled = [score.metric for score in evaluation.scores(images, None, 1)]
     assert unlabelled == [metric.name for metric in evaluation.metrics if not metric.needs_labels]
 
@@ -79,3 +93,37 @@ def test_images_that_are_not_finite_score_nan():
     images = points(50).images.clone()
     images[3, 1] = math.inf
     assert math.isnan(evaluation.scores(images, None, 1)[0].value)
+
+
+def test_scores_of_several_sets_are_one_with_mean_spread_and_best():
+    sets = [Score("fid", value, 50_000, "inception", "train", "", 1) for value in (3.0, 2.0, 4.0)]
+    found = combined(sets)
+    assert (found.value, found.spread, found.best) == (3.0, 1.0, 2.0)
+    assert replace(found, value=3.0, spread=None, best=None) == sets[0]
+    shares = [replace(score, metric="precision", is_distance=False) for score in sets]
+    assert combined(shares).best == 4.0
+    assert combined(sets[:1]) == sets[0]
+    broken = combined([*sets, replace(sets[0], value=math.nan)])
+    assert math.isnan(broken.value)
+    assert broken.spread is broken.best is None
+
+
+@pytest.mark.parametrize("steps", [(), (1, 2)])
+def test_scores_of_different_things_are_not_combined(steps):
+    with pytest.raises(ValueError, match="one or more of one name; got"):
+        combined([Score("fid", 1.0, 10, "inception", "train", "", step) for step in steps])
+
+
+def test_progress_is_told_of_both_sides():
+    evaluation, told = Evaluation(points(100), Identity, [FrechetDistance()], batch_size=40), []
+    evaluation.progress = lambda *what: told.append(what)
+    evaluation.scores(points(50).images, None, 1)
+    assert told == [("images", 40, 50), ("images", 50, 50), ("train", 40, 100), ("train", 80, 100), ("train", 100, 100)]
+
+
+def test_features_of_a_network_are_kept_in_half_the_space(classifier, digit_set):
+    evaluation = Evaluation(digit_set, lambda data: classifier, [FrechetDistance()])
+    with torch.autocast("cpu", torch.bfloat16):  # does not reach them
+        found = evaluation.features(digit_set.images[:64]).points
+    assert found.dtype == torch.float32
+    assert torch.equal(found, evaluation.features(digit_set.images[:64]).points)

@@ -49,9 +49,11 @@ def to_rgb(images: Tensor) -> Tensor:
 
 
 def resized_to(size: int, images: Tensor) -> Tensor:
-    """uint8 images scaled to size x size as image programs do: bicubic, antialiased, rounded to 0 ... 255; float32."""
-    images = F.interpolate(images.float(), (size, size), mode="bicubic", antialias=True)
-    return images.round().clamp(0, 255)
+    """uint8 images (B, C, H, W) as Pillow scales them to size x size, bicubic and antialiased; float32."""
+    images = images.float()
+    for shape in ((images.shape[2], size), (size, size)):  # first the rows, then the columns, each to 8 bits
+        images = F.interpolate(images, shape, mode="bicubic", antialias=True).round().clamp(0, 255)
+    return images
 
 
 @contextmanager
@@ -75,6 +77,7 @@ class Identity(nn.Module):
 
     def __init__(self, data) -> None:
         super().__init__()
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C·H·W)."""

@@ -41,6 +41,7 @@ class InceptionV3(nn.Module):
     def __init__(self, data=None, weights: str | Path | None = None) -> None:
         super().__init__()
         self.network = WEIGHTS.use(_network, weights)
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 1 or 3, H, W) in [-1, 1], on any device -> (B, 2048) on the network's."""

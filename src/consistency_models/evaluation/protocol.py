@@ -54,7 +54,7 @@ class Score:
 
 
 def combined(scores: Sequence[Score]) -> Score:
-    """Scores of one name on several sets of images as one: mean, spread and best.
+    """Scores of one name on several sets of images as one: mean, spread and best; NaN alone if one of them is NaN.
 
     Raises:
         ValueError: there is none, or they are of different names.
@@ -66,7 +66,9 @@ def combined(scores: Sequence[Score]) -> Score:
     if len(values) == 1:
         return scores[0]
     mean = statistics.fmean(values)
-    best = mean if math.isnan(mean) else (min if scores[0].is_distance else max)(values)
+    if math.isnan(mean):
+        return replace(scores[0], value=mean)
+    best = (min if scores[0].is_distance else max)(values)
     return replace(scores[0], value=mean, spread=statistics.stdev(values), best=best)
 
 
