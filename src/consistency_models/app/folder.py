@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import secrets
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,8 +20,8 @@ PACKAGES = ("torch", "lightning", "hydra-core", "wandb", "torchmetrics", "torch-
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old or the new one."""
-    part = path.with_name(f".{path.name}.part")
+    """Write a small text file so that a reader sees the old or the new one, also where several processes write it."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     part.write_text(text)
     os.replace(part, path)
 

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from consistency_models.app.folder import RunFolder
 from consistency_models.app.loggers import MetricsCSV, build_loggers
 from consistency_models.app.strategy import cpu_threads, strategy_of
 from consistency_models.callbacks.finite import NonFiniteError
-from consistency_models.callbacks.signals import StoppedBySignal
+from consistency_models.callbacks.signals import StoppedBySignal, stoppable
 from consistency_models.checkpoints import CheckpointError, CheckpointFormat, digest_of, newest_good
 from consistency_models.data.errors import DataError
 from consistency_models.random import seed_of
@@ -41,22 +42,25 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
     """
     run = RunFolder(folder)
     main = rank_zero_only.rank == 0
-    if main:
-        run.mark("RUNNING", f"{os.getpid()}\n")
     try:
-        metric = _train(config, run)
+        if main:
+            run.mark("RUNNING", f"{os.getpid()}\n")
+        with stoppable():
+            metric = _train(config, run)
         if main:
             run.mark("DONE")
         return Exit.DONE, metric
     except StoppedBySignal as stop:
         if main:
             run.mark("STOPPED", f"{stop}\n")
-            log.info("%s; go on with: python train.py ckpt_path=%s", stop, run.path)
+            going_on = f"go on with: python train.py ckpt_path={run.path}"
+            log.info("%s; %s", stop, going_on if newest_good(run.path / "checkpoints") else "nothing was saved yet")
         return Exit.STOPPED, None
     except Exception as error:
         code, text = report(error, config["show_traceback"])
-        if main:
-            run.mark("FAILED", text)
+        if main or run.state == "RUNNING":  # another process speaks for the run if the first one did not live to
+            with suppress(OSError):  # a full disk: the user has been told above
+                run.mark("FAILED", text)
         return code, None
     finally:
         if "wandb" in sys.modules:  # without it the jobs of a multirun merge into one W&B run
@@ -164,18 +168,15 @@ def _resume_path(config: dict[str, Any], run: RunFolder) -> Path | None:
     if asked is None:
         return None
     path = Path(asked)
-    if path.is_file():
-        digest_of(path)
-        return path
-    wanted = path / "checkpoints" / "last.ckpt"
+    wanted = path if path.is_file() else path / "checkpoints" / "last.ckpt"
     try:
         digest_of(wanted)
         return wanted
     except CheckpointError as error:
-        good = newest_good(path / "checkpoints")
-        if good is None:
-            found = f"{error.found}; no other good checkpoint lies there"
-            raise CheckpointError(error.expected, found, wanted) from error
+        good = newest_good(wanted.parent)
+        if good is None or path.is_file():  # a file that was asked for by name is not replaced by another
+            other = f"the newest good one there is {good}" if good else "no other good checkpoint lies there"
+            raise CheckpointError(error.expected, f"{error.found}; {other}", wanted) from error
         log.warning("%s; going on from %s, the newest good one", error, good)
         return good
 

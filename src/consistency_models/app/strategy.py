@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,12 @@ class _ChildrenFromConfig(DDPStrategy):
 
             try:
                 return launch(go, *arguments, trainer=trainer, **named)
+            except BaseException:
+                # The others end, too: one that waits for this process would do so for ever. Lightning's observer must
+                # not notice, or it kills this process before it has told what happened.
+                self._launcher.kill(signal.SIGKILL)
+                self._launcher.procs.clear()
+                raise
             finally:
                 if not started:
                     HydraConfig.instance().cfg, sys.argv = hydra, command

@@ -4,32 +4,51 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from lightning import LightningModule, Trainer
 
 from consistency_models.callbacks.step import StepCallback
+from consistency_models.checkpoints import CheckpointError, digest_of, newest_good
 
 __all__ = ["Checkpoint"]
 
 
 class Checkpoint(StepCallback):
-    """Keeps `last.ckpt`, the numbered ones that were asked for, and `best.ckpt` by the monitored metric.
+    """Keeps `last.ckpt` and the one before it, numbered ones if asked for, and `best.ckpt` by the monitored metric.
 
     Args:
         folder: where they go.
-        every: optimiser steps between two saves of `last.ckpt`, at least 1; the end of training is always saved.
+        every: optimiser steps between two saves of `last.ckpt`, at least 1; the end of training is always saved. The
+            one that it replaces becomes `previous.ckpt`, if it is good: a disk can damage what was written well.
         keep_every: optimiser steps between two numbered checkpoints `step_00001800.ckpt`; None keeps none.
+        keep: how many numbered checkpoints stay, the newest; None keeps all. The newest good checkpoint always stays.
+
+    Raises:
+        ValueError: keep is given without keep_every, or is below 1.
     """
 
-    def __init__(self, folder: str, every: int = 500, keep_every: int | None = None) -> None:
-        self.folder, self.every, self.keep_every = Path(folder), every, keep_every
+    def __init__(self, folder: str, every: int = 500, keep_every: int | None = None, keep: int | None = None) -> None:
+        if keep is not None and (keep < 1 or keep_every is None):
+            raise ValueError(f"callbacks.checkpoint.keep must be null, or at least 1 with keep_every set; got {keep}")
+        self.folder, self.every, self.keep_every, self.keep = Path(folder), every, keep_every, keep
         self.saved_at = -1
+        self._last_is_good = False
 
     @property
     def last(self) -> Path:
         """The newest checkpoint."""
         return self.folder / "last.ckpt"
+
+    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
+        """Look at what an earlier process of this run left: a good checkpoint, or parts of one it was killed over."""
+        super().on_train_start(trainer, method)
+        if trainer.is_global_zero:
+            for part in self.folder.glob(".*.part"):
+                part.unlink()
+            with suppress(CheckpointError):
+                self._last_is_good = bool(digest_of(self.last))
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Save if this step is one to be saved."""
@@ -38,12 +57,15 @@ class Checkpoint(StepCallback):
             self.save(trainer)
         if keep:
             self.copy(trainer, f"step_{step:08d}.ckpt")
+            self.prune(trainer)
 
     def save(self, trainer: Trainer) -> None:
         """Write `last.ckpt`, unless this very step is in it already."""
         if self.saved_at != trainer.global_step:
+            if self._last_is_good:
+                self.copy(trainer, "previous.ckpt")
             trainer.save_checkpoint(self.last)
-            self.saved_at = trainer.global_step
+            self.saved_at, self._last_is_good = trainer.global_step, True
 
     def copy(self, trainer: Trainer, name: str) -> None:
         """Give the newest checkpoint a second name, at no cost where the file system has hard links."""
@@ -56,3 +78,12 @@ class Checkpoint(StepCallback):
         except OSError:
             shutil.copyfile(self.last, part)
         os.replace(part, self.folder / name)
+
+    def prune(self, trainer: Trainer) -> None:
+        """Delete the oldest numbered checkpoints beyond `keep`, never the newest good one of all."""
+        if self.keep is None or not trainer.is_global_zero:
+            return
+        good = newest_good(self.folder)
+        for path in sorted(self.folder.glob("step_*.ckpt"))[: -self.keep]:
+            if path != good:
+                path.unlink()

@@ -45,7 +45,9 @@ class WeightEMA(StepCallback):
         self._restored = {}
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
-        """θ̄ ← β θ̄ + (1 - β) θ."""
+        """θ̄ ← β θ̄ + (1 - β) θ, but for a step that was left out."""
+        if method.skipped:
+            return
         decays = self.profile.decays(step - 1, batch.rows.total)
         parameters = [p.detach() for p in method.model.parameters()]
         for average, decay in zip(self.averages.values(), decays):

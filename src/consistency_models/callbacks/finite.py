@@ -1,53 +1,173 @@
-"""Stops a run whose numbers are no longer finite, before it saves them."""
+"""What happens when the numbers of a step are not finite: the run stops and saves nothing of it, or leaves it out."""
 
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
+
 import torch
 from lightning import LightningModule, Trainer
+from torch import Tensor
 
 from consistency_models.callbacks.deferred import Deferred
 from consistency_models.callbacks.step import StepCallback
+from consistency_models.data.batch import Slot
+from consistency_models.random import Rows
 
 __all__ = ["FiniteGuard", "NonFiniteError"]
 
+RECORD = "non_finite.jsonl"
+
 
 class NonFiniteError(RuntimeError):
-    """NaN or Inf in the loss or the gradient of a step."""
+    """NaN or Inf in the loss, the gradient or the weights of a step."""
 
 
 class FiniteGuard(StepCallback):
-    """Raises `NonFiniteError` when the gradient of a step is NaN or Inf.
+    """Watches the loss and the norm of the gradient of every step; both are those of the global batch on every process.
 
-    A loss, image or teacher output that is not finite makes the gradient so, and after the reduction on all processes
-    alike. The flag is read one step late and before every save, so a step costs no synchronisation, and no checkpoint
-    ever holds the damage.
+    `stop`: raises `NonFiniteError`. The figures are read one step late and before every save, so a step costs no
+    synchronisation, and no checkpoint ever holds the damage.
+
+    `skip`: the step is left out. Weights, their averages, the target network and the optimiser stay as they are (the
+    gradients are taken away, so the optimiser finds nothing to do), and the step still counts as step k. Optimisers
+    keep their step numbers on the host: whether this step is one of theirs must be known there, one wait a step.
+
+    With float16 (`precision=16-mixed`) a gradient overflows while the loss scale is being found: such steps are left
+    out with either policy, and a loss that is not finite is treated as the policy says.
+
+    A bad step is recorded in `non_finite.jsonl` of the run folder: step, seed, loss, gradient norm, the images of its
+    global batch, and which of them are not finite. As every random number is a function of (seed, step), training on
+    from the checkpoint before it does the step again.
+
+    Args:
+        policy: stop or skip.
+        at_most: more steps than this left out in a row stop the run, too; at least 1.
+
+    Raises:
+        ValueError: the policy is neither, or at_most is below 1.
     """
 
-    def __init__(self) -> None:
+    state_key = "FiniteGuard"
+
+    def __init__(self, policy: str = "stop", at_most: int = 20) -> None:
+        if policy not in ("stop", "skip"):
+            raise ValueError(f"callbacks.finite.policy must be stop or skip; got {policy}")
+        if at_most < 1:
+            raise ValueError(f"callbacks.finite.at_most must be at least 1; got {at_most}")
+        self.policy, self.at_most = policy, at_most
+        self.skipped = self.in_a_row = 0
+        self._figures: dict[str, Tensor] = {}
         self._waiting: tuple[int, Deferred] | None = None
 
+    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
+        """Forget what was recorded of steps that are now done again."""
+        super().on_train_start(trainer, method)
+        file = Path(trainer.default_root_dir) / RECORD
+        if trainer.is_global_zero and file.exists():
+            lines = file.read_text().splitlines(keepends=True)
+            file.write_text("".join(line for line in lines if json.loads(line)["step"] <= trainer.global_step))
+
+    def on_before_optimizer_step(self, trainer: Trainer, method: LightningModule, optimizer) -> None:
+        """Take the step's figures; where steps may be left out, take this one's gradients away if it is bad."""
+        self._figures = _figures(trainer, method)
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if self.policy == "stop" and not scaled:
+            return
+        loss, norm = torch.stack(list(self._figures.values())).tolist()
+        method.skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        if not method.skipped:
+            self.in_a_row = 0
+            return
+        step, overflow = trainer.global_step + 1, scaled and math.isfinite(loss)
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if self.in_a_row > self.at_most or not (overflow or self.policy == "skip"):
+            raise _error(trainer, step, loss, norm)
+        if not overflow:
+            _record(trainer, step, loss, norm)
+        optimizer.zero_grad(set_to_none=True)
+
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
-        """Check the step before this one; send this one's flag on its way."""
-        self.check()
-        finite = torch.isfinite(method.monitored["train/gradient_norm"][0])
-        self._waiting = (step, Deferred({"finite": finite}))
+        """Check the step before this one; send this one's figures on their way."""
+        self.check(trainer)
+        if not method.skipped:
+            self._waiting = (step, Deferred(self._figures))
 
-    def on_save_checkpoint(self, trainer: Trainer, method: LightningModule, checkpoint: dict) -> None:
-        """Refuse to save weights that a bad step has touched."""
-        self.check()
-
-    def check(self) -> None:
-        """Read the waiting flag.
+    def check(self, trainer: Trainer) -> None:
+        """Read the waiting figures.
 
         Raises:
-            NonFiniteError: it says that the step was not finite.
+            NonFiniteError: the step was not finite.
         """
         if self._waiting is None:
             return
-        step, flag = self._waiting
-        self._waiting = None
-        if not flag.read()["finite"]:
+        (step, deferred), self._waiting = self._waiting, None
+        figures = deferred.read()
+        if not all(map(math.isfinite, figures.values())):
+            raise _error(trainer, step, **figures)
+
+    def on_save_checkpoint(self, trainer: Trainer, method: LightningModule, checkpoint: dict) -> None:
+        """Refuse to save weights that a bad step has touched.
+
+        Raises:
+            NonFiniteError: a step was not finite, or the weights are not: they can overflow by a finite gradient.
+        """
+        self.check(trainer)
+        weights = [value for value in checkpoint["state_dict"].values() if value.is_floating_point()]
+        if not torch.nn.utils.get_total_norm(weights).isfinite():
             raise NonFiniteError(
-                f"the gradient of step {step} is NaN or Inf; training stopped and nothing of it was saved. "
-                "Lower optimizer.lr, set trainer.gradient_clip_val, or use trainer.precision=32-true"
+                f"the weights after step {trainer.global_step} are NaN or Inf; training stopped and they were not "
+                f"saved. {ADVICE}"
             )
+
+    def state_dict(self) -> dict[str, int]:
+        """How many steps were left out, in all and in a row."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on counting."""
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+
+
+ADVICE = "Lower optimizer.lr, set trainer.gradient_clip_val, or use trainer.precision=32-true"
+
+
+def _figures(trainer: Trainer, method: LightningModule) -> dict[str, Tensor]:
+    """Loss and gradient norm of the step, the same on all processes; on the device.
+
+    DDP has made the gradients equal. The loss is needed, too: |online - NaN| has the gradient sign(NaN) = 0.
+    """
+    loss = torch.stack(method.monitored["train/loss"]).mean()
+    if trainer.world_size > 1:
+        torch.distributed.all_reduce(loss)
+        loss = loss / trainer.world_size
+    return {"loss": loss, "norm": method.monitored["train/gradient_norm"][0].to(loss.dtype)}
+
+
+def _record(trainer: Trainer, step: int, loss: float, norm: float) -> list[int]:
+    """Write down the step, on the first process; returns the rows of its global batch that are not finite."""
+    sampler, source = trainer.train_dataloader.sampler, trainer.train_dataloader.dataset
+    rows = Rows(sampler.seed, step - 1, sampler.total, slice(0, sampler.total))
+    indices = sampler.indices(rows)
+    finite = source[Slot(rows, indices)].images.flatten(1).isfinite().all(1).cpu()
+    bad = (~finite).nonzero().flatten().tolist()
+    if trainer.is_global_zero:
+        entry = {"step": step, "seed": sampler.seed, "loss": str(loss), "gradient_norm": str(norm)}
+        entry |= {"images": None if indices is None else indices.tolist(), "rows_not_finite": bad}
+        with open(Path(trainer.default_root_dir) / RECORD, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+    return bad
+
+
+def _error(trainer: Trainer, step: int, loss: float, norm: float) -> NonFiniteError:
+    bad = _record(trainer, step, loss, norm)
+    what = "loss" if math.isfinite(norm) else "gradient"
+    images = f", {len(bad)} of its images are not finite" if bad else ""
+    folder = trainer.default_root_dir
+    return NonFiniteError(
+        f"the {what} of step {step} is NaN or Inf (loss {loss:g}, gradient norm {norm:g}{images}); training stopped "
+        f"and nothing of it was saved. It is recorded in {Path(folder) / RECORD}. {ADVICE}; "
+        "callbacks.finite.policy=skip leaves such steps out; "
+        f"ckpt_path={folder} +trainer.detect_anomaly=true does it again and names the operation"
+    )

@@ -83,6 +83,10 @@ class TrainMetrics(StepCallback):
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step=step)
 
+    def on_save_checkpoint(self, trainer: Trainer, method: LightningModule, checkpoint: dict) -> None:
+        """Log the waiting row first: a run that is killed after the save goes on after this step."""
+        self.flush(trainer)
+
     def summary(self) -> dict[str, float]:
         """What summary.json says of speed and cost, from the rows that this process logged."""
         return {

@@ -3,31 +3,60 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
+import torch
 from lightning import LightningModule, Trainer
 
 from consistency_models.callbacks.checkpoint import Checkpoint
+from consistency_models.callbacks.deferred import Deferred
 from consistency_models.callbacks.step import StepCallback
 
-__all__ = ["StopOnSignal", "StoppedBySignal"]
+__all__ = ["StopOnSignal", "StoppedBySignal", "stoppable"]
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
 
 
 class StoppedBySignal(Exception):
-    """The run was told to stop, has saved, and can be resumed."""
+    """The run was told to stop, has saved what there is, and can be resumed."""
 
-    def __init__(self, step: int, name: str) -> None:
-        self.step, self.name = step, name
-        super().__init__(f"stopped by {name} after step {step}")
+    def __init__(self, when: str, name: str) -> None:
+        super().__init__(f"stopped by {name} {when}")
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within the block SIGTERM, SIGUSR1 and Ctrl-C raise `StoppedBySignal`: before and after training there is nothing
+    to save.  A second signal has its usual effect."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        restore()
+        raise StoppedBySignal("outside training", signal.Signals(number).name)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        restore()
 
 
 class StopOnSignal(StepCallback):
-    """On SIGTERM, SIGUSR1 or Ctrl-C: finish the step, save `last.ckpt`, stop.  A second signal has its usual effect."""
+    """On SIGTERM, SIGUSR1 or Ctrl-C: finish the step, save `last.ckpt`, stop.  A second signal has its usual effect.
+
+    Several processes must stop after the same step, whichever of them were told to. They ask one another after each
+    step and hear the answer one step later, so that none of them waits for its device.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[int, object] = {}
+        self._asked: Deferred | None = None
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
         """Listen."""
@@ -41,14 +70,17 @@ class StopOnSignal(StepCallback):
         self.restore()
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
-        """Save and stop if a signal came during this step (on any process)."""
+        """Save and stop if a signal came during this step (with several processes: before it, on any of them)."""
         stop = self.received is not None
         if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+            told = torch.full((), float(stop), device=method.device)
+            torch.distributed.all_reduce(told)
+            before, self._asked = self._asked, Deferred({"told": told})
+            stop = before is not None and before.read()["told"] > 0
         if stop:
             checkpoint = next(c for c in trainer.callbacks if isinstance(c, Checkpoint))
             checkpoint.save(trainer)
-            raise StoppedBySignal(step, self.received.name if self.received else "a signal elsewhere")
+            raise StoppedBySignal(f"after step {step}", self.received.name if self.received else "a signal elsewhere")
 
     def restore(self) -> None:
         """Give the signals back."""

@@ -112,6 +112,7 @@ class Method(LightningModule):
             self.target_copy = frozen_copy(model)
         # A tuple hides the teacher from torch: it is in no checkpoint, and DDP neither copies nor waits for it.
         self._teacher = (teacher,)
+        self.skipped = False  # set by FiniteGuard: this step changes nothing
         self.teacher_calls = 0  # evaluations of the teacher in this step, counted in images
         self.monitored: dict[str, list[Tensor]] = {}  # device tensors of this step, one a micro-batch
 
@@ -216,6 +217,6 @@ class Method(LightningModule):
         """Step the optimiser, then the target network: θ⁻ ← μ(k) θ⁻ + (1 - μ(k)) θ."""
         k = self.trainer.global_step
         super().optimizer_step(epoch, batch_index, optimizer, closure)
-        if self.target_ema is not None:
+        if self.target_ema is not None and not self.skipped:
             decay = self.target_ema(k, self.total_steps)
             ema_update(list(self.target_copy.parameters()), list(self.model.parameters()), decay)
