@@ -277,6 +277,10 @@ def outputs(config: Config, choices: Choices) -> Problems:
         if not callbacks.get(name) and (left := [other for other in builders if callbacks.get(other)]):
             off = " and ".join(f"callbacks.{other}=null" for other in left)
             yield problem(f"callbacks.{name}", None, f"null only with {off}", "it is what they build on")
+    saves = callbacks.get("checkpoint") or {}
+    if saves.get("keep") is not None and saves.get("keep_every") is None:
+        allowed = "null with callbacks.checkpoint.keep_every=null: it counts the numbered ones"
+        yield problem("callbacks.checkpoint.keep", saves["keep"], allowed, "set keep_every, too")
     if config["logger"]["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
         fix = "pip install 'consistency-models[tensorboard]'"
         yield problem("logger.tensorboard", True, "false without the package tensorboard", fix)
