@@ -30,16 +30,13 @@ class ProgressBar(StepCallback):
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4g}"),
-            TextColumn("{task.fields[speed]:.0f} images/s"),
+            TextColumn("{task.description}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
         start = trainer.global_step
-        self.task = self.bar.add_task(
-            "", total=method.total_steps, completed=start, loss=float("nan"), speed=float("nan")
-        )
+        self.task = self.bar.add_task("", total=method.total_steps, completed=start)
         if self.bar.console.is_terminal:
             self.bar.start()
 
@@ -48,15 +45,14 @@ class ProgressBar(StepCallback):
         if self.bar is None:
             return
         metrics = next(c for c in trainer.callbacks if isinstance(c, TrainMetrics))
-        loss = metrics.latest.get("train/loss", float("nan"))
-        self.bar.update(self.task, completed=step, loss=loss, speed=metrics.images_per_second)
-        total = method.total_steps
+        latest, total = "", method.total_steps
+        if "train/loss" in metrics.latest:  # nothing is known before the first figures have been logged
+            latest = f"loss {metrics.latest['train/loss']:.4g}  {metrics.images_per_second:.0f} images/s"
+        self.bar.update(self.task, completed=step, description=latest)
         if not self.bar.console.is_terminal and step * 10 // total != (step - 1) * 10 // total:
             left = self.bar.tasks[0].time_remaining
-            self.bar.console.print(
-                f"step {step}/{total}  loss {loss:.4g}  {metrics.images_per_second:.0f} images/s"
-                + ("" if left is None else f"  {left:.0f} s left")
-            )
+            time_left = "" if left is None else f"{left:.0f} s left"
+            self.bar.console.print("  ".join(filter(None, (f"step {step}/{total}", latest, time_left))))
 
     def teardown(self, trainer: Trainer, method: LightningModule, stage: str) -> None:
         """Leave the terminal as it was."""
