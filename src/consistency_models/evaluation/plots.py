@@ -56,7 +56,7 @@ def save_quality(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, Any]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
         _style(axis, metric, "network calls an image", metric.split("_")[0])
-    _save(figure, axes[0], path)
+    _save(figure, axes, path)
 
 
 def save_ode_error(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -86,7 +86,7 @@ def save_ode_error(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, An
         axis.set(xscale="log", yscale="log")
     _style(distance, "distance to the true solution of the ODE", "σ", "‖f - f*‖ / (√d·σ_data)")
     _style(between, "self-consistency along true trajectories (rms)", "σ, against the level below", "")
-    _save(figure, distance, path)
+    _save(figure, [distance], path)
 
 
 def save_search(path: str | Path, trace: Sequence[Mapping[str, Any]], metric: str) -> None:
@@ -105,7 +105,7 @@ def save_search(path: str | Path, trace: Sequence[Mapping[str, Any]], metric: st
         axis.plot(*zip(*best), color=f"C{i}", marker="*", ms=12, ls="", label=f"chosen: {best[0][0]:.3g}")
     axis.set_xscale("log")
     _style(axis, f"{metric}, by ternary search", "σ of the last call", metric.split("_")[0])
-    _save(figure, axis, path)
+    _save(figure, [axis], path)
 
 
 def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
@@ -124,13 +124,13 @@ def _style(axis: Axes, title: str, x: str, y: str) -> None:
     axis.set_title(title, fontsize=10, color=INK)
     axis.set_xlabel(x, fontsize=9, color=QUIET)
     axis.set_ylabel(y, fontsize=9, color=QUIET)
-    axis.tick_params(labelsize=8, colors=QUIET, length=2)
+    axis.tick_params(which="both", labelsize=8, colors=QUIET, length=2)
     axis.grid(color=LINE, linewidth=0.5)
     axis.spines[:].set_color(LINE)
 
 
-def _save(figure: Figure, labelled: Axes, path: str | Path) -> None:
-    handles, labels = labelled.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+def _save(figure: Figure, axes: Sequence[Axes], path: str | Path) -> None:
+    named = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

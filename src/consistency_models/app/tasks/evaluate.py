@@ -70,9 +70,9 @@ def run(config: dict[str, Any], generator: Generator) -> None:
         save_comparison(folder / "samples.png", {name: images[:40] for name, images in pictures.items()}, title=title)
     else:
         save_scatter(folder / "samples.png", {"data": evaluation.data.images[: len(sets[0])], **pictures}, title)
-    save_quality(folder / "quality.png", {generator.weights: results})
+    save_quality(folder / "quality.png", {f"weights {generator.weights}": results})
     if curves:
-        save_ode_error(folder / "ode_error.png", {generator.weights: curves})
+        save_ode_error(folder / "ode_error.png", {f"weights {generator.weights}": curves})
     print(write(folder, content))
     publish(config["wandb"], generator.config, folder, content)
     print(f"written to {folder}")

@@ -1,0 +1,25 @@
+"""eval.py's tasks run in this process, on small models that were trained for a step or two."""
+
+import hydra
+from jobs import ROOT, TINY, run
+from omegaconf import OmegaConf
+
+from consistency_models.app.errors import Exit
+from consistency_models.app.tasks import run_task
+
+DIGITS = ("network.model_channels=32", "network.channel_mult=[1,1]", "features=identity", "data.batch_size=16")
+POINTS = ("data=mixture", "network.width=16", "network.depth=1")
+
+
+def trained(folder, *overrides, steps=2):
+    """A run folder."""
+    assert run(folder, *TINY, *overrides, f"trainer.max_steps={steps}") == Exit.DONE
+    return folder
+
+
+def evaluate(folder, *overrides):
+    """The exit code of `python eval.py run=FOLDER …`."""
+    OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = hydra.compose("eval", [f"run={folder}", f"paths.output={folder}", "device=cpu", *overrides])
+    return run_task(OmegaConf.to_container(config, resolve=True))

@@ -1,0 +1,151 @@
+"""task=evaluate: the same numbers whatever makes the images, in the form that others read."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from evals import DIGITS, POINTS, evaluate, trained
+
+from consistency_models.app.errors import Exit
+from consistency_models.evaluation.compare import main as compare
+from consistency_models.evaluation.compare import read_runs, table
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("digits"), *DIGITS)
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("points"), *POINTS, "model=cd", "teacher=exact")
+
+
+def results(folder, *overrides):
+    assert evaluate(folder, *overrides) == Exit.DONE
+    found = json.loads((folder / "evaluation/evaluation.json").read_text())
+    return found, {result["metric"]: result for result in found["results"]}
+
+
+def values(found):
+    return {name: result["value"] for name, result in found.items()}
+
+
+def test_processes_and_batches_change_nothing(digits):
+    alone = values(results(digits, "steps=[2]", "n=300", "batch_size=64")[1])
+    assert values(results(digits, "steps=[2]", "n=300", "batch_size=7")[1]) == pytest.approx(alone, rel=1e-6)
+    assert values(results(digits, "steps=[2]", "n=300", "devices=2")[1]) == pytest.approx(alone, rel=1e-6)
+
+
+def test_seeds_are_indices_and_repeats_are_sets_of_them(points):
+    content, sets = results(points, "steps=[1]", "n=50", "repeats=3")
+    assert content["sets"] == ["0-49", "50-99", "100-149"]
+    name = "eval/sw50_identity_train_1step"
+    each = [values(results(points, "steps=[1]", f"seeds={one}")[1])[name] for one in content["sets"]]
+    assert sets[name]["value"] == pytest.approx(sum(each) / 3)
+    assert sets[name]["best"] == pytest.approx(min(each))
+    assert sets[name]["spread"] > 0
+    _, listed = results(points, "steps=[1]", "seeds=[0-49,50-99,100-149]")
+    assert values(listed) == values(sets)
+
+
+def test_what_is_written(points):
+    content, found = results(points, "steps=[1,2,4]", "n=40")
+    keys = {"metric", "value", "spread", "n", "features", "reference", "reference_digest", "sampler", "steps", "sigmas"}
+    assert all(keys | {"nfe", "seconds", "best", "is_distance"} == result.keys() for result in content["results"])
+    assert [found[f"eval/energy40_identity_train_{n}step"]["nfe"] for n in (1, 2, 4)] == [1, 2, 4]
+    errors = [name for name in found if "ode_error" in name or "self_consistency" in name]
+    assert len(errors) == 5  # once: a consistency function is the same in any number of steps
+    (curve,) = content["ode_error"]
+    assert curve["reference"] == "exact"
+    assert len(curve["sigmas"]) == len(curve["rms"]) == len(curve["median"]) == len(curve["self_consistency"]) + 1
+    mean_square = sum(x * x for x in curve["rms"]) / len(curve["rms"])
+    assert found["eval/ode_error128_exact_1step"]["value"] == pytest.approx(mean_square**0.5)
+    written = points / "evaluation"
+    assert all((written / name).stat().st_size for name in ("quality.png", "ode_error.png", "samples.png"))
+    lines = (written / "evaluation.md").read_text()
+    assert all(name in lines for name in found)
+
+
+def test_levels_in_place_of_steps(points):
+    _, found = results(points, "sigmas=[80,24.4,5.84]", "n=20")
+    assert found["eval/sw20_identity_train_3step"]["sigmas"] == [80.0, 24.4, 5.84]
+    chosen = values(results(points, "sigmas=[80,0.821]", "n=20")[1])
+    usual = values(results(points, "steps=[2]", "n=20")[1])
+    assert chosen["eval/sw20_identity_train_2step"] == usual["eval/sw20_identity_train_2step"]
+
+
+def test_a_model_of_segments_has_its_own_steps(tmp_path, capsys):
+    folder = trained(tmp_path, *POINTS, "model=mcm", "model.segments=3", "teacher=none", "init=random")
+    _, found = results(folder, "n=20")
+    own = found["eval/sw20_identity_train_3step"]
+    assert (own["sampler"], own["nfe"]) == ("Chain", 3)
+    capsys.readouterr()
+    assert evaluate(folder, "n=20", "steps=[2]") == Exit.BAD_INPUT
+    line = capsys.readouterr().err
+    assert "a model of 3 segments" in line
+    assert "sampler=consistency" in line
+    assert evaluate(folder, "n=20", "sigmas=[80,1]") == Exit.BAD_INPUT
+    assert results(folder, "n=20", "steps=[2]", "sampler=consistency")[1]["eval/sw20_identity_train_2step"]["nfe"] == 2
+    _, again = results(folder, "n=20", "sampler=chain")  # segments and spacing are the run's
+    assert again["eval/sw20_identity_train_3step"]["sigmas"] == own["sigmas"]
+    assert evaluate(folder, "n=20", "sampler=chain", "steps=[2]") == Exit.BAD_INPUT
+
+
+def test_the_teacher_solves_its_ode(tmp_path):
+    folder = trained(tmp_path / "teacher", *POINTS, "model=teacher")
+    _, found = results(folder, "n=20", "steps=[18]")
+    own = found["eval/sw20_identity_train_18step"]
+    assert (own["sampler"], own["nfe"]) == ("Heun", 35)
+
+
+def test_the_error_of_a_distilled_run_is_measured_while_its_teacher_is_there(tmp_path, caplog):
+    teacher = trained(tmp_path / "teacher", *DIGITS, "model=teacher")
+    student = trained(tmp_path / "cd", *DIGITS, "model=cd", "teacher=run", f"teacher.path={teacher}", steps=1)
+    content, found = results(student, "n=20", "steps=[1]")
+    assert found["eval/ode_error128_teacher_1step"]["value"] > 0
+    assert content["ode_error"][0]["reference"] == "teacher"
+    shutil.rmtree(teacher)
+    content, found = results(student, "n=20", "steps=[1]")
+    assert content["ode_error"] == []
+    assert "is not there" in caplog.text
+
+
+def test_wandb_goes_on_with_the_run_and_is_not_needed(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = trained(tmp_path / "run", *POINTS, "logger=default")
+    (tmp_path / "run/evaluation").mkdir()
+    identity = json.loads((folder / "summary.json").read_text())["wandb"]["id"]
+    count = lambda: len(list((folder / "wandb").glob(f"offline-run-*-{identity}")))  # noqa: E731
+    assert count() == 1
+    (folder / "wandb" / "latest-run").unlink()
+    results(folder, "n=20", "steps=[1]", "wandb=disabled")
+    assert not (folder / "wandb/latest-run").exists()
+    results(folder, "n=20", "steps=[1]")
+    assert (folder / "wandb/latest-run").exists()
+    (folder / "wandb" / "latest-run").unlink()
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    results(folder, "n=20", "steps=[1]")
+    assert not (folder / "wandb/latest-run").exists()
+
+
+def test_runs_side_by_side(digits, points, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in (digits, points):
+        results(folder, "n=20", "steps=[1,2]")
+    capsys.readouterr()
+    assert compare([str(digits), str(points)]) == 0
+    out = capsys.readouterr().out
+    assert all("/".join(folder.parts[-2:]) in out for folder in (digits, points))
+    assert (tmp_path / "comparison_quality.png").exists()
+    assert (tmp_path / "comparison_ode_error.png").exists()
+    runs = read_runs([digits, points])
+    column = [float(line.split("|")[5].split("±")[0]) for line in table(runs, "energy").splitlines()[2:6]]
+    assert column == sorted(column)
+    assert compare([str(digits), "--metric", "nonsense"]) == 2
+    assert "allowed: sw20_identity_train" in capsys.readouterr().err
+    assert compare([str(tmp_path)]) == 2
+    assert f"make it by eval.py run={tmp_path}" in capsys.readouterr().err

@@ -1,0 +1,105 @@
+"""task=sample: the layouts of others, and the same bytes whatever happened on the way."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from evals import DIGITS, POINTS, evaluate, trained
+
+from consistency_models.app.errors import Exit
+from consistency_models.app.tasks import archives
+from consistency_models.data import image_folder
+from consistency_models.evaluation.features import to_bytes
+from consistency_models.generation import load
+
+N = 270  # more than a block
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("digits"), *DIGITS)
+
+
+def sample(run, out, *overrides):
+    return evaluate(run, "task=sample", f"task.out={out}", "steps=[2]", *overrides)
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")}
+
+
+def test_bytes_depend_neither_on_batches_nor_on_an_interruption(digits, tmp_path):
+    assert sample(digits, tmp_path / "a", f"n={N}") == Exit.DONE
+    first = files(tmp_path / "a")
+    assert len(first) == N + 2  # dataset.json, and samples.json with the settings
+    for k in (0, 3, 256, 269):
+        (tmp_path / f"a/{k // 1000:05d}/img{k:08d}.png").unlink()
+    assert sample(digits, tmp_path / "a", f"n={N}", "batch_size=7") == Exit.DONE
+    assert files(tmp_path / "a") == first
+    assert sample(digits, tmp_path / "b", f"n={N}", "batch_size=7", "devices=2") == Exit.DONE
+    assert files(tmp_path / "b") == first
+
+
+def test_folders_zips_and_arrays_hold_the_same(digits, tmp_path):
+    generator = load(digits)
+    expected = to_bytes(generator.sample(30, steps=2))
+    for name, arguments in (("f", ()), ("z", ("task.format=zip",)), ("a", ("task.format=npz",))):
+        assert sample(digits, tmp_path / name, "n=30", *arguments) == Exit.DONE
+    for name in ("f", "z.zip"):
+        found = image_folder(tmp_path / name, channels=1)
+        assert torch.equal(found.images, expected)
+        assert found.labels.tolist() == [k % 10 for k in range(30)]
+    arrays = np.load(tmp_path / "a.npz")
+    assert np.array_equal(arrays["arr_0"], expected.permute(0, 2, 3, 1).numpy())
+    assert arrays["arr_1"].tolist() == [k % 10 for k in range(30)]
+    with zipfile.ZipFile(tmp_path / "z.zip") as archive:
+        labels = json.loads(archive.read("dataset.json"))["labels"]
+    assert labels[:2] == [["00000/img00000000.png", 0], ["00000/img00000001.png", 1]]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_class_by_class(digits, tmp_path):
+    assert sample(digits, tmp_path / "f", "n=12", "task.by_class=true", "task.classes=[3,5]") == Exit.DONE
+    assert len(list((tmp_path / "f/00003").glob("*.png"))) == len(list((tmp_path / "f/00005").glob("*.png"))) == 6
+    assert sample(digits, tmp_path / "a", "n=12", "task.by_class=true", "task.format=npz") == Exit.DONE
+    assert np.load(tmp_path / "a.npz")["arr_1"].tolist() == sorted(k % 10 for k in range(12))
+
+
+def test_no_half_written_archive_has_its_name(digits, tmp_path, monkeypatch):
+    def full(file, *arrays):
+        file.write(b"PK")
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archives.np, "savez", full)
+        assert sample(digits, tmp_path / "a", "n=20", "task.format=npz") == Exit.STORAGE
+    assert not (tmp_path / "a.npz").exists()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a.npz.part").rglob("*.png")}
+    assert len(before) == 20
+    assert sample(digits, tmp_path / "a", "n=20", "task.format=npz") == Exit.DONE
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("seed=1",), "task.out="),
+        (("weights=model",), "different here: weights"),
+        (("task.classes=[10]",), "classes from 0 to 9"),
+    ],
+)
+def test_refused(digits, tmp_path, capsys, arguments, told):
+    assert sample(digits, tmp_path / "a", "n=3") == Exit.DONE
+    before = files(tmp_path / "a")
+    capsys.readouterr()
+    assert sample(digits, tmp_path / "a", "n=3", *arguments) == Exit.BAD_INPUT
+    assert told in capsys.readouterr().err
+    assert files(tmp_path / "a") == before
+
+
+def test_points_are_no_images(tmp_path, capsys):
+    assert sample(trained(tmp_path / "run", *POINTS), tmp_path / "a") == Exit.BAD_INPUT
+    assert "a model of images" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
