@@ -1,0 +1,169 @@
+"""Zero-shot editing: `task=inpaint | colorize | superres | stroke | denoise | interpolate`.
+
+Each leaves `evaluation/edits/TASK.png`, where what was given, what the model was told of it and the result stand below
+one another, and every result as a PNG of its own in `evaluation/edits/TASK/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from consistency_models.app.errors import ConfigError
+from consistency_models.app.tasks.archives import save_png
+from consistency_models.app.tasks.pictures import Pictures, known_of, labels_of, pictures_of, refuse_points
+from consistency_models.app.tasks.produce import results_folder, samplers_of
+from consistency_models.editing import Colorization, Inpainting, SuperResolution, Unconstrained, estimate_sigma, slerp
+from consistency_models.evaluation.features import to_bytes
+from consistency_models.evaluation.grids import save_comparison, save_grid
+from consistency_models.generation import Generator, ImageNoise
+from consistency_models.samplers import Consistency
+
+__all__ = ["colorize", "denoise", "inpaint", "interpolate", "stroke", "superres"]
+
+Config, Levels = dict[str, Any], int | Sequence[float]
+SHOWN = 40  # images in a picture
+ROUNDING = 0.0025  # the noise of 8 bits is 2/255/√12 = 0.00226
+UNUSED = {"sigmas": None, "seeds": None, "repeats": 1, "devices": 1}
+"""Keys of conf/eval.yaml that editing has no use for."""
+
+
+def inpaint(
+    config: Config, generator: Generator, image: str | None, mask: str | None, label: int | None, levels: Levels
+) -> None:
+    """Keep the black pixels of a mask, paint the white ones anew."""
+    given = pictures_of(config, generator, image, label)
+    operator = Inpainting(known_of(mask, given, generator.shape))
+    results = _edit(config, generator, given, operator, levels)
+    _write(config, given.names, {"input": given.images, "kept": operator.measure(given.images), "result": results})
+
+
+def colorize(config: Config, generator: Generator, image: str | None, label: int | None, levels: Levels) -> None:
+    """Keep the brightness, find colours."""
+    given, operator = pictures_of(config, generator, image, label), Colorization()
+    results = _edit(config, generator, given, operator, levels)
+    _write(config, given.names, {"input": given.images, "kept": operator.grey(given.images), "result": results})
+
+
+def superres(
+    config: Config, generator: Generator, image: str | None, label: int | None, patch: int, levels: Levels
+) -> None:
+    """Keep the mean of each patch, find what is within it."""
+    given, operator = pictures_of(config, generator, image, label), SuperResolution(patch)
+    results = _edit(config, generator, given, operator, levels)
+    _write(config, given.names, {"input": given.images, "kept": operator.measure(given.images), "result": results})
+
+
+def stroke(
+    config: Config, generator: Generator, image: str | None, label: int | None, patch: int, levels: Levels
+) -> None:
+    """From a painting, with noise, to an image; images of the data set are made as coarse as a painting first."""
+    given = pictures_of(config, generator, image, label)
+    rows = {"painting": given.images}
+    if image is None:
+        painted = Pictures(_measured(config, SuperResolution(patch), given.images), given.labels, given.names, [])
+        rows, given = {"input": given.images, "painting": painted.images}, painted
+    _write(config, given.names, rows | {"result": _edit(config, generator, given, Unconstrained(), levels)})
+
+
+def denoise(
+    config: Config, generator: Generator, image: str | None, label: int | None, noise: float, sigma: float | None
+) -> None:
+    """One call at the level of the noise; images of the data set are given some first."""
+    given = pictures_of(config, generator, image, label)
+    n, x, rows = len(given.images), given.images, {"noisy": given.images}
+    levels = [sigma or max(estimate_sigma(each), ROUNDING) for each in x]
+    if image is None:
+        x = x + noise * ImageNoise(config["seed"], list(range(n)), generator.shape, "cpu")()
+        rows, levels = {"input": given.images, "noisy": x}, [sigma or noise] * n
+    results = torch.empty_like(x)
+    for level in dict.fromkeys(levels):
+        same = torch.tensor([each == level for each in levels])
+        labels = None if given.labels is None else given.labels[same]
+        these = Pictures(x[same], labels, [], [])
+        results[same] = _edit(config, generator, these, Unconstrained(), [level], x[same])
+    if image is not None:
+        print("\n".join(f"{name}: noise of sigma {level:.3g}" for name, level in zip(given.names, levels)))
+    _write(config, given.names, rows | {"result": results})
+
+
+def interpolate(config: Config, generator: Generator, ends: list[list[int]], label: int | None) -> None:
+    """Rows of images from the noise of one sample to that of another."""
+    refuse_points(config, generator)
+    columns, rows, names = config["n"] or 10, [], []
+    sigma = _sampler(config, generator).sigmas[0]
+    for first, last in ends:
+        a, b = ImageNoise(config["seed"], [first, last], generator.shape, "cpu")()
+        x = sigma * torch.stack([slerp(a, b, k / (columns - 1)) for k in range(columns)])
+        own = generator.labels(torch.full((columns,), first))
+        given = Pictures(x, labels_of(generator, columns, label, own), [], [])
+        rows.append(_edit(config, generator, given, Unconstrained(), [sigma], x))
+        names += [f"{first}_{last}_{k:02d}" for k in range(columns)]
+    captions = [f"noise {first} to {last}" for first, last in ends]
+    _write(config, names, {"result": torch.cat(rows)}, columns=columns, captions=captions)
+
+
+def _edit(
+    config: Config, generator: Generator, given: Pictures, operator: Any, levels: Levels, x: Tensor | None = None
+) -> Tensor:
+    """Images that agree with what the operator measures of those given, after all that could be wrong is checked."""
+    _measured(config, operator, given.images)
+    sampler = _sampler(config, generator)
+    if not isinstance(levels, int) and levels[-1] <= getattr(sampler, "sigma_min", 0.0):
+        raise ConfigError("task.levels", list(levels), f"levels above {sampler.sigma_min}, where the model ends")
+    settings = {"seed": config["seed"], "labels": given.labels, "batch_size": config["batch_size"], "x": x}
+    calls = levels - 1 if isinstance(levels, int) else len(levels)
+    steps = (config["steps"] or [None])[0]
+    with Progress() as bar:
+        row = bar.add_task("editing", total=len(given.images) * calls)
+        return generator.edit(
+            given.images, operator, levels, steps=steps, progress=lambda done: bar.advance(row, done), **settings
+        )
+
+
+def _measured(config: Config, operator: Any, images: Tensor) -> Tensor:
+    try:
+        return operator.measure(images)
+    except ValueError as error:
+        key = "task.patch" if "patch" in config["task"] else "task"
+        value = config["task"].get("patch", _name(config))
+        raise ConfigError(key, value, f"what these images can be measured by: {error}") from error
+
+
+def _sampler(config: Config, generator: Generator) -> Any:
+    """What takes images from any level to the ODE's end, by the one step count given, or the run's first."""
+    for key, unset in UNUSED.items():
+        if config[key] != unset:
+            raise ConfigError(key, config[key], f"{unset} with task={_name(config)}, which has no use for it")
+    sampler, steps = samplers_of(config, generator)[0], config["steps"]
+    if steps and (len(steps) > 1 or isinstance(sampler, Consistency)):
+        allowed = "one number for a model that takes several steps from each level, null for a consistency model"
+        raise ConfigError("steps", steps, allowed, "the levels themselves are task.levels")
+    return sampler
+
+
+def _write(
+    config: Config,
+    names: list[str],
+    rows: dict[str, Tensor],
+    columns: int = 10,
+    captions: list[str] | None = None,
+) -> None:
+    """The picture of all, and each result on its own."""
+    name, folder = _name(config), results_folder(config["run"]) / "edits"
+    if captions is None:
+        shown = {caption: images[:SHOWN] for caption, images in rows.items()}
+        save_comparison(folder / f"{name}.png", shown, columns, name)
+    else:
+        save_grid(folder / f"{name}.png", rows["result"], columns, name, captions)
+    for each, pixels in zip(names, to_bytes(rows["result"]).permute(0, 2, 3, 1).numpy()):
+        save_png(folder / name / f"{each}.png", pixels)
+    print(f"written to {folder / name}.png, and one by one into {folder / name}")
+
+
+def _name(config: Config) -> str:
+    return config["task"]["_target_"].rpartition(".")[2]
