@@ -49,17 +49,17 @@ def with_moments(mean, covariance, n=50, seed=0):
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_a_metric_is_what_it_declares(metric):
-    real, same, near, far = draw(600, 0), draw(600, 1), draw(300, 2, 0.3), draw(300, 2, 1.5)
+    real, same, near, far = draw(900, 0), draw(900, 1), draw(300, 2, 0.3), draw(300, 2, 1.5)
     values = [metric(generated, real) for generated in (same, near, far)]
     assert all(type(value) is float for value in values)
     assert metric(far, real) == values[2]  # nothing is drawn afresh
-    order = torch.randperm(600, generator=torch.Generator().manual_seed(3))
+    order = torch.randperm(900, generator=torch.Generator().manual_seed(3))
     if not metric.needs_order:
         assert metric(same[order], real) == pytest.approx(values[0], abs=1e-6)
     if metric.is_distance:
         equal = metric(real, FeatureSet(real.points.clone()))
         assert equal < 0.3 * values[1]
-        assert equal > -0.3 * values[1] or metric.needs_order  # unbiased for independent sets: far below 0
+        assert equal > -values[1] or metric.needs_order  # unbiased for independent sets: far below 0
         assert values[0] < values[1] < values[2]
         assert metric(real, near) == pytest.approx(values[1], rel=1e-7) or metric.needs_order
     else:
