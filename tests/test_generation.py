@@ -1,5 +1,7 @@
 """Images do not depend on batch size, order or place; loading a file runs nobody's code."""
 
+import re
+
 import pytest
 import torch
 from jobs import TINY, run
@@ -56,14 +58,37 @@ def test_senseless_requests_are_refused(trained, arguments, message):
         generation.load(trained).sample(**arguments)
 
 
-@pytest.mark.parametrize("target", ["os.system", "consistency_models.checkpoints.os.system", "torch.nn.Linear"])
-@pytest.mark.parametrize("part", ["network", "preconditioning", "sampler"])
+POISON = (
+    "os.system",
+    "consistency_models.checkpoints.os.system",
+    "torch.nn.Linear",
+    "consistency_models.app.folder.write_atomically",  # of this package, and writes files
+    "consistency_models.generation.instantiate",
+    "${oc.env:HOME}",
+    None,
+)
+
+
+@pytest.mark.parametrize("target", POISON)
+@pytest.mark.parametrize("part", ["network", "preconditioning", "sampler", "data", "features"])
 def test_a_file_cannot_ask_for_other_code(trained, tmp_path, target, part, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONSISTENCY_MODELS_TRUST", "consistency_models")  # does not open it to more of itself
     content = read(trained / "checkpoints/last.ckpt")
     content["config"][part] = {"_target_": target, "command": "touch EXPLODED"}
     write(content, tmp_path / "bad.ckpt")
-    with pytest.raises(CheckpointError, match=f"{part} asks for {target}"):
+    with pytest.raises(CheckpointError, match=re.escape(f"{part} asks for {target}")):
+        generation.load(tmp_path / "bad.ckpt")
+    assert not (tmp_path / "EXPLODED").exists()
+
+
+def test_a_file_cannot_have_a_target_made_up_while_it_is_read(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = read(trained / "checkpoints/last.ckpt")
+    made_up = "{_target_:consistency_models.app.folder.RunFolder,path:EXPLODED}"
+    content["config"]["network"]["dropout"] = f"${{oc.create:{made_up}}}"
+    write(content, tmp_path / "bad.ckpt")
+    with pytest.raises(CheckpointError, match=r"plain values, without \$\{; found network with one"):
         generation.load(tmp_path / "bad.ckpt")
     assert not (tmp_path / "EXPLODED").exists()
 

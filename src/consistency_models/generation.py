@@ -210,29 +210,24 @@ def build_model(config: dict[str, Any]) -> nn.Module:
 
 
 def load(path: str | Path, weights: str | None = None, device: torch.device | str = "cpu") -> Generator:
-    """A generator from a checkpoint, a run folder (its `checkpoints/last.ckpt`) or an official checkpoint.
+    """A generator from a checkpoint, a run folder, an export or an official checkpoint.
 
     Args:
-        path: a checkpoint file, a run folder, or an official `*.pkl` or `*.pt` of others (see `pretrained`).
+        path: a checkpoint file, a run folder (its `checkpoints/last.ckpt`), a `*.safetensors` file or Hub folder of
+            `consistency_models.export`, or an official `*.pkl` or `*.pt` of others (see `pretrained`).
         weights: which weights: "model", or the name of an average such as "0.999"; by default the first average.
         device: where it shall run.
 
     Raises:
-        CheckpointError: the file is damaged, or asks for classes of a package that is not trusted.
+        CheckpointError: the file is damaged, or asks for something other than a network, a sampler or the like of this
+            package or of one that is trusted.
         ValueError: no such weights.
+        ModuleNotFoundError: an export, and the extra `export` is not installed.
     """
-    from consistency_models.checkpoints import CheckpointError, digest_of, is_marked, read
-    from consistency_models.pretrained.convert import checkpoint_of
-
     path = checkpoint_file(path)
-    official = path.suffix in (".pkl", ".pt") and not is_marked(path)
-    content = checkpoint_of(path) if official else read(path)
+    content = _content(path)
     config = content["config"]
-    for part in ("network", "preconditioning", "sampler"):
-        for target in _targets(config[part]):
-            if not _is_trusted(target):
-                expected = f"classes of this package, or of one in CONSISTENCY_MODELS_TRUST={target.split('.')[0]}"
-                raise CheckpointError(expected, f"{part} asks for {target}", path)
+    _check_targets(config, path)
     model = build_model(config)
     chosen = weights or next(iter(content["ema"]), "model")
     if chosen != "model" and chosen not in content["ema"]:
@@ -250,27 +245,67 @@ def load(path: str | Path, weights: str | None = None, device: torch.device | st
     )
     generator.weights, generator.config = chosen, config
     generator.steps = tuple(config["evaluation"]["steps"])
-    generator.origin = content["origin"] if official else {"path": str(path), "digest": digest_of(path)}
+    generator.origin = content["origin"]
     return generator
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """The checkpoint that a run folder or a file name stands for."""
+    """The checkpoint that a run folder, a folder for the Hub or a file name stands for."""
     path = Path(path)
+    exported = path / "model.safetensors"
+    if exported.is_file():
+        return exported
     return path / "checkpoints" / "last.ckpt" if path.is_dir() else path
 
 
-def _is_trusted(target: str) -> bool:
-    """Whether a class is from this package, or from one that the user names in CONSISTENCY_MODELS_TRUST (a,b,…)."""
+def _content(path: Path) -> dict[str, Any]:
+    """What is in a file of any form that `load` takes: config, weights, and where they are from."""
+    from consistency_models.checkpoints import digest_of, is_marked, read
+    from consistency_models.pretrained.convert import checkpoint_of
+
+    if path.suffix == ".safetensors":
+        from consistency_models.export.weights import read_safetensors  # here: it imports this module
+
+        return read_safetensors(path)
+    if path.suffix in (".pkl", ".pt") and not is_marked(path):
+        return checkpoint_of(path)
+    content = read(path)
+    return content | {"origin": content.get("origin", {}) | {"path": str(path), "digest": digest_of(path)}}
+
+
+MODEL = ("networks", "preconditioning", "pretrained.edm", "samplers", "schedules", "segments", "solvers")
+TRUSTED = dict.fromkeys(("network", "preconditioning", "sampler"), MODEL)
+TRUSTED |= {"data": ("data",), "features": ("evaluation",)}
+"""Parts of a configuration that are built from a file, and the modules of this package that they may name: there are
+others in it that write files."""
+
+
+def _check_targets(config: dict[str, Any], path: Path) -> None:
+    """Refuse a configuration that would run anything but what it is there to describe."""
+    from consistency_models.pretrained.errors import CheckpointError
+
+    for part, modules in TRUSTED.items():
+        for target in _targets(config.get(part)):
+            if not _is_trusted(target, modules):
+                expected = f"classes of this package, or of one in CONSISTENCY_MODELS_TRUST={target.split('.')[0]}"
+                raise CheckpointError(expected, f"{part} asks for {target}", path)
+        if "${" in str(config.get(part)):  # it would be resolved, and could become a target that is not written here
+            raise CheckpointError("plain values, without ${", f"{part} with one", path)
+
+
+def _is_trusted(target: str, modules: tuple[str, ...]) -> bool:
+    """Whether it is from these modules, or from a package that the user names in CONSISTENCY_MODELS_TRUST (a,b,…)."""
     from hydra.utils import get_object
 
-    packages = ["consistency_models", *os.environ.get("CONSISTENCY_MODELS_TRUST", "").split(",")]
-    prefixes = tuple(f"{package.strip()}." for package in packages if package.strip())
-    # consistency_models.checkpoints.os.system begins like ours and is not: ask the object where it is from.
+    named = {name.strip() for name in os.environ.get("CONSISTENCY_MODELS_TRUST", "").split(",")}
+    packages = [*(f"consistency_models.{module}" for module in modules), *named - {"", "consistency_models"}]
+    prefixes = tuple(f"{package}." for package in packages)
+    # consistency_models.samplers.math.pow begins like ours and is not: ask the object where it is from.
     return target.startswith(prefixes) and f"{get_object(target).__module__}.".startswith(prefixes)
 
 
 def _targets(node: Any) -> list[str]:
     if isinstance(node, dict):
-        return [node["_target_"]] * ("_target_" in node) + [t for value in node.values() for t in _targets(value)]
+        own = [str(node["_target_"])] if "_target_" in node else []
+        return own + [t for value in node.values() for t in _targets(value)]
     return [t for value in node for t in _targets(value)] if isinstance(node, list) else []

@@ -7,17 +7,19 @@ import pytest
 import torch
 from pretrained import snapshots
 
+import consistency_models
 from consistency_models import pretrained
 from consistency_models.networks import official
 from consistency_models.pretrained import CheckpointError
+from consistency_models.samplers import Consistency, Heun
 
 KWARGS = {"img_resolution": 8, "img_channels": 3, "label_dim": 2, "model_type": "SongUNet"}
 KWARGS |= {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "dropout": 0.1}
 
 
-def song():
+def song(**changes):
     torch.manual_seed(0)
-    given = {key: value for key, value in KWARGS.items() if key not in ("img_channels", "model_type")}
+    given = {key: value for key, value in (KWARGS | changes).items() if key not in ("img_channels", "model_type")}
     return official.SongUNet(in_channels=3, out_channels=3, **given)
 
 
@@ -28,6 +30,48 @@ def snapshot(path, class_name="EDMPrecond", network="SongUNet", kwargs=None, wei
     said = {"sigma_data": 0.5, "sigma_min": 0.0, "sigma_max": float("inf")}
     module = snapshots.module(class_name, weights, {**KWARGS, **(kwargs or {})}, {"model": network}, **said)
     return snapshots.dump({"ema": module}, path)
+
+
+def precond(path, uncertainty, **changes):
+    """A snapshot of a small EDM2, or of ECT's copy of one, which has no head for the uncertainty."""
+    kwargs = {"img_resolution": 8, "img_channels": 3, "label_dim": 2, "model_channels": 16, "channel_mult": [1, 2]}
+    kwargs |= {"num_blocks": 1, "attn_resolutions": [], "channels_per_head": 16, "logvar_channels": 8, **changes}
+    torch.manual_seed(0)
+    weights = official.Precond(**kwargs).state_dict()
+    weights = {name: value for name, value in weights.items() if uncertainty or not name.startswith("logvar")}
+    weights |= {name: torch.tensor(0.5) for name in weights if name.endswith("gain")}  # 0 at first: nothing seen
+    return snapshots.dump({"ema": snapshots.module("Precond", weights, kwargs, {"unet": "UNet"}, sigma_data=0.5)}, path)
+
+
+@pytest.mark.parametrize(("dropout_res", "expected"), [(None, {8: 0.4, 4: 0.4}), (4, {8: 0.0, 4: 0.4})])
+def test_dropout_is_limited_as_the_file_says(dropout_res, expected, tmp_path):
+    network = pretrained.load(precond(tmp_path / "a.pkl", False, dropout=0.4, dropout_res=dropout_res)).model.network
+    blocks = {**network.unet.enc, **network.unet.dec}
+    found = {name: block.dropout for name, block in blocks.items() if "block" in name}
+    assert found == {name: expected[int(name.partition("x")[0])] for name in found}
+    assert {name.partition("x")[0] for name in found} == {"8", "4"}
+
+
+@pytest.mark.parametrize(
+    ("uncertainty", "size", "kind", "steps", "second"),
+    [
+        (True, 64, Heun, (18,), None),  # EDM2's, of ImageNet 64
+        (False, 64, Consistency, (1, 2), 1.526),  # ECT's
+        (False, 32, Consistency, (1, 2), 0.821),
+    ],
+)
+def test_a_precond_is_sampled_as_its_authors_did(uncertainty, size, kind, steps, second, tmp_path):
+    generator = consistency_models.load(precond(tmp_path / "a.pkl", uncertainty, img_resolution=size))
+    assert (generator.steps, generator.num_classes) == (steps, 2)
+    sampler = generator.make_sampler(steps=2)
+    assert type(sampler) is kind
+    assert sampler.sigmas[0] == pytest.approx(80.0)
+    if second:
+        assert sampler.sigmas[1] == pytest.approx(second)
+    images = generator.sample(2, steps=2, labels=[1, 0])
+    assert images.shape == (2, 3, size, size)
+    assert images.isfinite().all()
+    assert not torch.equal(images, generator.sample(2, steps=2, labels=[0, 1]))
 
 
 def test_a_loaded_model_is_ready_to_be_called(tmp_path):

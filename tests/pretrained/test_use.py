@@ -1,7 +1,11 @@
 """What a user does with an official checkpoint: distil it, start from it, score it, convert it."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+from functools import partial
 
 import hydra
 import pytest
@@ -11,7 +15,8 @@ from jobs import ROOT, TINY, config_of, run
 from omegaconf import OmegaConf
 from parity.golden import FOLDER
 from PIL import Image
-from pretrained.test_load import snapshot
+from pretrained import snapshots
+from pretrained.test_load import KWARGS, precond, snapshot, song
 
 import consistency_models
 from consistency_models import pretrained
@@ -19,7 +24,9 @@ from consistency_models.app import build
 from consistency_models.app.errors import ConfigError, Exit
 from consistency_models.app.tasks import run_task
 from consistency_models.checkpoints import CheckpointError, read
-from consistency_models.pretrained.__main__ import main as convert
+from consistency_models.export.__main__ import main as export
+from consistency_models.networks import OpenAIUNet
+from consistency_models.pretrained import openai
 
 REFUSALS = (ConfigError, InstantiationException)  # Hydra's wrapping, which `report` takes off
 SNAPSHOTS = sorted(FOLDER.glob("*/*snapshot*.pkl"))
@@ -41,10 +48,36 @@ def images(tmp_path_factory):
     return ("data=image_folder", f"data.root={folder}", "data.image_size=8", "data.batch_size=8", "features=identity")
 
 
+LIKE_OPENAI = ("network=openai_adm", "network.model_channels=32", "network.channel_mult=[1,2]", "network.num_blocks=1")
+LIKE_OPENAI += ("network.attn_resolutions=[4]", "network.head_channels=16")
+
+
+@pytest.fixture
+def openai_file(monkeypatch, tmp_path):
+    """`openai_file(NAME)`: a file as OpenAI's, of a network of our own size."""
+    sizes = {"model_channels": 32, "channel_mult": (1, 2), "num_blocks": 1, "attn_resolutions": (4,)}
+    family = partial(OpenAIUNet, image_size=8, channels=3, head_channels=16, **sizes)
+    monkeypatch.setitem(openai.FAMILIES, "tiny", family)
+
+    def write(name):
+        torch.manual_seed(0)
+        weights = {key: value + 0.02 * torch.randn_like(value) for key, value in family().state_dict().items()}
+        torch.save(weights, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
 @pytest.fixture
 def labelled(tmp_path):
     """A class-conditional snapshot, trained with label dropout."""
     return snapshot(tmp_path / "conditional.pkl", kwargs={"label_dropout": 0.1})
+
+
+def convert(monkeypatch, path, out, code=Exit.DONE):
+    """Write our own form of it, from the command line."""
+    monkeypatch.setattr("sys.argv", ["export", str(path), str(out), "--format", "checkpoint"])
+    assert export() == code
 
 
 def teacher(path, *overrides, kind="edm"):
@@ -62,6 +95,34 @@ def test_distilled_from_it_and_started_from_it(images, tmp_path):
         (value - weights[name.removeprefix("network.")]).abs().max() for name, value in kept["model"].items()
     )
     assert 0 < distance < 0.01  # two steps away from where it started
+
+
+def test_a_student_is_distilled_from_openai_s_file(images, openai_file, tmp_path):
+    path, folder = openai_file("edm_tiny.pt"), tmp_path / "run"
+    arguments = ("model=cd", "teacher=openai", f"teacher.path={path}", "init=teacher", "trainer.max_steps=2")
+    assert run(folder, *arguments, *LIKE_OPENAI, *images, *TINY) == Exit.DONE
+    assert read(folder / "checkpoints/last.ckpt")["teacher"] == {"path": str(path), "digest": openai.digest(path)}
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    loss = [float(row.split(",")[rows[0].split(",").index("train/loss")] or "nan") for row in rows[1:]]
+    assert any(value > 0 for value in loss)
+
+
+@pytest.mark.parametrize(("name", "sampler", "nfe"), [("edm_tiny.pt", "Heun", 3), ("cd_tiny.pt", "Consistency", 2)])
+def test_openai_s_file_is_scored(name, sampler, nfe, images, openai_file, tmp_path):
+    path = openai_file(name)
+    assert run_task(settings(tmp_path, path, "steps=[2]", *images)) == Exit.DONE
+    written = json.loads((path.with_suffix("") / "evaluation/evaluation.json").read_text())
+    assert written["digest"] == openai.digest(path)
+    assert {(result["sampler"], result["nfe"]) for result in written["results"]} == {(sampler, nfe)}
+
+
+@pytest.mark.parametrize("uncertainty", [True, False], ids=["edm2", "ect"])
+def test_a_precond_is_a_teacher(uncertainty, images, tmp_path):
+    path = precond(tmp_path / "a.pkl", uncertainty)
+    ours = teacher(path, *images, "data.conditional=true", "data.num_classes=2")
+    x, sigma, labels = torch.randn(2, 3, 8, 8), torch.tensor([0.5, 5.0]), torch.eye(2)
+    assert torch.equal(ours(x, sigma, labels), pretrained.load(path).model(x, sigma, labels))
+    assert not torch.equal(ours(x, sigma, labels), ours(x, sigma, labels.flip(0)))
 
 
 def test_a_student_starts_from_its_weights(images):
@@ -121,8 +182,7 @@ def test_both_calls_of_a_guided_teacher_are_counted(images, labelled, tmp_path):
 
 @pytest.mark.parametrize("path", SNAPSHOTS, ids=lambda path: path.stem)
 def test_it_samples_and_so_does_its_copy_bit_for_bit(path, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["convert", str(path), str(tmp_path / "out.ckpt")])
-    assert convert() == 0
+    convert(monkeypatch, path, tmp_path / "out.ckpt")
     theirs, ours = consistency_models.load(path), consistency_models.load(tmp_path / "out.ckpt")
     consistency = pretrained.load(path).kind == "ECMPrecond"
     assert theirs.steps == ours.steps == ((1, 2) if consistency else (18,))
@@ -153,8 +213,7 @@ OTHERS = {
 def test_other_scalings_are_converted_to_the_last_bit(kind, tmp_path, monkeypatch):
     kwargs, weights = OTHERS[kind]
     path = snapshot(tmp_path / "other.pkl", class_name=kind, kwargs=kwargs, weights=weights)
-    monkeypatch.setattr("sys.argv", ["convert", str(path), str(tmp_path / "out.ckpt")])
-    assert convert() == 0
+    convert(monkeypatch, path, tmp_path / "out.ckpt")
     x, sigma, labels = torch.randn(2, 3, 8, 8), torch.tensor([0.3, 7.0]), torch.eye(2)
     got = consistency_models.load(tmp_path / "out.ckpt").model(x, sigma, labels)
     assert torch.equal(got, pretrained.load(path).model(x, sigma, labels))
@@ -162,8 +221,7 @@ def test_other_scalings_are_converted_to_the_last_bit(kind, tmp_path, monkeypatc
 
 def test_what_is_no_checkpoint_is_not_converted(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.pkl").write_bytes(b"nothing")
-    monkeypatch.setattr("sys.argv", ["convert", str(tmp_path / "a.pkl"), str(tmp_path / "out.ckpt")])
-    assert convert() == Exit.NO_GOOD_CHECKPOINT
+    convert(monkeypatch, tmp_path / "a.pkl", tmp_path / "out.ckpt", Exit.NO_GOOD_CHECKPOINT)
     assert "a.pkl: expected" in capsys.readouterr().err
     assert not (tmp_path / "out.ckpt").exists()
     with pytest.raises(CheckpointError, match=r"a\.pkl"):
@@ -197,3 +255,30 @@ def test_it_is_scored(images, tmp_path):
 def test_it_is_not_scored_against_other_images(says, chosen, tmp_path, capsys):
     assert run_task(settings(tmp_path, EDM, *chosen)) == Exit.BAD_INPUT
     assert re.search(says, capsys.readouterr().err)
+
+
+def test_it_is_scored_from_the_command_line(tmp_path):
+    kwargs = {**KWARGS, "img_resolution": 32, "label_dim": 0, "attn_resolutions": []}
+    weights = song(img_resolution=32, label_dim=0, attn_resolutions=[]).state_dict()
+    weights = {f"model.{name}": value for name, value in weights.items()}
+    said = {"sigma_data": 0.5, "sigma_min": 0.0, "sigma_max": float("inf")}
+    module = snapshots.module("EDMPrecond", weights, kwargs, {"model": "SongUNet"}, **said)
+    path = snapshots.dump({"ema": module}, tmp_path / "edm-cifar10.pkl")
+    for i, pixels in enumerate(torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8)):
+        folder = tmp_path / "data" / ("test" if i >= 30 else "train") / f"class{i % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    command = (f"run={path}", "data=cifar10", f"data.root={tmp_path / 'data'}", "features=classifier", "n=16")
+    small = ("steps=[1]", "features.extractor.steps=2", "features.extractor.batch_size=8", "device=cpu")
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "eval.py"), *command, *small],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == Exit.DONE, done.stderr
+    written = json.loads((tmp_path / "edm-cifar10/evaluation/evaluation.json").read_text())
+    assert {result["features"] for result in written["results"]} == {"classifier"}
+    assert all(result["metric"] in done.stdout for result in written["results"])

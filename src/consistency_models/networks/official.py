@@ -128,11 +128,16 @@ def Precond(
     attn_resolutions: Sequence[int] = (16, 8),
     channels_per_head: int = 64,
     dropout: float = 0.0,
+    dropout_res: int | None = None,
 ) -> EDM2:
-    """EDM2's; the preconditioning, and with it sigma_data, is not part of ours, and autocast chooses the precision."""
+    """EDM2's and, with dropout_res, ECT's.
+
+    The preconditioning, and with it sigma_data, is not part of ours, and autocast chooses the precision.
+    """
     del use_fp16, sigma_data
     return EDM2(
         *(img_resolution, img_channels, label_dim, 0, dropout),
+        dropout_resolution=dropout_res,
         model_channels=model_channels,
         channel_mult=channel_mult,
         num_blocks=num_blocks,

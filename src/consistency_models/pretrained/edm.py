@@ -106,8 +106,8 @@ def has_uncertainty(snapshot: Snapshot) -> bool:
 
 
 def edm2_network(snapshot: Snapshot, weights: dict[str, Tensor]) -> tuple[partial, dict[str, Tensor]]:
-    """EDM2's U-Net, and its weights; ECT's copies have a dropout of their own in training."""
-    kwargs = {name: value for name, value in snapshot.kwargs.items() if name != "dropout_res"}
+    """EDM2's U-Net, and its weights; ECT's copies may limit dropout to low resolutions (`dropout_res`)."""
+    kwargs = dict(snapshot.kwargs)
     if not has_uncertainty(snapshot):
         kwargs["logvar_channels"] = 0
     return partial(official.Precond, **kwargs), weights

@@ -1,13 +1,17 @@
 """diffusers' own pipeline makes of the exported folder the images that the student makes."""
 
+from functools import partial
+
+import diffusers
 import pytest
 import torch
 
+from consistency_models.export import to_diffusers
+from consistency_models.generation import Generator
 from consistency_models.networks import DhariwalUNet, OpenAIUNet
 from consistency_models.preconditioning import EDM, Boundary, Preconditioned
-from consistency_models.pretrained.export import export
+from consistency_models.samplers import Consistency
 
-diffusers = pytest.importorskip("diffusers")  # of the optional extra `export`
 SIZES = {"model_channels": 32, "channel_mult": (1, 2), "num_blocks": 1, "head_channels": 16}
 
 
@@ -17,7 +21,7 @@ def student(network=OpenAIUNet, scalings=Boundary, classes=0, **sizes):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval().requires_grad_(False)
+    return Generator(model.eval().requires_grad_(False), (3, 16, 16), partial(Consistency.for_steps), classes)
 
 
 @pytest.mark.parametrize(
@@ -30,8 +34,9 @@ def student(network=OpenAIUNet, scalings=Boundary, classes=0, **sizes):
     ids=str,
 )
 def test_one_step_of_the_pipeline_is_one_call_of_the_student(sizes, tmp_path):
-    model = student(**sizes)
-    export(model, tmp_path / "out")
+    generator = student(**sizes)
+    model = generator.model
+    to_diffusers(generator, tmp_path / "out")
     pipeline = diffusers.ConsistencyModelPipeline.from_pretrained(tmp_path / "out")
     pipeline.set_progress_bar_config(disable=True)
     noise, labels = torch.randn(2, 3, 16, 16), [1, 3] if model.network.num_classes else None
@@ -55,5 +60,5 @@ def test_one_step_of_the_pipeline_is_one_call_of_the_student(sizes, tmp_path):
 )
 def test_what_diffusers_has_no_form_for_is_refused(says, changes, tmp_path):
     with pytest.raises(ValueError, match=says):
-        export(student(**changes), tmp_path / "out")
+        to_diffusers(student(**changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()

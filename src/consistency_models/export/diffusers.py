@@ -1,4 +1,4 @@
-"""python -m consistency_models.pretrained.export RUN FOLDER: a student as a folder for diffusers' pipeline.
+"""A student as a folder for diffusers' pipeline.
 
 `ConsistencyModelPipeline.from_pretrained(FOLDER)` then gives the same images from the same noise. diffusers has one
 network and one preconditioning for it, those of OpenAI's files: `OpenAIUNet` with residual resampling, and `Boundary`.
@@ -8,16 +8,16 @@ diffusers computes itself and no weight can make up for.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from consistency_models.export.extras import extra
+from consistency_models.generation import Generator
 from consistency_models.networks.openai_adm import AttentionBlock, OpenAIUNet, ResBlock
-from consistency_models.preconditioning import Boundary, Preconditioned
+from consistency_models.preconditioning import Boundary
 
-__all__ = ["export"]
+__all__ = ["to_diffusers"]
 
 RESIDUAL = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0"}
 RESIDUAL |= {"conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
@@ -25,33 +25,30 @@ TOP = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "ti
 TOP |= {"class_embedding": "label_emb", "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
 
 
-def export(model: Preconditioned, folder: Path | str, sigma_max: float = 80.0, clip: bool = True) -> None:
-    """Write the folder.
-
-    Args:
-        model: the student.
-        folder: made if it is not there.
-        sigma_max: the level that sampling starts from.
-        clip: clamp what the network gives to [-1, 1], as for images.
+def to_diffusers(generator: Generator, folder: Path | str) -> None:
+    """Write the folder, which is made if it is not there.
 
     Raises:
         ValueError: diffusers has no such network or preconditioning.
         ModuleNotFoundError: the extra `export` is not installed.
+        OSError: it cannot be written.
     """
-    from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
-
-    network, scalings = model.network, model.preconditioning
+    diffusers = extra("diffusers")
+    network, scalings = generator.model.network, generator.model.preconditioning
     if type(network) is not OpenAIUNet or type(scalings) is not Boundary:
         raise ValueError(
             "diffusers' ConsistencyModelPipeline takes OpenAIUNet with the preconditioning Boundary; got "
             f"{type(network).__name__} with {type(scalings).__name__}: train with network=openai_adm to export"
         )
-    unet = UNet2DModel(**arguments(network)).eval()
+    unet = diffusers.UNet2DModel(**arguments(network)).eval()
     unet.load_state_dict(weights(network))
-    scheduler = CMStochasticIterativeScheduler(
-        sigma_min=scalings.sigma_min, sigma_max=sigma_max, sigma_data=scalings.sigma_data, clip_denoised=clip
+    scheduler = diffusers.CMStochasticIterativeScheduler(
+        sigma_min=scalings.sigma_min,
+        sigma_max=generator.make_sampler(steps=1).sigmas[0],
+        sigma_data=scalings.sigma_data,
+        clip_denoised=generator.bounded,
     )
-    ConsistencyModelPipeline(unet, scheduler).save_pretrained(folder)
+    diffusers.ConsistencyModelPipeline(unet, scheduler).save_pretrained(folder)
 
 
 def arguments(network: OpenAIUNet) -> dict[str, object]:
@@ -133,28 +130,3 @@ def _state(module: nn.Module, name: str) -> list[tuple[str, Tensor]]:
     """Names and values below `name`; none where there is no such part."""
     prefix = f"{name}."
     return [(key.removeprefix(prefix), value) for key, value in module.state_dict().items() if key.startswith(prefix)]
-
-
-def main() -> int:
-    """Export the run on the command line; returns the exit code."""
-    from consistency_models.generation import load
-
-    parser = argparse.ArgumentParser(prog="python -m consistency_models.pretrained.export", description=__doc__)
-    parser.add_argument("run", help="a run folder, a checkpoint file, or an official checkpoint")
-    parser.add_argument("folder", help="to write")
-    parser.add_argument("--weights", help="model, or the name of an average; by default the first average")
-    given = parser.parse_args()
-    try:
-        generator = load(given.run, given.weights)
-        export(generator.model, given.folder, generator.make_sampler(steps=1).sigmas[0], generator.bounded)
-    except ModuleNotFoundError as error:
-        print(f'error: {error}: pip install -e ".[export]"', file=sys.stderr)
-        return 2
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,51 @@
+"""python -m consistency_models.export RUN OUT --format F: a trained model, or an official one, in another form.
+
+safetensors   weights with their configuration, one file, which consistency_models.load reads back
+onnx          the generator of one step: noise (and classes) in, images out, any batch
+hub           a folder for the Hugging Face Hub: model card, weights, configuration, samples
+diffusers     a folder for diffusers' ConsistencyModelPipeline (network=openai_adm only)
+checkpoint    this project's own form, for whatever takes a run: eval.py, teacher=run, load
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from consistency_models import export
+from consistency_models.app.errors import Exit
+from consistency_models.generation import load
+from consistency_models.pretrained.errors import CheckpointError
+
+FORMATS = ("safetensors", "onnx", "hub", "diffusers", "checkpoint")
+
+
+def main() -> Exit:
+    """Export what the command line names; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m consistency_models.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", help="a run folder, a checkpoint, or an official file (run=… is understood, too)")
+    parser.add_argument("out", help="the file or folder to write")
+    parser.add_argument("--format", choices=FORMATS, default="safetensors")
+    parser.add_argument("--weights", help="model, or the name of an average; by default the first average")
+    parser.add_argument("--license", help="of the weights, for the card of --format hub: mit, cc-by-nc-sa-4.0, …")
+    given = parser.parse_args()
+    extra = {"license": given.license} if given.format == "hub" else {}
+    try:
+        if given.license and not extra:
+            raise ValueError(f"--license={given.license}: allowed: with --format hub, whose model card states it")
+        generator = load(given.run.removeprefix("run="), given.weights)
+        getattr(export, f"to_{given.format}")(generator, given.out, **extra)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        codes = {CheckpointError: Exit.NO_GOOD_CHECKPOINT, OSError: Exit.STORAGE}
+        return next((code for kind, code in codes.items() if isinstance(error, kind)), Exit.BAD_INPUT)
+    print(f"written to {given.out}")
+    return Exit.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""A folder for the Hugging Face Hub: weights, configuration, a picture, and a card that says what was measured.
+
+    README.md  model.safetensors  config.json  samples.png
+
+`consistency_models.load(FOLDER)` reads it; `hf upload NAME FOLDER` publishes it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from consistency_models.evaluation.grids import save_comparison, save_scatter
+from consistency_models.export.extras import extra
+from consistency_models.export.weights import description, to_safetensors
+from consistency_models.generation import Generator
+
+__all__ = ["measured", "to_hub"]
+
+LICENSES = {"OpenAI": "mit"} | dict.fromkeys(
+    ("EDMPrecond", "ECMPrecond", "Precond", "VPPrecond", "VEPrecond", "iDDPMPrecond"), "cc-by-nc-sa-4.0"
+)
+"""Under which official weights were released, by the kind of file."""
+
+IMAGES = 20
+TASK = "unconditional-image-generation"  # the Hub's nearest: it knows none from classes
+
+CARD = """---
+{front}
+---
+
+# {name}
+
+{what}
+
+![Samples](samples.png)
+
+Each group of rows shows the same noise: {steps}.
+
+## Use
+
+```python
+import consistency_models  # pip install "consistency-models[export]"
+
+generator = consistency_models.load("{name}")  # this folder
+images = generator.sample(16, steps={first}, seed=0)  # (16, {shape}){range}
+```
+
+## Measured
+
+{table}
+
+`config.json` has the whole configuration; the weights are `{weights}` of the checkpoint with SHA-256 `{digest}`.
+"""
+
+
+def to_hub(generator: Generator, folder: Path | str, license: str | None = None) -> None:
+    """Write the folder, which is made if it is not there.
+
+    Args:
+        generator: what `consistency_models.load` gave; its run's `evaluation.json` is quoted if it is of these weights.
+        folder: to write.
+        license: of the weights, as the Hub spells it (mit, cc-by-nc-sa-4.0 …); by default that of an official file,
+            and "other" for everything else, because only their owner can say it.
+
+    Raises:
+        ModuleNotFoundError: the extras `export` and `hub` are not installed.
+        OSError: it cannot be written.
+    """
+    hub = extra("huggingface_hub", "export,hub")
+    folder, said = Path(folder), description(generator)
+    to_safetensors(generator, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(said, indent=2) + "\n")
+    pictures = {f"{n}-step": generator.sample(IMAGES, steps=n) for n in generator.steps}
+    (save_comparison if generator.bounded else save_scatter)(folder / "samples.png", pictures)
+
+    name, config = folder.resolve().name, said["config"]
+    method, data = config.get("model", {}).get("name", generator.origin.get("kind")), config["data"].get("name")
+    evaluation = measured(generator)
+    results = [
+        hub.EvalResult(
+            task_type=TASK,
+            dataset_type=data or "unknown",
+            dataset_name=data or "unknown",
+            metric_type=metric,
+            metric_name=metric,
+            metric_value=value,
+        )
+        for metric, value in evaluation.items()
+    ]
+    front = hub.ModelCardData(
+        license=license or LICENSES.get(generator.origin.get("kind"), "other"),
+        library_name="consistency-models",
+        tags=[tag for tag in ("consistency-models", "image-generation", method, data) if tag],
+        pipeline_tag=TASK,
+        model_name=name,
+        eval_results=results or None,
+    )
+    table = "\n".join(["| metric | value |", "|---|---|", *(f"| {m} | {v:.4g} |" for m, v in evaluation.items())])
+    card = CARD.format(
+        front=front.to_yaml().strip(),
+        name=name,
+        what=_what(generator, method, data),
+        steps=", ".join(pictures),
+        first=generator.steps[0],
+        shape=", ".join(map(str, generator.shape)),
+        range=" in [-1, 1]" if generator.bounded else "",
+        table=table if evaluation else "Nothing yet: `python eval.py run=RUN` before the export.",
+        weights=generator.weights,
+        digest=generator.origin["digest"],
+    )
+    (folder / "README.md").write_text(card)
+
+
+def measured(generator: Generator) -> dict[str, float]:
+    """{metric's full name: value} of the `evaluation.json` that eval.py wrote of this checkpoint and these weights."""
+    path = Path(generator.origin["path"])
+    for folder in (path.parent.parent, path.parent / path.stem):  # of a run's checkpoint; of one that lies elsewhere
+        file = folder / "evaluation" / "evaluation.json"
+        content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        if (content.get("digest"), content.get("weights")) == (generator.origin["digest"], generator.weights):
+            results = {result["metric"]: result["value"] for result in content["results"]}
+            return {metric: value for metric, value in results.items() if value is not None}
+    return {}
+
+
+def _what(generator: Generator, method: str | None, data: str | None) -> str:
+    shape = "x".join(map(str, reversed(generator.shape[1:])))
+    classes = f"{generator.num_classes} classes" if generator.num_classes else "no classes"
+    network = type(generator.model.network).__name__
+    count = sum(parameter.numel() for parameter in generator.model.parameters()) / 1e6
+    return (
+        f"A generator of {data or 'images'} ({shape}, {classes}) in {' or '.join(map(str, generator.steps))} steps: "
+        f"method {method}, network {network} with {count:.1f} million parameters."
+    )

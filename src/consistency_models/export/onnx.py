@@ -1,0 +1,80 @@
+"""A generator of one step as an ONNX graph: noise in, images out, for any runtime and any batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from consistency_models.export.extras import extra
+from consistency_models.export.weights import KEY, description
+from consistency_models.generation import Generator
+
+__all__ = ["OneStep", "to_onnx"]
+
+LARGEST = 1_900_000_000  # bytes of weights in the file itself: protobuf ends at 2 GiB
+
+
+class OneStep(nn.Module):
+    """clamp(f(σ_max·noise, σ_max), -1, 1): what `Generator.sample(steps=1)` does with its noise.
+
+    Args:
+        generator: whose sampler makes an image in one step without drawing noise on its way.
+
+    Raises:
+        ValueError: the sampler has no single step (a multistep model of more than one segment).
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.model, self.sampler = generator.model, generator.make_sampler(steps=1)
+        self.num_classes, self.bounded = generator.num_classes, generator.bounded
+
+    def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images, shape of `noise`, which is standard normal, (B, C, H, W).
+
+        Args:
+            noise: as above.
+            labels: classes (B,), int64, of a class-conditional model; -1 is no class, for one that was trained with
+                some classes hidden.
+        """
+        onehot = None
+        if labels is not None:
+            onehot = (labels[:, None] == torch.arange(self.num_classes, device=labels.device)).to(noise.dtype)
+        x = self.sampler(lambda x, sigma: self.model(x, sigma, onehot), noise, _no_noise)
+        return x.clamp(-1, 1) if self.bounded else x
+
+
+def _no_noise() -> Tensor:
+    raise ValueError("an ONNX graph is given its noise once; this sampler draws more on its way (churn)")
+
+
+def to_onnx(generator: Generator, path: Path | str) -> None:
+    """Write `path`: inputs `noise` (batch, C, H, W) and, of a class-conditional model, `labels` (batch,), as `OneStep`.
+
+    The output is `images`, (batch, C, H, W), in [-1, 1] for image data. Weights of more than 1.9 GB go into a second
+    file beside it, with the ending `.data`.
+
+    Raises:
+        ValueError: the sampler has no single step, or draws noise in it.
+        ModuleNotFoundError: the extra `export` is not installed.
+        OSError: it cannot be written.
+    """
+    for module in ("onnx", "onnxscript"):
+        extra(module)
+    device = next(generator.model.parameters()).device
+    inputs = {"noise": torch.randn(2, *generator.shape, device=device)}
+    if generator.num_classes:
+        inputs["labels"] = torch.zeros(2, dtype=torch.long, device=device)
+    sizes = {name: {0: torch.export.Dim("batch")} for name in inputs}
+    # strict: only then does len(x) stay the batch's, instead of becoming the 2 of this example.
+    graph = torch.export.export(OneStep(generator).eval(), (), inputs, dynamic_shapes=sizes, strict=True)
+    named = {name: {0: "batch"} if name == "noise" else {} for name in inputs}  # the axis that all share
+    names = {"input_names": list(inputs), "output_names": ["images"], "dynamic_shapes": named}
+    program = torch.onnx.export(graph, **names, dynamo=True, verbose=False)
+    program.model.metadata_props[KEY] = json.dumps(description(generator))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    weights = sum(value.nbytes for value in generator.model.state_dict().values())
+    program.save(path, external_data=weights > LARGEST)
