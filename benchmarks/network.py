@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import statistics
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 
+import measuring
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
@@ -29,8 +26,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
-PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 LEVERS = {
     "none": set(),
     "channels_last": {"channels_last"},
@@ -45,7 +40,7 @@ LEVERS = {
 def build(name: str, size: int, classes: int, device: str) -> nn.Module:
     """The network of conf/network/NAME.yaml, for 3-channel images."""
     data = [f"+data.image_size={size}", "+data.channels=3", f"+data.network_classes={classes}"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(measuring.CONF), version_base="1.3"):
         config = compose(f"network/{name}", overrides=data)
     return instantiate(config.network).to(device)
 
@@ -118,25 +113,6 @@ def variant(network: nn.Module, inputs: tuple, levers: set[str], backward: bool)
     return run
 
 
-def seconds(function: Callable[[], None], device: str, repeats: int = 1) -> float:
-    """Wall time of one call."""
-    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-    wait()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        function()
-    wait()
-    return (time.perf_counter() - start) / repeats
-
-
-def peak(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product, the best of five."""
-    n = 8192 if device == "cuda" else 1024
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    a @ b
-    return 2 * n**3 / min(seconds(lambda: a @ b, device) for _ in range(5))
-
-
 def measure(name: str, args: argparse.Namespace) -> list[dict]:
     """One row for each pass, lever and floor."""
     torch.manual_seed(0)
@@ -151,18 +127,15 @@ def measure(name: str, args: argparse.Namespace) -> list[dict]:
     rows = []
     for backward in (False, True):
         runs = {lever: variant(network, inputs, LEVERS[lever], backward) for lever in ["none", *args.levers]}
-        runs |= {f"floor {key}": floor(network, inputs, dtype, backward) for key, dtype in PRECISIONS.items()}
+        runs |= {f"floor {key}": floor(network, inputs, dtype, backward) for key, dtype in measuring.DTYPES.items()}
         memory = {}
         for key, run in runs.items():
-            if args.device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
+            measuring.reset_memory(args.device)
             run(), run()  # warm up, compile
-            memory[key] = torch.cuda.max_memory_allocated() if args.device == "cuda" else None
-        times: dict[str, list[float]] = {key: [] for key in runs}
-        for _ in range(args.rounds):
-            for key, run in runs.items():
-                times[key].append(seconds(run, args.device))
-        medians = {key: statistics.median(values) for key, values in times.items()}
+            memory[key] = measuring.memory(args.device)
+        timed = {key: lambda run=run: measuring.seconds(run, args.device) for key, run in runs.items()}
+        times = measuring.interleaved(timed, args.rounds)
+        medians = {key: measuring.median(values) for key, values in times.items()}
         for key, median in medians.items():
             low = "bf16" in key or key == "all"
             rows.append(
@@ -184,44 +157,32 @@ def measure(name: str, args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def table(rows: list[dict]) -> str:
-    """The rows as Markdown."""
-    lines = ["| network | pass | lever | images/s | speed-up | time / floor | TFLOP/s |", "|--|--|--|--|--|--|--|"]
-    for row in rows:
-        lines.append(
-            f"| {row['network']} | {row['pass']} | {row['lever']} | {row['images_per_second']:.4g} | "
-            f"{row['speed_up']:.2f} | {row['of_floor']:.2f} | {row['teraflop_per_second']:.3g} |"
-        )
-    return "\n".join(lines)
+COLUMNS = {
+    "network": "{network}",
+    "pass": "{pass}",
+    "lever": "{lever}",
+    "images/s": "{images_per_second:.4g}",
+    "speed-up": "{speed_up:.2f}",
+    "time / floor": "{of_floor:.2f}",
+    "TFLOP/s": "{teraflop_per_second:.3g}",
+}
 
 
 def main(arguments: list[str] | None = None) -> dict:
     """Measure, print and, if wanted, write; returns what is written."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring.parser(__doc__)
     parser.add_argument("--networks", nargs="+", default=["small"], help="names of conf/network")
     parser.add_argument("--levers", nargs="*", default=["channels_last", "bf16", "sdpa", "bf16+sdpa"], choices=LEVERS)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--classes", type=int, default=0, help="0: unconditional")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--json", type=Path, help="write the numbers here, too")
     args = parser.parse_args(arguments)
-    torch.set_num_threads(args.threads)
-    products = {name: peak(args.device, dtype) / 1e12 for name, dtype in PRECISIONS.items()}
-    found = {
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else torch.backends.cpu.get_cpu_capability(),
-        "threads": args.threads,
-        "torch": torch.__version__,
-        "matmul_teraflop_per_second": products,
-        "rows": [row for name in args.networks for row in measure(name, args)],
-    }
-    peaks = ", ".join(f"{name} {value:.3g}" for name, value in products.items())
-    print(f"{found['device']}, {args.threads} threads, torch {found['torch']}; matrix products: {peaks} TFLOP/s")
-    print(table(found["rows"]))
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
+    found = measuring.machine(args)
+    products = {name: measuring.peak(args.device, dtype) / 1e12 for name, dtype in measuring.DTYPES.items()}
+    found["matmul_teraflop_per_second"] = products
+    found["rows"] = [row for name in args.networks for row in measure(name, args)]
+    print("matrix products: " + ", ".join(f"{name} {value:.3g} TFLOP/s" for name, value in products.items()))
+    measuring.report(found, COLUMNS, args.json)
     return found
 
 

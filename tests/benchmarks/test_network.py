@@ -1,18 +1,12 @@
 """The speed measurement: its floor is made of all of a network's products, and every lever is reported."""
 
-import importlib.util
 import json
-from pathlib import Path
 
+import network as benchmark
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "network.py"
-spec = importlib.util.spec_from_file_location("benchmark_network", SCRIPT)
-benchmark = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(benchmark)
 
 
 def flops(function):

@@ -1,0 +1,125 @@
+"""Counts how often the host reads a number that the device has computed, and so waits for the device.
+
+Works without a device: what is computed from the weights, the images or the levels of a step is taken for a device
+tensor, what is drawn on the host for a host tensor. On a GPU torch counts itself (`torch.cuda.set_sync_debug_mode`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from consistency_models.callbacks.deferred import Deferred
+from consistency_models.schedules import Levels
+
+aten = torch.ops.aten
+READS = {aten._local_scalar_dense, aten.nonzero, aten.equal, aten.masked_select, aten._unique2, aten.unique_dim}
+MASKED = {aten.index, aten.index_put, aten.index_put_}
+PYTHON_READS = {Tensor.tolist, Tensor.numpy, Tensor.cpu}  # which no operation shows when the device is the CPU
+
+
+class HostReads(TorchDispatchMode):
+    """While it is on, `found` gathers the names of operations by which the host reads device tensors.
+
+    Memory, not tensors, is followed: views, and what is written in place, are the device's too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.paused = False
+        self._on_device: set[int] = set()
+
+    def on_device(self, *tensors: Tensor | None) -> None:
+        """Take these for device tensors."""
+        self._on_device |= {_memory(tensor) for tensor in tensors if tensor is not None}
+
+    def is_on_device(self, tensor: Any) -> bool:
+        """Whether it was computed on the device."""
+        return isinstance(tensor, Tensor) and _memory(tensor) in self._on_device
+
+    def note(self, name: str) -> None:
+        """The host has read a device tensor."""
+        if not self.paused:
+            self.found.append(name)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """What torch calls for every operation while the mode is on."""
+        inputs = tree_leaves((args, kwargs))
+        device = any(map(self.is_on_device, inputs))
+        packet = function.overloadpacket
+        masks = packet in MASKED and any(isinstance(i, Tensor) and i.dtype == torch.bool for i in tree_leaves(args[1]))
+        if device and (packet in READS or masks):
+            self.note(packet.__name__)
+        out = function(*args, **kwargs or {})
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):  # memory is used again: what is computed on the host alone is the host's
+                (self._on_device.add if device else self._on_device.discard)(_memory(tensor))
+        return out
+
+
+class _PythonReads(TorchFunctionMode):
+    def __init__(self, reads: HostReads) -> None:
+        super().__init__()
+        self.reads = reads
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in PYTHON_READS and self.reads.is_on_device(args[0]):
+            self.reads.note(function.__name__)
+        return function(*args, **kwargs or {})
+
+
+@contextmanager
+def host_reads(method: torch.nn.Module, device: str) -> Iterator[list[str]]:
+    """The reads within the block, by name. What `Deferred` reads was sent a step before and costs no wait."""
+    if device == "cuda":
+        names: list[str] = []
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield names
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        names += [str(w.message) for w in caught if "synchronizing CUDA operation" in str(w.message)]
+        return
+    reads, move, read, step = HostReads(), Levels.to, Deferred.read, method.training_step
+
+    def moved(levels: Levels, *args: Any, **named: Any) -> Levels:
+        levels = move(levels, *args, **named)
+        copies = {k: None if v is None else v.clone() for k, v in vars(levels).items() if k not in ("index", "grid")}
+        reads.on_device(*copies.values())
+        return replace(levels, **copies)
+
+    def late(deferred: Deferred) -> dict[str, float]:
+        reads.paused = True
+        try:
+            return read(deferred)
+        finally:
+            reads.paused = False
+
+    def training_step(batch: Any, *index: int) -> Tensor:
+        reads.on_device(batch.images, batch.labels, *method.parameters(), *method.buffers())
+        return step(batch, *index)
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(Levels, "to", moved))
+        stack.enter_context(patch.object(Deferred, "read", late))
+        stack.enter_context(patch.object(method, "training_step", training_step))
+        stack.enter_context(reads)
+        stack.enter_context(_PythonReads(reads))
+        yield reads.found
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

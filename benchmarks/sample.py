@@ -1,0 +1,99 @@
+"""Images a second in one and in a few steps, and the latency of a single image.
+
+    python benchmarks/sample.py                                                    # the small network, digits
+    python benchmarks/sample.py --overrides data=cifar10 network=ddpmpp --batches 1 64 --steps 1 2 4 --levers bf16
+
+Weights are fresh: the time does not depend on them. Noise, labels and the way to the CPU are part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import measuring
+import torch
+
+from consistency_models.app import build
+from consistency_models.generation import Generator, build_model
+
+LEVERS = ("bf16", "channels_last", "compile")
+COLUMNS = {
+    "network": "{network}",
+    "lever": "{lever}",
+    "steps": "{steps}",
+    "batch": "{batch}",
+    "images/s": "{images_per_second:.4g}",
+    "speed-up": "{speed_up:.2f}",
+    "latency, ms": "{milliseconds:.3g}",
+}
+
+
+def generator(args: argparse.Namespace, lever: str) -> Generator:
+    """What samples, with a lever or several joined by +."""
+    config = measuring.configured(args.overrides)
+    torch.manual_seed(0)
+    model = build_model(config).to(args.device).eval().requires_grad_(False)
+    if "channels_last" in lever:
+        model.network.to(memory_format=torch.channels_last)
+    if "compile" in lever:
+        model.network.compile()
+    return build.build_generator(config, model)
+
+
+def precision(args: argparse.Namespace, lever: str) -> AbstractContextManager:
+    """bf16 where the lever says so."""
+    return torch.autocast(args.device, torch.bfloat16) if "bf16" in lever else nullcontext()
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each lever, step count and batch."""
+    runs = {}
+    for lever in ["none", *args.levers]:
+        made = generator(args, lever)
+        for steps in args.steps:
+            for batch in args.batches:
+
+                def run(made: Generator = made, steps: int = steps, batch: int = batch, lever: str = lever) -> float:
+                    with precision(args, lever):
+                        return measuring.seconds(
+                            lambda: made.sample(batch, steps=steps, batch_size=batch), args.device, args.repeats
+                        )
+
+                run()  # compiles
+                runs[lever, steps, batch] = run
+    medians = {key: measuring.median(values) for key, values in measuring.interleaved(runs, args.rounds).items()}
+    network = next((o.partition("=")[2] for o in args.overrides if o.startswith("network=")), "default")
+    return [
+        {
+            "network": network,
+            "lever": lever,
+            "steps": steps,
+            "batch": batch,
+            "seconds": median,
+            "milliseconds": median * 1e3,
+            "images_per_second": batch / median,
+            "speed_up": medians["none", steps, batch] / median,
+        }
+        for (lever, steps, batch), median in medians.items()
+    ]
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print and, if wanted, write; returns what is written."""
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--overrides", nargs="*", default=[], help="of train.py, such as data=cifar10 network=small")
+    parser.add_argument("--levers", nargs="*", default=[], help=f"{', '.join(LEVERS)}, or several joined by +")
+    parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 64])
+    parser.add_argument("--repeats", type=int, default=3, help="calls of which one time is the mean")
+    args = parser.parse_args(arguments)
+    found = measuring.machine(args)
+    found["rows"] = measure(args)
+    measuring.report(found, COLUMNS, args.json)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Quality against minutes: so that batch, averages, width and initialisation are chosen by time and not by steps.
+
+    python benchmarks/time_to_quality.py --minutes 2                                # digits, this machine
+    python benchmarks/time_to_quality.py --minutes 8 --device cuda --overrides data=cifar10 data.root=FOLDER \\
+        features=classifier network=ddpmpp --choices "model=ict" "model=cd teacher=run teacher.path=TEACHER"
+
+A choice is a command line of `train.py`. Its speed is measured first, and its steps are those that fit into the time:
+schedules, decays and averages then belong to it. Where a choice names TEACHER, a diffusion model is trained for half of
+the minutes, and the choice for the other half. The minutes shown are of training; scoring comes on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import measuring
+from case import Case
+
+CHOICES = [
+    "model=ict",
+    "model=ict data.batch_size=32",
+    "model=ict network.model_channels=48",
+    "model=ict recipe.ema=0.98",
+    "model=ict recipe.s1=40",
+    "model=cd teacher=run teacher.path=TEACHER",
+    "model=ect init=run init.path=TEACHER",
+]
+COLUMNS = {
+    "choice": "{choice}",
+    "steps": "{step}",
+    "minutes": "{minutes:.2f}",
+    "metric": "{metric}",
+    "1 step": "{one:.4g}",
+    "2 steps": "{two:.4g}",
+    "floor": "{floor:.4g}",
+}
+
+
+def trained(overrides: list[str], minutes: float, points: int, folder: Path, args: argparse.Namespace) -> list[dict]:
+    """Train for so many minutes; one row for each validation."""
+    accelerator = f"trainer.accelerator={'gpu' if args.device == 'cuda' else 'cpu'}"
+    case = Case([*args.overrides, *overrides], args.device)
+    timed = case.timed(args.warm, args.probe)
+    step_seconds = measuring.median([sum(step.values()) for step in timed])
+    steps = max(points, round(60 * minutes / step_seconds))
+    fixed = [accelerator, f"trainer.max_steps={steps}", f"callbacks.validation.every={-(-steps // points)}"]
+    fixed += ["logger=csv", "callbacks.samples=null", f"hydra.run.dir={folder}"]
+    command = [sys.executable, str(measuring.ROOT / "train.py"), *args.overrides, *overrides, *fixed]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
+    floors = json.loads((folder / "summary.json").read_text())["floor"]
+    rows = []
+    with open(folder / "metrics.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            scores = {name: float(row[name]) for name in row if name.startswith("val/fd") and row[name]}
+            name = next((name for name in scores if name.endswith("_1step")), None)
+            if name is not None:
+                step = int(row["step"])
+                two = scores.get(name.replace("_1step", "_2step"), float("nan"))
+                rows.append(
+                    {
+                        "step": step,
+                        "minutes": step * step_seconds / 60,
+                        "metric": name.removeprefix("val/").removesuffix("_1step"),
+                        "one": scores[name],
+                        "two": two,
+                        "floor": next((value for key, value in floors.items() if "fd" in key), float("nan")),
+                    }
+                )
+    return rows
+
+
+def measure(choice: str, teacher: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one choice; with a teacher, both share the minutes."""
+    needs = "TEACHER" in choice
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = shlex.split(choice.replace("TEACHER", str(teacher)))
+        minutes = args.minutes / 2 if needs else args.minutes
+        rows = trained(overrides, minutes, args.points, Path(folder) / "run", args)
+    before = args.minutes / 2 if needs else 0
+    return [{"choice": choice, **row, "minutes": before + row["minutes"]} for row in rows]
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print and, if wanted, write; returns what is written."""
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--minutes", type=float, default=2.0, help="of training, for each choice")
+    parser.add_argument("--points", type=int, default=3, help="validations of each training")
+    parser.add_argument("--choices", nargs="+", default=CHOICES, help="command lines of train.py")
+    parser.add_argument("--overrides", nargs="*", default=[], help="of every choice")
+    parser.add_argument("--warm", type=int, default=3, help="steps before the speed is measured")
+    parser.add_argument("--probe", type=int, default=10, help="steps by which it is")
+    args = parser.parse_args(arguments)
+    found = measuring.machine(args) | {"rows": []}
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = Path(folder) / "teacher"
+        if any("TEACHER" in choice for choice in args.choices):
+            trained(["model=teacher"], args.minutes / 2, 1, teacher, args)
+        for choice in args.choices:
+            found["rows"] += measure(choice, teacher, args)
+    measuring.report(found, COLUMNS, args.json)
+    return found
+
+
+if __name__ == "__main__":
+    main()

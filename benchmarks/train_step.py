@@ -1,0 +1,128 @@
+"""What a training step costs, part by part, and what each lever gains: Lightning's own loop, with our callbacks.
+
+    python benchmarks/train_step.py                                                 # iCT on digits, this machine
+    python benchmarks/train_step.py --models all --steps 5                          # every method
+    python benchmarks/train_step.py --overrides data=cifar10 network=small data.batch_size=64 --levers bf16
+    python benchmarks/train_step.py --models ict --overrides data=cifar10 network=ddpmpp data.batch_size=512 \\
+        --levers bf16 bf16+channels_last bf16+channels_last+compile
+
+A lever is compared with the same training without it in the same run: rounds go through all of them in turn. Each round
+is a training of its own, whose first steps do not count; a part's time is the median over all steps of all rounds. On a
+GPU the times are those of the device, taken by events, so that nothing waits for the measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from typing import Any
+
+import measuring
+from case import Case
+from stopwatch import PARTS
+
+from consistency_models.app.run import quiet
+
+MODELS = sorted(path.stem for path in (measuring.CONF / "model").glob("*.yaml"))
+LEVERS = {
+    "bf16": ["trainer.precision=bf16-mixed"],
+    "channels_last": ["channels_last=true"],
+    "compile": ["compile=true"],
+    "checkpointing": ["++network.checkpointing=true"],
+    "foreach": ["++optimizer.foreach=true"],
+    "no_foreach": ["++optimizer.foreach=false"],
+    "fused": ["++optimizer.foreach=null", "++optimizer.fused=true"],
+    "cudnn_benchmark": ["+trainer.benchmark=true"],
+    "log_every_step": ["callbacks.metrics.every=1"],
+    "no_log": ["callbacks.metrics.every=1000000000"],
+    "no_ema": ["callbacks.ema=null"],
+    "workers": ["data.workers=1"],
+    "on_host": ["+data.resident=false"],
+}
+
+
+def overrides_of(lever: str) -> list[str]:
+    """Of "bf16+compile": those of both."""
+    return [override for name in lever.split("+") for override in LEVERS[name]]
+
+
+def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each lever."""
+    rows, cases, peaks = [], {}, {}
+    for lever in ["none", *args.levers]:
+        more = [] if lever == "none" else overrides_of(lever)
+        cases[lever] = Case([f"model={model}", *args.overrides, *more], args.device)
+        measuring.reset_memory(args.device)
+        cases[lever].timed(args.warm, 1)  # compiles
+        peaks[lever] = measuring.memory(args.device)
+    flops, reads = cases["none"].audit()
+    runs = {lever: lambda case=case: case.timed(args.warm, args.steps) for lever, case in cases.items()}
+    found = measuring.interleaved(runs, args.rounds)
+    matrix_products = {name: measuring.peak(args.device, dtype) for name, dtype in measuring.DTYPES.items()}
+    for lever, case in cases.items():
+        steps = [step for one in found[lever] for step in one]
+        totals = [sum(step.values()) for step in steps]
+        total = measuring.median(totals)
+        parts = {part: measuring.median([step[part] for step in steps]) for part in PARTS}
+        networks = parts["student"] + parts["target"] + parts["backward"]
+        rows.append(
+            {
+                "model": model,
+                "network": case.config["network"]["_target_"].rpartition(".")[2],
+                "parameters": sum(p.numel() for p in case.method.model.parameters()),
+                "data": case.config["data"]["name"],
+                "batch": case.batch,
+                "lever": lever,
+                "seconds": total,
+                "milliseconds": total * 1e3,
+                "spread": [min(totals), max(totals)],
+                "images_per_second": case.batch / total,
+                "parts": parts,
+                "shares": {part: value / sum(parts.values()) for part, value in parts.items()},
+                "overhead": 1 - networks / sum(parts.values()),
+                "teraflop_per_second": flops / total / 1e12,
+                "of_matmul_peak": flops / total / matrix_products["bf16" if "bf16" in lever else "float32"],
+                "peak_memory_mebibytes": peaks[lever] / 2**20,
+                "host_reads_a_step": len(reads),
+                "host_reads": reads,
+            }
+        )
+    for row in rows:
+        row["speed_up"] = rows[0]["seconds"] / row["seconds"]
+    return rows
+
+
+COLUMNS = {
+    "model": "{model}",
+    "lever": "{lever}",
+    "images/s": "{images_per_second:.4g}",
+    "speed-up": "{speed_up:.2f}",
+    "step, ms": "{milliseconds:.4g}",
+    **{part: f"{{shares[{part}]:.1%}}" for part in PARTS},
+    "not the networks": "{overhead:.1%}",
+    "of matmul peak": "{of_matmul_peak:.0%}",
+    "peak MiB": "{peak_memory_mebibytes:.0f}",
+    "host reads": "{host_reads_a_step}",
+}
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print and, if wanted, write; returns what is written."""
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--models", nargs="+", default=["ict"], choices=[*MODELS, "all"])
+    parser.add_argument("--levers", nargs="*", default=[], help=f"{', '.join(LEVERS)}, or several joined by +")
+    parser.add_argument("--overrides", nargs="*", default=[], help="of train.py, such as data=cifar10 network=small")
+    parser.add_argument("--steps", type=int, default=10, help="that count, in each round")
+    parser.add_argument("--warm", type=int, default=3, help="that do not")
+    args = parser.parse_args(arguments)
+    quiet()
+    warnings.filterwarnings("ignore", module="lightning")
+    found = measuring.machine(args)
+    models = MODELS if "all" in args.models else args.models
+    found["rows"] = [row for model in models for row in measure(model, args)]
+    measuring.report(found, COLUMNS, args.json)
+    return found
+
+
+if __name__ == "__main__":
+    main()

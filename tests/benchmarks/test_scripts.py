@@ -1,0 +1,123 @@
+"""Every script runs on the smallest settings, prints its table, and writes what it prints."""
+
+import json
+
+import gpu
+import host_reads
+import pytest
+import sample
+import scaling
+import startup
+import time_to_quality
+import torch
+import train_step
+from case import Case
+
+TINY = ["network.model_channels=8", "network.num_blocks=1", "data.batch_size=4"]
+FAST = ["--rounds", "1", "--threads", "1", "--device", "cpu"]
+QUICK = [*FAST, "--steps", "1", "--warm", "1"]
+
+
+def found_by(script, tmp_path, capsys, *arguments):
+    """What a script returns, which must be what it writes and as many lines as it prints."""
+    file = tmp_path / "found.json"
+    found = script.main([*arguments, "--json", str(file)])
+    assert json.loads(file.read_text()) == found
+    assert {"command", "date", "device", "threads", "torch"} <= set(found)
+    assert capsys.readouterr().out.count("\n|") >= len(found["rows"]) + 2
+    return found
+
+
+def test_a_step_s_parts_are_the_whole_step(tmp_path, capsys):
+    found = found_by(train_step, tmp_path, capsys, *QUICK, "--levers", "no_ema", "channels_last", "--overrides", *TINY)
+    assert [row["lever"] for row in found["rows"]] == ["none", "no_ema", "channels_last"]
+    for row in found["rows"]:
+        assert sum(row["parts"].values()) == pytest.approx(row["seconds"])
+        assert sum(row["shares"].values()) == pytest.approx(1)
+        assert all(row["parts"][part] > 0 for part in train_step.PARTS if part != "EMA")
+        assert (row["parts"]["EMA"] > 0) == (row["lever"] != "no_ema")
+        assert row["speed_up"] == pytest.approx(found["rows"][0]["seconds"] / row["seconds"])
+
+
+@pytest.mark.parametrize("model", train_step.MODELS)
+def test_the_host_reads_no_number_of_a_step(model):
+    flops, reads = Case([f"model={model}", "++recipe.N=3", *TINY], "cpu").audit()
+    assert reads == []
+    assert flops > 0
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        torch.Tensor.item,
+        torch.Tensor.tolist,
+        torch.Tensor.cpu,
+        torch.nonzero,
+        lambda loss: bool(loss > 0),
+        lambda loss: loss[loss > 0],
+    ],
+)
+def test_a_read_is_found(read):
+    case = Case(["model=ict", *TINY], "cpu")
+    loss = case.method.loss
+    case.method.loss = lambda *arguments: (read(loss(*arguments).detach().mean()[None]), loss(*arguments))[1]
+    assert len(case.audit()[1]) == 1
+
+
+def test_numbers_of_the_host_may_be_read():
+    with host_reads.host_reads(Case(["model=ict", *TINY], "cpu").method, "cpu") as reads:
+        torch.rand(3).sum().item()
+    assert reads == []
+
+
+def test_sampling(tmp_path, capsys):
+    steps = ["--steps", "1", "2", "--batches", "1", "3", "--repeats", "1", "--levers", "bf16+channels_last"]
+    found = found_by(sample, tmp_path, capsys, *FAST, *steps, "--overrides", *TINY)
+    assert len(found["rows"]) == 8
+    for row in found["rows"]:
+        assert row["images_per_second"] == pytest.approx(row["batch"] / row["seconds"])
+
+
+def test_a_process_that_ends_otherwise_than_it_should():
+    assert startup.process(*startup.TRAIN, "trainer.max_step=1", ends=2) > 0
+    with pytest.raises(RuntimeError, match="ended with 2, not 0"):
+        startup.process(*startup.TRAIN, "trainer.max_step=1")
+
+
+@pytest.mark.slow
+def test_starting(tmp_path, capsys):
+    found = found_by(startup, tmp_path, capsys, *FAST, "--jobs", "2", "--overrides", *TINY)
+    assert len(found["rows"]) == 6
+    assert all(row["seconds"] > 0 for row in found["rows"])
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path, capsys):
+    size = ["--batch", "4", "--steps", "4", "--compute", "0.5"]
+    found = found_by(scaling, tmp_path, capsys, *FAST, *size, "--overrides", *TINY[:2])
+    assert [row["processes"] for row in found["rows"]] == [1, 2, 8, 64]
+    assert found["rows"][0]["efficiency"] == 1
+
+
+def test_on_paper_the_exchange_hides_behind_the_backward_pass():
+    hidden = scaling.step_on_paper(8, compute=1.0, backward=0.5, gradient_bytes=1e9, bandwidth=10e9)
+    assert hidden == pytest.approx(1 + 2 * 7 / 8 * scaling.BUCKET / 10e9)  # all but the last bucket
+    assert scaling.step_on_paper(8, 1.0, 0.5, 1e10, 10e9) == pytest.approx(1 + 1.75 - 0.5)
+    assert scaling.step_on_paper(1, 1.0, 0.5, 1e10, 10e9) == 1
+
+
+def test_all_that_is_asked_of_a_gpu(tmp_path, capsys):
+    overrides = ["data=digits", "network=small", *TINY]
+    found = found_by(gpu, tmp_path, capsys, *QUICK, "--long", "3", "--levers", "bf16", "--overrides", *overrides)
+    assert found["long"][0]["finite"]
+    assert found["long"][0]["steps"] == 3
+    assert 0 < found["numerics"][0]["gradient"] < 0.2
+
+
+@pytest.mark.slow
+def test_quality_against_minutes(tmp_path, capsys):
+    choices = ["--choices", "model=ict", "model=cd teacher=run teacher.path=TEACHER"]
+    time = ["--minutes", "0.001", "--points", "1", "--warm", "1", "--probe", "1"]
+    found = found_by(time_to_quality, tmp_path, capsys, *FAST, *choices, *time, "--overrides", *TINY, "evaluation.n=20")
+    assert [row["choice"].split()[0] for row in found["rows"]] == ["model=ict", "model=cd"]
+    assert all(row["one"] > 0 and row["two"] > 0 for row in found["rows"])
