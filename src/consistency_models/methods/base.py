@@ -151,8 +151,7 @@ class Method(LightningModule):
         """Mean loss of a micro-batch."""
         rows, k, K = batch.rows, batch.rows.step, self.total_steps
         self.begin_step(k, K)
-        drawn = self.schedule(rows, k, K)
-        levels = drawn.to(self.device)
+        levels = self.schedule(rows, k, K).to(self.device)
         x, augment = (batch.images, None) if self.augment is None else self.augment(batch.images, rows)
         step = Step(
             x=x,
@@ -173,7 +172,7 @@ class Method(LightningModule):
         with torch.no_grad():
             target = self.target(step)
         loss = self.loss(step, online, target)
-        self.monitor(loss.detach(), drawn.high.argsort())
+        self.monitor(loss.detach(), levels.high)
         return loss.mean()
 
     def encode_labels(self, labels: Tensor | None) -> Tensor | None:
@@ -183,11 +182,10 @@ class Method(LightningModule):
             return None
         return (labels[:, None] == torch.arange(classes, device=labels.device)).float()  # one_hot asks the CPU's labels
 
-    def monitor(self, loss: Tensor, ascending: Tensor) -> None:
-        """Keep this micro-batch's loss for the log, and by quartile of the level (`ascending` sorts the levels)."""
+    def monitor(self, loss: Tensor, high: Tensor) -> None:
+        """Keep this micro-batch's loss for the log, and by quartile of the levels."""
         self.monitored.setdefault("train/loss", []).append(loss.mean())
-        ordered = loss[ascending.to(loss.device, non_blocking=True)]
-        for i, quartile in enumerate(ordered.tensor_split(4), start=1):
+        for i, quartile in enumerate(loss[high.argsort()].tensor_split(4), start=1):
             self.monitored.setdefault(f"train/loss_quartile{i}", []).append(quartile.mean())
 
     # Lightning's part
