@@ -1,6 +1,7 @@
 """A run that is killed at any step and resumed is bit-identical to one that was not."""
 
 import csv
+import shutil
 
 import pytest
 import torch
@@ -28,6 +29,17 @@ class Crash(Callback):
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == self.step:
             raise RuntimeError("killed")
+
+
+class CopyLog(Callback):
+    """What a process that is killed after a step leaves of its log."""
+
+    def __init__(self, step, file):
+        self.step, self.file = step, file
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            shutil.copy(f"{trainer.default_root_dir}/metrics.csv", self.file)
 
 
 def crash(step):
@@ -110,3 +122,17 @@ def test_workers_do_not_change_the_numbers(tmp_path):
     for workers in (0, 2):
         assert run(tmp_path / str(workers), *arguments("ict", *image_run, f"data.workers={workers}")) == Exit.DONE
     assert_same(contents(tmp_path / "0"), contents(tmp_path / "2"))
+
+
+def test_the_rows_up_to_a_checkpoint_are_on_the_disk_before_it(tmp_path):
+    """They are logged one step late: a run that is killed in between would lose the last."""
+    copy = {"copy": {"_target_": f"{__name__}.CopyLog", "step": 4, "file": str(tmp_path / "at_4.csv")}}
+    assert run(tmp_path / "run", *arguments("ict"), callbacks=copy) == Exit.DONE
+    assert (tmp_path / "at_4.csv").read_text().splitlines()[-1].startswith("4,")
+
+
+def test_killed_between_the_last_save_and_the_end(tmp_path):
+    assert run(tmp_path, *arguments("cd")) == Exit.DONE
+    before = contents(tmp_path)
+    assert run(tmp_path, *arguments("cd", f"ckpt_path={tmp_path}")) == Exit.DONE
+    assert_same(before, contents(tmp_path))

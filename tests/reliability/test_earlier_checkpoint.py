@@ -1,0 +1,41 @@
+"""What commit 9ab4db0 wrote is still loaded, sampled from, and trained on: the run in `earlier/`, on torch 2.15.
+
+Its command: model=cd teacher=exact data=mixture data.conditional=true data.batch_size=32 network.width=32
+network.depth=1 trainer.max_steps=12, and what `overrides.yaml` has besides. `samples.npz` was sampled by that commit.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from jobs import run
+
+import consistency_models
+from consistency_models.app.errors import Exit
+from consistency_models.checkpoints import read
+
+EARLIER = Path(__file__).with_name("earlier")
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_it_is_sampled_from(steps):
+    generator = consistency_models.load(EARLIER)
+    images = generator.sample(6, steps=steps, seed=5, labels=list(range(6)))
+    expected = np.load(EARLIER / "samples.npz")["one" if steps == 1 else "two"]
+    np.testing.assert_allclose(images.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_it_is_gone_on_with(tmp_path):
+    """From step 8 to 12, to where that commit came."""
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(EARLIER / "checkpoints/step_00000008.ckpt", tmp_path / "checkpoints/last.ckpt")
+    overrides = [line for line in yaml.safe_load((EARLIER / "overrides.yaml").read_text()) if "hydra." not in line]
+    assert run(tmp_path, *overrides, f"ckpt_path={tmp_path}") == Exit.DONE
+    found, expected = read(tmp_path / "checkpoints/last.ckpt"), read(EARLIER / "checkpoints/last.ckpt")
+    assert found["step"] == expected["step"] == 12
+    for key in ("model", "target"):
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["ema"]["0.995"], expected["ema"]["0.995"], rtol=1e-4, atol=1e-6)
