@@ -51,7 +51,7 @@ images = generator.sample(16, steps={first}, seed=0)  # (16, {shape}){range}
 
 {table}
 
-`config.json` has the whole configuration; the weights are `{weights}` of the checkpoint with SHA-256 `{digest}`.
+`config.json` says how it was made; the weights are `{weights}` of the checkpoint with SHA-256 `{digest}`.
 """
 
 
