@@ -1,0 +1,78 @@
+"""Optimisers that torch has, in fewer kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.optim.radam import radam
+
+__all__ = ["RAdam"]
+
+
+class RAdam(torch.optim.RAdam):
+    """torch's RAdam (Liu et al., arXiv 1908.03265, Algorithm 2) in one multi-tensor kernel: Adam's.
+
+    Once ρ_k = ρ_∞ - 2kβ₂ᵏ/(1 - β₂ᵏ) > 5, a step of RAdam is one of Adam with other constants,
+
+        lr·r·m̂·√(1 - β₂ᵏ)/(√v + ε)  =  (lr·r)·m̂ / (√v̂ + ε/√(1 - β₂ᵏ)),      v̂ = v/(1 - β₂ᵏ),   r² as in the paper.
+
+    The first steps, with smaller ρ_k, are torch's own. State and checkpoints are those of torch's RAdam.
+
+    Args:
+        params: parameters, or groups of them.
+        lr, betas, eps, weight_decay: as torch's; the decay is added to the gradient.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr, tuple(betas), eps, weight_decay, foreach=True)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step; returns what the closure returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            tensors: tuple[list[Tensor], ...] = ([], [], [], [], [])  # parameters, gradients, m, v, step numbers
+            is_complex = self._init_group(group, *tensors)
+            constants = {name: group[name] for name in ("lr", "weight_decay", "eps")}
+            constants |= dict(zip(("beta1", "beta2"), group["betas"]))
+            if is_complex or not _as_adam(*tensors, **constants):
+                radam(*tensors, **constants, foreach=True, has_complex=is_complex)
+        return loss
+
+
+def _as_adam(parameters, gradients, m, v, steps, *, lr, weight_decay, eps, beta1, beta2) -> bool:
+    """Do the step by Adam's kernel, if there is one for it."""
+    numbers = {step.item() for step in steps}  # host tensors
+    kinds = {(parameter.device, parameter.dtype) for parameter in parameters}
+    if len(numbers) != 1 or len(kinds) != 1 or parameters[0].device.type not in ("cpu", "cuda"):
+        return False
+    k, rho_inf = numbers.pop() + 1, 2 / (1 - beta2) - 1
+    correction = 1 - beta2**k
+    rho = rho_inf - 2 * k * beta2**k / correction
+    if rho <= 5:
+        return False
+    r = math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+    torch._foreach_add_(steps, torch.tensor(1.0), alpha=1.0)
+    number = torch.full((), k, dtype=torch.float32, device=parameters[0].device)
+    torch._fused_adam_(
+        *(parameters, gradients, m, v, [], [number] * len(parameters)),
+        **{"lr": lr * r, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay},
+        **{"eps": eps / math.sqrt(correction), "amsgrad": False, "maximize": False},
+    )
+    return True
