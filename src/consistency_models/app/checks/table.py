@@ -235,6 +235,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "optimizer.betas": list_of(BELOW_1, least=2, most=2),
     "optimizer.eps": NOT_NEGATIVE,
     "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.fused": maybe(FLAG),
     "learning_rate._target_": TARGET,
     "learning_rate.warmup_images": NOT_NEGATIVE,
     "learning_rate.decay": SHARE,
