@@ -138,7 +138,7 @@ def _wandb(config: dict[str, Any], folder: Path) -> Logger:
     if not identity.exists():
         identity.write_text(secrets.token_hex(4))
     run = wandb.init(
-        dir=folder,
+        dir=str(folder),  # wandb 0.19 takes no Path
         project=options["project"],
         entity=options["entity"],
         group=options["group"],
