@@ -180,9 +180,13 @@ def groups_of(config: DictConfig) -> list[str]:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The configuration without Hydra's own part, as plain dicts and lists, interpolations as they are written."""
+    """The configuration without Hydra's own part, as plain dicts and lists, interpolations as they are written.
+
+    The grids of a sweep are not in it, either: they are checked as what they become, the jobs' overrides.
+    """
     tree = OmegaConf.to_container(config)
     del tree["hydra"]
+    tree.pop("sweep", None)
     return tree
 
 
@@ -223,7 +227,7 @@ def resolved(config: DictConfig, job: int | None = None) -> tuple[dict[str, Any]
             config.hydra.runtime.output_dir = folder
             HydraConfig.instance().set_config(config)
             del config["hydra"]
-        content = OmegaConf.to_container(config, resolve=True)
+        content = settings(config)
         if mistake is not None:
             raise mistake
         return content, folder
@@ -232,6 +236,13 @@ def resolved(config: DictConfig, job: int | None = None) -> tuple[dict[str, Any]
         raise ConfigErrors([problem(key, "${…}", "interpolations of keys that exist", one_line(error))]) from error
     finally:
         HydraConfig.instance().cfg = None
+
+
+def settings(config: DictConfig) -> dict[str, Any]:
+    """What a job is told: its configuration, interpolations resolved, without the grids of its sweep."""
+    content = OmegaConf.to_container(config, resolve=True)
+    content.pop("sweep", None)
+    return content
 
 
 def _sweep(override: Override) -> ConfigError:

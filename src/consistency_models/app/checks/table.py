@@ -387,6 +387,7 @@ TRAIN: dict[str, Rule] = PATHS | {
 FREE: dict[str, Rule] = {
     **{f"callbacks.{name}": NULL for name in ("metrics", "finite", "ema", "samples", "validation", "checkpoint")},
     **{f"callbacks.{name}": NULL for name in ("signals", "progress")},
+    "sweep_size": one_of("small", "paper"),  # of the files of sweeps/
     "data.resident": either(FLAG, one_of("auto")),
     "data.source.sample_size": whole(2),
     "network.out_channels": maybe(SIZE),

@@ -1,0 +1,15 @@
+"""Checks as main() sets them up."""
+
+import pytest
+from jobs import ROOT
+from omegaconf import OmegaConf
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _as_in_main():
+    """What main() does before it checks anything."""
+    OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROJECT_ROOT", str(ROOT))
+        patch.delenv("CONSISTENCY_MODELS_RUNS", raising=False)
+        yield
