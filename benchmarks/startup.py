@@ -64,7 +64,7 @@ def first_step(overrides: list[str]) -> float:
 def jobs(n: int, overrides: list[str]) -> float:
     """Seconds of a multirun of n jobs of one step each."""
     seeds = f"seed={','.join(map(str, range(n)))}"
-    return process(*TRAIN, *SHORT, *overrides, "--multirun", seeds)
+    return process(*TRAIN, *SHORT, *overrides, seeds, "--multirun")
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
