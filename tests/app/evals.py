@@ -7,8 +7,9 @@ from omegaconf import OmegaConf
 from consistency_models.app.errors import Exit
 from consistency_models.app.tasks import run_task
 
-DIGITS = ("network.model_channels=32", "network.channel_mult=[1,1]", "features=identity", "data.batch_size=16")
-POINTS = ("data=mixture", "network.width=16", "network.depth=1")
+QUICK = ("evaluation.ode_points=8", "evaluation.ode_steps=4")
+DIGITS = ("network.model_channels=32", "network.channel_mult=[1,1]", "features=identity", "data.batch_size=16", *QUICK)
+POINTS = ("data=mixture", "network.width=16", "network.depth=1", "+data.source.sample_size=400", *QUICK)
 
 
 def trained(folder, *overrides, steps=2):

@@ -61,7 +61,7 @@ def test_what_is_written(points):
     assert curve["reference"] == "exact"
     assert len(curve["sigmas"]) == len(curve["rms"]) == len(curve["median"]) == len(curve["self_consistency"]) + 1
     mean_square = sum(x * x for x in curve["rms"]) / len(curve["rms"])
-    assert found["eval/ode_error128_exact_1step"]["value"] == pytest.approx(mean_square**0.5)
+    assert found["eval/ode_error8_exact_1step"]["value"] == pytest.approx(mean_square**0.5)
     written = points / "evaluation"
     assert all((written / name).stat().st_size for name in ("quality.png", "ode_error.png", "samples.png"))
     lines = (written / "evaluation.md").read_text()
@@ -104,7 +104,7 @@ def test_the_error_of_a_distilled_run_is_measured_while_its_teacher_is_there(tmp
     teacher = trained(tmp_path / "teacher", *DIGITS, "model=teacher")
     student = trained(tmp_path / "cd", *DIGITS, "model=cd", "teacher=run", f"teacher.path={teacher}", steps=1)
     content, found = results(student, "n=20", "steps=[1]")
-    assert found["eval/ode_error128_teacher_1step"]["value"] > 0
+    assert found["eval/ode_error8_teacher_1step"]["value"] > 0
     assert content["ode_error"][0]["reference"] == "teacher"
     shutil.rmtree(teacher)
     content, found = results(student, "n=20", "steps=[1]")

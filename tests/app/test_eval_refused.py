@@ -75,9 +75,9 @@ def test_refused(line, key, told, composer, files):
         "seeds=[0-49999,50000-99999,100000-149999]",
         "sigmas=[80,24.4,5.84]",
         "sampler=heun +sampler.churn=40 steps=[18]",
-        "sampler=chain",
         "task=sample n=50000 task.format=npz devices=8",
         "task=search steps=[3] task.metric=fd",
+        *(f"{group}={file.stem}" for group in ("task", "sampler") for file in sorted((CONF / group).glob("*.yaml"))),
     ],
 )
 def test_passes(line, composer, files):
