@@ -9,7 +9,7 @@ CONF = ROOT / "conf"
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
     for folder in sorted(CONF.iterdir())
-    if folder.is_dir() and folder.name != "hydra" and any(folder.glob("*.yaml"))
+    if folder.is_dir() and folder.name not in ("hydra", "task") and any(folder.glob("*.yaml"))
 }
 ANYWHERE = ("callbacks", "ema", "learning_rate", "logger", "optimizer", "paths", "trainer", "weighting")
 """Groups whose options need nothing of other groups."""

@@ -317,14 +317,18 @@ def optimizer(config: Config, choices: Choices) -> Problems:
 
 
 def scored_run(config: Config, choices: Choices) -> Problems:
-    """A run, or a checkpoint, that can be scored; an official one against data that must be named."""
-    if Path(config["run"]).suffix not in (".pkl", ".pt"):
+    """A run or a checkpoint that can be scored; official ones and exports against data that must be named."""
+    path = Path(config["run"]).expanduser()
+    if path.suffix not in (".pkl", ".pt", ".safetensors") and not (path / "model.safetensors").is_file():
         yield from wrong_checkpoint("run", config["run"])
         return
-    yield from wrong_path("run", config["run"], "a run folder or a checkpoint file")
+    yield from wrong_path("run", config["run"], "a run folder, a checkpoint file, an official file or an export")
+    if choices.get("task", "evaluate") not in ("evaluate", "search"):
+        return
+    allowed = "given: official checkpoints and exports name neither data nor features"
     for group, add in (("data", "data=cifar10 data.root=FOLDER"), ("features", "features=classifier")):
         if group not in config:
-            yield problem(group, None, "given: an official checkpoint names neither data nor features", f"add {add}")
+            yield problem(group, None, allowed, f"add {add}")
 
 
 def sample_sets(config: Config, choices: Choices) -> Problems:

@@ -72,10 +72,14 @@ def sets_of(config: dict[str, Any], n: int) -> list[range]:
 
 
 def results_folder(run: str) -> Path:
-    """evaluation/ of the run folder, or beside a checkpoint that lies elsewhere; made if missing."""
+    """evaluation/ of the run folder or exported folder, or beside a file that lies elsewhere; made if missing."""
     file = checkpoint_file(run)
-    parent = file.parent
-    folder = (parent.parent if parent.name == "checkpoints" else parent / file.stem) / "evaluation"
+    folder = file.parent / file.stem
+    if file.parent.name == "checkpoints":
+        folder = file.parent.parent
+    elif Path(run).is_dir():
+        folder = Path(run)
+    folder /= "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
