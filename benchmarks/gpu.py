@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--overrides", nargs="*", default=[], help=f"of train.py, after {' '.join(OVERRIDES)}")
     parser.add_argument("--steps", type=int, default=20, help="that count, in each round")
-    parser.add_argument("--warm", type=int, default=5, help="that do not")
+    parser.add_argument("--warm", type=int, default=6, help="that do not")
     parser.add_argument("--long", type=int, default=2000, help="steps of the long training")
     args = parser.parse_args(arguments)
     quiet()

@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--levers", nargs="*", default=[], help=f"{', '.join(LEVERS)}, or several joined by +")
     parser.add_argument("--overrides", nargs="*", default=[], help="of train.py, such as data=cifar10 network=small")
     parser.add_argument("--steps", type=int, default=10, help="that count, in each round")
-    parser.add_argument("--warm", type=int, default=3, help="that do not")
+    parser.add_argument("--warm", type=int, default=6, help="that do not; the first five of RAdam are dearer")
     args = parser.parse_args(arguments)
     quiet()
     warnings.filterwarnings("ignore", module="lightning")
