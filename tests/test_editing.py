@@ -181,7 +181,9 @@ def test_every_kind_of_model_edits(operator, sampler):
     if not isinstance(operator, Unconstrained):
         assert_close(operator.measure(whole), operator.measure(given), rtol=0, atol=1e-6)
         assert not torch.allclose(whole, given, atol=0.1)
-    assert_close(generator(make).edit(given, operator, levels=4, steps=3, batch_size=3), whole, rtol=0, atol=1e-5)
+    # The network rounds otherwise in a batch of another size, and coarse steps of an ODE make more of it.
+    atol = 1e-5 if sampler in (samplers.Consistency, samplers.Chain) else 2e-3
+    assert_close(generator(make).edit(given, operator, levels=4, steps=3, batch_size=3), whole, rtol=0, atol=atol)
     assert not torch.equal(generator(make).edit(given, operator, levels=4, steps=3, seed=1), whole)
 
 
