@@ -1,4 +1,4 @@
-"""Every file of sweeps/: both sizes are grids of jobs that pass the checks, with seeds, and with what it says of itself."""
+"""Every file of sweeps/: both sizes are grids of jobs that pass the checks, and it says what it is."""
 
 import re
 from pathlib import Path

@@ -7,13 +7,14 @@ import os
 import platform
 import secrets
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-__all__ = ["RunFolder", "newest_unfinished", "write_atomically"]
+__all__ = ["RunFolder", "is_run_of", "newest_unfinished", "write_atomically"]
 
 STATES = ("RUNNING", "DONE", "FAILED", "STOPPED")
 PACKAGES = ("torch", "lightning", "hydra-core", "wandb", "torchmetrics", "torch-fidelity", "consistency-models")
@@ -62,6 +63,15 @@ class RunFolder:
         """summary.json, with this machine's versions and the state of the source."""
         content = {"schema": 1, "run": str(self.path), **summary, "git": git_state(), "versions": versions()}
         write_atomically(self.path / "summary.json", json.dumps(content, indent=2, default=str) + "\n")
+
+
+def is_run_of(folder: str | Path, overrides: Sequence[str]) -> bool:
+    """Whether the folder holds a run that was started with these overrides, perhaps gone on with since."""
+    try:
+        before = yaml.safe_load((Path(folder) / "overrides.yaml").read_text())
+    except (OSError, yaml.YAMLError):
+        return False
+    return [line for line in before if not line.startswith("ckpt_path=")] == list(overrides)
 
 
 def newest_unfinished(runs: str | Path, name: str) -> Path | None:

@@ -9,12 +9,15 @@ import os
 import secrets
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
-from lightning.pytorch.loggers import Logger
+import yaml
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+
+from consistency_models.app.sweep_folder import SweepFolder
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +91,23 @@ class MetricsCSV(Logger):
         return self
 
 
+class WandbWithImages(WandbLogger):
+    """Lightning's logger, with `images_seen` beside the step: what runs of different batches are compared over.
+
+    Args:
+        batch_size: images a step.
+        arguments: as for `WandbLogger`.
+    """
+
+    def __init__(self, batch_size: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.batch_size = batch_size
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log the figures of a step."""
+        super().log_metrics(metrics | ({} if step is None else {"images_seen": step * self.batch_size}), step)
+
+
 def wandb_mode(asked: str) -> str:
     """online or offline (or what WANDB_MODE says): online only for a user who is logged in and a server that answers.
 
@@ -130,24 +150,71 @@ def build_loggers(config: dict[str, Any], folder: Path) -> list[Logger]:
 
 def _wandb(config: dict[str, Any], folder: Path) -> Logger:
     import wandb
-    from lightning.pytorch.loggers import WandbLogger
 
     options = config["logger"]["wandb"]
     mode = wandb_mode(options["mode"])
     identity = folder / "wandb_id"
     if not identity.exists():
         identity.write_text(secrets.token_hex(4))
+    who = Identity.of(config, folder)
     run = wandb.init(
         dir=str(folder),  # wandb 0.19 takes no Path
         project=options["project"],
         entity=options["entity"],
-        group=options["group"],
-        name=f"{config['name']}/{folder.name}",
+        group=options["group"] or who.group,
+        job_type="train",
+        name=who.name,
         id=identity.read_text().strip(),
         resume="allow",
         mode=mode,
-        config=config,
-        tags=list(config["tags"]),
+        config=config | {"cell": who.cell},
+        tags=[*config["tags"], config["model"]["name"], config["data"]["name"]],
         settings=wandb.Settings(silent=True, console="off"),
     )
-    return WandbLogger(experiment=run, save_dir=folder, offline=mode == "offline")
+    _define_metrics(run, config)
+    batch_size = config["data"]["batch_size"]
+    return WandbWithImages(batch_size, experiment=run, save_dir=folder, offline=mode == "offline")
+
+
+class Identity(NamedTuple):
+    """What a run is called among others: its name says what differs from them, or from the default."""
+
+    name: str
+    cell: str  # the name without the seed: runs that differ in nothing else have it in common
+    group: str | None  # the multirun
+
+    @classmethod
+    def of(cls, config: dict[str, Any], folder: Path) -> Identity:
+        """That of the run in this folder."""
+        sweep = SweepFolder(folder.parent)
+        if sweep.rows():
+            differing, first, group = sweep.differing(folder.name), "", "/".join(folder.parent.absolute().parts[-2:])
+        else:
+            typed = yaml.safe_load((folder / "overrides.yaml").read_text())
+            said = (
+                "model=",
+                "data=",
+                "name=",
+                "ckpt_path=",
+                "paths.",
+                "logger",
+                "callbacks.",
+            )  # or no part of the result
+            differing = [override for override in typed if not override.startswith(said)]
+            first, group = f"{config['name']} ", None
+        cell = " ".join(override for override in differing if not override.startswith("seed="))
+        return cls(f"{first}{' '.join(differing)}".strip() or f"job {folder.name}", f"{first}{cell}".strip(), group)
+
+
+def _define_metrics(run: Any, config: dict[str, Any]) -> None:
+    """Over which axis each figure is drawn, and whether its best value is the lowest or the highest."""
+    from consistency_models.generation import instantiate
+
+    for axis in ("trainer/global_step", "images_seen"):
+        run.define_metric(axis, hidden=True)
+    for names in ("train/*", "curriculum/*"):
+        run.define_metric(names, step_metric="trainer/global_step", summary="last")
+    for metric in instantiate(config["features"]["metrics"]):
+        best = "minimize" if metric.is_distance else "maximize"
+        run.define_metric(f"val/{metric.name}*", step_metric="images_seen", summary=f"last,{best[:3]}", goal=best)
+    run.define_metric("val/ode_*", step_metric="images_seen", summary="last,min", goal="minimize")

@@ -10,13 +10,14 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from consistency_models.app.errors import ConfigError, Exit
@@ -34,29 +35,34 @@ def main(task: str, root: Path) -> int:
     """
     import hydra
 
-    OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
+    from consistency_models.app.multirun import Multirun
+
     os.environ.setdefault("PROJECT_ROOT", str(root))
     # Threads spin while they wait for one another. Without end, that makes a training that shares its cores ten times
     # slower; not at all, one that has them to itself 1.7 times. OpenMP reads this when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     arguments = get_args_parser().parse_args()
     outcomes: list[int] = []
+    asked = any(getattr(arguments, name, None) for name in HYDRA_ANSWERS)
     try:
-        if not any(getattr(arguments, name, None) for name in HYDRA_ANSWERS):
+        if not asked:
             from consistency_models.app.checks import check_command
 
             sys.argv[1:] = check_command(task, root / "conf", arguments)
-        with _one_search_path():
+        with _one_search_path() if asked else nullcontext():
             hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.code)
-    return max(outcomes, default=0)
+    return max([*outcomes, Multirun.folder.exit_code if Multirun.folder else 0])
 
 
 @contextmanager
 def _one_search_path() -> Iterator[None]:
-    """Hydra lists the groups once: it reads its whole search path anew for each, 180 times for --help."""
+    """Hydra lists the groups once: it reads its whole search path anew for each, 180 times for --help.
+
+    Not for jobs: configurations that are composed from the same files again come out damaged.
+    """
     read, known = ConfigLoaderImpl._parse_overrides_and_create_caching_repo, {}
 
     def once(loader: ConfigLoaderImpl, name: str | None, overrides: list[str]) -> Any:
@@ -73,27 +79,39 @@ def _job(task: str, outcomes: list[int]) -> Any:
     def job(config: DictConfig) -> float | None:
         from hydra.core.hydra_config import HydraConfig
 
-        from consistency_models.app.folder import RunFolder
+        from consistency_models.app.multirun import job_of_multirun
 
-        resolved = OmegaConf.to_container(config, resolve=True)
         if task == "eval":
             from consistency_models.app.tasks import run_task
 
-            outcomes.append(int(run_task(resolved)))
+            outcomes.append(int(run_task(OmegaConf.to_container(config, resolve=True))))
             return None
-        folder, code, metric = HydraConfig.get().runtime.output_dir, Exit.DONE, None
-        if resolved["train"]:
-            from consistency_models.app.run import run_job
-
-            RunFolder(folder).write_config(resolved, list(HydraConfig.get().overrides.task))
-            logging.getLogger("consistency_models").info("run folder %s", folder)
-            code, metric = run_job(resolved, folder)
-        if resolved["test"] and code == Exit.DONE:
-            from consistency_models.app.tasks import run_task
-            from consistency_models.app.tasks.evaluate import settings_of
-
-            code = run_task(settings_of(resolved, folder if resolved["train"] else resolved["ckpt_path"]))
+        settings = OmegaConf.to_container(config, resolve=True)
+        settings.pop("sweep", None)  # the grids, of which this is one cell
+        multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+        code, metric = job_of_multirun(_train, settings) if multirun else _train(settings)
         outcomes.append(int(code))
         return metric
 
     return job
+
+
+def _train(settings: dict[str, Any]) -> tuple[Exit, float | None]:
+    """Train and test as the settings say, in the folder that Hydra has made."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from consistency_models.app.folder import RunFolder
+
+    folder, code, metric = HydraConfig.get().runtime.output_dir, Exit.DONE, None
+    if settings["train"]:
+        from consistency_models.app.run import run_job
+
+        RunFolder(folder).write_config(settings, list(HydraConfig.get().overrides.task))
+        logging.getLogger("consistency_models").info("run folder %s", folder)
+        code, metric = run_job(settings, folder)
+    if settings["test"] and code == Exit.DONE:
+        from consistency_models.app.tasks import run_task
+        from consistency_models.app.tasks.evaluate import settings_of
+
+        code = run_task(settings_of(settings, folder if settings["train"] else settings["ckpt_path"]))
+    return code, metric

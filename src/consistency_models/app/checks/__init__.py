@@ -70,7 +70,8 @@ def _check_jobs(task: str, composer: Composer, jobs: list[list[Override]]) -> No
     found: dict[str, list[tuple[int, ConfigError]]] = {}
     for number, overrides in enumerate(jobs):
         try:
-            check_job(task, composer.compose(overrides), number)
+            typed = [str(override.input_line) for override in overrides if not override.is_hydra_override()]
+            check_job(task, composer.compose(overrides), number, typed)
         except ConfigErrors as error:
             for one in error.problems:
                 found.setdefault(str(one), []).append((number, one))

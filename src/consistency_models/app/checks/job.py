@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
@@ -14,6 +14,7 @@ from consistency_models.app.checks.rules import Rule, nearest, show, target
 from consistency_models.app.checks.table import EVAL, NOT_ARGUMENTS, PATHS, TRAIN, rule_of
 from consistency_models.app.checks.targets import find
 from consistency_models.app.errors import ConfigError
+from consistency_models.app.folder import is_run_of
 
 __all__ = ["REQUIRED", "check_job"]
 
@@ -42,8 +43,10 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 Path = tuple[Any, ...]
 
 
-def check_job(task: str, config: DictConfig, job: int | None = None) -> None:
-    """Check the configuration of a job, as it was composed; takes it apart.  `job`: its number in a multirun.
+def check_job(task: str, config: DictConfig, job: int | None = None, typed: Sequence[str] = ()) -> None:
+    """Check the configuration of a job, as it was composed; takes it apart.
+
+    `job` is its number in a multirun, and `typed` are then its overrides: it may go on in the folder that it has begun.
 
     What is written comes first; what is derived from it (`${…}`) only if that is right, and relations last, so that one
     mistake is one line.
@@ -65,6 +68,7 @@ def check_job(task: str, config: DictConfig, job: int | None = None) -> None:
         problems = [problem(key, "", "a value; this key is missing") for key in REQUIRED[task] if key not in keys]
     if not problems:
         content, choices["run folder"] = resolved(config, job)
+        choices["goes on"] = show(job is not None and is_run_of(choices["run folder"], typed))
         problems = [one for path in derived for one in wrong(path, _at(content, path))]
     if not problems:
         problems = [one for relation in RELATIONS[task] for one in relation(content, choices)]

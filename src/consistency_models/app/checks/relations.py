@@ -303,7 +303,8 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
             )
         elif not Path(path).is_dir():
             yield from wrong_checkpoint("ckpt_path", path)
-    if (path is None or Path(path).resolve() != folder.resolve()) and has_checkpoint(folder):
+    goes_on = choices["goes on"] == "true" or (path is not None and Path(path).resolve() == folder.resolve())
+    if has_checkpoint(folder) and not goes_on:
         fix = f"go on with it by ckpt_path={folder}, or choose another folder"
         yield problem("run folder", folder, "a folder without checkpoints: they would be overwritten", fix)
 

@@ -1,0 +1,159 @@
+"""The folder that a multirun leaves: its jobs, what became of each, and what they found, seeds together."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from consistency_models.app.folder import RunFolder, write_atomically
+
+__all__ = ["SweepFolder", "varied"]
+
+COLUMNS = ("job", "overrides", "status", "monitor", "metric", "exit_code")
+SEED = "seed"
+
+Row = dict[str, str]
+
+
+def varied(jobs: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Of the overrides of each job those that not all jobs have: what the jobs differ in."""
+    jobs = [list(job) for job in jobs]
+    common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+    return [[override for override in job if override not in common] for job in jobs]
+
+
+class SweepFolder:
+    """jobs.csv, one row a job, and summary.md; overrides.yaml is what was typed. Jobs have numbered folders in it.
+
+    Jobs of several processes write into it, so every change is made under a lock.
+
+    Args:
+        path: the folder; made when the first job is written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def begin(self, typed: Sequence[str], jobs: Sequence[Sequence[str]] | None) -> None:
+        """Write down what was typed and all jobs, as waiting; None: they are found as one goes, by a search."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / "overrides.yaml").exists():
+            write_atomically(self.path / "overrides.yaml", yaml.safe_dump(list(typed)))
+            rows = [_row(str(i), shlex.join(job)) for i, job in enumerate(jobs or ())]
+            self._change(lambda _: rows)
+
+    def is_of(self, typed: Sequence[str], jobs: Sequence[Sequence[str]] | None) -> bool:
+        """Whether this is the folder of such a multirun."""
+        try:
+            before = yaml.safe_load((self.path / "overrides.yaml").read_text())
+        except (OSError, yaml.YAMLError):
+            return False
+        same = jobs is None or [row["overrides"] for row in self.rows()] == [shlex.join(job) for job in jobs]
+        return before == list(typed) and same
+
+    def rows(self) -> list[Row]:
+        """The jobs as jobs.csv has them."""
+        try:
+            with open(self.path / "jobs.csv", newline="") as file:
+                return list(csv.DictReader(file))
+        except OSError:
+            return []
+
+    def differing(self, job: str) -> list[str]:
+        """What this job's overrides have that not all jobs have."""
+        rows = self.rows()
+        each = varied(shlex.split(row["overrides"]) for row in rows)
+        return next((overrides for row, overrides in zip(rows, each) if row["job"] == job), [])
+
+    def note(self, job: str, overrides: Sequence[str], exit_code: int | None = None) -> None:
+        """Take over what the folder of a job says of it; `exit_code` once it has ended."""
+        folder = self.path / job
+        found = _row(job, shlex.join(overrides), RunFolder(folder).state or "RUNNING", exit_code)
+        if found["status"] == "DONE":
+            found["metric"], found["monitor"] = _monitored(folder)
+
+        def replaced(rows: list[Row]) -> list[Row]:
+            rows = [found if row["job"] == job else row for row in rows]
+            return rows if found in rows else [*rows, found]
+
+        self._change(replaced)
+
+    @property
+    def exit_code(self) -> int:
+        """The highest of the jobs; 1 if one has not ended."""
+        codes = [int(row["exit_code"] or 0) for row in self.rows()]
+        unfinished = any(row["status"] in ("WAITING", "RUNNING") for row in self.rows())
+        return max([*codes, int(unfinished)])
+
+    @property
+    def finished(self) -> bool:
+        """Whether all jobs are done."""
+        return all(row["status"] == "DONE" for row in self.rows())
+
+    def claim(self) -> FileLock | None:
+        """The right to run this multirun, as long as the lock is kept; None while another process has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".running")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
+        return lock
+
+    def _change(self, change: Callable[[list[Row]], list[Row]]) -> None:
+        with FileLock(self.path / ".jobs"):
+            rows = change(self.rows())
+            part = self.path / ".jobs.csv.part"
+            with open(part, "w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(rows)
+            os.replace(part, self.path / "jobs.csv")
+            write_atomically(self.path / "summary.md", self.summary())
+
+    def summary(self) -> str:
+        """Markdown: how many jobs ended how; each cell with mean and deviation over its seeds; what failed."""
+        rows = self.rows()
+        states = [row["status"] for row in rows]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        lines = [f"# {self.path.parent.name}/{self.path.name}", "", f"{len(rows)} jobs: {counts}", ""]
+        cells: dict[tuple[str, str], list[float]] = {}
+        for row, differing in zip(rows, varied(shlex.split(row["overrides"]) for row in rows)):
+            if row["status"] == "DONE" and row["monitor"]:
+                cell = " ".join(part for part in differing if part.partition("=")[0] != SEED)
+                cells.setdefault((cell, row["metric"]), []).append(float(row["monitor"]))
+        if cells:
+            lines += ["| | metric | mean | standard deviation | seeds |", "|---|---|---|---|---|"]
+        for (cell, metric), values in cells.items():
+            deviation = f"{statistics.stdev(values):.2g}" if len(values) > 1 else ""
+            lines.append(f"| `{cell}` | {metric} | {statistics.mean(values):.4g} | {deviation} | {len(values)} |")
+        for row in rows:
+            if row["status"] in ("FAILED", "STOPPED"):
+                told = (self.path / row["job"] / row["status"]).read_text().strip().splitlines()[-1:]
+                lines.append(f"\njob {row['job']} {row['status']}: `{row['overrides']}`  \n{''.join(told)}")
+        return "\n".join(lines) + "\n"
+
+
+def _row(job: str, overrides: str, status: str = "WAITING", exit_code: int | None = None) -> Row:
+    code = "" if exit_code is None else str(exit_code)
+    return {"job": job, "overrides": overrides, "status": status, "monitor": "", "metric": "", "exit_code": code}
+
+
+def _monitored(folder: Path) -> tuple[str, str]:
+    """Name and final value of the monitored metric of a finished run; empty where there is none."""
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        return "", ""
+    name = summary.get("monitor") or ""
+    value = summary.get("metrics", {}).get("final", {}).get(name)
+    return name, "" if value is None else repr(value)

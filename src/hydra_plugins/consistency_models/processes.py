@@ -1,0 +1,164 @@
+"""`hydra/launcher=processes`: the jobs of a multirun as processes of this machine, several at a time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict, read_write
+
+log = logging.getLogger(__name__)
+
+__all__ = ["Processes"]
+
+
+ConfigStore.instance().store(
+    "processes",
+    {"_target_": "hydra_plugins.consistency_models.processes.Processes", "jobs": None, "gpus": None},
+    group="hydra/launcher",
+    provider="consistency_models",
+)
+
+
+class Processes(Launcher):
+    """Each job is a command of its own, `train.py` with the job's overrides, on its own GPU or its share of the cores.
+
+    What a job had in memory ends with it, and a job that is killed takes no other one with it.
+
+    Args:
+        jobs: at a time; None: one a GPU, or one a core where there is none.
+        gpus: which, as in CUDA_VISIBLE_DEVICES; None: all that are visible. More jobs than GPUs share them.
+    """
+
+    def __init__(self, jobs: int | None = None, gpus: Sequence[str] | None = None) -> None:
+        self.jobs, self.gpus = jobs, gpus
+        self.config: DictConfig | None = None
+        self.running: set[subprocess.Popen] = set()
+        self.stopped = False
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra hands over what all jobs share."""
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the jobs; a signal is passed on to those that run, and no further one starts.
+
+        Raises:
+            SystemExit: with code 75, after a signal.
+        """
+        from consistency_models.app.errors import Exit
+
+        free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+        places = self.places()
+        for place in places:
+            free.put(place)
+        jobs = zip(count(initial_job_idx), job_overrides)
+        with self._signals_passed_on(), ThreadPoolExecutor(len(places)) as pool:
+            returns = list(pool.map(lambda job: self._run(*job, free), jobs))
+        if self.stopped:
+            raise SystemExit(int(Exit.STOPPED))
+        return returns
+
+    def places(self) -> list[dict[str, str]]:
+        """The environment of each job that runs at a time."""
+        gpus = visible_gpus() if self.gpus is None else list(self.gpus)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jobs = self.jobs or len(gpus) or cores
+        share = {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+        return [share | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}) for i in range(jobs)]
+
+    def _run(self, number: int, overrides: Sequence[str], free: queue.SimpleQueue[dict[str, str]]) -> JobReturn:
+        from consistency_models.app.errors import Exit
+        from consistency_models.app.folder import RunFolder
+        from consistency_models.app.multirun import monitored, state_of
+        from consistency_models.app.sweep_folder import SweepFolder
+
+        result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+        folder = self._folder(number)
+        state = state_of(folder, list(overrides))
+        if state != "DONE" and not self.stopped:
+            sweep, place, began = SweepFolder(folder.parent), free.get(), time.perf_counter()
+            log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
+            sweep.note(folder.name, overrides)
+            code = self._wait_for(command(overrides, folder, state == "begun"), folder, place)
+            if code < 0:  # it could not say so itself
+                name = signal.Signals(-code).name
+                RunFolder(folder).mark("FAILED", f"error: the process was killed by {name}\n")
+            code = int(Exit.UNEXPECTED) if code < 0 else code
+            sweep.note(folder.name, overrides, code)
+            log.info("\t#%d ended after %.0f s with exit code %d", number, time.perf_counter() - began, code)
+            free.put(place)
+        result.return_value = monitored(folder) if RunFolder(folder).state == "DONE" else None
+        return result
+
+    def _folder(self, number: int) -> Path:
+        with read_write(self.config), open_dict(self.config):
+            self.config.hydra.job.num = number
+        return Path(str(self.config.hydra.sweep.dir)).absolute() / str(self.config.hydra.sweep.subdir)
+
+    def _wait_for(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> int:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "output.log", "a") as output:
+            process = subprocess.Popen(
+                arguments, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            self.running.add(process)
+            if self.stopped:
+                process.terminate()
+            code = process.wait()
+            self.running.discard(process)
+        return code
+
+    @contextmanager
+    def _signals_passed_on(self) -> Iterator[None]:
+        def stop(number: int, frame: Any) -> None:
+            self.stopped = True
+            for process in list(self.running):
+                process.terminate()  # it saves, and ends with exit code 75
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def command(overrides: Sequence[str], folder: Path, begun: bool) -> list[str]:
+    """The command line of a job: this process's script and flags, the job's overrides and folder."""
+    from hydra._internal.utils import get_args_parser
+
+    given = get_args_parser().parse_args(sys.argv[1:])
+    flags = [
+        f"--{name}={value}" for name in ("config-name", "config-dir") if (value := vars(given)[name.replace("-", "_")])
+    ]
+    quoted = QuotedString(str(folder), Quote.single).with_quotes()
+    own = ["hydra.mode=RUN", f"hydra.run.dir={quoted}", *([f"ckpt_path={quoted}"] if begun else [])]
+    return [sys.executable, sys.argv[0], *flags, *overrides, *own]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in given.split(",") if name]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    return [str(i) for i, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]

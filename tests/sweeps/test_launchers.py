@@ -1,0 +1,131 @@
+"""Every way to run the jobs of a multirun gives one folder and one W&B run a job, and one jobs.csv."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+    *("data=mixture", "data.batch_size=16", "trainer=cpu", "trainer.max_steps=4", "callbacks.samples=null"),
+    *("callbacks.validation=null", "callbacks.progress=null", "callbacks.checkpoint.every=2", "logger=csv"),
+)
+TWO_PROCESSES = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "logger=default")
+
+
+def start(folder, *arguments, launcher=(sys.executable,)):
+    return subprocess.Popen(
+        [*launcher, str(ROOT / "train.py"), *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def train(folder, *arguments, launcher=(sys.executable,)):
+    process = start(folder, *arguments, launcher=launcher)
+    output = process.communicate(timeout=300)[0]
+    return process.returncode, output
+
+
+def sweep_of(folder):
+    (file,) = folder.glob("runs/*/*/jobs.csv")
+    return file.parent
+
+
+def rows_of(sweep):
+    with open(sweep / "jobs.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_one_run_a_job(sweep, jobs):
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == [str(i) for i in range(jobs)]
+    assert [row["status"] for row in rows_of(sweep)] == ["DONE"] * jobs
+    for job in map(str, range(jobs)):
+        assert (sweep / job / "DONE").exists()
+        assert len(list((sweep / job / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_two_processes_train_each_job_of_a_multirun(tmp_path):
+    code, output = train(tmp_path, "-m", "seed=0,1", *TINY, *TWO_PROCESSES)
+    assert code == 0, output
+    assert_one_run_a_job(sweep_of(tmp_path), 2)
+
+
+def test_a_multirun_under_torchrun(tmp_path):
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0")
+    code, output = train(tmp_path, "-m", "seed=0,1", *TINY, *TWO_PROCESSES, launcher=launcher)
+    assert code == 0, output
+    assert_one_run_a_job(sweep_of(tmp_path), 2)
+
+
+def test_jobs_as_processes(tmp_path):
+    """Two at a time; one of the three is refused by the teacher's network and fails, which harms no other."""
+    axes = ("-m", "optimizer.lr=1e-3,1e30", "seed=0", "hydra/launcher=processes", "hydra.launcher.jobs=2")
+    code, output = train(tmp_path, *axes, *TINY)
+    sweep = sweep_of(tmp_path)
+    assert code == 3, output
+    assert [(row["status"], row["exit_code"]) for row in rows_of(sweep)] == [("DONE", "0"), ("FAILED", "3")]
+    assert "NaN or Inf" in (sweep / "1/FAILED").read_text()
+    assert "1 DONE, 1 FAILED" in (sweep / "summary.md").read_text()
+    before = (sweep / "0/DONE").stat().st_mtime_ns
+    assert train(tmp_path, *axes, *TINY)[0] == 3  # the same command: the failed one again, in the same folder
+    assert sweep_of(tmp_path) == sweep
+    assert (sweep / "0/DONE").stat().st_mtime_ns == before
+
+
+def test_a_signal_stops_all_processes_and_the_same_command_goes_on(tmp_path):
+    arguments = (
+        "-m",
+        "seed=0,1,2",
+        "hydra/launcher=processes",
+        "hydra.launcher.jobs=2",
+        *TINY,
+        "trainer.max_steps=600",
+    )
+    process = start(tmp_path, *arguments)
+    while len(list(tmp_path.glob("runs/*/*/*/checkpoints/last.ckpt"))) < 2 and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 75, output
+    sweep = sweep_of(tmp_path)
+    assert [row["status"] for row in rows_of(sweep)] == ["STOPPED", "STOPPED", "WAITING"]
+    code, output = train(tmp_path, *arguments)
+    assert code == 0, output
+    assert sweep_of(tmp_path) == sweep
+    assert [row["status"] for row in rows_of(sweep)] == ["DONE"] * 3
+    assert (sweep / "1/summary.json").read_text().count('"parent": null') == 0  # it went on
+
+
+def test_slurm_s_launcher_with_its_local_executor(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    code, output = train(tmp_path, "-m", "seed=0,1", "hydra/launcher=submitit_local", *TINY, "logger=default")
+    assert code == 0, output
+    sweep = sweep_of(tmp_path)
+    assert [row["status"] for row in rows_of(sweep)] == ["DONE"] * 2
+    assert all(len(list((sweep / job / "wandb").glob("offline-run-*"))) == 1 for job in "01")
+
+
+def test_the_memory_of_a_job_is_given_back(tmp_path):
+    code = """
+import gc, sys
+from pathlib import Path
+from lightning import LightningModule
+from consistency_models.app.main import main
+root = Path(sys.argv.pop(1))
+assert main("train", root) == 0
+print("left:", sum(isinstance(thing, LightningModule) for thing in gc.get_objects()))
+"""
+    axes = ("-m", "seed=0,1,2", *TINY)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT), *axes], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.splitlines()[-1] == "left: 0", done.stdout + done.stderr

@@ -1,0 +1,169 @@
+"""A multirun is one thing: one folder, jobs that are done once, a summary, an exit code.  Here no job really trains."""
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from consistency_models.app import multirun
+from consistency_models.app.errors import Exit
+from consistency_models.app.folder import RunFolder
+from consistency_models.app.main import main
+from consistency_models.app.sweep_folder import SweepFolder, varied
+
+ROOT = Path(__file__).parents[2]
+AXES = ("-m", "loss=l1,l2", "seed=0,1", "logger=csv")
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path):
+    """`train(*arguments)`: exit code; `train.ran`: jobs that ran; `train.outcome(settings)`: what becomes of one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(multirun.Multirun, "folder", None)
+    monkeypatch.setattr(multirun.Multirun, "claim", None)
+
+    def run_job(settings, folder):
+        command.ran.append(settings)
+        run, code = RunFolder(folder), command.outcome(settings)
+        run.mark({Exit.DONE: "DONE", Exit.STOPPED: "STOPPED"}.get(code, "FAILED"), "error: told why\n")
+        metric = settings["seed"] + 10.0
+        if code == Exit.DONE:
+            run.write_summary({"monitor": "val/sw_1step", "metrics": {"final": {"val/sw_1step": metric}}})
+        return code, metric
+
+    def command(*arguments):
+        multirun.Multirun.folder = multirun.Multirun.claim = None
+        command.ran = []
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        try:
+            return main("train", ROOT)
+        except SystemExit as end:
+            return end.code
+
+    command.outcome = lambda settings: Exit.DONE
+    monkeypatch.setattr("consistency_models.app.run.run_job", run_job)
+    return command
+
+
+def folders(runs="runs"):
+    return sorted(Path(runs).glob("*/*/jobs.csv"))
+
+
+def jobs(file):
+    with open(file, newline="") as rows:
+        return list(csv.DictReader(rows))
+
+
+def fails(what):
+    return lambda settings: Exit.NOT_FINITE if what(settings) else Exit.DONE
+
+
+def test_jobs_and_what_they_found(train):
+    assert train(*AXES) == 0
+    (file,) = folders()
+    rows = jobs(file)
+    assert [row["overrides"] for row in rows] == [
+        f"loss={loss} seed={seed} logger=csv" for loss in ("l1", "l2") for seed in (0, 1)
+    ]
+    assert [(row["status"], row["monitor"], row["exit_code"]) for row in rows] == [
+        ("DONE", "10.0", "0"), ("DONE", "11.0", "0"), ("DONE", "10.0", "0"), ("DONE", "11.0", "0"),
+    ]  # fmt: skip
+    summary = (file.parent / "summary.md").read_text()
+    assert "4 jobs: 4 DONE" in summary
+    assert "| `loss=l1` | val/sw_1step | 10.5 | 0.71 | 2 |" in summary
+    assert yaml.safe_load((file.parent / "0/config.yaml").read_text())["seed"] == 0
+
+
+def test_one_failure_lets_the_others_go_on_and_is_told(train):
+    train.outcome = fails(lambda settings: settings["seed"] == 0 and settings["loss"]["_target_"].endswith("L1"))
+    assert train(*AXES) == Exit.NOT_FINITE
+    (file,) = folders()
+    assert [row["status"] for row in jobs(file)] == ["FAILED", "DONE", "DONE", "DONE"]
+    summary = (file.parent / "summary.md").read_text()
+    assert "1 FAILED, 3 DONE" in summary
+    assert "error: told why" in summary
+    assert (file.parent / "0/FAILED").exists()
+
+
+def test_the_same_command_does_what_is_not_done(train):
+    train.outcome = fails(lambda settings: settings["seed"] == 1)
+    assert train(*AXES) == Exit.NOT_FINITE
+    train.outcome = fails(lambda settings: False)
+    assert train(*AXES) == 0
+    assert [settings["seed"] for settings in train.ran] == [1, 1]
+    (file,) = folders()
+    assert {row["status"] for row in jobs(file)} == {"DONE"}
+    assert {row["exit_code"] for row in jobs(file)} == {"0"}
+
+
+def test_when_all_is_done_the_same_command_is_a_new_multirun(train):
+    folder = ("hydra.sweep.dir=runs/x/${now:%H%M%S%f}",)
+    assert train(*AXES, *folder) == train(*AXES, *folder) == 0
+    assert len(train.ran) == 4
+    assert len(folders()) == 2
+
+
+def test_another_command_goes_on_with_nothing(train):
+    train.outcome = fails(lambda settings: True)
+    folder = ("hydra.sweep.dir=runs/x/${now:%H%M%S%f}",)
+    train(*AXES, *folder)
+    train(*AXES, *folder, "trainer.max_steps=7")
+    assert len(train.ran) == 4
+    assert len(folders()) == 2
+
+
+def test_a_job_that_has_begun_goes_on_from_its_checkpoint(train):
+    train.outcome = fails(lambda settings: settings["seed"] == 1)
+    train(*AXES)
+    (file,) = folders()
+    checkpoint = file.parent / "1/checkpoints/last.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"PK" + b"sha256:" + b"0" * 64)
+    train.outcome = fails(lambda settings: False)
+    assert train(*AXES) == 0
+    assert [settings["ckpt_path"] for settings in train.ran] == [str(file.parent.absolute() / "1"), None]
+
+
+def test_a_folder_that_is_named_is_gone_on_in_too(train):
+    """Though it has checkpoints, which another command would overwrite."""
+    named = (*AXES, "hydra.sweep.dir=here")
+    train.outcome = fails(lambda settings: settings["seed"] == 1)
+    train(*named)
+    checkpoint = Path("here/1/checkpoints/last.ckpt")
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"PK" + b"sha256:" + b"0" * 64)
+    train.outcome = fails(lambda settings: False)
+    assert train(*named) == 0
+    assert len(train.ran) == 2
+    assert train(*named, "trainer.max_steps=7") == Exit.BAD_INPUT
+    assert train.ran == []
+
+
+def test_who_stops_a_job_stops_the_multirun(train):
+    train.outcome = lambda settings: Exit.STOPPED if settings["seed"] == 1 else Exit.DONE
+    assert train(*AXES) == Exit.STOPPED
+    assert len(train.ran) == 2
+    (file,) = folders()
+    assert [row["status"] for row in jobs(file)] == ["DONE", "STOPPED", "WAITING", "WAITING"]
+    train.outcome = lambda settings: Exit.DONE
+    assert train(*AXES) == 0
+    assert len(train.ran) == 3
+
+
+def test_two_of_the_same_at_once_do_not_share_a_folder(train):
+    train.outcome = fails(lambda settings: True)
+    train(*AXES)
+    (file,) = folders()
+    multirun.Multirun.claim = None  # this process has ended, so to speak
+    lock = SweepFolder(file.parent).claim()
+    assert SweepFolder(file.parent).claim() is None
+    train(*AXES, "hydra.sweep.dir=runs/ict_digits/other")
+    assert len(folders()) == 2
+    lock.release()
+
+
+def test_what_jobs_differ_in():
+    assert varied([["a=1", "b=1"], ["a=2", "b=1"]]) == [["a=1"], ["a=2"]]
+    assert varied([["a=1", "b=1"]]) == [["a=1", "b=1"]]
