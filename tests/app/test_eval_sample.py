@@ -103,3 +103,8 @@ def test_points_are_no_images(tmp_path, capsys):
     assert sample(trained(tmp_path / "run", *POINTS), tmp_path / "a") == Exit.BAD_INPUT
     assert "a model of images" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
+
+
+def test_without_a_step_count_the_first_of_the_run_is_taken(digits, tmp_path):
+    assert evaluate(digits, "task=sample", f"task.out={tmp_path / 'a'}", "n=2") == Exit.DONE
+    assert json.loads((tmp_path / "a/samples.json").read_text())["sigmas"] == "(80.0,)"

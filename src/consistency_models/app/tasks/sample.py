@@ -35,10 +35,7 @@ def run(
         ConfigError: the model makes no such images or classes, or OUT holds something else.
         NonFiniteError: an image is not finite.
     """
-    samplers, sets = samplers_of(config, generator), sets_of(config, 64)
-    if len(samplers) > 1 or len(sets) > 1:
-        raise ConfigError("steps", config["steps"], "one step count, and one range of seeds, with task=sample")
-    (sampler,), (wanted,) = samplers, sets
+    sampler, wanted = samplers_of(config, generator)[0], sets_of(config, 64)[0]
     choice = _choice(generator, classes, by_class)
     target = Path(out or results_folder(config["run"]) / f"samples_{len(sampler.sigmas)}step")
     target = target if format == "png" or target.suffix else target.with_name(f"{target.name}.{format}")
