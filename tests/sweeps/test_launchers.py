@@ -8,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 TINY = (
     *("data=mixture", "data.batch_size=16", "trainer=cpu", "trainer.max_steps=4", "callbacks.samples=null"),
@@ -60,7 +58,7 @@ def test_two_processes_train_each_job_of_a_multirun(tmp_path):
 
 
 def test_a_multirun_under_torchrun(tmp_path):
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     code, output = train(tmp_path, "-m", "seed=0,1", *TINY, *TWO_PROCESSES, launcher=launcher)
     assert code == 0, output
     assert_one_run_a_job(sweep_of(tmp_path), 2)
@@ -106,7 +104,6 @@ def test_a_signal_stops_all_processes_and_the_same_command_goes_on(tmp_path):
 
 
 def test_slurm_s_launcher_with_its_local_executor(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     code, output = train(tmp_path, "-m", "seed=0,1", "hydra/launcher=submitit_local", *TINY, "logger=default")
     assert code == 0, output
     sweep = sweep_of(tmp_path)

@@ -7,6 +7,7 @@ import logging
 import netrc
 import os
 import secrets
+import shlex
 import socket
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,12 +97,25 @@ class WandbWithImages(WandbLogger):
 
     Args:
         batch_size: images a step.
+        checkpoints: a folder that is uploaded at the end, as an artifact of the run's name; None: it is not.
         arguments: as for `WandbLogger`.
     """
 
-    def __init__(self, batch_size: int, **arguments: Any) -> None:
+    def __init__(self, batch_size: int, checkpoints: Path | None = None, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.batch_size = batch_size
+        self.batch_size, self.checkpoints = batch_size, checkpoints
+
+    def finalize(self, status: str) -> None:
+        """Upload the checkpoints of a training that is done."""
+        super().finalize(status)
+        if status == "success" and self.checkpoints is not None:
+            import wandb
+
+            artifact = wandb.Artifact(f"model-{self.experiment.id}", type="model")
+            for name in ("best.ckpt", "last.ckpt"):
+                if (self.checkpoints / name).exists():
+                    artifact.add_file(str(self.checkpoints / name), name)
+            self.experiment.log_artifact(artifact)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Log the figures of a step."""
@@ -155,7 +169,8 @@ def _wandb(config: dict[str, Any], folder: Path) -> Logger:
     mode = wandb_mode(options["mode"])
     identity = folder / "wandb_id"
     if not identity.exists():
-        identity.write_text(secrets.token_hex(4))
+        agent = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None  # has chosen one already
+        identity.write_text(agent or secrets.token_hex(4))
     who = Identity.of(config, folder)
     run = wandb.init(
         dir=str(folder),  # wandb 0.19 takes no Path
@@ -172,8 +187,8 @@ def _wandb(config: dict[str, Any], folder: Path) -> Logger:
         settings=wandb.Settings(silent=True, console="off"),
     )
     _define_metrics(run, config)
-    batch_size = config["data"]["batch_size"]
-    return WandbWithImages(batch_size, experiment=run, save_dir=folder, offline=mode == "offline")
+    batch_size, checkpoints = config["data"]["batch_size"], folder / "checkpoints" if options["upload"] else None
+    return WandbWithImages(batch_size, checkpoints, experiment=run, save_dir=folder, offline=mode == "offline")
 
 
 class Identity(NamedTuple):
@@ -186,9 +201,9 @@ class Identity(NamedTuple):
     @classmethod
     def of(cls, config: dict[str, Any], folder: Path) -> Identity:
         """That of the run in this folder."""
-        sweep = SweepFolder(folder.parent)
-        if sweep.rows():
-            differing, first, group = sweep.differing(folder.name), "", "/".join(folder.parent.absolute().parts[-2:])
+        job = next((row for row in SweepFolder(folder.parent).rows() if row["job"] == folder.name), None)
+        if job is not None:
+            differing, first, group = shlex.split(job["differs"]), "", "/".join(folder.parent.absolute().parts[-2:])
         else:
             typed = yaml.safe_load((folder / "overrides.yaml").read_text())
             said = (
@@ -208,13 +223,13 @@ class Identity(NamedTuple):
 
 def _define_metrics(run: Any, config: dict[str, Any]) -> None:
     """Over which axis each figure is drawn, and whether its best value is the lowest or the highest."""
-    from consistency_models.generation import instantiate
+    from consistency_models.loading import instantiate
 
     for axis in ("trainer/global_step", "images_seen"):
         run.define_metric(axis, hidden=True)
     for names in ("train/*", "curriculum/*"):
         run.define_metric(names, step_metric="trainer/global_step", summary="last")
     for metric in instantiate(config["features"]["metrics"]):
-        best = "minimize" if metric.is_distance else "maximize"
-        run.define_metric(f"val/{metric.name}*", step_metric="images_seen", summary=f"last,{best[:3]}", goal=best)
-    run.define_metric("val/ode_*", step_metric="images_seen", summary="last,min", goal="minimize")
+        best = "min" if metric.is_distance else "max"
+        run.define_metric(f"val/{metric.name}*", step_metric="images_seen", summary=f"last,{best}")
+    run.define_metric("val/ode_*", step_metric="images_seen", summary="last,min")

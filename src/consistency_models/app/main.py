@@ -104,8 +104,10 @@ def _train(settings: dict[str, Any]) -> tuple[Exit, float | None]:
 
     folder, code, metric = HydraConfig.get().runtime.output_dir, Exit.DONE, None
     if settings["train"]:
+        from consistency_models.app.artifacts import with_artifacts
         from consistency_models.app.run import run_job
 
+        settings = with_artifacts(settings)
         RunFolder(folder).write_config(settings, list(HydraConfig.get().overrides.task))
         logging.getLogger("consistency_models").info("run folder %s", folder)
         code, metric = run_job(settings, folder)

@@ -58,11 +58,13 @@ class Multirun(Callback):
         if os.environ.get("RANK", "0") == "0":
             Multirun.folder = Multirun.claim = None
             folder = self._claimed(folder, typed, jobs)
-            if jobs is None and (begun := len(folder.rows())):  # a search numbers its jobs from 0 each time
-                _set(config, "subdir", f"{begun}+${{hydra.job.num}}")
             folder.begin(typed, jobs)
-        _set(config, "dir", agreed(str(folder.path)))
-        Multirun.folder = SweepFolder(config.hydra.sweep.dir)
+        path = agreed(str(folder.path))
+        with read_write(config), open_dict(config):
+            config.hydra.sweep.dir = path
+            quoted = QuotedString(path, Quote.single).with_quotes()
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted}")  # for the jobs, which are composed anew
+        Multirun.folder = SweepFolder(path)
 
     def _claimed(self, new: SweepFolder, typed: list[str], jobs: list[list[str]] | None) -> SweepFolder:
         """The newest folder in which the same multirun is not finished and nobody is at it; else this new one."""
@@ -73,13 +75,6 @@ class Multirun(Callback):
             if Multirun.claim is not None:
                 return folder
         sys.exit(f"error: hydra.sweep.dir={new.path}: allowed: a folder in which no other process is at work")
-
-
-def _set(config: DictConfig, key: str, value: str) -> None:
-    """Set hydra.sweep.KEY, here and in the jobs, which are composed anew."""
-    with read_write(config), open_dict(config):
-        config.hydra.sweep[key] = value
-        config.hydra.overrides.hydra.append(f"hydra.sweep.{key}={QuotedString(value, Quote.single).with_quotes()}")
 
 
 def grid(config: DictConfig) -> list[list[str]] | None:

@@ -18,7 +18,7 @@ from consistency_models.app.folder import RunFolder, write_atomically
 
 __all__ = ["SweepFolder", "varied"]
 
-COLUMNS = ("job", "overrides", "status", "monitor", "metric", "exit_code")
+COLUMNS = ("job", "overrides", "differs", "status", "monitor", "metric", "exit_code")
 SEED = "seed"
 
 Row = dict[str, str]
@@ -68,12 +68,6 @@ class SweepFolder:
         except OSError:
             return []
 
-    def differing(self, job: str) -> list[str]:
-        """What this job's overrides have that not all jobs have."""
-        rows = self.rows()
-        each = varied(shlex.split(row["overrides"]) for row in rows)
-        return next((overrides for row, overrides in zip(rows, each) if row["job"] == job), [])
-
     def note(self, job: str, overrides: Sequence[str], exit_code: int | None = None) -> None:
         """Take over what the folder of a job says of it; `exit_code` once it has ended."""
         folder = self.path / job
@@ -112,6 +106,8 @@ class SweepFolder:
     def _change(self, change: Callable[[list[Row]], list[Row]]) -> None:
         with FileLock(self.path / ".jobs"):
             rows = change(self.rows())
+            for row, overrides in zip(rows, varied(shlex.split(row["overrides"]) for row in rows)):
+                row["differs"] = shlex.join(overrides)
             part = self.path / ".jobs.csv.part"
             with open(part, "w", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS)
@@ -127,9 +123,9 @@ class SweepFolder:
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         lines = [f"# {self.path.parent.name}/{self.path.name}", "", f"{len(rows)} jobs: {counts}", ""]
         cells: dict[tuple[str, str], list[float]] = {}
-        for row, differing in zip(rows, varied(shlex.split(row["overrides"]) for row in rows)):
+        for row in rows:
             if row["status"] == "DONE" and row["monitor"]:
-                cell = " ".join(part for part in differing if part.partition("=")[0] != SEED)
+                cell = " ".join(part for part in shlex.split(row["differs"]) if part.partition("=")[0] != SEED)
                 cells.setdefault((cell, row["metric"]), []).append(float(row["monitor"]))
         if cells:
             lines += ["| | metric | mean | standard deviation | seeds |", "|---|---|---|---|---|"]
@@ -144,8 +140,8 @@ class SweepFolder:
 
 
 def _row(job: str, overrides: str, status: str = "WAITING", exit_code: int | None = None) -> Row:
-    code = "" if exit_code is None else str(exit_code)
-    return {"job": job, "overrides": overrides, "status": status, "monitor": "", "metric": "", "exit_code": code}
+    row = dict.fromkeys(COLUMNS, "") | {"job": job, "overrides": overrides, "status": status}
+    return row | {"exit_code": "" if exit_code is None else str(exit_code)}
 
 
 def _monitored(folder: Path) -> tuple[str, str]:

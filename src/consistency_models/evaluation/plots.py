@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["family", "save_ode_error", "save_quality", "save_search"]
+__all__ = ["family", "save_curves", "save_ode_error", "save_quality", "save_search"]
 
 INK, QUIET, LINE = "#202124", "#5f6368", "#dadce0"
 
 
 def family(metric: str) -> str:
     """A metric's name without the sampling steps: eval/fd1797_classifier_train_1step -> fd1797_classifier_train."""
-    return re.sub(r"_\d+step$", "", metric.removeprefix("eval/"))
+    return re.sub(r"_\d+step$", "", metric.removeprefix("eval/").removeprefix("val/"))
 
 
 def save_quality(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -56,6 +57,37 @@ def save_quality(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, Any]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
         _style(axis, metric, "network calls an image", metric.split("_")[0])
+    _save(figure, axes, path)
+
+
+def save_curves(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, Sequence[tuple[float, float]]]]]) -> None:
+    """A PNG of each figure over the images seen in training: mean of the seeds, and a band for their deviation.
+
+    Args:
+        path: the file; its folder is made.
+        runs: name -> of each seed: figure -> (images seen, value).
+
+    Raises:
+        ValueError: no run has any figure.
+    """
+    names = list(dict.fromkeys(name for seeds in runs.values() for curves in seeds for name in curves))
+    if not names:
+        raise ValueError("there is nothing to plot: no run has logged anything")
+    figure, axes = _panels(len(names))
+    for axis, name in zip(axes, names):
+        for i, (run, seeds) in enumerate(runs.items()):
+            values: dict[float, list[float]] = {}
+            for images, value in (point for curves in seeds for point in curves.get(name, ())):
+                values.setdefault(images, []).append(value)
+            if not values:
+                continue
+            seen = sorted(values)
+            mean = [statistics.fmean(values[images]) for images in seen]
+            spread = [statistics.stdev(values[images]) if len(values[images]) > 1 else 0.0 for images in seen]
+            axis.plot(seen, mean, color=f"C{i}", lw=1.2, marker="o" if len(seen) < 20 else None, ms=4, label=run)
+            low, high = ([m + sign * s for m, s in zip(mean, spread)] for sign in (-1, 1))
+            axis.fill_between(seen, low, high, color=f"C{i}", alpha=0.2, lw=0)
+        _style(axis, name, "images seen", "")
     _save(figure, axes, path)
 
 

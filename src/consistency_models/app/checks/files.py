@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from consistency_models.app.checks.problems import problem
@@ -11,6 +12,7 @@ from consistency_models.app.errors import ConfigError, Exit
 
 __all__ = ["has_checkpoint", "wrong_checkpoint", "wrong_path"]
 
+ARTIFACT = re.compile(r"wandb:[^/:\s]+/[^/:\s]+/[^/:\s]+:[^/:\s]+")
 MARK = b"sha256:"
 SIZE = len(MARK) + 64  # of what stands at the end of a checkpoint, see consistency_models.checkpoints
 
@@ -31,7 +33,10 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def wrong_path(key: str, path: str, what: str) -> list[ConfigError]:
-    """The problem of a path that does not exist, with the nearest name beside it."""
+    """The problem of a path that does not exist, with the nearest name beside it; W&B is not asked."""
+    if str(path).startswith("wandb:"):
+        form = "wandb:ENTITY/PROJECT/NAME:ALIAS, an artifact of W&B"
+        return [] if ARTIFACT.fullmatch(path) else [problem(key, path, form)]
     where = Path(path).expanduser()
     if where.exists():
         return []
@@ -48,7 +53,7 @@ def wrong_path(key: str, path: str, what: str) -> list[ConfigError]:
 
 def wrong_checkpoint(key: str, path: str) -> list[ConfigError]:
     """The problem of a path that is to be a run folder or a checkpoint file of this project."""
-    if wrong := wrong_path(key, path, "a run folder or a checkpoint file"):
+    if (wrong := wrong_path(key, path, "a run folder or a checkpoint file")) or str(path).startswith("wandb:"):
         return wrong
     file = Path(path).expanduser()
     if file.is_file():

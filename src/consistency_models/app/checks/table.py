@@ -358,6 +358,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "logger.wandb.entity": maybe(TEXT),
     "logger.wandb.group": maybe(TEXT),
     "logger.wandb.mode": one_of("auto", "online", "offline", "disabled"),
+    "logger.wandb.upload": FLAG,
     "callbacks.metrics._target_": TARGET,
     "callbacks.metrics.every": SIZE,
     "callbacks.finite._target_": TARGET,

@@ -1,0 +1,54 @@
+"""Checkpoints that W&B keeps: `wandb:ENTITY/PROJECT/NAME:ALIAS` in place of a path."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from consistency_models.app.checks.files import ARTIFACT
+from consistency_models.app.errors import ConfigError
+
+__all__ = ["fetched", "with_artifacts"]
+
+KEYS = (("ckpt_path",), ("teacher", "path"), ("init", "path"))
+
+
+def with_artifacts(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with local files in place of artifacts, which are downloaded once and kept.
+
+    Raises:
+        ConfigError: an artifact cannot be had, or holds no checkpoint.
+    """
+    for *parents, last in KEYS:
+        node = settings
+        for name in parents:
+            node = node.get(name) or {}
+        if ARTIFACT.fullmatch(str(node.get(last))):
+            node[last] = str(fetched(".".join([*parents, last]), node[last]))
+    return settings
+
+
+def fetched(key: str, reference: str) -> Path:
+    """The checkpoint file of an artifact: best.ckpt, else last.ckpt, else the only one.
+
+    Raises:
+        ConfigError: see `with_artifacts`.
+    """
+    import wandb
+
+    name = reference.removeprefix("wandb:")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "consistency_models/artifacts"
+    try:
+        artifact = wandb.Api().artifact(name)
+        folder = Path(artifact.download(root=str(cache / artifact.digest.replace("/", "_"))))
+    except (wandb.Error, ValueError, OSError) as error:
+        raise ConfigError(
+            key, reference, "an artifact that W&B hands out; log in with wandb login", str(error)
+        ) from error
+    files = sorted(path for kind in ("*.ckpt", "*.pkl", "*.pt") for path in folder.rglob(kind))
+    by_name = {path.name: path for path in files}
+    file = by_name.get("best.ckpt") or by_name.get("last.ckpt") or (files[0] if len(files) == 1 else None)
+    if file is None:
+        raise ConfigError(key, reference, f"an artifact with one checkpoint; this one has {len(files)}")
+    return file

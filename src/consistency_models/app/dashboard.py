@@ -1,0 +1,80 @@
+"""`python -m consistency_models.app.dashboard ENTITY/PROJECT`: a saved view of a W&B project, made for these runs.
+
+Quality against network calls and over the images seen, the curriculum, losses and speed, and the samples; lines are
+means over the seeds of a setting. --json prints it instead, without a login. Needs the extra `dashboard`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["main", "workspace"]
+
+
+def workspace(entity: str, project: str) -> Any:
+    """The view, as an object of wandb-workspaces; its `save()` needs a login."""
+    import wandb_workspaces.reports.v2 as panels
+    import wandb_workspaces.workspaces as views
+
+    def lines(title: str, regex: str, x: str, **options: Any) -> Any:
+        """A line a setting: the mean of its seeds, with their deviation."""
+        return panels.LinePlot(
+            title=title, x=x, metric_regex=regex, groupby=panels.Config("cell"), groupby_rangefunc="stddev", **options
+        )
+
+    sections = {
+        "Quality": [
+            lines("one step, over images seen", r"val/(fd|fid|sw).*_1step", "images_seen"),
+            lines("more steps, over images seen", r"val/(fd|fid|sw).*_([2-9]|\d\d+)step", "images_seen"),
+            panels.MediaBrowser(title="against network calls (eval.py)", media_keys=["eval/quality"]),
+            panels.WeavePanelSummaryTable(table_name="eval/results"),
+            lines("distance to the true solution of the ODE", r"val/ode_error.*", "images_seen", log_y=True),
+        ],
+        "Samples": [panels.MediaBrowser(title="the same noise", media_keys=["samples/1step", "samples/2step"])],
+        "Training": [
+            lines("loss", r"train/loss", "images_seen", log_y=True),
+            lines("loss by noise level", r"train/loss_quartile.*", "images_seen", log_y=True),
+            lines("noise levels", r"curriculum/N", "trainer/global_step", log_y=True),
+            lines("decay of the target", r"curriculum/ema", "trainer/global_step"),
+            lines("images a second", r"train/images_per_second", "trainer/global_step"),
+        ],
+    }
+    return views.Workspace(
+        entity=entity,
+        project=project,
+        name="Consistency models",
+        sections=[views.Section(name=name, panels=each, is_open=True) for name, each in sections.items()],
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Save the view, or print it; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m consistency_models.app.dashboard", description=__doc__)
+    parser.add_argument("project", metavar="ENTITY/PROJECT")
+    parser.add_argument("--json", action="store_true", help="print it, without a login")
+    given = parser.parse_args(arguments)
+    entity, _, project = given.project.partition("/")
+    if not entity or not project:
+        print(f"error: {given.project}: allowed: ENTITY/PROJECT", file=sys.stderr)
+        return 2
+    try:
+        view = workspace(entity, project)
+    except ImportError:
+        print(
+            "error: dashboard: allowed: with wandb-workspaces; pip install 'consistency-models[dashboard]'",
+            file=sys.stderr,
+        )
+        return 2
+    if given.json:
+        print(json.dumps(json.loads(view._to_model().model_dump_json(by_alias=True, exclude_none=True)), indent=2))
+    else:
+        print(view.save().url)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

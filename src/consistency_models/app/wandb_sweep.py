@@ -1,0 +1,86 @@
+"""`python -m consistency_models.app.wandb_sweep OVERRIDE… > sweep.yaml`: a multirun as a sweep of W&B's own agents.
+
+Takes what train.py -m takes, sweeps=NAME too; `wandb sweep sweep.yaml` and `wandb agent …` then run its jobs, on as
+many machines as there are agents. Intervals make it a search: W&B's Bayesian optimisation of --metric.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
+
+from consistency_models.app import multirun  # noqa: F401  registers the resolver of conf/
+from consistency_models.app.checks import Composer, check
+from consistency_models.app.errors import ConfigError
+
+__all__ = ["main", "sweep_of"]
+
+
+def sweep_of(overrides: Sequence[str], root: Path, metric: str | None, goal: str) -> dict[str, Any]:
+    """W&B's description of the multirun of these overrides.
+
+    Args:
+        overrides: as for train.py -m.
+        root: the folder with train.py and conf/.
+        metric: what a search optimises, as logged: val/…
+        goal: minimize or maximize.
+
+    Raises:
+        ConfigError: as train.py would.
+    """
+    os.environ.setdefault("PROJECT_ROOT", str(root))
+    composer = Composer("train", root / "conf")
+    parsed = composer.parse(overrides)
+    searching = any(override.is_interval_sweep() for override in parsed)
+    settled = [str(override.input_line) for override in parsed if not override.is_interval_sweep()]
+    check("train", composer, settled, multirun=True)
+    config = composer.compose([override for override in parsed if not override.is_sweep_override()])
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    every = {each.get_key_element(): each for each in OverridesParser.create().parse_overrides([*params, *overrides])}
+    axes = {key: _axis(each) for key, each in every.items() if each.is_sweep_override()}
+    fixed = [f"{key}={each.get_value_element_as_str()}" for key, each in every.items() if key not in axes]
+    asked = {"metric": {"name": metric, "goal": goal}} if metric else {}
+    return {
+        "program": "train.py",
+        "method": "bayes" if searching else "grid",
+        **asked,
+        "parameters": axes,
+        "command": ["${env}", "${interpreter}", "${program}", *fixed, "${args_no_hyphens}", "hydra.mode=RUN"],
+    }
+
+
+def _axis(override: Any) -> dict[str, Any]:
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        law = "log_uniform_values" if "log" in value.tags else "uniform"
+        return {"distribution": law, "min": value.start, "max": value.end}
+    return {"values": list(override.sweep_string_iterator())}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the sweep of the overrides on the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m consistency_models.app.wandb_sweep", description=__doc__)
+    parser.add_argument("overrides", nargs="+", metavar="OVERRIDE")
+    parser.add_argument("--metric", help="what a search optimises, such as val/fd1797_classifier_train_1step")
+    parser.add_argument("--goal", default="minimize", choices=("minimize", "maximize"))
+    parser.add_argument("--root", type=Path, default=Path(), help="the folder with train.py; by default this one")
+    given = parser.parse_args(arguments)
+    try:
+        sweep = sweep_of(given.overrides, given.root.absolute(), given.metric, given.goal)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return int(error.code)
+    print(yaml.safe_dump(sweep, sort_keys=False), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

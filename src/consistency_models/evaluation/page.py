@@ -1,0 +1,65 @@
+"""One HTML page that holds a comparison, pictures included: nothing else is needed to read it or to pass it on."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from consistency_models.evaluation.runs import Cell
+
+__all__ = ["save_page"]
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #202124; margin: 2em auto; padding: 0 1em; max-width: 1400px }
+h1, h2 { font-weight: 500 }  h2 { margin-top: 2em }
+table { border-collapse: collapse; display: block; overflow-x: auto }
+td, th { border-bottom: 1px solid #dadce0; padding: .35em .8em; text-align: left; white-space: nowrap }
+th { font-weight: 500; color: #5f6368 }  tbody tr:first-child td { font-weight: 600 }
+img { max-width: 100% }
+.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(420px, 1fr)); gap: 1.5em }
+figure { margin: 0 }  figcaption { color: #5f6368; overflow-wrap: anywhere }
+"""
+
+
+def save_page(path: str | Path, text: str, figures: Sequence[str | Path], cells: Sequence[Cell]) -> None:
+    """Write the page.
+
+    Args:
+        path: the file.
+        text: tables in Markdown, one after the other, and plain lines.
+        figures: PNG files.
+        cells: whose pictures of samples are shown side by side, of each the first seed's.
+    """
+    pictures = [(cell.name, cell.runs[0].picture) for cell in cells if cell.runs[0].picture is not None]
+    parts = [f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Comparison</title><style>{STYLE}</style>"]
+    parts += [f"<h1>{len(cells)} settings, {sum(len(cell.runs) for cell in cells)} runs</h1>", *_blocks(text)]
+    parts += ["<h2>Figures</h2>", *(_image(figure, Path(figure).stem) for figure in figures)] if figures else []
+    if pictures:
+        shown = "".join(
+            f"<figure>{_image(picture, name)}<figcaption>{escape(name)}</figcaption></figure>"
+            for name, picture in pictures
+        )
+        parts += ["<h2>Samples, of the first seed</h2>", f"<div class='samples'>{shown}</div>"]
+    Path(path).write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _image(path: str | Path, name: str) -> str:
+    data = base64.b64encode(Path(path).read_bytes()).decode()
+    return f"<img alt='{escape(name, quote=True)}' src='data:image/png;base64,{data}'>"
+
+
+def _blocks(text: str) -> list[str]:
+    """Markdown's tables and lines as HTML."""
+    blocks: list[str] = []
+    for block in filter(None, (block.strip() for block in text.split("\n\n"))):
+        if not block.startswith("|"):
+            blocks.append(f"<p>{escape(block)}</p>")
+            continue
+        head, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
+        title = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+        lines = ("".join(f"<td>{escape(cell)}</td>" for cell in line) for line in body)
+        rows = "".join(f"<tr>{line}</tr>" for line in lines)
+        blocks.append(f"<table><thead><tr>{title}</tr></thead><tbody>{rows}</tbody></table>")
+    return blocks

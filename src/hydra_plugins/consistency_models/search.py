@@ -1,0 +1,134 @@
+"""`hydra/sweeper=search`: Optuna proposes the jobs of a multirun, and learns from what each of them found."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+log = logging.getLogger(__name__)
+
+__all__ = ["Search"]
+
+ConfigStore.instance().store(
+    "search",
+    {
+        "_target_": "hydra_plugins.consistency_models.search.Search",
+        "n_trials": 20,
+        "direction": "minimize",
+        "at_once": 1,
+        "seed": 0,
+        "params": None,
+    },
+    group="hydra/sweeper",
+    provider="consistency_models",
+)
+
+
+class Search(Sweeper):
+    """Tree-structured Parzen estimation over `a,b`, `range(…)`, `interval(…)` and `tag(log, interval(…))`.
+
+    The study is optuna.db in the folder of the multirun, and a job has the number of its trial: what was interrupted
+    goes on with the same command. What is optimised is what train.py monitors; best.yaml has the best so far.
+
+    Args:
+        n_trials: in all.
+        direction: minimize or maximize.
+        at_once: trials that are proposed before the first of them is known, for launchers that run several.
+        seed: of the proposals.
+        params: axes, as for Hydra's own sweeper; those of the command line come on top.
+    """
+
+    def __init__(
+        self, n_trials: int, direction: str, at_once: int, seed: int, params: dict[str, Any] | None = None
+    ) -> None:
+        self.n_trials, self.direction, self.at_once, self.seed = n_trials, direction, at_once, seed
+        self.params = params or {}
+        self.config: DictConfig | None = None
+        self.launcher: Launcher | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra hands over what all jobs share."""
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Propose, run and learn until there are `n_trials`."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        parsed = OverridesParser.create().parse_overrides([*(f"{k}={v}" for k, v in self.params.items()), *arguments])
+        overrides = {override.get_key_element(): override for override in parsed}  # the command line comes last
+        space = {key: distribution(each) for key, each in overrides.items() if each.is_sweep_override()}
+        fixed = {key: each.get_value_element_as_str() for key, each in overrides.items() if key not in space}
+        folder = Path(str(self.config.hydra.sweep.dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        study = optuna.create_study(
+            study_name="search",
+            storage=f"sqlite:///{folder.absolute()}/optuna.db",
+            sampler=optuna.samplers.TPESampler(seed=self.seed + len(list(folder.glob("[0-9]*")))),
+            direction=self.direction,
+            load_if_exists=True,
+        )
+        unfinished = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+        batches = [[trial] for trial in unfinished]  # of an earlier process: their jobs go on
+        while batches or len(study.trials) < self.n_trials:
+            count = min(self.at_once, self.n_trials - len(study.trials))
+            trials = batches.pop(0) if batches else [study.ask(space) for _ in range(count)]
+            lines = [[f"{key}={value}" for key, value in (trial.params | fixed).items()] for trial in trials]
+            for trial, result in zip(trials, self.launcher.launch(lines, initial_job_idx=trials[0].number)):
+                value = result_of(result)
+                failed = optuna.trial.TrialState.FAIL if value is None else None
+                study.tell(trial.number, value, state=failed)
+            self._note_best(folder, study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)))
+
+    def _note_best(self, folder: Path, trials: list[FrozenTrial]) -> None:
+        if trials:
+            sign = 1 if self.direction == "minimize" else -1
+            best = min(trials, key=lambda trial: sign * trial.value)
+            found = {"job": best.number, "value": best.value, "overrides": best.params}
+            (folder / "best.yaml").write_text(yaml.safe_dump(found, sort_keys=False))
+            log.info("best of %d trials: job %d, %g, %s", len(trials), best.number, best.value, best.params)
+
+
+def result_of(job: JobReturn) -> float | None:
+    """What the job found; None if it failed or found no number."""
+    value = job.return_value
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """What Optuna draws from for an axis.
+
+    Raises:
+        ValueError: an interval without an end.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    axis = override.value()
+    if isinstance(axis, IntervalSweep):
+        if axis.start is None or axis.end is None or not axis.start < axis.end:
+            raise ValueError(f"{override.input_line}: allowed: interval(LOW, HIGH) with LOW < HIGH")
+        return FloatDistribution(axis.start, axis.end, log="log" in axis.tags)
+    if isinstance(axis, RangeSweep) and all(float(end).is_integer() for end in (axis.start, axis.stop, axis.step)):
+        return IntDistribution(int(axis.start), int(axis.stop) - 1, step=int(axis.step))
+    assert isinstance(axis, ChoiceSweep | RangeSweep)
+    return CategoricalDistribution(list(override.sweep_string_iterator()))

@@ -1,0 +1,133 @@
+"""Comparison without W&B: of a sweep whose folders are written by hand, so that every number is known."""
+
+import csv
+import json
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+from PIL import Image
+
+from consistency_models.app.folder import RunFolder
+from consistency_models.app.sweep_folder import SweepFolder
+from consistency_models.evaluation.compare import COLUMNS, main
+from consistency_models.evaluation.runs import cells_of, differing_keys, read_runs
+
+VALUES = {("l1", 0): 3.0, ("l1", 1): 5.0, ("l2", 0): 1.0, ("l2", 1): 1.5}
+BROWSERS = [name for name in ("chromium", "google-chrome", "chromium-browser") if shutil.which(name)][:1]
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A folder of four jobs, two losses and two seeds."""
+    folder = SweepFolder(tmp_path / "runs/ict_distance/now")
+    folder.begin(["sweeps=ict_distance"], [["model=ict", f"loss={loss}", f"seed={seed}"] for loss, seed in VALUES])
+    for job, ((loss, seed), value) in enumerate(VALUES.items()):
+        run = RunFolder(folder.path / str(job))
+        config = {
+            "name": "ict_mixture",
+            "seed": seed,
+            "data": {"batch_size": 10, "seed": seed},
+            "loss": {"_target_": loss},
+            "sampler": {"_target_": "consistency_models.samplers.Consistency.for_steps"},
+            "callbacks": {"samples": {"folder": str(run.path / "samples")}},
+        }
+        overrides = ["model=ict", f"loss={loss}", f"seed={seed}"]
+        run.write_config(config, overrides)
+        names = {f"val/sw20_identity_train_{steps}step": value / steps for steps in (1, 2)}
+        run.write_summary({"monitor": "val/sw20_identity_train_1step", "metrics": {"final": names}})
+        lines = ["step,train/loss,val/sw20_identity_train_1step", f"1,{value},", f"2,{value / 2},{value}"]
+        (run.path / "metrics.csv").write_text("\n".join(lines) + "\n")
+        (run.path / "samples").mkdir()
+        Image.new("RGB", (40, 20), (200, 40 * job, 40)).save(run.path / "samples/final.png")
+        run.mark("DONE")
+        folder.note(str(job), overrides, 0)
+    return folder.path
+
+
+def test_seeds_are_one_cell_with_mean_and_deviation(sweep):
+    cells = {cell.name: cell for cell in cells_of(read_runs([sweep]))}
+    assert set(cells) == {"loss=l1", "loss=l2"}
+    one, two = cells["loss=l1"].results
+    assert (one["value"], one["spread"], one["steps"], one["nfe"]) == (4.0, pytest.approx(2**0.5), 1, 1)
+    assert (two["value"], two["steps"]) == (2.0, 2)
+    assert cells["loss=l2"].runs[0].curves["train/loss"] == [(10, 1.0), (20, 0.5)]
+
+
+def test_keys_that_differ_are_those_of_the_setting(sweep):
+    cells = cells_of(read_runs([sweep]))
+    assert differing_keys(cells) == {"loss._target_": ["l1", "l2"]}
+
+
+def test_jobs_that_are_not_done_are_left_out_and_runs_can_be_added(sweep):
+    RunFolder(sweep / "3").mark("FAILED", "error: x\n")
+    SweepFolder(sweep).note("3", ["model=ict", "loss=l2", "seed=1"], 1)
+    assert [len(cell.runs) for cell in cells_of(read_runs([sweep]))] == [2, 1]
+    assert len(read_runs([sweep / "0", sweep / "2"])) == 2
+    with pytest.raises(ValueError, match="each run once"):
+        read_runs([sweep, sweep / "0"])
+
+
+def test_what_is_written(sweep, tmp_path, capsys):
+    assert main([str(sweep), "--out", str(tmp_path / "out/all")]) == 0
+    printed = capsys.readouterr().out
+    assert (tmp_path / "out/all.md").read_text() in printed
+    with open(tmp_path / "out/all.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert [(row["run"], row["steps"], float(row["value"]), row["seeds"]) for row in rows] == [
+        ("loss=l2", "2", 0.625, "2"),
+        ("loss=l2", "1", 1.25, "2"),
+        ("loss=l1", "2", 2.0, "2"),
+        ("loss=l1", "1", 4.0, "2"),
+    ]
+    assert "| loss=l2 | averaged | Consistency, 1 step | 1 | 1.25 ± 0.35 | 2 |" in printed
+    for name in ("quality", "curves"):
+        with Image.open(tmp_path / f"out/all_{name}.png") as image:
+            assert image.width > 300
+
+
+class Sources(HTMLParser):
+    """What a page refers to."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for key, value in attributes if key in ("src", "href")]
+
+
+def test_the_page_needs_nothing_else(sweep, tmp_path):
+    assert main([str(sweep), "--out", str(tmp_path / "all")]) == 0
+    page = (tmp_path / "all.html").read_text()
+    sources = Sources()
+    sources.feed(page)
+    assert len(sources.found) == 4  # two figures, samples of two settings
+    assert all(source.startswith("data:image/png;base64,") for source in sources.found)
+    assert "url(" not in page
+
+
+@pytest.mark.parametrize("browser", BROWSERS)
+def test_a_browser_shows_the_page(sweep, tmp_path, browser):
+    """Headless: all pictures are loaded, and the screenshot has the colours of the samples."""
+    assert main([str(sweep), "--out", str(tmp_path / "all")]) == 0
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    command += [f"--screenshot={tmp_path}/shot.png", "--window-size=1400,2200", f"file://{tmp_path}/all.html"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    with Image.open(tmp_path / "shot.png") as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors(image.width * image.height)}
+    assert {(200, 0, 40), (200, 80, 40)} <= colours  # of jobs 0 and 2, the first seeds
+    assert len(colours) > 50  # text and figures
+
+
+def test_of_runs_that_eval_py_has_scored_its_numbers_are_shown(sweep):
+    result = {"metric": "eval/fd9_x_1step", "value": 7.0, "spread": 0.1, "sampler": "Heun", "steps": 1, "nfe": 3}
+    content = {"schema": 1, "weights": "ema", "results": [result | {"features": "x"}]}
+    (sweep / "0/evaluation").mkdir()
+    (sweep / "0/evaluation/evaluation.json").write_text(json.dumps(content))
+    run = next(iter(read_runs([sweep / "0"]).values()))
+    assert (run.weights, run.results[0]["value"]) == ("ema", 7.0)
+    assert yaml.safe_load((sweep / "overrides.yaml").read_text()) == ["sweeps=ict_distance"]

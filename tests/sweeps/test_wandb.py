@@ -1,0 +1,151 @@
+"""What W&B is told: read back from the offline files, without a server."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from consistency_models.app import dashboard, wandb_sweep
+from consistency_models.app.checks import Composer, check
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+    *("data=mixture", "data.batch_size=16", "trainer=cpu", "trainer.max_steps=4", "evaluation.n=20"),
+    *(
+        "evaluation.ode_points=8",
+        "callbacks.samples.every=2",
+        "callbacks.validation.every=2",
+        "callbacks.metrics.every=1",
+    ),
+    *("callbacks.progress=null", "callbacks.checkpoint.every=2", "callbacks.samples.points=20"),
+)
+
+
+def records(folder):
+    """The records of the offline run in a run folder, as `wandb leet inspect` reads them, by type."""
+    (run,) = folder.glob("wandb/offline-run-*")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    found = {}
+    for record in map(json.loads, done.stdout.splitlines()):
+        found.setdefault(record["type"], []).append(record)
+    return found
+
+
+def values(items):
+    """key -> value of a record's items, nested keys dotted."""
+    return {
+        ".".join(item["nested_key"]) if item.get("nested_key") else item["key"]: json.loads(item["value_json"])
+        for item in items
+    }
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wandb")
+    arguments = ["-m", "loss=l2,pseudo_huber", "seed=0,1", "tags=[mine]", *TINY]
+    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (file,) = folder.glob("runs/*/*/jobs.csv")
+    return file.parent
+
+
+@pytest.fixture(scope="module")
+def run(sweep):
+    return records(sweep / "3")
+
+
+def test_a_run_is_called_what_it_differs_in(sweep, run):
+    told = run["run"][0]["run"]
+    assert told["display_name"] == "loss=pseudo_huber seed=1"
+    assert told["run_group"] == f"{sweep.parent.name}/{sweep.name}"
+    assert told["job_type"] == "train"
+    assert told["tags"] == ["mine", "ict", "mixture"]
+    assert told["run_id"] == (sweep / "3/wandb_id").read_text()
+    others = {records(sweep / job)["run"][0]["run"]["run_group"] for job in "012"}
+    assert others == {told["run_group"]}
+
+
+def test_its_configuration_is_nested_resolved_and_has_the_cell(sweep, run):
+    config = values(run["run"][0]["run"]["config"]["update"])
+    expected = yaml.safe_load((sweep / "3/config.yaml").read_text())
+    assert {key: config[key] for key in expected} == expected
+    assert config["cell"] == "loss=pseudo_huber"
+    assert "${" not in json.dumps(expected)
+
+
+def test_figures_pictures_and_axes(run):
+    rows = [values(record["history"]["item"]) for record in run["history"]]
+    assert {"train/loss", "val/sw20_identity_train_1step", "curriculum/N", "samples/1step"} <= set().union(*rows)
+    for row in rows:
+        if "trainer/global_step" in row and "images_seen" in row:
+            assert row["images_seen"] == 16 * row["trainer/global_step"]
+    images = [row["samples/1step"] for row in rows if "samples/1step" in row]
+    assert [image["_type"] for image in images] == ["images/separated"] * 2
+    metrics = [record["metric"] for record in run["metric"]]
+    axis = {each.get("name") or each.get("glob_name"): each for each in metrics}
+    assert axis["val/sw*"]["step_metric"] == "images_seen"
+    assert axis["train/*"]["step_metric"] == "trainer/global_step"
+    assert axis["val/sw*"]["summary"].keys() >= {"min", "last"}
+
+
+@pytest.mark.parametrize(
+    "line", ["sweeps=ict_distance", "sweeps=dcm_equal_calls", "model=ct,ict seed=0,1 data=mixture"]
+)
+def test_a_wandb_sweep_runs_the_same_jobs(line, tmp_path, monkeypatch):
+    """What W&B's agent would type for each cell passes the checks, and gives the cells of the multirun."""
+    import itertools
+
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    sweep = yaml.safe_load(yaml.safe_dump(wandb_sweep.sweep_of(line.split(), ROOT, None, "minimize")))
+    assert sweep["method"] == "grid"
+    assert sweep["command"][:3] == ["${env}", "${interpreter}", "${program}"]
+    composer = Composer("train", ROOT / "conf")
+    monkeypatch.chdir(tmp_path)
+    typed = set()
+    for cell in itertools.product(*(axis["values"] for axis in sweep["parameters"].values())):
+        arguments = {"args": {name: {"value": value} for name, value in zip(sweep["parameters"], cell)}}
+        swept = create_sweep_command_args(arguments)["args_no_hyphens"]
+        words = [w for word in sweep["command"][3:] for w in (swept if word == "${args_no_hyphens}" else [word])]
+        check("train", composer, words)
+        typed.add(frozenset(words) - {"hydra.mode=RUN"})
+    overrides = composer.parse(line.split())
+    config = composer.compose([each for each in overrides if not each.is_sweep_override()])
+    cells = {frozenset(str(each.input_line) for each in cell) for cell in composer.cells(overrides, config)}
+    assert typed == cells
+
+
+def test_an_interval_makes_it_a_search():
+    line = ["model=ict", "data=mixture", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "loss=l1,l2"]
+    sweep = wandb_sweep.sweep_of(line, ROOT, "val/sw2000_identity_train_1step", "minimize")
+    assert sweep["method"] == "bayes"
+    assert sweep["parameters"]["optimizer.lr"] == {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}
+    assert sweep["metric"]["name"].startswith("val/")
+
+
+def test_the_dashboard_is_a_view_of_what_is_logged(run, capsys):
+    """Serialised without a login; every regular expression of a panel finds figures that runs log."""
+    import re
+
+    assert dashboard.main(["me/consistency-models", "--json"]) == 0
+    view = json.loads(capsys.readouterr().out)
+    sections = view["spec"]["section"]["panelBankConfig"]["sections"]
+    panels = [panel for section in sections for panel in section["panels"]]
+    logged = set().union(*(values(record["history"]["item"]) for record in run["history"]))
+    for panel in panels:
+        config = panel["config"]
+        if panel["viewType"] == "Run History Line Plot":
+            assert config["xAxis"] in logged
+            expected = "curriculum/ema" if "ema" in config["metricRegex"] else None  # iCT has no slow target
+            assert expected or any(re.fullmatch(config["metricRegex"], name) for name in logged), config
+            assert config["groupBy"] == "cell.value"
+        if panel["viewType"] == "Media Browser" and "samples/1step" in config["mediaKeys"]:
+            assert set(config["mediaKeys"]) <= logged
+    assert dashboard.main(["nobody"]) == 2
