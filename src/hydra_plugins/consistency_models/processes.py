@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ class Processes(Launcher):
         places = self.places()
         for place in places:
             free.put(place)
-        jobs = zip(count(initial_job_idx), job_overrides)
+        jobs = [(i, self._folder(i), each) for i, each in enumerate(job_overrides, initial_job_idx)]
         with self._signals_passed_on(), ThreadPoolExecutor(len(places)) as pool:
             returns = list(pool.map(lambda job: self._run(*job, free), jobs))
         if self.stopped:
@@ -84,14 +83,15 @@ class Processes(Launcher):
         share = {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
         return [share | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}) for i in range(jobs)]
 
-    def _run(self, number: int, overrides: Sequence[str], free: queue.SimpleQueue[dict[str, str]]) -> JobReturn:
+    def _run(
+        self, number: int, folder: Path, overrides: Sequence[str], free: queue.SimpleQueue[dict[str, str]]
+    ) -> JobReturn:
         from consistency_models.app.errors import Exit
         from consistency_models.app.folder import RunFolder
         from consistency_models.app.multirun import monitored, state_of
         from consistency_models.app.sweep_folder import SweepFolder
 
         result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
-        folder = self._folder(number)
         state = state_of(folder, list(overrides))
         if state != "DONE" and not self.stopped:
             sweep, place, began = SweepFolder(folder.parent), free.get(), time.perf_counter()
