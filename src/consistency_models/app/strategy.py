@@ -25,8 +25,8 @@ class _ChildrenFromConfig(DDPStrategy):
 
     def _configure_launcher(self) -> None:
         super()._configure_launcher()
-        if self._launcher is None:
-            return
+        if self._launcher is None or self.cluster_environment.creates_processes_externally:
+            return  # torchrun and Slurm start all processes, and what they told them is for the next job, too
         launch = self._launcher.launch
 
         def from_config(function: Any, *arguments: Any, trainer: Any = None, **named: Any) -> Any:
