@@ -203,5 +203,6 @@ def test_lpips_refuses_what_it_cannot_use(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setenv("CONSISTENCY_MODELS_WEIGHTS", str(tmp_path / "mine"))
-    with pytest.raises(FileNotFoundError, match=r"vgg16-397923af.pth is not in .*mine, .*no route to host.*give its path"):
+    told = r"vgg16-397923af.pth is not in .*mine, .*no route to host.*give its path"
+    with pytest.raises(FileNotFoundError, match=told):
         distances.LPIPS()(x, x)

@@ -11,14 +11,14 @@ import yaml
 from jobs import ROOT, TINY, run
 from parity.golden import FOLDER
 from safetensors.torch import load_file, save_file
-from test_generation import POISON
+from test_loading import POISON
 
 import consistency_models
-from consistency_models import export
+from consistency_models import export, extras, loading
 from consistency_models.app.errors import Exit
 from consistency_models.checkpoints import CheckpointError
 from consistency_models.export import __main__ as command
-from consistency_models.export import extras, hub
+from consistency_models.export import hub
 from consistency_models.export.onnx import OneStep
 
 NETWORKS = {
@@ -153,7 +153,7 @@ def test_the_licence_of_official_weights_is_not_lost_on_the_way(tmp_path):
 
 def header(generator, **changes):
     said = export.weights.description(generator)
-    return {export.weights.KEY: json.dumps({**said, **changes})}
+    return {loading.HEADER: json.dumps({**said, **changes})}
 
 
 @pytest.mark.parametrize("kind", ["nothing", "no header", "another schema", "poison", "cut off"])

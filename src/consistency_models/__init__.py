@@ -12,7 +12,7 @@ __all__ = ["load"]
 
 
 def load(path: Any, **arguments: Any) -> Generator:
-    """A trained model that samples: `load("runs/…").sample(n, steps=1)`; see `consistency_models.generation.load`."""
-    from consistency_models import generation  # here, because `import consistency_models` shall not import torch
+    """A trained model that samples: `load("runs/…").sample(n, steps=1)`; see `consistency_models.loading.load`."""
+    from consistency_models import loading  # here, because `import consistency_models` shall not import torch
 
-    return generation.load(path, **arguments)
+    return loading.load(path, **arguments)

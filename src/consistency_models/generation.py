@@ -5,10 +5,8 @@ The noise of image k is a function of (seed, k) alone, so images 0-63 of a run o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from torch.nn.functional import one_hot
 from consistency_models.editing import edit, grid_of
 from consistency_models.random import seed_of
 
-__all__ = ["Generator", "build_model", "checkpoint_file", "instantiate", "load"]
+__all__ = ["Generator", "ImageNoise"]
 
 
 class Generator:
@@ -193,119 +191,3 @@ class ImageNoise:
         ]
         self.draws += 1
         return torch.stack(drawn).to(self.device)
-
-
-def instantiate(node: Any, **arguments: Any) -> Any:
-    """The object that a configuration node describes; lists and dicts in it are plain, so that they can be saved."""
-    import hydra.utils
-
-    return hydra.utils.instantiate(node, _convert_="all", **arguments)
-
-
-def build_model(config: dict[str, Any]) -> nn.Module:
-    """The preconditioned network that a configuration describes, with fresh weights."""
-    from consistency_models.preconditioning import Preconditioned
-
-    return Preconditioned(instantiate(config["network"]), instantiate(config["preconditioning"]))
-
-
-def load(path: str | Path, weights: str | None = None, device: torch.device | str = "cpu") -> Generator:
-    """A generator from a checkpoint, a run folder, an export or an official checkpoint.
-
-    Args:
-        path: a checkpoint file, a run folder (its `checkpoints/last.ckpt`), a `*.safetensors` file or Hub folder of
-            `consistency_models.export`, or an official `*.pkl` or `*.pt` of others (see `pretrained`).
-        weights: which weights: "model", or the name of an average such as "0.999"; by default the first average.
-        device: where it shall run.
-
-    Raises:
-        CheckpointError: the file is damaged, or asks for something other than a network, a sampler or the like of this
-            package or of one that is trusted.
-        ValueError: no such weights.
-        ModuleNotFoundError: an export, and the extra `export` is not installed.
-    """
-    path = checkpoint_file(path)
-    content = _content(path)
-    config = content["config"]
-    _check_targets(config, path)
-    model = build_model(config)
-    chosen = weights or next(iter(content["ema"]), "model")
-    if chosen != "model" and chosen not in content["ema"]:
-        raise ValueError(f"weights={chosen!r}: {path} has {['model', *content['ema']]}")
-    model.load_state_dict(content["model"])
-    if chosen != "model":
-        model.load_state_dict(content["ema"][chosen], strict=False)  # buffers are not averaged
-    data = config["data"]
-    generator = Generator(
-        model.to(device).eval().requires_grad_(False),
-        (data["channels"], data["image_size"], data["image_size"]),
-        instantiate(config["sampler"]),
-        data["network_classes"],
-        data["bounded"],
-    )
-    generator.weights, generator.config = chosen, config
-    generator.steps = tuple(config["evaluation"]["steps"])
-    generator.origin = content["origin"]
-    return generator
-
-
-def checkpoint_file(path: str | Path) -> Path:
-    """The checkpoint that a run folder, a folder for the Hub or a file name stands for."""
-    path = Path(path)
-    exported = path / "model.safetensors"
-    if exported.is_file():
-        return exported
-    return path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-
-
-def _content(path: Path) -> dict[str, Any]:
-    """What is in a file of any form that `load` takes: config, weights, and where they are from."""
-    from consistency_models.checkpoints import digest_of, is_marked, read
-    from consistency_models.pretrained.convert import checkpoint_of
-
-    if path.suffix == ".safetensors":
-        from consistency_models.export.weights import read_safetensors  # here: it imports this module
-
-        return read_safetensors(path)
-    if path.suffix in (".pkl", ".pt") and not is_marked(path):
-        return checkpoint_of(path)
-    content = read(path)
-    return content | {"origin": content.get("origin", {}) | {"path": str(path), "digest": digest_of(path)}}
-
-
-MODEL = ("networks", "preconditioning", "pretrained.edm", "samplers", "schedules", "segments", "solvers")
-TRUSTED = dict.fromkeys(("network", "preconditioning", "sampler"), MODEL)
-TRUSTED |= {"data": ("data",), "features": ("evaluation",)}
-"""Parts of a configuration that are built from a file, and the modules of this package that they may name: there are
-others in it that write files."""
-
-
-def _check_targets(config: dict[str, Any], path: Path) -> None:
-    """Refuse a configuration that would run anything but what it is there to describe."""
-    from consistency_models.pretrained.errors import CheckpointError
-
-    for part, modules in TRUSTED.items():
-        for target in _targets(config.get(part)):
-            if not _is_trusted(target, modules):
-                expected = f"classes of this package, or of one in CONSISTENCY_MODELS_TRUST={target.split('.')[0]}"
-                raise CheckpointError(expected, f"{part} asks for {target}", path)
-        if "${" in str(config.get(part)):  # it would be resolved, and could become a target that is not written here
-            raise CheckpointError("plain values, without ${", f"{part} with one", path)
-
-
-def _is_trusted(target: str, modules: tuple[str, ...]) -> bool:
-    """Whether it is from these modules, or from a package that the user names in CONSISTENCY_MODELS_TRUST (a,b,…)."""
-    from hydra.utils import get_object
-
-    named = {name.strip() for name in os.environ.get("CONSISTENCY_MODELS_TRUST", "").split(",")}
-    packages = [*(f"consistency_models.{module}" for module in modules), *named - {"", "consistency_models"}]
-    prefixes = tuple(f"{package}." for package in packages)
-    # consistency_models.samplers.math.pow begins like ours and is not: ask the object where it is from.
-    return target.startswith(prefixes) and f"{get_object(target).__module__}.".startswith(prefixes)
-
-
-def _targets(node: Any) -> list[str]:
-    if isinstance(node, dict):
-        own = [str(node["_target_"])] if "_target_" in node else []
-        return own + [t for value in node.values() for t in _targets(value)]
-    return [t for value in node for t in _targets(value)] if isinstance(node, list) else []

@@ -18,7 +18,7 @@ from consistency_models.app.errors import ConfigError, Exit
 from consistency_models.app.tasks import edit
 from consistency_models.data import digits as digits_set
 from consistency_models.data.decoding import Decoder
-from consistency_models.generation import load
+from consistency_models.loading import load
 
 TASKS = edit.__all__
 

@@ -18,7 +18,8 @@ from consistency_models.app.errors import ConfigError
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.features import to_float
 from consistency_models.evaluation.ode_error import HeunSolution, ODEError
-from consistency_models.generation import Generator, build_model, instantiate, load
+from consistency_models.generation import Generator
+from consistency_models.loading import build_model, instantiate, load
 from consistency_models.methods.base import Method
 
 log = logging.getLogger(__name__)

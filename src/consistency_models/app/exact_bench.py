@@ -36,7 +36,7 @@ from consistency_models.app.run import run_job
 from consistency_models.data import Mixture, Slot
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.ode_error import ODEError
-from consistency_models.generation import load
+from consistency_models.loading import load
 from consistency_models.random import Rows
 
 __all__ = ["METHODS", "NetworkCalls", "main"]

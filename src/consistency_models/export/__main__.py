@@ -14,7 +14,7 @@ import sys
 
 from consistency_models import export
 from consistency_models.app.errors import Exit
-from consistency_models.generation import load
+from consistency_models.loading import load
 from consistency_models.pretrained.errors import CheckpointError
 
 FORMATS = ("safetensors", "onnx", "hub", "diffusers", "checkpoint")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from consistency_models.export.extras import extra
+from consistency_models.extras import extra
 from consistency_models.generation import Generator
 from consistency_models.networks.openai_adm import AttentionBlock, OpenAIUNet, ResBlock
 from consistency_models.preconditioning import Boundary

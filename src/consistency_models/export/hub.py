@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from consistency_models.evaluation.grids import save_comparison, save_scatter
-from consistency_models.export.extras import extra
 from consistency_models.export.weights import description, to_safetensors
+from consistency_models.extras import extra
 from consistency_models.generation import Generator
 
 __all__ = ["measured", "to_hub"]

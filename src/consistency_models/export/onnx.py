@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from consistency_models.export.extras import extra
-from consistency_models.export.weights import KEY, description
+from consistency_models.export.weights import description
+from consistency_models.extras import extra
 from consistency_models.generation import Generator
+from consistency_models.loading import HEADER
 
 __all__ = ["OneStep", "to_onnx"]
 
@@ -74,7 +75,7 @@ def to_onnx(generator: Generator, path: Path | str) -> None:
     named = {name: {0: "batch"} if name == "noise" else {} for name in inputs}  # the axis that all share
     names = {"input_names": list(inputs), "output_names": ["images"], "dynamic_shapes": named}
     program = torch.onnx.export(graph, **names, dynamo=True, verbose=False)
-    program.model.metadata_props[KEY] = json.dumps(description(generator))
+    program.model.metadata_props[HEADER] = json.dumps(description(generator))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     weights = sum(value.nbytes for value in generator.model.state_dict().values())
     program.save(path, external_data=weights > LARGEST)

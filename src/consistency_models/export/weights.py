@@ -1,27 +1,22 @@
 """Weights for inference, in one file with the configuration that builds their network.
 
 Both forms hold one set of weights, the one that `generator.weights` names, and neither an optimiser nor a path of the
-machine that trained it. A safetensors file keeps the rest as JSON in its header, under the key `consistency_models`:
-
-    {"schema": 1, "config": {}, "origin": {"digest", "weights", "kind" of an official file}}
+machine that trained it; `loading.read_safetensors` says what the header of a safetensors file holds.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from consistency_models import checkpoints
-from consistency_models.export.extras import extra
+from consistency_models.extras import extra
 from consistency_models.generation import Generator
-from consistency_models.pretrained.errors import CheckpointError, naming
+from consistency_models.loading import HEADER, HEADER_SCHEMA
 
-__all__ = ["description", "read_safetensors", "to_checkpoint", "to_safetensors"]
+__all__ = ["description", "to_checkpoint", "to_safetensors"]
 
-SCHEMA = 1
-KEY = "consistency_models"
 GROUPS = ("name", "seed", "model", "network", "preconditioning", "sampler", "evaluation", "schedule", "curriculum")
 GROUPS += ("loss", "weighting", "optimizer", "learning_rate", "ema", "solver", "augment")
 """Of the configuration, what says how the model was made; where it was made is nobody's business."""
@@ -33,7 +28,7 @@ def description(generator: Generator) -> dict[str, Any]:
     config["data"] = {key: value for key, value in generator.config["data"].items() if key not in ("_target_", "root")}
     config["data"].pop("source", None)
     origin = {key: value for key, value in generator.origin.items() if key != "path"}
-    return {"schema": SCHEMA, "config": config, "origin": {**origin, "weights": generator.weights}}
+    return {"schema": HEADER_SCHEMA, "config": config, "origin": {**origin, "weights": generator.weights}}
 
 
 def to_safetensors(generator: Generator, path: Path | str) -> None:
@@ -45,29 +40,9 @@ def to_safetensors(generator: Generator, path: Path | str) -> None:
     """
     safetensors = extra("safetensors.torch")
     weights = {name: value.detach().cpu().contiguous() for name, value in generator.model.state_dict().items()}
-    header = {"format": "pt", KEY: json.dumps(description(generator))}
+    header = {"format": "pt", HEADER: json.dumps(description(generator))}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(safetensors.save(weights, header))
-
-
-def read_safetensors(path: Path | str) -> dict[str, Any]:
-    """What `checkpoints.read` would give of the same model; its digest is the file's.
-
-    Raises:
-        CheckpointError: not such a file, or one without the configuration that `to_safetensors` writes.
-        ModuleNotFoundError: the extra `export` is not installed.
-    """
-    safetensors = extra("safetensors")
-    with naming(path, "a safetensors file that consistency_models.export wrote"):
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        with safetensors.safe_open(path, framework="pt") as file:
-            said = json.loads(file.metadata()[KEY])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        if said["schema"] != SCHEMA:
-            raise CheckpointError(f"schema {SCHEMA}", f"{said['schema']}: written by another version")
-        origin = {**said["origin"], "path": str(path), "digest": digest}
-        return {"config": said["config"], "model": weights, "ema": {}, "origin": origin}
 
 
 def to_checkpoint(generator: Generator, path: Path | str) -> None:

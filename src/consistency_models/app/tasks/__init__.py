@@ -9,7 +9,7 @@ from hydra.utils import get_method
 
 from consistency_models.app.errors import Exit
 from consistency_models.app.run import quiet, report
-from consistency_models.generation import instantiate, load
+from consistency_models.loading import instantiate, load
 
 __all__ = ["run_task"]
 

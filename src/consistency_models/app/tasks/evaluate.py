@@ -17,7 +17,8 @@ from consistency_models.app.tasks.records import publish, result, write
 from consistency_models.evaluation import Evaluation, combined
 from consistency_models.evaluation.grids import save_comparison, save_scatter
 from consistency_models.evaluation.plots import save_ode_error, save_quality
-from consistency_models.generation import Generator, checkpoint_file
+from consistency_models.generation import Generator
+from consistency_models.loading import checkpoint_file
 
 __all__ = ["evaluation_of", "run", "sample_sets", "settings_of"]
 

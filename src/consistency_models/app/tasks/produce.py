@@ -21,7 +21,8 @@ from torch import Tensor
 
 from consistency_models.app.errors import ConfigError
 from consistency_models.app.strategy import cpu_threads
-from consistency_models.generation import Generator, checkpoint_file, load
+from consistency_models.generation import Generator
+from consistency_models.loading import checkpoint_file, load
 from consistency_models.samplers import Consistency
 
 __all__ = ["Producer", "block_size", "progress_bar", "results_folder", "samplers_of", "sets_of"]

@@ -1,4 +1,4 @@
-"""Libraries that only some of the exports need, imported where they are used."""
+"""Libraries that only some uses need, imported where they are used."""
 
 from __future__ import annotations
 

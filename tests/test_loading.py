@@ -6,7 +6,7 @@ import pytest
 import torch
 from jobs import TINY, run
 
-from consistency_models import generation
+from consistency_models import loading
 from consistency_models.app.errors import Exit
 from consistency_models.checkpoints import CheckpointError, read, write
 
@@ -20,7 +20,7 @@ def trained(tmp_path_factory):
 
 
 def test_images_do_not_depend_on_the_batch(trained):
-    generator = generation.load(trained)
+    generator = loading.load(trained)
     for steps in (1, 3):
         whole = generator.sample(20, steps=steps, batch_size=20)
         torch.testing.assert_close(generator.sample(20, steps=steps, batch_size=7), whole, rtol=0, atol=1e-5)
@@ -30,18 +30,18 @@ def test_images_do_not_depend_on_the_batch(trained):
 
 
 def test_images_depend_on_seed_and_label(trained):
-    generator = generation.load(trained)
+    generator = loading.load(trained)
     assert not torch.equal(generator.sample(2, seed=1), generator.sample(2, seed=2))
     assert not torch.equal(generator.sample(2, labels=[3, 3]), generator.sample(2, labels=[4, 4]))
     assert torch.equal(generator.sample(12), generator.sample(12, labels=[*range(10), 0, 1]))  # classes take turns
 
 
 def test_weights_are_chosen_by_name(trained):
-    average, model = generation.load(trained), generation.load(trained, weights="model")
+    average, model = loading.load(trained), loading.load(trained, weights="model")
     assert (average.weights, model.weights) == ("0.995", "model")
     assert not torch.equal(average.sample(1), model.sample(1))
     with pytest.raises(ValueError, match=r"weights='0\.5': .* has \['model', '0\.995'\]"):
-        generation.load(trained, weights="0.5")
+        loading.load(trained, weights="0.5")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_weights_are_chosen_by_name(trained):
 )
 def test_senseless_requests_are_refused(trained, arguments, message):
     with pytest.raises(ValueError, match=message):
-        generation.load(trained).sample(**arguments)
+        loading.load(trained).sample(**arguments)
 
 
 POISON = (
@@ -63,7 +63,7 @@ POISON = (
     "consistency_models.checkpoints.os.system",
     "torch.nn.Linear",
     "consistency_models.app.folder.write_atomically",  # of this package, and writes files
-    "consistency_models.generation.instantiate",
+    "consistency_models.loading.instantiate",
     "${oc.env:HOME}",
     None,
 )
@@ -78,7 +78,7 @@ def test_a_file_cannot_ask_for_other_code(trained, tmp_path, target, part, monke
     content["config"][part] = {"_target_": target, "command": "touch EXPLODED"}
     write(content, tmp_path / "bad.ckpt")
     with pytest.raises(CheckpointError, match=re.escape(f"{part} asks for {target}")):
-        generation.load(tmp_path / "bad.ckpt")
+        loading.load(tmp_path / "bad.ckpt")
     assert not (tmp_path / "EXPLODED").exists()
 
 
@@ -89,7 +89,7 @@ def test_a_file_cannot_have_a_target_made_up_while_it_is_read(trained, tmp_path,
     content["config"]["network"]["dropout"] = f"${{oc.create:{made_up}}}"
     write(content, tmp_path / "bad.ckpt")
     with pytest.raises(CheckpointError, match=r"plain values, without \$\{; found network with one"):
-        generation.load(tmp_path / "bad.ckpt")
+        loading.load(tmp_path / "bad.ckpt")
     assert not (tmp_path / "EXPLODED").exists()
 
 
@@ -103,6 +103,6 @@ def test_a_file_may_ask_for_what_its_user_trusts(trained, tmp_path, monkeypatch)
     content["config"]["network"]["_target_"] = "my_package.Mine"
     write(content, tmp_path / "mine.ckpt")
     with pytest.raises(CheckpointError, match="CONSISTENCY_MODELS_TRUST=my_package"):
-        generation.load(tmp_path / "mine.ckpt")
+        loading.load(tmp_path / "mine.ckpt")
     monkeypatch.setenv("CONSISTENCY_MODELS_TRUST", "my_package")
-    assert torch.equal(generation.load(tmp_path / "mine.ckpt").sample(1), generation.load(trained).sample(1))
+    assert torch.equal(loading.load(tmp_path / "mine.ckpt").sample(1), loading.load(trained).sample(1))
