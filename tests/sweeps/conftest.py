@@ -1,9 +1,17 @@
-"""Checks as main() sets them up."""
+"""A multirun in which no job really trains; checks as main() sets them up."""
 
+import sys
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+
+from consistency_models.app import multirun
+from consistency_models.app.errors import Exit
+from consistency_models.app.folder import RunFolder
+from consistency_models.app.main import main
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -11,6 +19,37 @@ def _as_in_main():
     """What main() does before it checks anything."""
     OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PROJECT_ROOT", str(Path(__file__).parents[2]))
+        patch.setenv("PROJECT_ROOT", str(ROOT))
         patch.delenv("CONSISTENCY_MODELS_RUNS", raising=False)
         yield
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path):
+    """`train(*arguments)`: exit code; `train.ran`: jobs that ran; `train.outcome(settings)`: what becomes of one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(multirun.Multirun, "folder", None)
+    monkeypatch.setattr(multirun.Multirun, "claim", None)
+
+    def run_job(settings, folder):
+        command.ran.append(settings)
+        run, code = RunFolder(folder), command.outcome(settings)
+        run.mark({Exit.DONE: "DONE", Exit.STOPPED: "STOPPED"}.get(code, "FAILED"), "error: told why\n")
+        metric = command.found(settings)
+        if code == Exit.DONE:
+            run.write_summary({"monitor": "val/sw_1step", "metrics": {"final": {"val/sw_1step": metric}}})
+        return code, metric
+
+    def command(*arguments):
+        multirun.Multirun.folder = multirun.Multirun.claim = None
+        command.ran = []
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        try:
+            return main("train", ROOT)
+        except SystemExit as end:
+            return end.code
+
+    command.outcome = lambda settings: Exit.DONE
+    command.found = lambda settings: settings["seed"] + 10.0
+    monkeypatch.setattr("consistency_models.app.run.run_job", run_job)
+    return command

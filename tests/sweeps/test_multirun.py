@@ -1,50 +1,15 @@
 """A multirun is one thing: one folder, jobs that are done once, a summary, an exit code.  Here no job really trains."""
 
 import csv
-import sys
 from pathlib import Path
 
-import pytest
 import yaml
 
 from consistency_models.app import multirun
 from consistency_models.app.errors import Exit
-from consistency_models.app.folder import RunFolder
-from consistency_models.app.main import main
 from consistency_models.app.sweep_folder import SweepFolder, varied
 
-ROOT = Path(__file__).parents[2]
 AXES = ("-m", "loss=l1,l2", "seed=0,1", "logger=csv")
-
-
-@pytest.fixture
-def train(monkeypatch, tmp_path):
-    """`train(*arguments)`: exit code; `train.ran`: jobs that ran; `train.outcome(settings)`: what becomes of one."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(multirun.Multirun, "folder", None)
-    monkeypatch.setattr(multirun.Multirun, "claim", None)
-
-    def run_job(settings, folder):
-        command.ran.append(settings)
-        run, code = RunFolder(folder), command.outcome(settings)
-        run.mark({Exit.DONE: "DONE", Exit.STOPPED: "STOPPED"}.get(code, "FAILED"), "error: told why\n")
-        metric = settings["seed"] + 10.0
-        if code == Exit.DONE:
-            run.write_summary({"monitor": "val/sw_1step", "metrics": {"final": {"val/sw_1step": metric}}})
-        return code, metric
-
-    def command(*arguments):
-        multirun.Multirun.folder = multirun.Multirun.claim = None
-        command.ran = []
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        try:
-            return main("train", ROOT)
-        except SystemExit as end:
-            return end.code
-
-    command.outcome = lambda settings: Exit.DONE
-    monkeypatch.setattr("consistency_models.app.run.run_job", run_job)
-    return command
 
 
 def folders(runs="runs"):

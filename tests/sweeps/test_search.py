@@ -1,0 +1,71 @@
+"""Optuna's search: what it optimises, and that it goes on where it stopped."""
+
+import csv
+import math
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from consistency_models.app.errors import Exit
+from hydra_plugins.consistency_models.search import distribution
+
+SEARCH = (
+    *("-m", "hydra/sweeper=search", "hydra.sweeper.n_trials=6", "logger=csv"),
+    *("optimizer.lr=tag(log,interval(1e-4,1e-2))", "loss=l1,l2"),
+)
+
+
+def folder():
+    (file,) = Path("runs").glob("*/*/optuna.db")
+    return file.parent
+
+
+def rows():
+    with open(folder() / "jobs.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_monitored_metric_is_optimised(train):
+    train.found = lambda settings: abs(math.log10(settings["optimizer"]["lr"] / 1e-3))
+    assert train(*SEARCH) == 0
+    values = [float(row["monitor"]) for row in rows()]
+    assert len(values) == 6
+    best = yaml.safe_load((folder() / "best.yaml").read_text())
+    assert best["value"] == pytest.approx(min(values))
+    assert best["job"] == values.index(min(values))
+    trained = yaml.safe_load((folder() / str(best["job"]) / "config.yaml").read_text())
+    assert trained["optimizer"]["lr"] == pytest.approx(best["overrides"]["optimizer.lr"])
+
+
+def test_it_goes_on_where_it_stopped(train):
+    train.outcome = lambda settings: Exit.STOPPED if len(train.ran) == 3 else Exit.DONE
+    assert train(*SEARCH) == Exit.STOPPED
+    third = train.ran[2]["optimizer"]["lr"]
+    train.outcome = lambda settings: Exit.NOT_FINITE if len(train.ran) == 2 else Exit.DONE
+    assert train(*SEARCH) == Exit.NOT_FINITE  # a failed trial is one, too: the others go on
+    assert len(train.ran) == 4
+    assert train.ran[0]["optimizer"]["lr"] == third
+    assert [row["status"] for row in rows()] == ["DONE"] * 3 + ["FAILED"] + ["DONE"] * 2
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder().absolute()}/optuna.db")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3 + ["FAIL"] + ["COMPLETE"] * 2
+
+
+@pytest.mark.parametrize(
+    ("axis", "expected"),
+    [
+        ("interval(1, 2)", optuna.distributions.FloatDistribution(1, 2)),
+        ("tag(log, interval(1e-4, 1))", optuna.distributions.FloatDistribution(1e-4, 1, log=True)),
+        ("range(1, 5)", optuna.distributions.IntDistribution(1, 4)),
+        ("a,b", optuna.distributions.CategoricalDistribution(["a", "b"])),
+    ],
+)
+def test_axes(axis, expected):
+    assert distribution(OverridesParser.create().parse_overrides([f"x={axis}"])[0]) == expected
+
+
+def test_an_interval_the_wrong_way_round_is_refused():
+    with pytest.raises(ValueError, match="LOW < HIGH"):
+        distribution(OverridesParser.create().parse_overrides(["x=interval(2, 1)"])[0])
