@@ -38,7 +38,7 @@ def train(monkeypatch, tmp_path):
         metric = command.found(settings)
         if code == Exit.DONE:
             run.write_summary({"monitor": "val/sw_1step", "metrics": {"final": {"val/sw_1step": metric}}})
-        return code, metric
+        return code, metric if code == Exit.DONE else None
 
     def command(*arguments):
         multirun.Multirun.folder = multirun.Multirun.claim = None

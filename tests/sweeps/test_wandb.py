@@ -36,14 +36,6 @@ def records(folder):
     return found
 
 
-def values(items):
-    """key -> value of a record's items, nested keys dotted."""
-    return {
-        ".".join(item["nested_key"]) if item.get("nested_key") else item["key"]: json.loads(item["value_json"])
-        for item in items
-    }
-
-
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wandb")
@@ -73,7 +65,7 @@ def test_a_run_is_called_what_it_differs_in(sweep, run):
 
 
 def test_its_configuration_is_nested_resolved_and_has_the_cell(sweep, run):
-    config = values(run["run"][0]["run"]["config"]["update"])
+    config = run["run"][0]["run"]["config"]["update"]
     expected = yaml.safe_load((sweep / "3/config.yaml").read_text())
     assert {key: config[key] for key in expected} == expected
     assert config["cell"] == "loss=pseudo_huber"
@@ -81,18 +73,18 @@ def test_its_configuration_is_nested_resolved_and_has_the_cell(sweep, run):
 
 
 def test_figures_pictures_and_axes(run):
-    rows = [values(record["history"]["item"]) for record in run["history"]]
-    assert {"train/loss", "val/sw20_identity_train_1step", "curriculum/N", "samples/1step"} <= set().union(*rows)
+    rows = [record["history"]["item"] for record in run["history"]]
+    assert {"train/loss", "val/sw20_identity_train_1step", "curriculum/N"} <= set().union(*rows)
     for row in rows:
         if "trainer/global_step" in row and "images_seen" in row:
             assert row["images_seen"] == 16 * row["trainer/global_step"]
-    images = [row["samples/1step"] for row in rows if "samples/1step" in row]
-    assert [image["_type"] for image in images] == ["images/separated"] * 2
+    kinds = [row["samples/1step._type"] for row in rows if "samples/1step._type" in row]
+    assert kinds == ["images/separated"] * 2
     metrics = [record["metric"] for record in run["metric"]]
     axis = {each.get("name") or each.get("glob_name"): each for each in metrics}
     assert axis["val/sw*"]["step_metric"] == "images_seen"
     assert axis["train/*"]["step_metric"] == "trainer/global_step"
-    assert axis["val/sw*"]["summary"].keys() >= {"min", "last"}
+    assert axis["val/sw*"]["summary"] == {"last": True, "min": True}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +130,8 @@ def test_the_dashboard_is_a_view_of_what_is_logged(run, capsys):
     view = json.loads(capsys.readouterr().out)
     sections = view["spec"]["section"]["panelBankConfig"]["sections"]
     panels = [panel for section in sections for panel in section["panels"]]
-    logged = set().union(*(values(record["history"]["item"]) for record in run["history"]))
+    items = set().union(*(record["history"]["item"] for record in run["history"]))
+    logged = {name.partition(".")[0] for name in items}
     for panel in panels:
         config = panel["config"]
         if panel["viewType"] == "Run History Line Plot":
@@ -149,3 +142,54 @@ def test_the_dashboard_is_a_view_of_what_is_logged(run, capsys):
         if panel["viewType"] == "Media Browser" and "samples/1step" in config["mediaKeys"]:
             assert set(config["mediaKeys"]) <= logged
     assert dashboard.main(["nobody"]) == 2
+
+
+class Server:
+    """In place of W&B's: one artifact."""
+
+    def __init__(self, files):
+        self.files, self.digest, self.asked = files, "d1g/est", []
+
+    def artifact(self, name):
+        self.asked.append(name)
+        return self
+
+    def download(self, root):
+        for name in self.files:
+            (Path(root) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(root) / name).write_bytes(b"x")
+        return root
+
+
+def test_an_artifact_stands_in_for_a_path(tmp_path, monkeypatch):
+    from consistency_models.app.artifacts import with_artifacts
+    from consistency_models.app.errors import ConfigError
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    server = Server(["last.ckpt", "best.ckpt"])
+    monkeypatch.setattr("wandb.Api", lambda: server)
+    settings = {"ckpt_path": None, "teacher": {"path": "wandb:me/cm/model-1:latest"}, "init": {"path": "runs/x"}}
+    found = with_artifacts(settings)
+    assert server.asked == ["me/cm/model-1:latest"]
+    assert found["teacher"]["path"].endswith("/best.ckpt")
+    assert Path(found["teacher"]["path"]).exists()
+    assert (found["ckpt_path"], found["init"]["path"]) == (None, "runs/x")
+    server.files, server.digest = ["notes.txt"], "other"
+    with pytest.raises(ConfigError, match="an artifact with one checkpoint; this one has 0"):
+        with_artifacts({"ckpt_path": "wandb:me/cm/model-1:v0"})
+
+
+def test_checkpoints_are_uploaded_where_that_is_asked_for(tmp_path):
+    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    switches = (
+        "logger.wandb.upload=true",
+        "callbacks.samples=null",
+        "callbacks.validation=null",
+        f"hydra.run.dir={tmp_path}",
+    )
+    command = [sys.executable, str(ROOT / "train.py"), *TINY[:4], "callbacks.progress=null", *switches]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = json.dumps(records(tmp_path))
+    assert "last.ckpt" in text
+    assert f"model-{(tmp_path / 'wandb_id').read_text()}" in text

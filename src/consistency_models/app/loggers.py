@@ -232,4 +232,5 @@ def _define_metrics(run: Any, config: dict[str, Any]) -> None:
     for metric in instantiate(config["features"]["metrics"]):
         best = "min" if metric.is_distance else "max"
         run.define_metric(f"val/{metric.name}*", step_metric="images_seen", summary=f"last,{best}")
-    run.define_metric("val/ode_*", step_metric="images_seen", summary="last,min")
+    for names in ("val/ode_*", "val/self_consistency"):
+        run.define_metric(names, step_metric="images_seen", summary="last,min")

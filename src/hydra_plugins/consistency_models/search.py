@@ -93,7 +93,8 @@ class Search(Sweeper):
         while batches or len(study.trials) < self.n_trials:
             count = min(self.at_once, self.n_trials - len(study.trials))
             trials = batches.pop(0) if batches else [study.ask(space) for _ in range(count)]
-            lines = [[f"{key}={value}" for key, value in (trial.params | fixed).items()] for trial in trials]
+            chosen = [{key: trial.params[key] for key in space} | fixed for trial in trials]
+            lines = [[f"{key}={value}" for key, value in each.items()] for each in chosen]
             for trial, result in zip(trials, self.launcher.launch(lines, initial_job_idx=trials[0].number)):
                 value = result_of(result)
                 failed = optuna.trial.TrialState.FAIL if value is None else None

@@ -60,7 +60,7 @@ def check(task: str, composer: Composer, lines: Sequence[str], multirun: bool = 
     fixed = [override for override in overrides if not override.is_sweep_override()]
     config = composer.compose(fixed)
     if multirun or config.hydra.mode == RunMode.MULTIRUN:
-        _check_jobs(task, composer, composer.cells(overrides, config) or [fixed])
+        _check_jobs(task, composer, composer.cells(overrides, config))
     else:
         check_job(task, config if fixed == overrides else composer.compose(overrides))
     return [str(override.input_line) for override in overrides]

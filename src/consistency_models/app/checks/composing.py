@@ -79,8 +79,8 @@ class Composer:
             raise ConfigErrors(problems)
         return parsed
 
-    def cells(self, overrides: Sequence[Override], config: DictConfig) -> list[list[Override]] | None:
-        """The overrides of each job of a multirun; None where they are not known before it (a sweeper that searches).
+    def cells(self, overrides: Sequence[Override], config: DictConfig) -> list[list[Override]]:
+        """The overrides of each job of a multirun; of one that searches the two jobs at the ends of all axes.
 
         Args:
             overrides: of the command.
@@ -89,15 +89,17 @@ class Composer:
         Raises:
             ConfigError: see `parse`.
         """
-        if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
-            return None
-        params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+        params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
         ours = [override for override in overrides if not override.is_hydra_override()]
         swept = [*self.parse(params), *ours]
-        if problems := [_sweep(override) for override in swept if override.is_interval_sweep()]:
-            raise ConfigErrors(problems)
-        lists = BasicSweeper.split_arguments(swept, None)[0]
         hydra_overrides = [override for override in overrides if override.is_hydra_override()]
+        if str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
+            if problems := [_sweep(override) for override in swept if override.is_interval_sweep()]:
+                raise ConfigErrors(problems)
+            lists = BasicSweeper.split_arguments(swept, None)[0]
+        else:
+            last = {override.get_key_element(): override for override in swept}  # a later one replaces an earlier one
+            lists = [[f"{key}={_ends(override)[end]}" for key, override in last.items()] for end in (0, -1)]
         return [[*self.parse(lines), *hydra_overrides] for lines in lists]
 
     def compose(self, overrides: Sequence[Override]) -> DictConfig:
@@ -243,6 +245,16 @@ def settings(config: DictConfig) -> dict[str, Any]:
     content = OmegaConf.to_container(config, resolve=True)
     content.pop("sweep", None)
     return content
+
+
+def _ends(override: Override) -> list[str]:
+    """The values of an axis, or the ends of an interval."""
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    value = override.value()
+    return (
+        [str(value.start), str(value.end)] if override.is_interval_sweep() else list(override.sweep_string_iterator())
+    )
 
 
 def _sweep(override: Override) -> ConfigError:
