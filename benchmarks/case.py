@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from consistency_models.app import build
 from consistency_models.app.loggers import MetricsCSV
+from consistency_models.app.run import quiet
 from consistency_models.app.strategy import strategy_of
 from consistency_models.callbacks import ema, metrics
 from consistency_models.methods import base
@@ -32,6 +33,7 @@ class Case:
     """
 
     def __init__(self, overrides: list[str], device: str) -> None:
+        quiet()
         self.device, self.folder = device, tempfile.TemporaryDirectory()
         accelerator = "gpu" if device == "cuda" else "cpu"
         self.config = measuring.configured([f"trainer.accelerator={accelerator}", *overrides], self.folder.name)

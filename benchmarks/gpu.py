@@ -19,7 +19,6 @@ import train_step
 from case import Case
 from lightning import Callback
 
-from consistency_models.app.run import quiet
 from consistency_models.callbacks.finite import NonFiniteError
 
 OVERRIDES = ["model=ict", "data=cifar10", "network=ddpmpp", "data.batch_size=512"]
@@ -98,7 +97,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--warm", type=int, default=6, help="that do not")
     parser.add_argument("--long", type=int, default=2000, help="steps of the long training")
     args = parser.parse_args(arguments)
-    quiet()
     overrides = [*OVERRIDES, *args.overrides]
     found = measuring.machine(args)
     found["matmul_teraflop_per_second"] = {

@@ -21,8 +21,6 @@ import measuring
 from case import Case
 from stopwatch import PARTS
 
-from consistency_models.app.run import quiet
-
 MODELS = sorted(path.stem for path in (measuring.CONF / "model").glob("*.yaml"))
 LEVERS = {
     "bf16": ["trainer.precision=bf16-mixed"],
@@ -115,7 +113,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--steps", type=int, default=10, help="that count, in each round")
     parser.add_argument("--warm", type=int, default=6, help="that do not; the first five of RAdam are dearer")
     args = parser.parse_args(arguments)
-    quiet()
     warnings.filterwarnings("ignore", module="lightning")
     found = measuring.machine(args)
     models = MODELS if "all" in args.models else args.models
