@@ -69,9 +69,10 @@ class SweepFolder:
             return []
 
     def note(self, job: str, overrides: Sequence[str], exit_code: int | None = None) -> None:
-        """Take over what the folder of a job says of it; `exit_code` once it has ended."""
+        """A job begins, or has ended with this exit code: then its folder says what became of it."""
         folder = self.path / job
-        found = _row(job, shlex.join(overrides), RunFolder(folder).state or "RUNNING", exit_code)
+        status = "RUNNING" if exit_code is None else RunFolder(folder).state or "FAILED"
+        found = _row(job, shlex.join(overrides), status, exit_code)
         if found["status"] == "DONE":
             found["metric"], found["monitor"] = _monitored(folder)
 
@@ -107,7 +108,7 @@ class SweepFolder:
         with FileLock(self.path / ".jobs"):
             rows = change(self.rows())
             for row, overrides in zip(rows, varied(shlex.split(row["overrides"]) for row in rows)):
-                row["differs"] = shlex.join(overrides)
+                row["differs"] = shlex.join(override.lstrip("+") for override in overrides)
             part = self.path / ".jobs.csv.part"
             with open(part, "w", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS)
@@ -134,8 +135,9 @@ class SweepFolder:
             lines.append(f"| `{cell}` | {metric} | {statistics.mean(values):.4g} | {deviation} | {len(values)} |")
         for row in rows:
             if row["status"] in ("FAILED", "STOPPED"):
-                told = (self.path / row["job"] / row["status"]).read_text().strip().splitlines()[-1:]
-                lines.append(f"\njob {row['job']} {row['status']}: `{row['overrides']}`  \n{''.join(told)}")
+                mark = self.path / row["job"] / row["status"]
+                told = mark.read_text().strip().rpartition("\n")[2] if mark.exists() else ""
+                lines.append(f"\njob {row['job']} {row['status']}: `{row['overrides']}`  \n{told}")
         return "\n".join(lines) + "\n"
 
 

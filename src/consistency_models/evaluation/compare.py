@@ -123,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         runs = read_runs(given.folders)
         cells = cells_of(runs)
-        text = f"{table(runs, given.metric)}\n{differences(cells)}"
+        tables = {"Results, best first": table(runs, given.metric), "Keys in which they differ": differences(cells)}
+        text = "\n".join(tables.values())
         print(text)
         Path(given.out).parent.mkdir(parents=True, exist_ok=True)
         written = figures(cells, given.out)
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(rows(cells, given.metric))
-        save_page(f"{given.out}.html", text, written, cells)
+        save_page(f"{given.out}.html", tables, written, cells)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -14,27 +14,31 @@ __all__ = ["save_page"]
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #202124; margin: 2em auto; padding: 0 1em; max-width: 1400px }
 h1, h2 { font-weight: 500 }  h2 { margin-top: 2em }
-table { border-collapse: collapse; display: block; overflow-x: auto }
+table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1em 0 }
 td, th { border-bottom: 1px solid #dadce0; padding: .35em .8em; text-align: left; white-space: nowrap }
-th { font-weight: 500; color: #5f6368 }  tbody tr:first-child td { font-weight: 600 }
+th { font-weight: 500; color: #5f6368 }
 img { max-width: 100% }
 .samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(420px, 1fr)); gap: 1.5em }
 figure { margin: 0 }  figcaption { color: #5f6368; overflow-wrap: anywhere }
 """
 
 
-def save_page(path: str | Path, text: str, figures: Sequence[str | Path], cells: Sequence[Cell]) -> None:
+def save_page(
+    path: str | Path, tables: Mapping[str, str], figures: Sequence[str | Path], cells: Sequence[Cell]
+) -> None:
     """Write the page.
 
     Args:
         path: the file.
-        text: tables in Markdown, one after the other, and plain lines.
+        tables: heading -> a table in Markdown, and plain lines.
         figures: PNG files.
         cells: whose pictures of samples are shown side by side, of each the first seed's.
     """
     pictures = [(cell.name, cell.runs[0].picture) for cell in cells if cell.runs[0].picture is not None]
     parts = [f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Comparison</title><style>{STYLE}</style>"]
-    parts += [f"<h1>{len(cells)} settings, {sum(len(cell.runs) for cell in cells)} runs</h1>", *_blocks(text)]
+    parts += [f"<h1>{len(cells)} settings, {sum(len(cell.runs) for cell in cells)} runs</h1>"]
+    for heading, text in tables.items():
+        parts += [f"<h2>{escape(heading)}</h2>", *_blocks(text)] if text else []
     parts += ["<h2>Figures</h2>", *(_image(figure, Path(figure).stem) for figure in figures)] if figures else []
     if pictures:
         shown = "".join(
