@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 __all__ = ["cpu_threads", "strategy_of"]
@@ -53,8 +54,11 @@ class _ChildrenFromConfig(DDPStrategy):
             finally:
                 if not started:
                     HydraConfig.instance().cfg, sys.argv = hydra, command
+                # The next job of a multirun starts afresh, with other processes.
+                if torch.distributed.is_initialized():
+                    torch.distributed.destroy_process_group()
                 for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-                    os.environ.pop(name, None)  # the next job of a multirun starts afresh
+                    os.environ.pop(name, None)
 
         self._launcher.launch = from_config
 
