@@ -59,6 +59,13 @@ class RunFolder:
         """The resolved configuration of this run."""
         return yaml.safe_load((self.path / "config.yaml").read_text())
 
+    def read_overrides(self) -> list[str]:
+        """What was typed for this run; nothing where that is not known."""
+        try:
+            return yaml.safe_load((self.path / "overrides.yaml").read_text()) or []
+        except (OSError, yaml.YAMLError):
+            return []
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """summary.json, with this machine's versions and the state of the source."""
         content = {"schema": 1, "run": str(self.path), **summary, "git": git_state(), "versions": versions()}
@@ -67,11 +74,9 @@ class RunFolder:
 
 def is_run_of(folder: str | Path, overrides: Sequence[str]) -> bool:
     """Whether the folder holds a run that was started with these overrides, perhaps gone on with since."""
-    try:
-        before = yaml.safe_load((Path(folder) / "overrides.yaml").read_text())
-    except (OSError, yaml.YAMLError):
+    if not (Path(folder) / "overrides.yaml").is_file():
         return False
-    return [line for line in before if not line.startswith("ckpt_path=")] == list(overrides)
+    return [line for line in RunFolder(folder).read_overrides() if not line.startswith("ckpt_path=")] == list(overrides)
 
 
 def newest_unfinished(runs: str | Path, name: str) -> Path | None:

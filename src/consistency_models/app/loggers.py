@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
-import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from consistency_models.app.folder import RunFolder
 from consistency_models.app.sweep_folder import SweepFolder
 
 log = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ class Identity(NamedTuple):
         if job is not None:
             differing, first, group = shlex.split(job["differs"]), "", "/".join(folder.parent.absolute().parts[-2:])
         else:
-            typed = yaml.safe_load((folder / "overrides.yaml").read_text())
+            typed = RunFolder(folder).read_overrides()
             said = (
                 "model=",
                 "data=",
