@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from jobs import ROOT, TINY
 from consistency_models.checkpoints import read
 
 SRUN = """#!/bin/bash
-# Two tasks, as srun would start them; a signal to the job step reaches both.
+# Two tasks, as srun would start them; a signal to the job step reaches both. The first argument is an option.
+shift
 for rank in 0 1; do
     SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" & tasks+=($!)
 done
@@ -49,11 +51,17 @@ def cluster(tmp_path):
     job = ["model=ict", "data=mixture", "data.batch_size=32", "trainer.accelerator=cpu", "trainer.max_steps=300"]
     job += ["callbacks.checkpoint.every=20", *tiny]
 
+    started = []
+
     def sbatch():
         command = ["bash", str(ROOT / "slurm/train.sbatch"), *job]
-        return subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True))
+        return started[-1]
 
-    return tmp_path, sbatch
+    yield tmp_path, sbatch
+    for each in started:
+        with suppress(ProcessLookupError):
+            os.killpg(each.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
@@ -61,7 +69,9 @@ def test_a_requeued_job_goes_on_in_its_folder(sent, cluster):
     root, sbatch = cluster
     folder = root / "runs/slurm_4242"
     job = sbatch()
+    latest = time.monotonic() + 240
     while job.poll() is None and not (folder / "checkpoints/last.ckpt").exists():
+        assert time.monotonic() < latest
         time.sleep(0.05)
     os.kill(int(Path(root / "step").read_text()), sent)
     assert job.wait(120) == 75
