@@ -32,6 +32,7 @@ def test_what_passes_can_be_built(kind, composer, files):
         config = composer.compose(composer.parse(files.split(line)))
         choices = {str(group): str(option) for group, option in config.hydra.runtime.choices.items()}
         content, choices["run folder"] = resolved(config)
+        choices["goes on"] = "false"
         for group in [*BUILT, "augment", *(["network"] if kind == "networks" else [])]:
             node = content[group]
             if (group, choices[group]) in tried or "_target_" not in node:
