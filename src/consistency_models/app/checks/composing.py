@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from consistency_models.app.checks.problems import ConfigErrors, one_line, problem, unknown_key
 from consistency_models.app.checks.rules import nearest
+from consistency_models.app.checks.table import rule_of
 from consistency_models.app.errors import ConfigError
 
 __all__ = ["Composer"]
@@ -87,8 +88,11 @@ class Composer:
             config: what they give without those that are swept over.
 
         Raises:
-            ConfigError: see `parse`.
+            ConfigError: see `parse`; a size that no file of sweeps/ has.
         """
+        size, sizes = config.get("sweep_size"), rule_of("train", "sweep_size")
+        if size is not None and not sizes.accepts(size):  # it says where the axes are
+            raise problem("sweep_size", size, sizes.allowed)
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
         ours = [override for override in overrides if not override.is_hydra_override()]
         swept = [*self.parse(params), *ours]
