@@ -78,7 +78,10 @@ def test_one_step_is_what_sampling_does(digits):
     torch.testing.assert_close(OneStep(generator)(noise, torch.tensor([0, 1])), generator.sample(2, steps=1, seed=5))
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "network",
+    ["small", "mlp", "adm", pytest.param("ncsnpp", marks=pytest.mark.slow)],  # as the official one below
+)
 def test_onnx_makes_the_same_images(network, tmp_path):
     generator = shaken(consistency_models.load(trained(tmp_path, network)))
     export.to_onnx(generator, tmp_path / "model.onnx")
