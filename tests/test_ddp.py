@@ -43,7 +43,7 @@ def test_accumulated_micro_batches(one_process, tmp_path):
     assert_same_step(tmp_path, one_process)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_processes_in_one_folder(accumulate, one_process, tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), *STEP, *TWO_PROCESSES, f"paths.runs={tmp_path / 'runs'}"]
     command.append(f"trainer.accumulate_grad_batches={accumulate}")

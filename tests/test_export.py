@@ -80,7 +80,7 @@ def test_one_step_is_what_sampling_does(digits):
 
 @pytest.mark.parametrize(
     "network",
-    ["small", "mlp", "adm", pytest.param("ncsnpp", marks=pytest.mark.slow)],  # as the official one below
+    ["small", "mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adm", "ncsnpp"))],
 )
 def test_onnx_makes_the_same_images(network, tmp_path):
     generator = shaken(consistency_models.load(trained(tmp_path, network)))

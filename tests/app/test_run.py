@@ -198,6 +198,7 @@ def test_training_ends_at_steps_or_images_whichever_comes_first(steps, tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["step"] == min(steps, 7)  # 7 x 16 >= 100
 
 
+@pytest.mark.slow
 def test_train_and_test_say_what_is_done(tmp_path):
     tiny = "data=mixture trainer=cpu logger=csv callbacks.samples=null callbacks.validation=null trainer.max_steps=2"
     tiny += " evaluation.n=20 evaluation.steps=[1]"

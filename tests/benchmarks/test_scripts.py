@@ -106,6 +106,7 @@ def test_on_paper_the_exchange_hides_behind_the_backward_pass():
     assert scaling.step_on_paper(1, 1.0, 0.5, 1e10, 10e9) == 1
 
 
+@pytest.mark.slow
 def test_all_that_is_asked_of_a_gpu(tmp_path, capsys):
     overrides = ["data=digits", "network=small", *TINY]
     found = found_by(gpu, tmp_path, capsys, *QUICK, "--long", "3", "--levers", "bf16", "--overrides", *overrides)

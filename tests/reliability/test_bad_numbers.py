@@ -175,6 +175,7 @@ def test_on_a_gpu(precision, policy, code, tmp_path):
     assert [record["step"] for record in records(tmp_path / "bad")] == [30]
 
 
+@pytest.mark.slow
 def test_two_processes_agree_on_what_one_has_seen(tmp_path):
     """The second process alone sees a loss that is not finite, with a finite gradient."""
     seen = ("loss=l1",)

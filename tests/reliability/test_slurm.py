@@ -64,6 +64,7 @@ def cluster(tmp_path):
             os.killpg(each.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_requeued_job_goes_on_in_its_folder(sent, cluster):
     root, sbatch = cluster

@@ -45,6 +45,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, capsys):
     assert "/dev/null" in told(capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_of_two_processes_none_waits_for_one_that_cannot_save(tmp_path):
     code, error = job(tmp_path, *RUN, processes=2, callbacks=fault("disk", [5], rank=0, value=20_000))
     assert code == Exit.STORAGE, error
@@ -52,6 +53,7 @@ def test_of_two_processes_none_waits_for_one_that_cannot_save(tmp_path):
     assert read(tmp_path / "checkpoints/last.ckpt")["step"] == 4
 
 
+@pytest.mark.slow
 def test_of_two_processes_both_stop_when_one_is_told_to(tmp_path):
     code, error = job(tmp_path, *RUN, processes=2, callbacks=fault("signal", [3], rank=1))
     assert code == Exit.STOPPED, error

@@ -57,6 +57,7 @@ def test_two_processes_train_each_job_of_a_multirun(tmp_path):
     assert_one_run_a_job(sweep_of(tmp_path), 2)
 
 
+@pytest.mark.slow
 def test_a_multirun_under_torchrun(tmp_path):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     code, output = train(tmp_path, "-m", "seed=0,1", *TINY, *TWO_PROCESSES, launcher=launcher)
@@ -64,6 +65,7 @@ def test_a_multirun_under_torchrun(tmp_path):
     assert_one_run_a_job(sweep_of(tmp_path), 2)
 
 
+@pytest.mark.slow
 def test_jobs_as_processes(tmp_path):
     """Two at a time; one of the three is refused by the teacher's network and fails, which harms no other."""
     axes = ("-m", "optimizer.lr=1e-3,1e30", "seed=0", "hydra/launcher=processes", "hydra.launcher.jobs=2")
@@ -79,6 +81,7 @@ def test_jobs_as_processes(tmp_path):
     assert (sweep / "0/DONE").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_processes_and_the_same_command_goes_on(tmp_path):
     arguments = (
         "-m",
@@ -103,6 +106,7 @@ def test_a_signal_stops_all_processes_and_the_same_command_goes_on(tmp_path):
     assert (sweep / "1/summary.json").read_text().count('"parent": null') == 0  # it went on
 
 
+@pytest.mark.slow
 def test_slurm_s_launcher_with_its_local_executor(tmp_path):
     code, output = train(tmp_path, "-m", "seed=0,1", "hydra/launcher=submitit_local", *TINY, "logger=default")
     assert code == 0, output
@@ -111,11 +115,14 @@ def test_slurm_s_launcher_with_its_local_executor(tmp_path):
     assert all(len(list((sweep / job / "wandb").glob("offline-run-*"))) == 1 for job in "01")
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_job_is_given_back(tmp_path):
     code = """
 import gc, sys
 from pathlib import Path
+import pytest
 from lightning import LightningModule
+import pytest
 from consistency_models.app.main import main
 root = Path(sys.argv.pop(1))
 assert main("train", root) == 0
