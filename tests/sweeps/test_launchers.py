@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 TINY = (
     *("data=mixture", "data.batch_size=16", "trainer=cpu", "trainer.max_steps=4", "callbacks.samples=null"),
@@ -120,9 +122,7 @@ def test_the_memory_of_a_job_is_given_back(tmp_path):
     code = """
 import gc, sys
 from pathlib import Path
-import pytest
 from lightning import LightningModule
-import pytest
 from consistency_models.app.main import main
 root = Path(sys.argv.pop(1))
 assert main("train", root) == 0
