@@ -23,6 +23,7 @@ LINES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LINES)
 def test_what_passes_can_be_built(kind, composer, files):
     from consistency_models.loading import instantiate

@@ -42,7 +42,8 @@ def one_process(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow  # tests/test_ddp.py compares gradients in every run
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_take_the_same_step_and_report_the_same_metrics(accumulate, one_process, tmp_path):
     """2 x 32, and 2 x 16 x 2."""
     code, error = job(tmp_path, *STEP, f"trainer.accumulate_grad_batches={accumulate}", processes=2)
