@@ -206,15 +206,8 @@ class Identity(NamedTuple):
             differing, first, group = shlex.split(job["differs"]), "", "/".join(folder.parent.absolute().parts[-2:])
         else:
             typed = RunFolder(folder).read_overrides()
-            said = (
-                "model=",
-                "data=",
-                "name=",
-                "ckpt_path=",
-                "paths.",
-                "logger",
-                "callbacks.",
-            )  # or no part of the result
+            # in the name already, or no part of the result
+            said = ("model=", "data=", "name=", "ckpt_path=", "paths.", "logger", "callbacks.")
             differing = [override for override in typed if not override.startswith(said)]
             first, group = f"{config['name']} ", None
         cell = " ".join(override for override in differing if not override.startswith("seed="))

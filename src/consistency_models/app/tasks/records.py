@@ -86,7 +86,7 @@ def publish(asked: str, trained: dict[str, Any], folder: Path, content: dict[str
     options = trained["logger"]["wandb"]
     try:
         run = wandb.init(
-            dir=folder.parent,
+            dir=str(folder.parent),  # wandb 0.19 takes no Path
             project=options["project"],
             entity=options["entity"],
             id=logged["id"],

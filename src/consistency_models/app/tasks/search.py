@@ -61,7 +61,7 @@ def run(config: dict[str, Any], generator: Generator, metric: str | None, grid: 
     evaluation, trace, sigmas, names = evaluation_of(config, generator), [], [own.sigmas[0]], []
     levels = karras_grid(
         grid, max(own.sigma_min, 0.002), own.sigmas[0]
-    ).tolist()  # ascending; the ends are no candidates
+    ).tolist()  # ascending; its ends are no candidates
     with Producer(config, generator) as producer, progress_bar() as progress:
 
         def score(sampler: Consistency, what: str) -> Any:
