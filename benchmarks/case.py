@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from consistency_models.app import build
 from consistency_models.app.loggers import MetricsCSV
 from consistency_models.app.run import quiet
-from consistency_models.app.strategy import strategy_of
 from consistency_models.callbacks import ema, metrics
 from consistency_models.methods import base
 
@@ -46,24 +45,9 @@ class Case:
 
     def train(self, steps: int, *more: Callback) -> None:
         """The first steps of the training, with what `train.py` has around them."""
-        ours = ("_target_", "max_images", "max_steps", "strategy")
-        options = build.instantiate({key: value for key, value in self.config["trainer"].items() if key not in ours})
-        folder = Path(self.folder.name)
-        trainer = Trainer(
-            **options,
-            strategy=strategy_of(self.config["trainer"], folder),
-            max_steps=steps,
-            max_epochs=-1,
-            callbacks=[*build.build_callbacks(self.config), *more],
-            logger=[MetricsCSV(folder / "metrics.csv")],
-            default_root_dir=folder,
-            use_distributed_sampler=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            limit_val_batches=0,
-        )
+        folder, callbacks = Path(self.folder.name), [*build.build_callbacks(self.config), *more]
+        loggers = [MetricsCSV(folder / "metrics.csv")]
+        trainer = build.build_trainer(self.config, folder, steps, callbacks=callbacks, logger=loggers)
         trainer.fit(self.method, datamodule=self.data)
 
     def timed(self, warm: int, steps: int) -> list[dict[str, float]]:

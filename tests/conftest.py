@@ -5,8 +5,11 @@ import os
 # One thread a test process, before torch is imported: the workers of pytest-xdist share the cores already.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from pathlib import Path
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 from parity.golden import FOLDER, load
 
 
@@ -33,3 +36,13 @@ def fixed_rows():
         rand = randn = draw
 
     return FixedRows
+
+
+@pytest.fixture(scope="session")
+def as_in_main():
+    """What main() does before it checks anything."""
+    OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROJECT_ROOT", str(Path(__file__).parents[1]))
+        patch.delenv("CONSISTENCY_MODELS_RUNS", raising=False)
+        yield

@@ -18,6 +18,15 @@ TINY = (
     "callbacks.progress=null",
 )
 """A training that only trains, and logs every step."""
+GRADIENT_STEP = (
+    "trainer.max_steps=1",
+    "optimizer._target_=torch.optim.SGD",
+    "optimizer.lr=1.0",
+    "~optimizer.betas",
+    "~optimizer.eps",
+    "learning_rate.decay=0",
+)
+"""One step, in which the weights change by their gradient."""
 
 
 def config_of(folder, *overrides):

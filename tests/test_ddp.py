@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from jobs import ROOT, TINY, run
+from jobs import GRADIENT_STEP, ROOT, TINY, run
 
 from consistency_models.app.errors import Exit
 from consistency_models.checkpoints import read
@@ -15,12 +15,7 @@ STEP = (
     "data=digits",
     "data.batch_size=16",
     "network.model_channels=8",
-    "trainer.max_steps=1",
-    "optimizer._target_=torch.optim.SGD",  # the change of the weights in one step is the gradient
-    "optimizer.lr=1.0",
-    "~optimizer.betas",
-    "~optimizer.eps",
-    "learning_rate.decay=0",
+    *GRADIENT_STEP,
 )
 TWO_PROCESSES = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 

@@ -1,21 +1,15 @@
 """One composer for all tests of configurations: what they share is composed once."""
 
 import pytest
-from commands import CONF, ROOT, DummyFiles
-from omegaconf import OmegaConf
+from commands import CONF, DummyFiles
 
 from consistency_models.app.checks import Composer, check
 from consistency_models.app.errors import ConfigError
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _as_in_main():
-    """What main() does before it checks anything."""
-    OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PROJECT_ROOT", str(ROOT))
-        patch.delenv("CONSISTENCY_MODELS_RUNS", raising=False)
-        yield
+def _as_in_main(as_in_main):
+    pass
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import csv
 import pytest
 import torch
 from faults import job
-from jobs import TINY, config_of, run
+from jobs import GRADIENT_STEP, TINY, config_of, run
 
 from consistency_models.app.build import build_method
 from consistency_models.app.errors import Exit
@@ -16,12 +16,7 @@ STEP = (
     *(argument for argument in TINY if not argument.startswith("callbacks.validation")),
     "data=mixture",
     "data.batch_size=64",
-    "trainer.max_steps=1",
-    "optimizer._target_=torch.optim.SGD",  # the change of the weights in one step is the gradient
-    "optimizer.lr=1.0",
-    "~optimizer.betas",
-    "~optimizer.eps",
-    "learning_rate.decay=0",
+    *GRADIENT_STEP,
     "evaluation.n=64",
     "evaluation.ode_points=16",
 )

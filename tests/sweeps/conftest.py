@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from consistency_models.app import multirun
 from consistency_models.app.errors import Exit
@@ -15,13 +14,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _as_in_main():
-    """What main() does before it checks anything."""
-    OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PROJECT_ROOT", str(ROOT))
-        patch.delenv("CONSISTENCY_MODELS_RUNS", raising=False)
-        yield
+def _as_in_main(as_in_main):
+    pass
 
 
 @pytest.fixture

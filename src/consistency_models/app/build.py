@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningDataModule
+from lightning import Callback, LightningDataModule, Trainer
 from torch import nn
 from torch.nn.functional import one_hot
 
 from consistency_models import pretrained
 from consistency_models.app.errors import ConfigError
+from consistency_models.app.strategy import strategy_of
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.features import to_float
 from consistency_models.evaluation.ode_error import HeunSolution, ODEError
@@ -32,6 +33,7 @@ __all__ = [
     "build_method",
     "build_ode_error",
     "build_teacher",
+    "build_trainer",
     "total_steps",
 ]
 
@@ -160,6 +162,35 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
         return ODEError(solution, images, labels, config["data"]["sigma_data"])
 
     return measure
+
+
+def build_trainer(config: dict[str, Any], folder: Path, steps: int, **parts: Any) -> Trainer:
+    """Lightning's trainer without what is done here: sampling, saving, bars, validation.
+
+    Args:
+        config: the resolved configuration.
+        folder: the run folder.
+        steps: optimiser steps.
+        parts: `callbacks`, `logger`, `plugins`.
+    """
+    ours = ("_target_", "max_images", "max_steps", "strategy")
+    # By instantiate, because a profiler is an object.
+    options = instantiate({key: value for key, value in config["trainer"].items() if key not in ours})
+    return Trainer(
+        **options,
+        **parts,
+        strategy=strategy_of(config["trainer"], folder),
+        max_steps=steps,
+        max_epochs=-1,
+        default_root_dir=folder,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_autolog_hparams=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
 
 
 def build_callbacks(config: dict[str, Any], **parts: Any) -> list[Callback]:

@@ -22,7 +22,7 @@ from consistency_models.app import build
 from consistency_models.app.errors import ConfigError, Exit
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.loggers import MetricsCSV, build_loggers
-from consistency_models.app.strategy import cpu_threads, strategy_of
+from consistency_models.app.strategy import cpu_threads
 from consistency_models.callbacks.finite import NonFiniteError
 from consistency_models.callbacks.signals import StoppedBySignal, stoppable
 from consistency_models.checkpoints import CheckpointError, CheckpointFormat, digest_of, newest_good
@@ -108,26 +108,8 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     callbacks = build.build_callbacks(config, **parts, ode_error=ode_error)
     loggers = build_loggers(config, run.path)
     teacher = getattr(method._teacher[0], "origin", None)
-    ours = ("_target_", "max_images", "max_steps", "strategy")
-    # By instantiate, because a profiler is an object.
-    options = build.instantiate({key: value for key, value in config["trainer"].items() if key not in ours})
-    trainer = Trainer(
-        **options,
-        strategy=strategy_of(config["trainer"], run.path),
-        max_steps=method.total_steps,
-        max_epochs=-1,
-        callbacks=callbacks,
-        logger=loggers,
-        plugins=[CheckpointFormat(config, teacher)],
-        default_root_dir=run.path,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_autolog_hparams=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
+    shared = {"callbacks": callbacks, "logger": loggers, "plugins": [CheckpointFormat(config, teacher)]}
+    trainer = build.build_trainer(config, run.path, method.total_steps, **shared)
     if resume is not None:
         step = _compatible(resume, method, config)
         for logger in loggers:
