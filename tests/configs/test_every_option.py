@@ -6,11 +6,14 @@ import pytest
 from commands import CONF, every_option, written_options
 
 from consistency_models.app.checks import Composer
-from consistency_models.app.checks.composing import leaves, plain
+from consistency_models.app.checks.composing import leaves, plain, resolved
 from consistency_models.app.checks.job import REQUIRED, _objects
+from consistency_models.app.checks.relations import TRAIN as RELATIONS
 from consistency_models.app.checks.table import EVAL, FREE, NOT_ARGUMENTS, TRAIN
+from consistency_models.app.errors import ConfigError
 
 LINES = list(dict.fromkeys(every_option()))
+REQUIRED_PATHS = {tuple(key.split(".")[:end]) for key in REQUIRED["train"] for end in range(1, key.count(".") + 2)}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def test_every_key_has_one_rule_and_every_rule_a_key(trees):
     switched_off = {"model.target_ema", "logger.wandb"}
     assert TRAIN.keys() - found - switched_off == set(), "rules without a key: remove them, or move them to FREE"
     assert not TRAIN.keys() & FREE.keys()
-    assert set(REQUIRED["train"]) <= TRAIN.keys()
+    assert set(REQUIRED["train"]) <= {*TRAIN, *(key.split(".")[0] for key in TRAIN)}
 
 
 @pytest.mark.usefixtures("_as_in_main")
@@ -55,6 +58,34 @@ def test_every_required_key_is_in_every_configuration(trees):
     for line, tree in trees.items():
         present = {".".join(map(str, path[:end])) for path, _ in leaves(tree) for end in range(1, len(path) + 1)}
         assert set(REQUIRED["train"]) - present == set(), line
+
+
+def test_never_without_a_key_that_may_be_left_out(composer, files):
+    """Files of users lack what ours have: relations between keys ask only for those that every file must have."""
+    seen = set()
+    for line in LINES:
+        config = composer.compose(composer.parse(files.split(line)))
+        choices = dict(config.hydra.runtime.choices)
+        content, choices["run folder"] = resolved(config)
+        choices["goes on"] = "false"
+        paths = {path[:end] for path, _ in leaves(content) for end in range(1, len(path) + 1)}
+        for path in paths - REQUIRED_PATHS:
+            if (path, choices.get(path[0])) in seen:
+                continue
+            seen.add((path, choices.get(path[0])))
+            rest = without(content, path)
+            told = [one for relation in RELATIONS for one in relation(rest, choices)]
+            assert all(isinstance(one, ConfigError) for one in told), f"{line} {path}"
+
+
+def without(tree, path):
+    """A tree that lacks one key; the rest of it is not copied."""
+    first, *rest = path
+    branches = tree if isinstance(tree, dict) else dict(enumerate(tree))
+    kept = {key: branch for key, branch in branches.items() if key != first or rest}
+    if rest:
+        kept[first] = without(branches[first], rest)
+    return kept if isinstance(tree, dict) else list(kept.values())
 
 
 def test_keys_that_are_no_arguments_are_those_that_build_leaves_out():

@@ -33,15 +33,23 @@ OVERRIDES = st.one_of(
 COMMON = st.sampled_from(["", "model=ct", "data=mixture", "model=cd"])  # groups are composed anew, so there are few
 
 
-@settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-@given(
+COMMANDS = given(
     common=COMMON, overrides=st.lists(OVERRIDES, min_size=1, max_size=3), multirun=st.sampled_from([False] * 9 + [True])
 )
+ANY = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+
+@settings(ANY, max_examples=150, derandomize=True)
+@COMMANDS
 def test_never_anything_but_an_error_of_ours(composer, common, overrides, multirun):
-    lines = [line for line in [common, *overrides] if line]
-    handed, told = outcome(composer, lines, multirun)
-    assert handed is None or handed[: len(lines)] == lines
-    assert all(": allowed: " in line and "\n" not in line for line in told)
+    passes_or_is_told(composer, common, overrides, multirun)
+
+
+@pytest.mark.slow
+@settings(ANY, max_examples=3000)
+@COMMANDS
+def test_never_in_many_other_commands_each_time(composer, common, overrides, multirun):
+    passes_or_is_told(composer, common, overrides, multirun)
 
 
 @pytest.mark.parametrize("group", sorted(GROUPS))
@@ -51,6 +59,13 @@ def test_never_with_any_option_name(group, composer):
         assert handed is None
         assert told
         assert all(": allowed: " in line and "\n" not in line for line in told)
+
+
+def passes_or_is_told(composer, common, overrides, multirun):
+    lines = [line for line in [common, *overrides] if line]
+    handed, told = outcome(composer, lines, multirun)
+    assert handed is None or handed[: len(lines)] == lines
+    assert all(": allowed: " in line and "\n" not in line for line in told)
 
 
 def outcome(composer, lines, multirun):

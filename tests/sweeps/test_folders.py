@@ -64,6 +64,15 @@ def test_the_same_command_does_what_is_not_done(train):
     assert {row["exit_code"] for row in jobs(file)} == {"0"}
 
 
+def test_it_may_go_on_with_another_launcher(train):
+    train.outcome = fails(lambda settings: settings["seed"] == 1)
+    train(*TWO, "hydra/launcher=processes")
+    train.outcome = fails(lambda settings: False)
+    assert train(*TWO) == 0
+    (file,) = folders()
+    assert {row["status"] for row in jobs(file)} == {"DONE"}
+
+
 def test_when_all_is_done_the_same_command_is_a_new_multirun(train):
     folder = ("hydra.sweep.dir=runs/x/${now:%H%M%S%f}",)
     assert train(*TWO, *folder) == train(*TWO, *folder) == 0

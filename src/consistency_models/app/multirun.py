@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,7 @@ class Multirun(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Hydra's hook before the first job."""
         typed = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
+        typed = [line for line in typed if not re.match("[+~]*hydra[/.]launcher", line)]  # it may go on elsewhere
         jobs, folder = grid(config), SweepFolder(config.hydra.sweep.dir)
         if os.environ.get("RANK", "0") == "0":
             Multirun.folder = Multirun.claim = None

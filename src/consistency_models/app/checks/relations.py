@@ -41,6 +41,8 @@ SCHEDULES = {  # of methods that cannot do with just any: classes, the options f
     ),
 }
 LABELS = {"xflip": 1, "yflip": 1, "scale": 1, "rotate_frac": 2, "aniso": 2, "translate_frac": 2}  # see AugmentPipe
+A_RUN = "a finished run: its folder or a checkpoint file"
+OFFICIAL = "an official checkpoint, a file"
 PRETRAINED = ("InceptionV3", "DINOv2", "EfficientNetLite0")  # feature spaces of photographs
 BUILDERS = {  # callbacks that look for another one
     "metrics": ("progress", "finite"),
@@ -66,7 +68,11 @@ def teacher(config: Config, choices: Choices) -> Problems:
     elif path and (not given or _is(config, "teacher", "exact_teacher")):
         yield problem("teacher.path", path, f"null with teacher={chosen}", "did you mean teacher=run?")
     elif given and _is(config, "teacher", "run_teacher"):
-        yield from wrong_checkpoint("teacher.path", path) if path else _give("teacher.path", "a finished run")
+        yield from wrong_checkpoint("teacher.path", path) if path else _give("teacher.path", A_RUN)
+    elif given and _is(config, "teacher", "official_teacher"):
+        yield from (
+            wrong_path("teacher.path", path, "a file") if path else _give("teacher.path", "an official checkpoint")
+        )
     elif path:
         yield from wrong_path("teacher.path", path, "a file")
     elif given and _is(config, "teacher", "exact_teacher") and not _is(config["data"], "source", "Mixture"):
@@ -81,15 +87,15 @@ def init(config: Config, choices: Choices) -> Problems:
         if config["model"]["needs_teacher"] is False:
             yield problem("init", chosen, "random or run with teacher=none", "did you mean init=random?")
     elif given and _is(config, "init", "weights_of_pretrained"):
-        yield from wrong_path("init.path", path, "an official checkpoint")
+        yield from wrong_path("init.path", path, "a file") if path else _give("init.path", OFFICIAL)
     elif given and _is(config, "init", "weights_of_run"):
-        yield from wrong_checkpoint("init.path", path) if path else _give("init.path", "a run")
+        yield from wrong_checkpoint("init.path", path) if path else _give("init.path", A_RUN)
     elif path:
         yield problem("init.path", path, f"null with init={chosen}", "did you mean init=run?")
 
 
 def _give(key: str, what: str) -> Problems:
-    yield problem(key, None, f"{what}: its folder or a checkpoint file", f"add {key}=FOLDER")
+    yield problem(key, None, what, f"add {key}=…")
 
 
 def levels(config: Config, choices: Choices) -> Problems:
@@ -112,7 +118,7 @@ def levels(config: Config, choices: Choices) -> Problems:
     if _is(config, "preconditioning", "Boundary") and low not in (None, boundary):
         allowed = f"schedule.sigma_min={low}: the model is the identity there"
         yield problem("preconditioning.sigma_min", boundary, allowed, "set both")
-    if {"sigma_min", "sigma_max", "mean"} <= schedule.keys() and schedule["sigma_min"] < schedule["sigma_max"]:
+    if {"sigma_min", "sigma_max", "mean", "std"} <= schedule.keys() and schedule["sigma_min"] < schedule["sigma_max"]:
         ends = ((math.log(schedule[f"sigma_{end}"]) - schedule["mean"]) / schedule["std"] for end in ("min", "max"))
         below, above = (math.erf(end / math.sqrt(2)) for end in ends)
         if not above > below:
@@ -128,10 +134,10 @@ def schedule(config: Config, choices: Choices) -> Problems:
     if fitting and ours and name not in fitting[0]:
         allowed = f"{', '.join(fitting[1])} with model={model}: it needs {fitting[2]}"
         yield problem("schedule", chosen, allowed, f"did you mean schedule={fitting[1][0]}?")
-    if name == "Closing" and schedule["stages"] * math.log2(schedule["q"]) > 20:
+    if name == "Closing" and {"stages", "q"} <= schedule.keys() and schedule["stages"] * math.log2(schedule["q"]) > 20:
         most = max(int(20 / math.log2(schedule["q"])), 1)
         yield problem("schedule.stages", schedule["stages"], f"at most {most} with schedule.q={schedule['q']}")
-    if name == "Phases":
+    if name == "Phases" and {"steps", "segments"} <= schedule.keys():
         chain = [*schedule["steps"], schedule["segments"]]
         if any(a <= b or a % b for a, b in pairwise(chain)):
             allowed = f"each a multiple of the following one, and the last of model.segments={chain[-1]}"
@@ -155,7 +161,7 @@ def curriculum(config: Config, choices: Choices) -> Problems:
 
 def network(config: Config, choices: Choices) -> Problems:
     """The shapes of the data, images that can be halved, and widths that can be normalised in groups."""
-    network, size = config["network"], config["network"].get("image_size")
+    network, size = config["network"], config["data"]["image_size"]
     shapes = {"image_size": "image_size", "channels": "channels", "num_classes": "network_classes"}
     for own, key in shapes.items():
         if own in network and network[own] != config["data"][key]:
@@ -163,8 +169,9 @@ def network(config: Config, choices: Choices) -> Problems:
                 f"network.{own}", network[own], f"{show(config['data'][key])}, which is data.{key}", "leave it out"
             )
             return
-    multipliers, fixed = network.get("channel_mult"), FACTS.get(config["data"]["source"]["_target_"])
-    if not multipliers or (fixed and size not in fixed[0]):
+    multipliers, base = network.get("channel_mult"), network.get("model_channels")
+    fixed = FACTS.get(config["data"]["source"]["_target_"])
+    if not multipliers or not base or (fixed and size not in fixed[0]):
         return
     factor = 2 ** (len(multipliers) - 1)
     if size % factor:
@@ -172,14 +179,14 @@ def network(config: Config, choices: Choices) -> Problems:
         fewer = next((n for n in range(len(multipliers), 0, -1) if size % 2 ** (n - 1) == 0), 1)
         fix = f"did you mean network.channel_mult={multipliers[:fewer]}?".replace(" [", "[").replace(", ", ",")
         yield problem("data.image_size", size, allowed, fix + ("" if size > 1 else " For points: network=mlp"))
-    widths = [network["model_channels"] * multiplier for multiplier in multipliers]
-    sums = {network["model_channels"], *widths, *(2 * width for width in widths)}
-    sums |= {a + b for a, b in pairwise(widths)} | {network["model_channels"] + widths[0]}
+    widths = [base * multiplier for multiplier in multipliers]
+    sums = {base, *widths, *(2 * width for width in widths)}
+    sums |= {a + b for a, b in pairwise(widths)} | {base + widths[0]}
     if not _is(config, "network", "EDM2"):
         bad = [width for width in sums if width < 4 or width % min(32, width // 4)]
         if bad:
             allowed = f"such that its layers, {min(bad)} wide, can be normalised in groups: multiples of 32 can"
-            yield problem("network.model_channels", network["model_channels"], allowed)
+            yield problem("network.model_channels", base, allowed)
 
 
 def data(config: Config, choices: Choices) -> Problems:
@@ -311,7 +318,7 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
 
 def optimizer(config: Config, choices: Choices) -> Problems:
     """Gradients are unscaled before they are clipped; a fused optimiser unscales them in its own step."""
-    clip, precision = config["trainer"]["gradient_clip_val"], str(config["trainer"]["precision"])
+    clip, precision = config["trainer"].get("gradient_clip_val"), str(config["trainer"]["precision"])
     if config["optimizer"].get("fused") and clip is not None and precision in ("16-mixed", "16"):
         allowed = f"null with trainer.precision={precision} and optimizer.fused=true"
         yield problem("trainer.gradient_clip_val", clip, allowed, "set optimizer.fused=false, or precision=bf16-mixed")
