@@ -131,6 +131,16 @@ def test_the_rows_up_to_a_checkpoint_are_on_the_disk_before_it(tmp_path):
     assert (tmp_path / "at_4.csv").read_text().splitlines()[-1].startswith("4,")
 
 
+def test_goes_on_with_the_optimizer_s_options_of_now(tmp_path):
+    """A run that diverged goes on with a lower learning rate, and not with the one in its checkpoint."""
+    assert run(tmp_path, *arguments("teacher", "optimizer.lr=1e-3"), callbacks=crash(6)) == Exit.UNEXPECTED
+    now = ("optimizer.lr=1e-5", "optimizer.weight_decay=0.5", "learning_rate.decay=0")
+    assert run(tmp_path, *arguments("teacher", *now, f"ckpt_path={tmp_path}")) == Exit.DONE
+    end, rows = contents(tmp_path)
+    assert end["optimizer"]["param_groups"][0]["weight_decay"] == 0.5
+    assert {float(row["train/learning_rate"]) for row in rows[4:]} == {1e-5}
+
+
 def test_killed_between_the_last_save_and_the_end(tmp_path):
     assert run(tmp_path, *arguments("cd")) == Exit.DONE
     before = contents(tmp_path)

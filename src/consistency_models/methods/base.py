@@ -195,7 +195,13 @@ class Method(LightningModule):
         optimizer = self.make_optimizer([p for p in self.model.parameters() if p.requires_grad])
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
+        self._options = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
         return optimizer
+
+    def on_train_start(self) -> None:
+        """Give the optimiser the options of the configuration: a checkpoint brings those that it was saved with."""
+        for group, options in zip(self.optimizers(use_pl_optimizer=False).param_groups, self._options):
+            group.update(options)
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the device and to eval mode: Lightning does not know of it."""
