@@ -190,12 +190,6 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("trainer.max_images=0", "trainer.max_images", WHOLE, ""),
     ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches", WHOLE, ""),
     ("trainer.gradient_clip_val=0", "trainer.gradient_clip_val", "a number in (0, inf), or null", ""),
-    (
-        "optimizer=adam trainer.precision=16-mixed trainer.gradient_clip_val=1",
-        "trainer.gradient_clip_val",
-        "null with trainer.precision=16-mixed and optimizer.fused=true",
-        "set optimizer.fused=false",
-    ),
     ("optimizer=adam optimizer.fused=yes", "optimizer.fused", "true, false, or null", "optimizer.fused=true?"),
     ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val", "a number in (0, inf), or null", ""),
     ("trainer.devices=0", "trainer.devices", "auto, or a whole number from 1", ""),

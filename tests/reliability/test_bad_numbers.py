@@ -2,11 +2,14 @@
 
 import csv
 import json
+import math
 
 import pytest
 import torch
 from faults import fault, job
 from jobs import TINY, run
+from lightning import Callback
+from lightning.pytorch.plugins import MixedPrecision
 
 from consistency_models.app.errors import Exit
 from consistency_models.callbacks.finite import FiniteGuard
@@ -159,6 +162,27 @@ def test_bfloat16_stops_and_skips_alike(tmp_path):
         assert run(tmp_path / policy, *arguments, callbacks=fault("data", [BAD])) == code
     before, after = (state(tmp_path / "skip", step) for step in (BAD - 1, BAD))
     assert same(before, after) == list(before)
+
+
+class Float16(Callback):
+    """What trainer.precision=16-mixed is on a GPU, with a loss scale that is too large at first."""
+
+    def setup(self, trainer, method, stage):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
+        trainer.strategy._precision_plugin = MixedPrecision("16-mixed", "cpu", scaler)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "radam"])
+def test_the_search_for_the_loss_scale_stops_nothing(optimizer, tmp_path):
+    arguments = (*TINY, "model=teacher", "data=mixture", "data.batch_size=16", "trainer.max_steps=30")
+    arguments += (f"optimizer={optimizer}", "trainer.gradient_clip_val=1")
+    float16 = {"float16": {"_target_": f"{__name__}.Float16"}}
+    assert run(tmp_path, *arguments, callbacks=float16) == Exit.DONE
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        norms = [float(row["train/gradient_norm"]) for row in csv.DictReader(file)]
+    assert not math.isfinite(norms[0])
+    assert 0 < norms[-1] < 1000  # of the gradient itself, not of the scaled one
+    assert not (tmp_path / "non_finite.jsonl").exists()
 
 
 @pytest.mark.gpu

@@ -195,6 +195,8 @@ class Method(LightningModule):
         optimizer = self.make_optimizer([p for p in self.model.parameters() if p.requires_grad])
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
+        # With float16 gradients are unscaled before they are watched, logged and clipped, not within a fused step.
+        optimizer._step_supports_amp_scaling = False
         self._options = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
         return optimizer
 

@@ -316,14 +316,6 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
         yield problem("run folder", folder, "a folder without checkpoints: they would be overwritten", fix)
 
 
-def optimizer(config: Config, choices: Choices) -> Problems:
-    """Gradients are unscaled before they are clipped; a fused optimiser unscales them in its own step."""
-    clip, precision = config["trainer"].get("gradient_clip_val"), str(config["trainer"]["precision"])
-    if config["optimizer"].get("fused") and clip is not None and precision in ("16-mixed", "16"):
-        allowed = f"null with trainer.precision={precision} and optimizer.fused=true"
-        yield problem("trainer.gradient_clip_val", clip, allowed, "set optimizer.fused=false, or precision=bf16-mixed")
-
-
 def scored_run(config: Config, choices: Choices) -> Problems:
     """A run or a checkpoint that can be scored; official ones and exports against data that must be named."""
     path = Path(config["run"]).expanduser()
@@ -380,6 +372,6 @@ def ways(config: Config, choices: Choices) -> Problems:
 
 TRAIN = (
     *(teacher, init, levels, schedule, steps, curriculum, network, data, augment, features),
-    *(trainer, optimizer, outputs, solver, checkpoint),
+    *(trainer, outputs, solver, checkpoint),
 )
 EVAL = (scored_run, sample_sets, ways)
