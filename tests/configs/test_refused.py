@@ -257,7 +257,7 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("teacher=exact data=mixture", "teacher", "none: model=ict has no use", ""),
     ("model=cd teacher=exact", "teacher", "only mixtures have", "data=mixture"),
     ("model=cd teacher=run", "teacher.path", "", "it must be given"),
-    ("model=cd teacher=run teacher.path=null", "teacher.path", "a finished run", "teacher.path=FOLDER"),
+    ("model=cd teacher=run teacher.path=null", "teacher.path", "a finished run", "teacher.path=…"),
     ("model=cd teacher=run teacher.path=/nowhere/at/all", "teacher.path", f"{FILE} that exists", "/ has no nowhere"),
     ("model=cd teacher=run teacher.path={root}x", "teacher.path", f"{FILE} that exists", "did you mean teacher.path="),
     ("model=cd teacher=exact data=mixture teacher.path=x", "teacher.path", "null with teacher=exact", "teacher=run?"),
