@@ -7,8 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from omegaconf import OmegaConf
+
+from hydra_plugins.consistency_models.processes import Processes
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -81,6 +85,22 @@ def test_jobs_as_processes(tmp_path):
     assert train(tmp_path, *axes, *TINY)[0] == 3  # the same command: the failed one again, in the same folder
     assert sweep_of(tmp_path) == sweep
     assert (sweep / "0/DONE").stat().st_mtime_ns == before
+
+
+def test_gpus_are_named_as_the_environment_wants_them():
+    places = Processes(jobs=3, gpus=[0, 2]).places()
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["0", "2", "0"]
+
+
+def test_a_job_that_cannot_be_started_keeps_no_place(tmp_path, monkeypatch):
+    """The next one would wait for it for ever."""
+    launcher, full = Processes(jobs=1), OSError("No space left on device")
+    launcher.config = OmegaConf.create({"hydra": {"job": {"num": 0}, "sweep": {"dir": str(tmp_path)}}})
+    launcher.config.hydra.sweep.subdir = "${hydra.job.num}"
+    monkeypatch.setattr(launcher, "_wait_for", Mock(side_effect=full))
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(OSError, match="No space left"):
+        launcher.launch([["seed=0"], ["seed=1"]], 0)
 
 
 @pytest.mark.slow

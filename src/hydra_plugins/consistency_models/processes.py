@@ -46,7 +46,7 @@ class Processes(Launcher):
         gpus: which, as in CUDA_VISIBLE_DEVICES; None: all that are visible. More jobs than GPUs share them.
     """
 
-    def __init__(self, jobs: int | None = None, gpus: Sequence[str] | None = None) -> None:
+    def __init__(self, jobs: int | None = None, gpus: Sequence[str | int] | None = None) -> None:
         self.jobs, self.gpus = jobs, gpus
         self.config: DictConfig | None = None
         self.running: set[subprocess.Popen] = set()
@@ -77,7 +77,7 @@ class Processes(Launcher):
 
     def places(self) -> list[dict[str, str]]:
         """The environment of each job that runs at a time."""
-        gpus = visible_gpus() if self.gpus is None else list(self.gpus)
+        gpus = visible_gpus() if self.gpus is None else list(map(str, self.gpus))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jobs = self.jobs or len(gpus) or cores
         share = {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
@@ -95,16 +95,18 @@ class Processes(Launcher):
         state = state_of(folder, list(overrides))
         if state != "DONE" and not self.stopped:
             sweep, place, began = SweepFolder(folder.parent), free.get(), time.perf_counter()
-            log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
-            sweep.note(folder.name, overrides)
-            code = self._wait_for(command(overrides, folder, state == "begun"), folder, place)
+            try:
+                log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
+                sweep.note(folder.name, overrides)
+                code = self._wait_for(command(overrides, folder, state == "begun"), folder, place)
+            finally:
+                free.put(place)  # also where a disk is full: another job waits for it
             if code < 0:  # it could not say so itself
                 name = signal.Signals(-code).name
                 RunFolder(folder).mark("FAILED", f"error: the process was killed by {name}\n")
             code = int(Exit.UNEXPECTED) if code < 0 else code
             sweep.note(folder.name, overrides, code)
             log.info("\t#%d ended after %.0f s with exit code %d", number, time.perf_counter() - began, code)
-            free.put(place)
         result.return_value = monitored(folder) if RunFolder(folder).state == "DONE" else None
         return result
 
