@@ -40,6 +40,7 @@ def test_weights_are_chosen_by_name(trained):
     average, model = loading.load(trained), loading.load(trained, weights="model")
     assert (average.weights, model.weights) == ("0.995", "model")
     assert not torch.equal(average.sample(1), model.sample(1))
+    assert loading.load(trained, weights=0.995).weights == "0.995"  # as it is typed on a command line
     with pytest.raises(ValueError, match=r"weights='0\.5': .* has \['model', '0\.995'\]"):
         loading.load(trained, weights="0.5")
 

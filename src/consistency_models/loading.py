@@ -39,13 +39,14 @@ def build_model(config: dict[str, Any]) -> nn.Module:
     return Preconditioned(instantiate(config["network"]), instantiate(config["preconditioning"]))
 
 
-def load(path: str | Path, weights: str | None = None, device: torch.device | str = "cpu") -> Generator:
+def load(path: str | Path, weights: str | float | None = None, device: torch.device | str = "cpu") -> Generator:
     """A generator from a checkpoint, a run folder, an export or an official checkpoint.
 
     Args:
         path: a checkpoint file, a run folder (its `checkpoints/last.ckpt`), a `*.safetensors` file or Hub folder of
             `consistency_models.export`, or an official `*.pkl` or `*.pt` of others (see `pretrained`).
-        weights: which weights: "model", or the name of an average such as "0.999"; by default the first average.
+        weights: which weights: "model", or the name of an average such as "0.999" (a decay may be given as the number);
+            by default the first average.
         device: where it shall run.
 
     Raises:
@@ -59,7 +60,7 @@ def load(path: str | Path, weights: str | None = None, device: torch.device | st
     config = content["config"]
     _check_targets(config, path)
     model = build_model(config)
-    chosen = weights or next(iter(content["ema"]), "model")
+    chosen = next(iter(content["ema"]), "model") if weights is None else str(weights)
     if chosen != "model" and chosen not in content["ema"]:
         raise ValueError(f"weights={chosen!r}: {path} has {['model', *content['ema']]}")
     model.load_state_dict(content["model"])

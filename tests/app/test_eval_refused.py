@@ -71,6 +71,7 @@ def test_refused(line, key, told, composer, files):
 @pytest.mark.parametrize(
     "line",
     [
+        "weights=0.9999",
         "seeds=0-49999",
         "seeds=[0-49999,50000-99999,100000-149999]",
         "sigmas=[80,24.4,5.84]",

@@ -371,7 +371,7 @@ def test_one_mistake_is_one_line(refused):
         ("run={run} device=cud", "device", "auto, cpu, cuda, cuda:NUMBER, mps", "did you mean device=cuda?"),
         ("run={run} batch_size=0", "batch_size", "a whole number from 1", ""),
         ("run={run} seed=a", "seed", "a whole number from 0", ""),
-        ("run={run} weights=5", "weights", "text, or null", ""),
+        ("run={run} weights=5", "weights", "the name of an average, or a number in [0, 1), or null", ""),
         ("run={text}", "run", "with its SHA-256 at the end", ""),
         ("run={pickle}", "data", "name neither data nor features", "add data=cifar10 data.root=FOLDER"),
         ("run={pickle} data=digits", "features", "name neither data nor features", "add features=classifier"),

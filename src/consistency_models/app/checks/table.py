@@ -47,6 +47,7 @@ COUNT, SIZE, FLAG, TARGET, TEXT, NULL = whole(0), whole(1), flag(), target(), te
 POSITIVE, NOT_NEGATIVE, ANY = number("(0, inf)"), number("[0, inf)"), number("(-inf, inf)")
 LEVEL, LEVEL_OR_0, RHO = number("(0, 1e6]"), number("[0, 1e6]"), number("[0.1, 1000]")
 SHARE, BELOW_1 = number("[0, 1]"), number("[0, 1)")
+WEIGHTS = either(text("model, or the name of an average"), BELOW_1)
 CURRICULUM = node("${curriculum}")
 FILTERS = one_of("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 EXISTING = Rule("a path that exists", lambda value: isinstance(value, str) and Path(value).expanduser().exists())
@@ -78,7 +79,7 @@ PATHS: dict[str, Rule] = {"paths.runs": TEXT, "paths.output": TEXT}
 EVAL: dict[str, Rule] = PATHS | {
     "task._target_": TARGET,
     "run": text("a run folder or a checkpoint file"),
-    "weights": maybe(TEXT),
+    "weights": maybe(WEIGHTS),
     "steps": maybe(list_of(SIZE, distinct=True)),
     "sigmas": maybe(DESCENDING),
     "n": maybe(whole(2)),
@@ -248,13 +249,13 @@ TRAIN: dict[str, Rule] = PATHS | {
     # teacher, init, solver, sampler
     "teacher._target_": maybe(TARGET),
     "teacher.path": maybe(TEXT),
-    "teacher.weights": maybe(TEXT),
+    "teacher.weights": maybe(WEIGHTS),
     "teacher.source": node("${data.source}"),
     "teacher.kinds": list_of(TEXT, distinct=True),
     "teacher.guidance": NOT_NEGATIVE,
     "init._target_": maybe(TARGET),
     "init.path": maybe(TEXT),
-    "init.weights": maybe(TEXT),
+    "init.weights": maybe(WEIGHTS),
     "solver._target_": TARGET,
     "solver.eta": maybe(NOT_NEGATIVE),
     "solver.share": NOT_NEGATIVE,

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from hydra.utils import get_method
 
-from consistency_models.app.errors import Exit
+from consistency_models.app.errors import ConfigError, Exit
 from consistency_models.app.run import quiet, report
+from consistency_models.checkpoints import CheckpointError
+from consistency_models.generation import Generator
 from consistency_models.loading import instantiate, load
 
 __all__ = ["run_task"]
@@ -19,13 +21,23 @@ def run_task(config: dict[str, Any]) -> Exit:
     try:
         quiet()
         task, config = dict(config["task"]), {**config, "device": _device(config["device"])}
-        generator = load(config["run"], config["weights"], config["device"])
+        generator = _load(config)
         if config.get("sampler"):
             generator.make_sampler = instantiate(_sampler(config["sampler"], generator.config["sampler"]))
         get_method(task.pop("_target_"))(config, generator, **task)
         return Exit.DONE
     except Exception as error:
         return report(error, config["show_traceback"])[0]
+
+
+def _load(config: dict[str, Any]) -> Generator:
+    try:
+        return load(config["run"], config["weights"], config["device"])
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        found = str(error).partition(": ")[2]
+        raise ConfigError("weights", config["weights"], "model, or an average that there is", found) from error
 
 
 def _sampler(chosen: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
