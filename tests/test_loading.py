@@ -6,7 +6,7 @@ import pytest
 import torch
 from jobs import TINY, run
 
-from consistency_models import loading
+from consistency_models import loading, pretrained
 from consistency_models.app.errors import Exit
 from consistency_models.checkpoints import CheckpointError, read, write
 
@@ -43,6 +43,15 @@ def test_weights_are_chosen_by_name(trained):
     assert loading.load(trained, weights=0.995).weights == "0.995"  # as it is typed on a command line
     with pytest.raises(ValueError, match=r"weights='0\.5': .* has \['model', '0\.995'\]"):
         loading.load(trained, weights="0.5")
+
+
+def test_a_path_in_the_home_folder(trained, monkeypatch):
+    monkeypatch.setenv("HOME", str(trained.parent))
+    assert loading.load(f"~/{trained.name}").weights == "0.995"
+    with pytest.raises(CheckpointError, match="SHA-256 at the end"):
+        loading.load(f"~/{trained.name}/config.yaml")
+    with pytest.raises(CheckpointError, match=str(trained)):
+        pretrained.load(f"~/{trained.name}/config.yaml")
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def load(path: str | Path, weights: str | float | None = None, device: torch.dev
 
 def checkpoint_file(path: str | Path) -> Path:
     """The checkpoint that a run folder, a folder for the Hub or a file name stands for."""
-    path = Path(path)
+    path = Path(path).expanduser()
     exported = path / "model.safetensors"
     if exported.is_file():
         return exported

@@ -60,6 +60,14 @@ def test_folders_zips_and_arrays_hold_the_same(digits, tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_paths_in_the_home_folder(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(digits.parent))
+    monkeypatch.chdir(tmp_path)
+    assert sample(f"'~/{digits.name}'", f"'~/{digits.name}/out'", "n=2") == Exit.DONE
+    assert (digits / "out/samples.json").is_file()
+    assert not (tmp_path / "~").exists()
+
+
 def test_class_by_class(digits, tmp_path):
     assert sample(digits, tmp_path / "f", "n=12", "task.by_class=true", "task.classes=[3,5]") == Exit.DONE
     assert len(list((tmp_path / "f/00003").glob("*.png"))) == len(list((tmp_path / "f/00005").glob("*.png"))) == 6

@@ -134,6 +134,13 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, capsys):
     assert digest_of(tmp_path / "a/checkpoints/last.ckpt") == digest
 
 
+def test_goes_on_from_a_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run(tmp_path / "a", *SMALL, *TINY, "trainer.max_steps=2") == Exit.DONE
+    assert run(tmp_path / "b", *SMALL, *TINY, "ckpt_path='~/a/checkpoints/last.ckpt'") == Exit.DONE
+    assert json.loads((tmp_path / "b/summary.json").read_text())["parent"] == str(tmp_path / "a/checkpoints/last.ckpt")
+
+
 def test_distillation_from_a_run(tmp_path):
     assert run(tmp_path / "teacher", *SMALL, *TINY, "model=teacher") == Exit.DONE
     teacher = tmp_path / "teacher"

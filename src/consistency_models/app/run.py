@@ -149,7 +149,7 @@ def _resume_path(config: dict[str, Any], run: RunFolder) -> Path | None:
     asked = config["ckpt_path"]
     if asked is None:
         return None
-    path = Path(asked)
+    path = Path(asked).expanduser()
     wanted = path if path.is_file() else path / "checkpoints" / "last.ckpt"
     try:
         digest_of(wanted)

@@ -24,4 +24,5 @@ def load(path: Path | str) -> Pretrained:
     Raises:
         CheckpointError: no checkpoint that this package knows; it names the file, what was expected and what was found.
     """
+    path = Path(path).expanduser()
     return load_openai(path) if zipfile.is_zipfile(path) else load_snapshot(path)

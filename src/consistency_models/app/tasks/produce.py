@@ -78,8 +78,8 @@ def results_folder(run: str) -> Path:
     folder = file.parent / file.stem
     if file.parent.name == "checkpoints":
         folder = file.parent.parent
-    elif Path(run).is_dir():
-        folder = Path(run)
+    elif Path(run).expanduser().is_dir():
+        folder = file.parent
     folder /= "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -37,7 +37,7 @@ def run(
     """
     sampler, wanted = samplers_of(config, generator)[0], sets_of(config, 64)[0]
     choice = _choice(generator, classes, by_class)
-    target = Path(out or results_folder(config["run"]) / f"samples_{len(sampler.sigmas)}step")
+    target = Path(out).expanduser() if out else results_folder(config["run"]) / f"samples_{len(sampler.sigmas)}step"
     target = target if format == "png" or target.suffix else target.with_name(f"{target.name}.{format}")
     if format != "png" and target.exists():
         raise ConfigError("task.out", target, "an archive that is not there yet", "delete it, or choose another name")
