@@ -13,14 +13,11 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-__all__ = ["Weights", "cache_folder", "weights_folder"]
+from consistency_models.cache import cache_folder
+
+__all__ = ["Weights", "weights_folder"]
 
 T = TypeVar("T")
-
-
-def cache_folder() -> Path:
-    """What can be made again is kept in `$XDG_CACHE_HOME/consistency_models`, by default under `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consistency_models"
 
 
 def weights_folder() -> Path:

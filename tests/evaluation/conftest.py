@@ -8,7 +8,7 @@ from consistency_models.data import digits
 from consistency_models.evaluation.features import Classifier
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """A cache folder that all tests of this folder share, in place of the user's."""
     with pytest.MonkeyPatch.context() as patch:

@@ -81,6 +81,31 @@ def test_inputs_are_fixed_and_truth_is_computed_once():
     assert len(levels) == len(set(levels)) + 1 == 20  # 10 to sigma_min, 10 along a trajectory; its last is one of them
 
 
+def test_solutions_that_have_a_name_are_kept(monkeypatch, tmp_path):
+    calls = []
+
+    def solution(x, sigma, to, labels):
+        calls.append(sigma)
+        return exact(x, sigma, to)
+
+    def errors(known_as="mixture", **others):
+        calls.clear()
+        measure = ODEError(solution, others.pop("images", DATA), known_as=known_as, **others)
+        return measure(denoised).summary(), len(calls)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first, computed = errors()
+    assert computed == 20
+    assert errors() == (first, 0)
+    assert errors(None) == (first, 20)
+    assert errors("another")[1] == errors(seed=2)[1] == errors(images=DATA + 1)[1] == errors(sigma_min=0.003)[1] == 20
+    assert errors(sigmas=(1.0, 80.0))[1] == 4
+    (damaged, *_) = tmp_path.glob("*/solutions-*")
+    for path in tmp_path.glob("*/solutions-*"):
+        path.write_bytes(damaged.read_bytes()[:-1])
+    assert errors() == (first, 20)
+
+
 def test_the_batch_does_not_matter():
     small, large = (ODEError(exact, DATA, batch_size=size)(denoised).summary() for size in (7, 64))
     assert small == pytest.approx(large, rel=1e-12)

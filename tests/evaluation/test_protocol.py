@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from consistency_models.evaluation import Evaluation, Score, combined
 from consistency_models.evaluation.features import Identity, to_float
-from consistency_models.evaluation.metrics import FrechetDistance
+from consistency_models.evaluation.metrics import FrechetDistance, SlicedWasserstein
 
 CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "features").glob("*.yaml"))
 
@@ -86,6 +86,25 @@ def test_the_bias_of_the_floor_falls_as_one_over_n():
 def test_the_same_data_have_the_same_floor():
     first, second = (Evaluation(points(100), Identity, [FrechetDistance()]).floor() for _ in range(2))
     assert first == second
+
+
+def test_a_floor_is_computed_once_for_each_data_set_metric_and_split(monkeypatch, tmp_path):
+    def floor(n=100, splits=5, **settings):
+        calls = []
+
+        class Counted(SlicedWasserstein):
+            def __call__(self, *sets):
+                calls.append(sets)
+                return super().__call__(*sets)
+
+        return Evaluation(points(n), Identity, [Counted(**settings)]).floor(splits)[0].value, len(calls)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    value, calls = floor()
+    assert calls == 5
+    assert floor() == (value, 0)
+    assert floor(n=101)[1] == floor(seed=1)[1] == floor(projections=7)[1] == 5
+    assert floor(splits=6)[1] == 6
 
 
 def test_images_that_are_not_finite_score_nan():

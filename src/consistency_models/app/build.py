@@ -159,7 +159,8 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
         labels = one_hot(source.labels[:points], classes).float().to(device) if classes else None
         exact = getattr(source, "consistency", None)
         solution = exact or HeunSolution(teacher.to(device).eval(), config["evaluation"]["ode_steps"])
-        return ODEError(solution, images, labels, config["data"]["sigma_data"])
+        known_as = source.digest if exact else None
+        return ODEError(solution, images, labels, config["data"]["sigma_data"], known_as=known_as)
 
     return measure
 

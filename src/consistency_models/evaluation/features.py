@@ -9,8 +9,6 @@ and one that tells classes apart has `logits(features)`, (B, F) -> (B, classes).
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from consistency_models.checkpoints import SCHEMA, CheckpointError, read, write
-from consistency_models.weights import cache_folder
+from consistency_models.cache import kept
 
 __all__ = ["Classifier", "Identity", "resized_to", "to_bytes", "to_float", "to_rgb"]
-
-log = logging.getLogger(__name__)
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -88,7 +83,7 @@ class Classifier(nn.Module):
     """The 64 penultimate features of a small convolutional network that is trained to tell the data's classes apart.
 
     Four fifths of the images train it; the accuracy on the rest is `held_out_accuracy`. It sees images as files keep
-    them, in 8 bits. It is trained once, on one CPU core, and kept in `cache_folder()` under the digest of the data, the
+    them, in 8 bits. It is trained once, on one CPU core, and kept by `cache` under the digest of the data, the
     settings and this file's own text. The same data, settings and machine give the same features; no random numbers of
     others are disturbed.
 
@@ -117,17 +112,14 @@ class Classifier(nn.Module):
                 f"features=classifier learns the data's classes, and {data.name} has none: choose features=identity"
             )
         settings = (data.digest, steps, batch_size, learning_rate, seed, Path(__file__).read_text())
-        key = hashlib.blake2b(repr(settings).encode(), digest_size=12).hexdigest()
-        path = cache_folder() / f"classifier-{key}.pt"
         # Everything random is drawn from the CPU's default generator, which is then put back as it was; one thread, so
         # that sums are rounded alike whatever the machine's load and number of cores.
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad(), _one_thread():
             torch.default_generator.manual_seed(seed)
             self._build(data.images.shape[1:], data.num_classes)
             self.register_buffer("held_out_accuracy", torch.tensor(torch.nan))
-            if not self._load(path):
-                self._train(data, steps, batch_size, learning_rate)
-                self._save(path)
+            trained = kept("classifier", settings, lambda: self._trained(data, steps, batch_size, learning_rate))
+            self.load_state_dict(trained)
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -149,7 +141,7 @@ class Classifier(nn.Module):
         # Without dropout the features of a class shrink to a point, and little but its frequency is left to compare.
         self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(64, classes))
 
-    def _train(self, data, steps: int, batch_size: int, learning_rate: float) -> None:
+    def _trained(self, data, steps: int, batch_size: int, learning_rate: float) -> dict[str, Tensor]:
         images, labels = data.images.cpu(), data.labels.cpu()
         held_out, rest = torch.randperm(len(images)).split([len(images) // 5, len(images) - len(images) // 5])
         optimizer = torch.optim.AdamW(self.parameters(), lr=learning_rate)
@@ -166,19 +158,4 @@ class Classifier(nn.Module):
         with torch.no_grad():
             right = [self.logits(self(to_float(images[r]))).argmax(1) == labels[r] for r in held_out.split(512)]
         self.held_out_accuracy.fill_(torch.cat(right).float().mean())
-
-    def _load(self, path: Path) -> bool:
-        if not path.exists():
-            return False
-        try:
-            self.load_state_dict(read(path)["classifier"])
-        except (CheckpointError, KeyError, RuntimeError) as error:
-            log.warning("the cached classifier cannot be used and is trained again: %s", error)
-            return False
-        return True
-
-    def _save(self, path: Path) -> None:
-        try:
-            write({"schema": SCHEMA, "classifier": self.state_dict()}, path)
-        except OSError as error:
-            log.warning("the classifier cannot be kept and will be trained again by the next run: %s", error)
+        return dict(self.state_dict())

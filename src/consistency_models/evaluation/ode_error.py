@@ -18,6 +18,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from consistency_models.cache import kept
 from consistency_models.schedules import karras_grid
 from consistency_models.solvers import Heun
 
@@ -107,6 +108,7 @@ class ODEError:
         sigma_min: the level of the model's output.
         seed: of the noise.
         batch_size: images in one call.
+        known_as: what the solution is of, so that what it gives is kept by `cache`; None: it is computed in each run.
 
     Raises:
         ValueError: not sigma_min < sigmas in ascending order, or fewer than two.
@@ -122,28 +124,47 @@ class ODEError:
         sigma_min: float = 0.002,
         seed: int = 0,
         batch_size: int = 1024,
+        known_as: str | None = None,
     ) -> None:
         if len(sigmas) < 2 or not all(a < b for a, b in pairwise((sigma_min, *sigmas))):
             raise ValueError(f"need sigma_min < sigmas, two or more, ascending; got {sigma_min} and {tuple(sigmas)}")
         self.solution, self.images, self.labels, self.sigma_data = solution, images, labels, sigma_data
         self.sigmas, self.sigma_min, self.seed, self.batch_size = tuple(sigmas), sigma_min, seed, batch_size
+        self.known_as = known_as
 
     @cached_property
     def noised(self) -> list[tuple[Tensor, Tensor]]:
         """(x, f*(x, σ)) of noised data at each level."""
-        generator = torch.Generator().manual_seed(self.seed)
-        inputs = [self.images + sigma * self._noise(generator) for sigma in self.sigmas]
-        return [(x, self._solve(x, sigma, self.sigma_min)) for x, sigma in zip(inputs, self.sigmas)]
+        return list(zip(self._inputs, self.solutions["noised"]))
 
-    @cached_property
+    @property
     def trajectory(self) -> list[Tensor]:
         """The true trajectory from pure noise: x at sigma_min, then at each level, ascending."""
+        return self.solutions["trajectory"]
+
+    @cached_property
+    def solutions(self) -> dict[str, list[Tensor]]:
+        """What is solved: where noised data and pure noise go."""
+        if self.known_as is None:
+            return self._solved()
+        given = [each if each is None else each.cpu().numpy().tobytes() for each in (self.images, self.labels)]
+        key = (self.known_as, self.sigmas, self.sigma_min, self.seed, self.images.device.type, given)
+        found = kept("solutions", key, lambda: {name: [x.cpu() for x in each] for name, each in self._solved().items()})
+        return {name: [x.to(self.images) for x in each] for name, each in found.items()}
+
+    def _solved(self) -> dict[str, list[Tensor]]:
+        noised = [self._solve(x, sigma, self.sigma_min) for x, sigma in zip(self._inputs, self.sigmas)]
         x = self.sigmas[-1] * self._noise(torch.Generator().manual_seed(self.seed + 1))
-        points = [x]
+        trajectory = [x]
         for low, high in reversed(list(pairwise((self.sigma_min, *self.sigmas)))):
             x = self._solve(x, high, low)
-            points.append(x)
-        return points[::-1]
+            trajectory.append(x)
+        return {"noised": noised, "trajectory": trajectory[::-1]}
+
+    @cached_property
+    def _inputs(self) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        return [self.images + sigma * self._noise(generator) for sigma in self.sigmas]
 
     @torch.no_grad()
     def __call__(self, model: Callable[..., Tensor]) -> ODEErrors:

@@ -11,10 +11,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from consistency_models.cache import kept
 from consistency_models.data.errors import DataError
 from consistency_models.evaluation.feature_set import FeatureSet
 from consistency_models.evaluation.features import to_float
-from consistency_models.evaluation.references import Reference, kept
+from consistency_models.evaluation.references import Reference, identity_of
 from consistency_models.random import seed_of
 
 __all__ = ["Evaluation", "Score", "combined"]
@@ -130,10 +131,30 @@ class Evaluation:
                     "have one that can do with them: choose features=inception, or a file with images, or train"
                 )
             return FeatureSet(None, moments=source.moments)
-        made = kept(source, self.extractor, lambda: self.features(source.images, source.labels, source.name))
+        made = self._of_images()
         if source.moments is not None and len(source.moments["mu"]) == made.points.shape[1]:
             return replace(made, moments=source.moments)
         return made
+
+    @cached_property
+    def space(self) -> str:
+        """What the feature space is known by."""
+        return identity_of(self.extractor)
+
+    def _of_images(self) -> FeatureSet:
+        source = self.source
+
+        def computed() -> FeatureSet:
+            return self.features(source.images, source.labels, source.name)
+
+        def plain() -> dict[str, Tensor]:
+            made = computed()
+            return {"points": made.points} | {name: torch.from_numpy(each) for name, each in made.statistics.items()}
+
+        if not self.extractor.state_dict():  # what no network has made is not worth keeping
+            return computed()
+        made = kept("features", (source.digest, self.space), plain)
+        return FeatureSet(made.pop("points"), source.labels, self.extractor, {k: v.numpy() for k, v in made.items()})
 
     @torch.no_grad()
     def features(self, images: Tensor, labels: Tensor | None = None, what: str = "images") -> FeatureSet:
@@ -166,21 +187,28 @@ class Evaluation:
         The bias of a distance falls about as 1/n. A half has n/2 images, so a perfect generator of n images, scored
         against all n, comes out at about half the floor; one that has learned these very images by heart, below that.
         For a share, such as Agreement, the floor is what real images reach.  None where there are no images to split.
+        It is the same for all runs on the same data, and kept.
 
         Args:
             splits: how many, at least 2.
         """
         if self.reference.points is None:
             return []
-        halves = []
-        for split in range(splits):
-            generator = torch.Generator().manual_seed(seed_of("floor", split))
-            order = torch.randperm(len(self.reference), generator=generator)
-            halves.append((self.reference[order[: len(order) // 2]], self.reference[order[len(order) // 2 :]]))
+        metrics = self._applicable(self.reference)
+        key = (self.source.digest, self.space, splits, [(metric.name, vars(metric)) for metric in metrics])
+        values = kept("floor", key, lambda: {"values": [self._of_halves(metrics, split) for split in range(splits)]})
+        n = len(self.reference) // 2
         return [
-            combined([self._score(metric, metric(*pair), len(pair[0])) for pair in halves])
-            for metric in self._applicable(self.reference)
+            combined([self._score(metric, value, n) for value in each])
+            for metric, each in zip(metrics, zip(*values["values"]))
         ]
+
+    def _of_halves(self, metrics: Sequence[Callable[[FeatureSet, FeatureSet], float]], split: int) -> list[float]:
+        generator = torch.Generator().manual_seed(seed_of("floor", split))
+        order = torch.randperm(len(self.reference), generator=generator)
+        n = len(order) // 2
+        pair = self.reference[order[:n]], self.reference[order[n:]]
+        return [metric(*pair) for metric in metrics]
 
     def _applicable(self, images: FeatureSet) -> list[Callable[[FeatureSet, FeatureSet], float]]:
         """The metrics for which there is what they need."""

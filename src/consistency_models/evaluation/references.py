@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from consistency_models.checkpoints import SCHEMA, CheckpointError, read, write
 from consistency_models.data.errors import DataError
-from consistency_models.evaluation.feature_set import FeatureSet
-from consistency_models.weights import cache_folder
 
-__all__ = ["Reference", "kept"]
-
-log = logging.getLogger(__name__)
+__all__ = ["Reference", "identity_of"]
 
 
 @dataclass(frozen=True)
@@ -97,32 +90,10 @@ class Reference:
         return cls(path.stem, digest, images, None, moments)
 
 
-def kept(reference: Reference, extractor: nn.Module, compute: Callable[[], FeatureSet]) -> FeatureSet:
-    """What `compute` gives of a reference's images, or what an earlier run has kept of it in `cache_folder()`.
-
-    The file's name is a hash of images, weights and preprocessing.  What no network has made is not worth keeping.
-    """
-    weights = extractor.state_dict()
-    if not weights:
-        return compute()
-    hasher = hashlib.blake2b(f"{reference.digest} {extractor.name} {extractor.protocol}".encode(), digest_size=12)
-    for name, value in weights.items():
+def identity_of(extractor: nn.Module) -> str:
+    """A name for a feature space: hash of its weights and of what happens to images on the way."""
+    hasher = hashlib.blake2b(f"{extractor.name} {extractor.protocol}".encode(), digest_size=12)
+    for name, value in extractor.state_dict().items():
         hasher.update(name.encode())
         hasher.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    path = cache_folder() / f"features-{hasher.hexdigest()}.pt"
-    if path.exists():
-        try:
-            content = read(path)
-            moments = {name: content[name].numpy() for name in ("mu", "sigma")}
-            return FeatureSet(content["points"], reference.labels, extractor, moments)
-        except (CheckpointError, KeyError) as error:
-            log.warning("features that were kept cannot be used and are computed again: %s", error)
-    made = compute()
-    try:
-        moments = {name: torch.from_numpy(value) for name, value in made.statistics.items()}
-        write({"schema": SCHEMA, "points": made.points, **moments}, path)
-    except OSError as error:
-        log.warning(
-            "features of %s cannot be kept and will be computed again by the next run: %s", reference.name, error
-        )
-    return made
+    return hasher.hexdigest()
