@@ -108,6 +108,18 @@ def test_a_run_that_is_done_goes_on_only_with_more_steps(run_folder, handed):
     assert handed(f"ckpt_path={folder}", "trainer.max_steps=200")[-3:] == ends(folder)
 
 
+def test_a_run_that_is_done_can_be_scored(run_folder, handed):
+    folder = run_folder(state="DONE")
+    assert handed(f"ckpt_path={folder}", "train=false", "test=true")[-3:] == ends(folder)
+
+
+def test_it_goes_on_in_its_own_folder(run_folder, handed):
+    folder = run_folder()
+    assert handed(f"ckpt_path={folder}", f"hydra.run.dir={folder}")[-3:] == ends(folder)
+    with pytest.raises(ConfigError, match=r"hydra.run.dir=yours: allowed: left out with ckpt_path="):
+        handed(f"ckpt_path={folder}", "hydra.run.dir=yours")
+
+
 def test_a_folder_inside_a_run(run_folder, handed):
     folder = run_folder()
     with pytest.raises(ConfigError, match=f"did you mean ckpt_path={folder}\\?"):

@@ -27,14 +27,19 @@ def continued(composer: Composer, overrides: Sequence[Override]) -> list[Overrid
     What the run was started with comes first, then what is typed now, then the folder itself.
 
     Raises:
-        ConfigError: there is no such run, it has no checkpoint to go on from (exit code 4), or it is done.
+        ConfigError: there is no such run, it has no checkpoint to go on from (exit code 4), it is done, or another
+            folder is given beside it.
     """
     asked = next((o.value() for o in reversed(overrides) if o.key_or_group == "ckpt_path" and not o.is_delete()), None)
+    given = next((o.value() for o in reversed(overrides) if o.key_or_group == "hydra.run.dir"), None)
     typed = [o for o in overrides if o.key_or_group not in ("ckpt_path", "hydra.run.dir", "hydra.mode")]
     if asked == "last":
-        folder = _last(composer, [o for o in overrides if o.key_or_group != "ckpt_path"])
+        folder = _last(composer, [o for o in overrides if o.key_or_group != "ckpt_path"], given)
     elif isinstance(asked, str) and Path(asked).expanduser().is_dir():
         folder = Path(asked).expanduser()
+        if given is not None and Path(str(given)).resolve() != folder.resolve():
+            allowed = f"left out with ckpt_path={asked}: the run goes on in its own folder"
+            raise problem("hydra.run.dir", given, allowed, "give ckpt_path a file to start a run of its own from it")
     else:
         return None
     folder = folder.absolute()
@@ -48,18 +53,17 @@ def continued(composer: Composer, overrides: Sequence[Override]) -> list[Overrid
     own = composer.parse([f"ckpt_path={quoted}", f"hydra.run.dir={quoted}", "hydra.mode=RUN"])
     merged = [*before, *typed, *own]
     config = composer.compose(merged)
-    limits = {key: OmegaConf.select(config, key) for key in LIMITS}
-    if _state(folder) == "DONE" and limits == {key: OmegaConf.select(DictConfig(trained), key) for key in LIMITS}:
+    limits, those = ({key: OmegaConf.select(one, key) for key in LIMITS} for one in (config, DictConfig(trained)))
+    if config.get("train", True) and _state(folder) == "DONE" and limits == those:
         steps = limits["trainer.max_steps"]
         allowed = f"a run with steps left; this one is DONE (trainer.max_steps={steps})"
         raise problem("ckpt_path", folder, allowed, f"train on with, for instance, trainer.max_steps={2 * steps}")
     return merged
 
 
-def _last(composer: Composer, overrides: list[Override]) -> Path:
+def _last(composer: Composer, overrides: list[Override], given: str | None) -> Path:
     config = composer.compose(overrides)
     runs, name = Path(config.paths.runs), str(config.name)
-    given = next((o.value() for o in reversed(overrides) if o.key_or_group == "hydra.run.dir"), None)
     if given is not None:
         if not (Path(given) / "config.yaml").is_file():
             allowed = f"last only where a run has begun; hydra.run.dir={given} holds none"
