@@ -16,6 +16,8 @@ from lightning import Callback
 from consistency_models.app.errors import Exit
 from consistency_models.app.loggers import MetricsCSV, wandb_mode
 from consistency_models.checkpoints import digest_of, read
+from consistency_models.export import to_checkpoint
+from consistency_models.loading import load
 
 SMALL = ("data=mixture", "data.batch_size=16", "callbacks.checkpoint.every=2", "trainer.max_steps=6")
 
@@ -139,6 +141,28 @@ def test_goes_on_from_a_file_in_the_home_folder(tmp_path, monkeypatch):
     assert run(tmp_path / "a", *SMALL, *TINY, "trainer.max_steps=2") == Exit.DONE
     assert run(tmp_path / "b", *SMALL, *TINY, "ckpt_path='~/a/checkpoints/last.ckpt'") == Exit.DONE
     assert json.loads((tmp_path / "b/summary.json").read_text())["parent"] == str(tmp_path / "a/checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "told"),
+    [
+        ("export", (), "this one is an export"),
+        ("last", ("model.target_ema={_target_: consistency_models.curricula.ConstantDecay, decay: 0.5}",), "has none"),
+        ("last", ("trainer.max_steps=2",), "this one is of step 2, and training ends at 2"),
+    ],
+)
+def test_what_a_training_cannot_go_on_from(kind, arguments, told, tmp_path, capsys):
+    assert run(tmp_path / "a", *SMALL, *TINY, "trainer.max_steps=2") == Exit.DONE
+    file = tmp_path / "a/checkpoints/last.ckpt"
+    if kind == "export":
+        file = tmp_path / "export.ckpt"
+        to_checkpoint(load(tmp_path / "a"), file)
+    capsys.readouterr()
+    assert run(tmp_path / "b", *SMALL, *TINY, *arguments, f"ckpt_path={file}") == Exit.BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: ckpt_path={file}: allowed: ")
+    assert told in line
+    assert f"init=run init.path={file}" in line
 
 
 def test_distillation_from_a_run(tmp_path):

@@ -25,8 +25,9 @@ from consistency_models.app.loggers import MetricsCSV, build_loggers
 from consistency_models.app.strategy import cpu_threads
 from consistency_models.callbacks.finite import NonFiniteError
 from consistency_models.callbacks.signals import StoppedBySignal, stoppable
-from consistency_models.checkpoints import CheckpointError, CheckpointFormat, digest_of, newest_good
+from consistency_models.checkpoints import CheckpointError, CheckpointFormat, digest_of, newest_good, read
 from consistency_models.data.errors import DataError
+from consistency_models.methods.base import Method
 from consistency_models.random import seed_of
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     shared = {"callbacks": callbacks, "logger": loggers, "plugins": [CheckpointFormat(config, teacher)]}
     trainer = build.build_trainer(config, run.path, method.total_steps, **shared)
     if resume is not None:
-        step = _compatible(resume, method, config)
+        step = _compatible(resume, method, run)
         for logger in loggers:
             if isinstance(logger, MetricsCSV):
                 logger.continue_from(step)
@@ -163,10 +164,8 @@ def _resume_path(config: dict[str, Any], run: RunFolder) -> Path | None:
         return good
 
 
-def _compatible(path: Path, method: torch.nn.Module, config: dict[str, Any]) -> int:
-    """The step of the checkpoint, after making sure that it fits the network."""
-    from consistency_models.checkpoints import read
-
+def _compatible(path: Path, method: Method, run: RunFolder) -> int:
+    """The step of the checkpoint, after making sure that training can go on from it, and has steps left."""
     content = read(path)
     have = {name: tuple(value.shape) for name, value in content["model"].items()}
     want = {name: tuple(value.shape) for name, value in method.model.state_dict().items()}
@@ -180,7 +179,17 @@ def _compatible(path: Path, method: torch.nn.Module, config: dict[str, Any]) -> 
             f"{have.get(name, 'missing')} in the file, {want.get(name, 'missing')} here",
             "use the network and data settings of that run (its config.yaml)",
         )
-    return content["step"]
+    start = f"or start a new training from its weights: init=run init.path={path}"
+    if not content["trainer"]:
+        raise ConfigError("ckpt_path", path, "a checkpoint of a training; this one is an export", start)
+    if (content["target"] is None) != (method.target_ema is None):
+        has = "none" if content["target"] is None else "one"
+        raise ConfigError("ckpt_path", path, f"with model.target_ema as in that run: it has {has}", start)
+    step, own = content["step"], path.resolve().parent.parent == run.path.resolve()
+    if step >= method.total_steps and not own:  # one's own is only to be closed
+        allowed = f"a checkpoint with steps left; this one is of step {step}, and training ends at {method.total_steps}"
+        raise ConfigError("ckpt_path", path, allowed, f"set trainer.max_steps; {start}")
+    return step
 
 
 def quiet() -> None:
