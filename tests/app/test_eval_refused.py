@@ -14,6 +14,7 @@ from consistency_models.app.errors import ConfigError
 
 RANGE = "FIRST-LAST, two or more images"
 CASES = [
+    ("run=wandb:me/cm/model:v0", "run", "wandb artifact get me/cm/model:v0"),
     ("seeds=5", "seeds", RANGE),
     ("seeds=9-0", "seeds", RANGE),
     ("seeds=5-5", "seeds", RANGE),

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -38,6 +39,27 @@ def test_no_good_checkpoint_has_its_own_code(command, tmp_path):
     (tmp_path / "cut_off.ckpt").write_bytes(b"PK")
     assert command("train", f"ckpt_path={tmp_path}/cut_off.ckpt")[0] == 4
     assert command("eval", f"run={tmp_path}/cut_off.ckpt")[0] == 4
+
+
+def test_a_run_folder_that_cannot_be_made(command, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, err = command("train", f"hydra.run.dir={tmp_path}/file/run")
+    assert code == 5
+    assert f"run folder={tmp_path}/file/run: allowed: one that can be made; {tmp_path}/file is a file" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("more", [(), ("train=false", "test=true")])
+def test_an_artifact_that_cannot_be_had_is_one_line(command, tmp_path, monkeypatch, more):
+    monkeypatch.setattr("wandb.Api", Mock(side_effect=ValueError("not logged in")))
+    code, _, err = command("train", "ckpt_path=wandb:me/cm/model:v0", f"hydra.run.dir={tmp_path}/run", *more)
+    assert code == 2
+    assert err == (
+        "error: ckpt_path=wandb:me/cm/model:v0: allowed: an artifact that W&B hands out; log in with wandb login; "
+        "not logged in\n"
+    )
+    assert more or (tmp_path / "run/FAILED").read_text().endswith(err)
+    assert not more or not (tmp_path / "run/FAILED").exists()  # a run that is only scored stays what it is
 
 
 def test_help_says_what_to_type(command):

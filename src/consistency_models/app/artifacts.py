@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from consistency_models.app.checks.files import ARTIFACT
 from consistency_models.app.errors import ConfigError
+from consistency_models.cache import cache_folder
 
 __all__ = ["fetched", "with_artifacts"]
 
@@ -15,12 +15,12 @@ KEYS = (("ckpt_path",), ("teacher", "path"), ("init", "path"))
 
 
 def with_artifacts(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with local files in place of artifacts, which are downloaded once and kept.
+    """The settings with local files in place of the artifacts that are needed, which are downloaded once and kept.
 
     Raises:
         ConfigError: an artifact cannot be had, or holds no checkpoint.
     """
-    for *parents, last in KEYS:
+    for *parents, last in KEYS if settings.get("train", True) else KEYS[:1]:
         node = settings
         for name in parents:
             node = node.get(name) or {}
@@ -38,10 +38,9 @@ def fetched(key: str, reference: str) -> Path:
     import wandb
 
     name = reference.removeprefix("wandb:")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "consistency_models/artifacts"
     try:
         artifact = wandb.Api().artifact(name)
-        folder = Path(artifact.download(root=str(cache / artifact.digest.replace("/", "_"))))
+        folder = Path(artifact.download(root=str(cache_folder() / "artifacts" / artifact.digest.replace("/", "_"))))
     except (wandb.Error, ValueError, OSError) as error:
         raise ConfigError(
             key, reference, "an artifact that W&B hands out; log in with wandb login", str(error)

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -100,20 +100,30 @@ def _train(settings: dict[str, Any]) -> tuple[Exit, float | None]:
     """Train and test as the settings say, in the folder that Hydra has made."""
     from hydra.core.hydra_config import HydraConfig
 
+    from consistency_models.app.artifacts import with_artifacts
     from consistency_models.app.folder import RunFolder
+    from consistency_models.app.run import report, run_job
 
     folder, code, metric = HydraConfig.get().runtime.output_dir, Exit.DONE, None
-    if settings["train"]:
-        from consistency_models.app.artifacts import with_artifacts
-        from consistency_models.app.run import run_job
-
+    try:
         settings = with_artifacts(settings)
-        RunFolder(folder).write_config(settings, list(HydraConfig.get().overrides.task))
+        if settings["train"]:
+            RunFolder(folder).write_config(settings, list(HydraConfig.get().overrides.task))
+    except (ConfigError, OSError) as error:
+        code, text = report(error, settings["show_traceback"])
+        if settings["train"]:
+            with suppress(OSError):
+                RunFolder(folder).mark("FAILED", text)
+        return code, None
+    if settings["train"]:
         logging.getLogger("consistency_models").info("run folder %s", folder)
         code, metric = run_job(settings, folder)
     if settings["test"] and code == Exit.DONE:
+        from lightning.pytorch.utilities import rank_zero_only
+
         from consistency_models.app.tasks import run_task
         from consistency_models.app.tasks.evaluate import settings_of
 
-        code = run_task(settings_of(settings, folder if settings["train"] else settings["ckpt_path"]))
+        if rank_zero_only.rank == 0:  # under torchrun and srun the other processes have nothing more to do
+            code = run_task(settings_of(settings, folder if settings["train"] else settings["ckpt_path"]))
     return code, metric

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from consistency_models.app.checks.files import has_checkpoint, wrong_checkpoint, wrong_path
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.rules import show
-from consistency_models.app.errors import ConfigError
+from consistency_models.app.errors import ConfigError, Exit
 
 __all__ = ["EVAL", "TRAIN"]
 
@@ -311,6 +312,10 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
         elif not Path(path).is_dir():
             yield from wrong_checkpoint("ckpt_path", path)
     goes_on = choices["goes on"] == "true" or (path is not None and Path(path).resolve() == folder.resolve())
+    parent = next(above for above in (folder.absolute(), *folder.absolute().parents) if above.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        allowed = f"one that can be made; {parent} is {'not writable' if parent.is_dir() else 'a file'}"
+        yield problem("run folder", folder, allowed, "choose another by paths.runs or hydra.run.dir", Exit.STORAGE)
     if has_checkpoint(folder) and not goes_on:
         fix = f"go on with it by ckpt_path={folder}, or choose another folder"
         yield problem("run folder", folder, "a folder without checkpoints: they would be overwritten", fix)
@@ -319,6 +324,10 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
 def scored_run(config: Config, choices: Choices) -> Problems:
     """A run or a checkpoint that can be scored; official ones and exports against data that must be named."""
     path = Path(config["run"]).expanduser()
+    if config["run"].startswith("wandb:"):
+        fix = f"wandb artifact get {config['run'].removeprefix('wandb:')} fetches it"
+        yield problem("run", config["run"], "a run folder or a checkpoint file, on this machine", fix)
+        return
     if path.suffix not in (".pkl", ".pt", ".safetensors") and not (path / "model.safetensors").is_file():
         yield from wrong_checkpoint("run", config["run"])
         return
