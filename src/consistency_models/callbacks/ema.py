@@ -36,12 +36,13 @@ class WeightEMA(StepCallback):
         """Start the averages at the weights, or where the checkpoint left them."""
         super().on_train_start(trainer, method)
         self.names = [name for name, _ in method.model.named_parameters()]
-        parameters = list(method.model.parameters())
         for name in self.profile.names:
             saved = self._restored.get(name)
-            start = parameters if saved is None else [saved[key] for key in self.names]
+            start = method.weights if saved is None else [saved[key] for key in self.names]
             # laid out as the parameters are: otherwise one multi-tensor kernel becomes one kernel a tensor
-            self.averages[name] = [torch.empty_like(p).copy_(tensor.detach()) for tensor, p in zip(start, parameters)]
+            self.averages[name] = [
+                torch.empty_like(p).copy_(tensor.detach()) for tensor, p in zip(start, method.weights)
+            ]
         self._restored = {}
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
@@ -49,15 +50,14 @@ class WeightEMA(StepCallback):
         if method.skipped:
             return
         decays = self.profile.decays(step - 1, batch.rows.total)
-        parameters = [p.detach() for p in method.model.parameters()]
         for average, decay in zip(self.averages.values(), decays):
-            ema_update(average, parameters, decay)
+            ema_update(average, method.weights, decay)
 
     @contextmanager
     def applied(self, method: LightningModule, name: str | None = None) -> Iterator[str]:
         """Within the block the model has the averaged weights (by default the first average) and is in eval mode."""
         name = next(iter(self.averages)) if name is None else name
-        parameters = [p.detach() for p in method.model.parameters()]
+        parameters = [p.detach() for p in method.weights]
         trained = [p.clone() for p in parameters]
         mode = method.model.training
         torch._foreach_copy_(parameters, self.averages[name])

@@ -37,7 +37,7 @@ class TrainMetrics(StepCallback):
 
     def on_before_optimizer_step(self, trainer: Trainer, method: LightningModule, optimizer) -> None:
         """The norm of the whole gradient, before clipping."""
-        gradients = [p.grad for p in method.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in method.weights if p.grad is not None]
         method.monitored["train/gradient_norm"] = [torch.nn.utils.get_total_norm(gradients, foreach=True)]
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:

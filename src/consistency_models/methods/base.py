@@ -104,12 +104,14 @@ class Method(LightningModule):
                 f"choose teacher={'run, exact, …' if self.needs_teacher else 'none'}"
             )
         self.model = model
+        self.weights = list(model.parameters())  # to walk through the modules for them costs as much as to average them
         self.schedule, self.distance, self.weighting, self.augment = schedule, distance, weighting, augment
         self.make_optimizer, self.learning_rate = optimizer, learning_rate
         self.total_steps = total_steps
         self.target_ema = target_ema
         if target_ema is not None:
             self.target_copy = frozen_copy(model)
+            self.target_weights = list(self.target_copy.parameters())
         # A tuple hides the teacher from torch: it is in no checkpoint, and DDP neither copies nor waits for it.
         self._teacher = (teacher,)
         self.skipped = False  # set by FiniteGuard: this step changes nothing
@@ -192,7 +194,7 @@ class Method(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser of the model's parameters; its learning rate is set at each step."""
-        optimizer = self.make_optimizer([p for p in self.model.parameters() if p.requires_grad])
+        optimizer = self.make_optimizer([p for p in self.weights if p.requires_grad])
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         # With float16 gradients are unscaled before they are watched, logged and clipped, not within a fused step.
@@ -225,4 +227,4 @@ class Method(LightningModule):
         super().optimizer_step(epoch, batch_index, optimizer, closure)
         if self.target_ema is not None and not self.skipped:
             decay = self.target_ema(k, self.total_steps)
-            ema_update(list(self.target_copy.parameters()), list(self.model.parameters()), decay)
+            ema_update(self.target_weights, self.weights, decay)
