@@ -184,6 +184,7 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("data.channels=0", "data.channels", WHOLE, ""),
     ("data.sigma_data=0", "data.sigma_data", "a number in (0, inf)", ""),
     ("data.sigma_data=nan", "data.sigma_data", "a number in (0, inf)", ""),
+    ("data=mixture data.source.dimension=1", "data.source.dimension", "a whole number from 2", ""),
     ("data.evaluation_images=1", "data.evaluation_images", "a whole number from 2", ""),
     ("trainer.max_steps=0", "trainer.max_steps", WHOLE, ""),
     ("trainer.max_steps=-1", "trainer.max_steps", WHOLE, ""),

@@ -294,7 +294,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "data.source.bad_images": one_of("error", "skip"),
     "data.source.cache_dir": maybe(TEXT),
     "data.source.download": FLAG,
-    "data.source.dimension": SIZE,
+    "data.source.dimension": whole(2),  # pictures are of two coordinates
     "data.source.components": SIZE,
     "data.source.seed": COUNT,
     "augment.flip": FLAG,
