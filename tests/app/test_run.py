@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+import wandb
 import yaml
 from jobs import ROOT, TINY, run
 from lightning import Callback
@@ -193,6 +194,17 @@ def test_wandb_is_offline_without_a_login_and_closed_at_the_end(tmp_path, monkey
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["wandb"]["mode"] == "offline"
     assert summary["wandb"]["id"] == (tmp_path / "run/wandb_id").read_text()
+
+
+@pytest.mark.parametrize(("what", "code"), [("nan", Exit.NOT_FINITE), ("signal", Exit.STOPPED)])
+def test_wandb_is_told_how_a_run_ended(what, code, tmp_path, monkeypatch):
+    """Otherwise it shows a run that failed as one that finished."""
+    told = []
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr("wandb.finish", lambda code: [told.append(code), wandb.run.finish(code)])
+    arguments = [argument for argument in TINY if argument != "logger=csv"]
+    assert run(tmp_path, *SMALL, *arguments, **at(2, what)) == code
+    assert told == [int(code)]
 
 
 def test_wandb_is_offline_where_no_server_answers(monkeypatch):

@@ -42,7 +42,7 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
     in FAILED (and on the terminal with `show_traceback=true`).
     """
     run = RunFolder(folder)
-    main = rank_zero_only.rank == 0
+    main, code = rank_zero_only.rank == 0, Exit.UNEXPECTED
     try:
         if main:
             run.mark("RUNNING", f"{os.getpid()}\n")
@@ -50,13 +50,15 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
             metric = _train(config, run)
         if main:
             run.mark("DONE")
-        return Exit.DONE, metric
+        code = Exit.DONE
+        return code, metric
     except StoppedBySignal as stop:
+        code = Exit.STOPPED
         if main:
             run.mark("STOPPED", f"{stop}\n")
             going_on = f"go on with: python train.py ckpt_path={run.path}"
             log.info("%s; %s", stop, going_on if newest_good(run.path / "checkpoints") else "nothing was saved yet")
-        return Exit.STOPPED, None
+        return code, None
     except Exception as error:
         code, text = report(error, config["show_traceback"])
         if main or run.state == "RUNNING":  # another process speaks for the run if the first one did not live to
@@ -65,7 +67,7 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
         return code, None
     finally:
         if "wandb" in sys.modules:  # without it the jobs of a multirun merge into one W&B run
-            sys.modules["wandb"].finish()
+            sys.modules["wandb"].finish(int(code))
 
 
 def report(error: Exception, show_traceback: bool) -> tuple[Exit, str]:
