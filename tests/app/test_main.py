@@ -6,6 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from consistency_models.app.folder import RunFolder
 from consistency_models.app.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,23 @@ def test_a_run_folder_that_cannot_be_made(command, tmp_path):
     assert code == 5
     assert f"run folder={tmp_path}/file/run: allowed: one that can be made; {tmp_path}/file is a file" in err
     assert len(err.splitlines()) == 1
+
+
+def test_two_processes_do_not_train_in_one_folder(command, tmp_path, monkeypatch):
+    """`ckpt_path=last` takes up what did not finish: also a run that still goes on."""
+    monkeypatch.setattr("consistency_models.app.folder.PATIENCE", 0)
+    run = RunFolder(tmp_path / "run")
+    run.mark("RUNNING")
+    with run.claimed():
+        code, _, err = command("train", f"hydra.run.dir={tmp_path}/run")
+    assert code == 2
+    assert err == (
+        f"error: run folder={tmp_path}/run: allowed: one in which no other process trains; wait for it, or stop it\n"
+    )
+    assert run.state == "RUNNING"
+    assert not (tmp_path / "run/config.yaml").exists()
+    with run.claimed() as free:
+        assert free
 
 
 @pytest.mark.parametrize("more", [(), ("train=false", "test=true")])

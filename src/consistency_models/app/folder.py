@@ -7,15 +7,18 @@ import os
 import platform
 import secrets
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 __all__ = ["RunFolder", "is_run_of", "newest_unfinished", "write_atomically"]
 
+PATIENCE = 10.0  # seconds: a process that was killed may have helpers that outlive it, and hold what it held
 STATES = ("RUNNING", "DONE", "FAILED", "STOPPED")
 PACKAGES = ("torch", "lightning", "hydra-core", "wandb", "torchmetrics", "torch-fidelity", "consistency-models")
 
@@ -44,6 +47,23 @@ class RunFolder:
         for other in STATES:
             if other != state:
                 (self.path / other).unlink(missing_ok=True)
+
+    @contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Whether no other process trains in this folder; if so, none can within the block."""
+        lock = FileLock(self.path / ".running")
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            yield False
+            return
+        except (OSError, NotImplementedError):  # a file system without locks
+            yield True
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     @property
     def state(self) -> str | None:

@@ -99,31 +99,34 @@ def _job(task: str, outcomes: list[int]) -> Any:
 def _train(settings: dict[str, Any]) -> tuple[Exit, float | None]:
     """Train and test as the settings say, in the folder that Hydra has made."""
     from hydra.core.hydra_config import HydraConfig
+    from lightning.pytorch.utilities import rank_zero_only
 
     from consistency_models.app.artifacts import with_artifacts
     from consistency_models.app.folder import RunFolder
     from consistency_models.app.run import report, run_job
 
     folder, code, metric = HydraConfig.get().runtime.output_dir, Exit.DONE, None
-    try:
-        settings = with_artifacts(settings)
+    first = rank_zero_only.rank == 0  # of the processes that torchrun or srun has started
+    with RunFolder(folder).claimed() if settings["train"] and first else nullcontext(True) as free:
+        if not free:
+            busy = ConfigError("run folder", folder, "one in which no other process trains", "wait for it, or stop it")
+            return report(busy, settings["show_traceback"])[0], None
+        try:
+            settings = with_artifacts(settings)
+            if settings["train"]:
+                RunFolder(folder).write_config(settings, list(HydraConfig.get().overrides.task))
+        except (ConfigError, OSError) as error:
+            code, text = report(error, settings["show_traceback"])
+            if settings["train"]:
+                with suppress(OSError):
+                    RunFolder(folder).mark("FAILED", text)
+            return code, None
         if settings["train"]:
-            RunFolder(folder).write_config(settings, list(HydraConfig.get().overrides.task))
-    except (ConfigError, OSError) as error:
-        code, text = report(error, settings["show_traceback"])
-        if settings["train"]:
-            with suppress(OSError):
-                RunFolder(folder).mark("FAILED", text)
-        return code, None
-    if settings["train"]:
-        logging.getLogger("consistency_models").info("run folder %s", folder)
-        code, metric = run_job(settings, folder)
-    if settings["test"] and code == Exit.DONE:
-        from lightning.pytorch.utilities import rank_zero_only
-
+            logging.getLogger("consistency_models").info("run folder %s", folder)
+            code, metric = run_job(settings, folder)
+    if settings["test"] and code == Exit.DONE and first:  # the others have nothing more to do
         from consistency_models.app.tasks import run_task
         from consistency_models.app.tasks.evaluate import settings_of
 
-        if rank_zero_only.rank == 0:  # under torchrun and srun the other processes have nothing more to do
-            code = run_task(settings_of(settings, folder if settings["train"] else settings["ckpt_path"]))
+        code = run_task(settings_of(settings, folder if settings["train"] else settings["ckpt_path"]))
     return code, metric
