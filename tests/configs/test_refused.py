@@ -307,6 +307,7 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("trainer.num_nodes=2", "trainer.num_nodes", "1 with trainer.strategy=auto", "add trainer=ddp"),
     ("trainer.accelerator=mps trainer.strategy=ddp trainer.devices=2", "trainer.devices", "1 with", ""),
     ("trainer.max_images=10", "trainer.max_images", "at least data.batch_size=64", ""),
+    ("callbacks.checkpoint.folder=/tmp/x", "callbacks.checkpoint.folder", "/checkpoints, where", "hydra.run.dir"),
     ("train=false", "train", "true, unless test=true", ""),
     ("callbacks.ema=null", "callbacks.ema", "null only with callbacks.samples=null and callbacks.validation=null", ""),
     (

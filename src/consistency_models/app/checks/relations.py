@@ -312,6 +312,10 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
         elif not Path(path).is_dir():
             yield from wrong_checkpoint("ckpt_path", path)
     goes_on = choices["goes on"] == "true" or (path is not None and Path(path).resolve() == folder.resolve())
+    saved = ((config.get("callbacks") or {}).get("checkpoint") or {}).get("folder")
+    if saved is not None and Path(saved).resolve() != (folder / "checkpoints").resolve():
+        allowed = f"{folder}/checkpoints, where a run that goes on and one that is scored are looked for"
+        yield problem("callbacks.checkpoint.folder", saved, allowed, "choose the run folder: paths.runs, hydra.run.dir")
     parent = next(above for above in (folder.absolute(), *folder.absolute().parents) if above.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         allowed = f"one that can be made; {parent} is {'not writable' if parent.is_dir() else 'a file'}"
