@@ -1,5 +1,7 @@
 """A multirun: the configuration of every job is checked before the first one starts."""
 
+import importlib.util
+
 import pytest
 from commands import CONF
 
@@ -27,11 +29,21 @@ def test_passes(passes):
         ("'optimizer.lr=interval(0,1)'", "an interval needs a sweeper that searches"),
         ("seed=0,1 ckpt_path={run}", "last and FOLDER go on with one run"),
         ("seed=0,1 hydra.sweep.dir={root} hydra.sweep.subdir=../run", "they would be overwritten"),
+        ("hydra/launcher=processes hydra.launcher.jobs=0 seed=0,1", "hydra.launcher.jobs=0: allowed: a whole number"),
+        ("hydra/launcher=processes hydra.launcher.gpus=2 seed=0,1", "did you mean hydra.launcher.gpus=[2]?"),
+        ("hydra/sweeper=search hydra.sweeper.direction=minimise seed=0,1", "did you mean hydra.sweeper.direction=mini"),
+        ("hydra/sweeper=search hydra.sweeper.at_once=0 seed=0,1", "hydra.sweeper.at_once=0: allowed: a whole number"),
         ("seed=0,1 ckpt_path=last", "last and FOLDER go on with one run"),
     ],
 )
 def test_refused(line, told, refused):
     assert any(told in one for one in refused(line, multirun=True))
+
+
+def test_a_search_needs_its_package(refused, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "optuna" else find(name, *more))
+    assert "consistency-models[sweeps]" in refused("hydra/sweeper=search seed=0,1", multirun=True)[0]
 
 
 def test_what_is_wrong_with_all_jobs_is_told_once(refused):

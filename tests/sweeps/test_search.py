@@ -59,6 +59,7 @@ def test_it_goes_on_where_it_stopped(train):
         ("interval(1, 2)", optuna.distributions.FloatDistribution(1, 2)),
         ("tag(log, interval(1e-4, 1))", optuna.distributions.FloatDistribution(1e-4, 1, log=True)),
         ("range(1, 5)", optuna.distributions.IntDistribution(1, 4)),
+        ("range(5, 0, -2)", optuna.distributions.CategoricalDistribution(["5", "3", "1"])),
         ("a,b", optuna.distributions.CategoricalDistribution(["a", "b"])),
     ],
 )

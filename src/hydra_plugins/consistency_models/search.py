@@ -129,7 +129,8 @@ def distribution(override: Override) -> BaseDistribution:
         if axis.start is None or axis.end is None or not axis.start < axis.end:
             raise ValueError(f"{override.input_line}: allowed: interval(LOW, HIGH) with LOW < HIGH")
         return FloatDistribution(axis.start, axis.end, log="log" in axis.tags)
-    if isinstance(axis, RangeSweep) and all(float(end).is_integer() for end in (axis.start, axis.stop, axis.step)):
+    upwards = isinstance(axis, RangeSweep) and axis.step > 0
+    if upwards and all(float(end).is_integer() for end in (axis.start, axis.stop, axis.step)):
         return IntDistribution(int(axis.start), int(axis.stop) - 1, step=int(axis.step))
     assert isinstance(axis, ChoiceSweep | RangeSweep)
     return CategoricalDistribution(list(override.sweep_string_iterator()))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from consistency_models.app.checks.composing import Composer
 from consistency_models.app.checks.job import check_job
 from consistency_models.app.checks.problems import ConfigErrors, problem
 from consistency_models.app.checks.resume import continued
+from consistency_models.app.checks.rules import show
+from consistency_models.app.checks.table import PLUGINS
 from consistency_models.app.errors import ConfigError
 
 __all__ = ["check", "check_command"]
@@ -60,10 +64,30 @@ def check(task: str, composer: Composer, lines: Sequence[str], multirun: bool = 
     fixed = [override for override in overrides if not override.is_sweep_override()]
     config = composer.compose(fixed)
     if multirun or config.hydra.mode == RunMode.MULTIRUN:
+        _check_plugins(config)
         _check_jobs(task, composer, composer.cells(overrides, config))
     else:
         check_job(task, config if fixed == overrides else composer.compose(overrides))
     return [str(override.input_line) for override in overrides]
+
+
+def _check_plugins(config: DictConfig) -> None:
+    """The settings of this project's launcher and sweeper."""
+    problems = []
+    for part in ("launcher", "sweeper"):
+        name = str(OmegaConf.select(config, f"hydra.{part}._target_"))
+        for key, rule in PLUGINS.get(name, {}).items():
+            value = OmegaConf.select(config, key)
+            value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            if not rule.accepts(value):
+                meant = rule.meant(value)
+                fix = "" if meant is None else f"did you mean {key}={show(meant)}?"
+                problems.append(problem(key, value, rule.allowed, fix))
+        if name.endswith(".Search") and importlib.util.find_spec("optuna") is None:
+            fix = "pip install 'consistency-models[sweeps]'"
+            problems.append(problem("hydra/sweeper", "search", "another one without the package optuna", fix))
+    if problems:
+        raise ConfigErrors(problems)
 
 
 def _check_jobs(task: str, composer: Composer, jobs: list[list[Override]]) -> None:

@@ -25,7 +25,7 @@ from consistency_models.app.checks.rules import (
     whole,
 )
 
-__all__ = ["EVAL", "FREE", "NOT_ARGUMENTS", "TASKS", "TRAIN", "rule_of"]
+__all__ = ["EVAL", "FREE", "NOT_ARGUMENTS", "PLUGINS", "TASKS", "TRAIN", "rule_of"]
 
 NOT_ARGUMENTS = (
     *(
@@ -401,6 +401,19 @@ FREE: dict[str, Rule] = {
     **{f"trainer.{name}": RESERVED for name in ("enable_autolog_hparams", "num_sanity_val_steps", "fast_dev_run")},
     "sampler.clip": FLAG,
     **{f"sampler.churn{name}": number("[0, inf]") for name in ("", "_min", "_max", "_noise")},
+}
+
+PLUGINS: dict[str, dict[str, Rule]] = {  # of Hydra that are in this project, by their class
+    "hydra_plugins.consistency_models.processes.Processes": {
+        "hydra.launcher.jobs": maybe(SIZE),
+        "hydra.launcher.gpus": maybe(list_of(either(COUNT, TEXT))),
+    },
+    "hydra_plugins.consistency_models.search.Search": {
+        "hydra.sweeper.n_trials": SIZE,
+        "hydra.sweeper.direction": one_of("minimize", "maximize"),
+        "hydra.sweeper.at_once": SIZE,
+        "hydra.sweeper.seed": COUNT,
+    },
 }
 
 
