@@ -92,6 +92,22 @@ def test_a_run_leaves_what_the_design_says(tmp_path):
     assert float(rows[0]["curriculum/N"]) >= 2
 
 
+@pytest.mark.parametrize(
+    ("model", "score", "following"),
+    [
+        ("ict", "python eval.py run={} steps=[1,2,4]", "python train.py model=teacher data=mixture   then "),
+        ("teacher", "python eval.py run={}", "python train.py model=cd data=mixture teacher=run teacher.path={}"),
+        ("mcm", "python eval.py run={}", "python train.py model=teacher data=mixture   then "),  # its own steps only
+    ],
+)
+def test_what_is_said_at_the_end_can_be_typed(model, score, following, tmp_path, capsys):
+    assert run(tmp_path, *SMALL, *TINY, f"model={model}", "trainer.max_steps=1") == Exit.DONE
+    said = capsys.readouterr().out.splitlines()
+    assert f"score it  {score.format(tmp_path)}" in said
+    assert said[-1].startswith(f"next      {following.format(tmp_path)}")
+    assert not any(line.startswith("look at") for line in said)  # no picture was made
+
+
 def test_nan_stops_the_run_and_is_never_saved(tmp_path):
     assert run(tmp_path, *SMALL, *TINY, **at(3, "nan")) == Exit.NOT_FINITE
     assert states(tmp_path) == ["FAILED"]

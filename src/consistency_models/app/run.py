@@ -143,7 +143,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
             summary |= callback.summary()
     if trainer.is_global_zero:
         run.write_summary(summary)
-        print(_closing_words(run, summary))
+        print(_closing_words(run, summary, config))
     return summary.get("metrics", {}).get("final", {}).get(summary.get("monitor"))
 
 
@@ -215,15 +215,19 @@ def _peak_memory(trainer: Trainer) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _closing_words(run: RunFolder, summary: dict[str, Any]) -> str:
+def _closing_words(run: RunFolder, summary: dict[str, Any], config: dict[str, Any]) -> str:
     final = summary.get("metrics", {}).get("final", {})
     floors = summary.get("floor", {})
     lines = [f"done in {summary['train_seconds']:.0f} s; everything is in {run.path}"]
     lines += [f"  {name}: {value:.4g}" for name, value in final.items()]
     lines += [f"  floor, data against data, {name}: {value:.4g}" for name, value in floors.items()]
-    lines += [
-        f"look at   {run.path / 'samples' / 'final.png'}",
-        f"score it  python eval.py run={run.path} steps=[1,2,4]",
-        "next      python train.py model=teacher   then   python train.py model=cd teacher=run teacher.path=FOLDER",
-    ]
+    if (picture := run.path / "samples" / "final.png").exists():
+        lines.append(f"look at   {picture}")
+    any_steps = " steps=[1,2,4]" if ".Consistency." in config["sampler"]["_target_"] else ""
+    lines.append(f"score it  python eval.py run={run.path}{any_steps}")
+    student = f"python train.py model=cd data={summary['data']} teacher=run teacher.path="
+    if summary["model"] == "teacher":
+        lines.append(f"next      {student}{run.path}")
+    else:
+        lines.append(f"next      python train.py model=teacher data={summary['data']}   then   {student}FOLDER")
     return "\n".join(lines)
