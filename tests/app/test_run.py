@@ -244,6 +244,8 @@ def test_metrics_csv_continues_from_the_resumed_step(tmp_path):
     for step in (1, 2, 3):
         first.log_metrics({"a": step / 10}, step)
     first.log_metrics({"b": 5.0}, 3)
+    with open(first.path, "a") as file:
+        file.write("1")  # the beginning of row 10
     again = MetricsCSV(tmp_path / "metrics.csv")
     again.continue_from(2)
     again.log_metrics({"a": 0.9, "b": 1e-30}, 3)

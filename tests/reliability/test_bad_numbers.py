@@ -164,6 +164,12 @@ def test_bfloat16_stops_and_skips_alike(tmp_path):
     assert same(before, after) == list(before)
 
 
+def test_a_record_that_a_full_disk_has_cut_off_harms_nothing(tmp_path):
+    (tmp_path / "non_finite.jsonl").write_text('{"step": 0}\n{"step": 1, "se')
+    assert run(tmp_path, *RUN) == Exit.DONE
+    assert records(tmp_path) == [{"step": 0}]
+
+
 class Float16(Callback):
     """What trainer.precision=16-mixed is on a GPU, with a loss scale that is too large at first."""
 

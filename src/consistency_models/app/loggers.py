@@ -44,10 +44,10 @@ class MetricsCSV(Logger):
     def continue_from(self, step: int) -> None:
         """Take up what an earlier process of this run logged up to `step`."""
         if self.path.exists():
-            with open(self.path, newline="") as file:
-                reader = csv.DictReader(file)
-                self.columns = list(reader.fieldnames or ["step"])
-                self.rows = {int(row["step"]): row for row in reader if row["step"] and int(row["step"]) <= step}
+            # A row without its end was cut off, by a full disk or a kill: its step may be a part of the number.
+            reader = csv.DictReader(self.path.read_text().rpartition("\n")[0].splitlines())
+            self.columns = list(reader.fieldnames or ["step"])
+            self.rows = {int(row["step"]): row for row in reader if row["step"] and int(row["step"]) <= step}
         self._write_all()
 
     @rank_zero_only

@@ -66,8 +66,8 @@ class FiniteGuard(StepCallback):
         super().on_train_start(trainer, method)
         file = Path(trainer.default_root_dir) / RECORD
         if trainer.is_global_zero and file.exists():
-            lines = file.read_text().splitlines(keepends=True)
-            file.write_text("".join(line for line in lines if json.loads(line)["step"] <= trainer.global_step))
+            lines = file.read_text().split("\n")[:-1]  # what follows the last end of a line was cut off by a full disk
+            file.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= trainer.global_step))
 
     def on_before_optimizer_step(self, trainer: Trainer, method: LightningModule, optimizer) -> None:
         """Take the step's figures; where steps may be left out, take this one's gradients away if it is bad."""
