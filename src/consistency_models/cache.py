@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import os
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 from consistency_models import __version__
 from consistency_models.checkpoints import SCHEMA, CheckpointError, read, write
 
-__all__ = ["cache_folder", "kept"]
+__all__ = ["cache_folder", "code_of", "kept"]
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,11 @@ log = logging.getLogger(__name__)
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/consistency_models`, by default under `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consistency_models"
+
+
+def code_of(*objects: Any) -> list[str]:
+    """The text of the modules that define these classes and functions: what they give may change with it."""
+    return [inspect.getsource(inspect.getmodule(each)) for each in objects]
 
 
 def kept(what: str, key: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lightning import Callback
 
 from consistency_models.app.errors import Exit
 from consistency_models.app.loggers import MetricsCSV, wandb_mode
+from consistency_models.callbacks.validation import Validation
 from consistency_models.checkpoints import digest_of, read
 from consistency_models.export import to_checkpoint
 from consistency_models.loading import load
@@ -210,6 +212,24 @@ def test_wandb_is_offline_without_a_login_and_closed_at_the_end(tmp_path, monkey
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["wandb"]["mode"] == "offline"
     assert summary["wandb"]["id"] == (tmp_path / "run/wandb_id").read_text()
+
+
+def test_wandb_online_without_a_login_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    arguments = [argument for argument in TINY if argument != "logger=csv"]
+    assert run(tmp_path / "run", *SMALL, *arguments, "logger.wandb.mode=online") == Exit.BAD_INPUT
+    told = (tmp_path / "run/FAILED").read_text().splitlines()[-1]
+    assert told.startswith("error: logger.wandb.mode=online: allowed: ")
+    assert "wandb login" in told
+
+
+def test_figures_that_are_not_finite_are_null_in_the_summary():
+    validation = Validation(1, None, SimpleNamespace(floor=list, metrics=[]), {})
+    validation.final = {"val/fd": float("nan"), "val/agreement": 1.0}
+    assert validation.summary()["metrics"]["final"] == {"val/fd": None, "val/agreement": 1.0}
 
 
 @pytest.mark.parametrize(("what", "code"), [("nan", Exit.NOT_FINITE), ("signal", Exit.STOPPED)])

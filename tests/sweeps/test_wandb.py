@@ -144,6 +144,15 @@ def test_the_dashboard_is_a_view_of_what_is_logged(run, capsys):
     assert dashboard.main(["nobody"]) == 2
 
 
+def test_a_dashboard_without_a_login_is_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    assert dashboard.main(["me/consistency-models"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: me/consistency-models: W&B says: ")
+
+
 class Server:
     """In place of W&B's: one artifact."""
 

@@ -71,8 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if given.json:
         print(json.dumps(json.loads(view._to_model().model_dump_json(by_alias=True, exclude_none=True)), indent=2))
-    else:
+        return 0
+    import wandb
+
+    try:
         print(view.save().url)
+    except (wandb.Error, OSError) as error:
+        print(f"error: {given.project}: W&B says: {' '.join(str(error).split())}; --json prints it", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from consistency_models.app.errors import ConfigError
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.sweep_folder import SweepFolder
 
@@ -115,7 +116,8 @@ class WandbWithImages(WandbLogger):
             for name in ("best.ckpt", "last.ckpt"):
                 if (self.checkpoints / name).exists():
                     artifact.add_file(str(self.checkpoints / name), name)
-            self.experiment.log_artifact(artifact)
+            if artifact.manifest.entries:
+                self.experiment.log_artifact(artifact)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Log the figures of a step."""
@@ -172,20 +174,24 @@ def _wandb(config: dict[str, Any], folder: Path) -> Logger:
         agent = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None  # has chosen one already
         identity.write_text(agent or secrets.token_hex(4))
     who = Identity.of(config, folder)
-    run = wandb.init(
-        dir=str(folder),  # wandb 0.19 takes no Path
-        project=options["project"],
-        entity=options["entity"],
-        group=options["group"] or who.group,
-        job_type="train",
-        name=who.name,
-        id=identity.read_text().strip(),
-        resume="allow",
-        mode=mode,
-        config=config | {"cell": who.cell},
-        tags=[*config["tags"], config["model"]["name"], config["data"]["name"]],
-        settings=wandb.Settings(silent=True, console="off"),
-    )
+    try:
+        run = wandb.init(
+            dir=str(folder),  # wandb 0.19 takes no Path
+            project=options["project"],
+            entity=options["entity"],
+            group=options["group"] or who.group,
+            job_type="train",
+            name=who.name,
+            id=identity.read_text().strip(),
+            resume="allow",
+            mode=mode,
+            config=config | {"cell": who.cell},
+            tags=[*config["tags"], config["model"]["name"], config["data"]["name"]],
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except wandb.Error as error:
+        allowed = "auto, offline or disabled without a login, or when W&B does not answer"
+        raise ConfigError("logger.wandb.mode", mode, allowed, f"W&B says: {' '.join(str(error).split())}") from error
     _define_metrics(run, config)
     batch_size, checkpoints = config["data"]["batch_size"], folder / "checkpoints" if options["upload"] else None
     return WandbWithImages(batch_size, checkpoints, experiment=run, save_dir=folder, offline=mode == "offline")

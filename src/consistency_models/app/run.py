@@ -219,7 +219,7 @@ def _closing_words(run: RunFolder, summary: dict[str, Any], config: dict[str, An
     final = summary.get("metrics", {}).get("final", {})
     floors = summary.get("floor", {})
     lines = [f"done in {summary['train_seconds']:.0f} s; everything is in {run.path}"]
-    lines += [f"  {name}: {value:.4g}" for name, value in final.items()]
+    lines += [f"  {name}: {'not finite' if value is None else f'{value:.4g}'}" for name, value in final.items()]
     lines += [f"  floor, data against data, {name}: {value:.4g}" for name, value in floors.items()]
     if (picture := run.path / "samples" / "final.png").exists():
         lines.append(f"look at   {picture}")

@@ -106,7 +106,8 @@ class Validation(StepCallback):
     def summary(self) -> dict[str, Any]:
         """What summary.json says of quality."""
         floor = {score.name: score.value for score in self.evaluation.floor()} if self.final else {}
-        return {"metrics": {"final": self.final, "best": self.best}, "monitor": self.monitor, "floor": floor}
+        final = {name: value if math.isfinite(value) else None for name, value in self.final.items()}  # JSON has no NaN
+        return {"metrics": {"final": final, "best": self.best}, "monitor": self.monitor, "floor": floor}
 
     def state_dict(self) -> dict[str, Any]:
         """The best values so far."""

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from consistency_models.cache import kept
+from consistency_models.cache import code_of, kept
 
 __all__ = ["Classifier", "Identity", "resized_to", "to_bytes", "to_float", "to_rgb"]
 
@@ -111,7 +110,7 @@ class Classifier(nn.Module):
             raise ValueError(
                 f"features=classifier learns the data's classes, and {data.name} has none: choose features=identity"
             )
-        settings = (data.digest, steps, batch_size, learning_rate, seed, Path(__file__).read_text())
+        settings = (data.digest, steps, batch_size, learning_rate, seed, code_of(Classifier))
         # Everything random is drawn from the CPU's default generator, which is then put back as it was; one thread, so
         # that sums are rounded alike whatever the machine's load and number of cores.
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad(), _one_thread():

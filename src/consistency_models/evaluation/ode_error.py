@@ -18,7 +18,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from consistency_models.cache import kept
+from consistency_models.cache import code_of, kept
 from consistency_models.schedules import karras_grid
 from consistency_models.solvers import Heun
 
@@ -148,7 +148,8 @@ class ODEError:
         if self.known_as is None:
             return self._solved()
         given = [each if each is None else each.cpu().numpy().tobytes() for each in (self.images, self.labels)]
-        key = (self.known_as, self.sigmas, self.sigma_min, self.seed, self.images.device.type, given)
+        code = code_of(ODEError, self.solution)
+        key = (self.known_as, self.sigmas, self.sigma_min, self.seed, self.images.device.type, given, code)
         found = kept("solutions", key, lambda: {name: [x.cpu() for x in each] for name, each in self._solved().items()})
         return {name: [x.to(self.images) for x in each] for name, each in found.items()}
 

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from consistency_models.cache import kept
+from consistency_models.cache import code_of, kept
 from consistency_models.data.errors import DataError
 from consistency_models.evaluation.feature_set import FeatureSet
 from consistency_models.evaluation.features import to_float
@@ -195,7 +195,8 @@ class Evaluation:
         if self.reference.points is None:
             return []
         metrics = self._applicable(self.reference)
-        key = (self.source.digest, self.space, splits, [(metric.name, vars(metric)) for metric in metrics])
+        code = code_of(FeatureSet, *map(type, metrics))
+        key = (self.source.digest, self.space, splits, [(metric.name, vars(metric)) for metric in metrics], code)
         values = kept("floor", key, lambda: {"values": [self._of_halves(metrics, split) for split in range(splits)]})
         n = len(self.reference) // 2
         return [
