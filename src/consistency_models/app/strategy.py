@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 __all__ = ["cpu_threads", "strategy_of"]
+
+WAIT = timedelta(hours=6)  # for the first process, which scores 50,000 images while the others wait; torch's own: 30 min
 
 
 class _ChildrenFromConfig(DDPStrategy):
@@ -66,7 +69,7 @@ class _ChildrenFromConfig(DDPStrategy):
 def strategy_of(trainer: dict[str, Any], folder: Path) -> Any:
     """The strategy for Lightning's Trainer."""
     if trainer["strategy"] == "ddp":
-        return _ChildrenFromConfig(folder, find_unused_parameters=False, gradient_as_bucket_view=True)
+        return _ChildrenFromConfig(folder, timeout=WAIT, find_unused_parameters=False, gradient_as_bucket_view=True)
     return trainer["strategy"]
 
 
