@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 __all__ = ["cpu_threads", "strategy_of"]
 
-WAIT = timedelta(hours=6)  # for the first process, which scores 50,000 images while the others wait; torch's own: 30 min
+WAIT = timedelta(hours=6)  # for the first process, which scores 50,000 images while others wait; torch: 30 min
 
 
 class _ChildrenFromConfig(DDPStrategy):
