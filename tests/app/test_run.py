@@ -189,6 +189,8 @@ def test_distillation_from_a_run(tmp_path):
     teacher = tmp_path / "teacher"
     arguments = (*SMALL, *TINY, "model=cd", "teacher=run", f"teacher.path={teacher}")
     assert run(tmp_path / "cd", *arguments) == Exit.DONE
+    with pytest.warns(UserWarning, match="is a consistency model"):
+        run(tmp_path / "cd of cd", *SMALL, *TINY, "model=cd", "teacher=run", f"teacher.path={tmp_path / 'cd'}")
     checkpoint = read(tmp_path / "cd/checkpoints/last.ckpt")
     assert checkpoint["teacher"]["digest"] == digest_of(teacher / "checkpoints/last.ckpt")
     assert set(checkpoint["target"]) == set(checkpoint["model"])  # the slow copy, and nothing of the teacher

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningDataModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.nn.functional import one_hot
 
@@ -206,6 +207,11 @@ def build_callbacks(config: dict[str, Any], **parts: Any) -> list[Callback]:
 def run_teacher(path: str, weights: str | None = None) -> nn.Module:
     """The model of another run, with its averaged weights."""
     generator = load(path, weights)
+    if ".Consistency" in generator.config["sampler"]["_target_"]:
+        rank_zero_warn(
+            f"teacher.path={path} is a consistency model: it gives the end of a trajectory, not the mean of the images "
+            "behind x_t that a method asks its teacher for; a run of model=teacher gives that"
+        )
     generator.model.origin = generator.origin
     return generator.model
 
