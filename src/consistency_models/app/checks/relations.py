@@ -71,9 +71,7 @@ def teacher(config: Config, choices: Choices) -> Problems:
     elif given and _is(config, "teacher", "run_teacher"):
         yield from wrong_checkpoint("teacher.path", path) if path else _give("teacher.path", A_RUN)
     elif given and _is(config, "teacher", "official_teacher"):
-        yield from (
-            wrong_path("teacher.path", path, "a file") if path else _give("teacher.path", "an official checkpoint")
-        )
+        yield from wrong_path("teacher.path", path, "a file") if path else _give("teacher.path", OFFICIAL)
     elif path:
         yield from wrong_path("teacher.path", path, "a file")
     elif given and _is(config, "teacher", "exact_teacher") and not _is(config["data"], "source", "Mixture"):
