@@ -58,7 +58,10 @@ class Order:
 
 
 PUBLISHED: dict[str, list[Order]] = {
-    "cd_solver": [Order("solver=heun", "solver=euler")],
+    "cd_solver": [
+        *(Order("solver=heun", "solver=euler", (f"curriculum.N={n}",)) for n in (9, 18, 36, 80)),
+        *(Order("curriculum.N=18", f"curriculum.N={n}", ("solver=heun",)) for n in (9, 36, 80)),
+    ],
     "ict_teacher_ema": [
         Order("model.target_ema.initial=0.0", "model.target_ema.initial=0.9", (loss,))
         for loss in ("loss=l2", "loss=pseudo_huber")
