@@ -48,11 +48,13 @@ class Run:
         arguments: of train.py.
         folder: its run folder.
         draw: random moments.
+        start_up, seconds: what it takes to its first step, and the longest that it may then train before it is killed.
     """
 
     arguments: tuple[str, ...]
     folder: Path
     draw: random.Random
+    start_up: float = 0.0
     seconds: float = 1.0
     killed: list[str] = field(default_factory=list)
 
@@ -65,6 +67,8 @@ class Run:
 
     def finish(self) -> None:
         """Let the run come to its end."""
+        if (self.folder / "DONE").exists():  # it was killed on its way out
+            return
         job = self.start()
         job.wait()
         if job.returncode:
@@ -72,9 +76,11 @@ class Run:
 
     def kill(self, moment: str) -> str:
         """Start the run, kill it at a moment, and say at which step."""
+        if (self.folder / "DONE").exists():
+            return "had ended before"
         seen, job = self.logged(), self.start()
         if moment == "any time":
-            _wait(job, self.draw.uniform(0, 10))
+            _wait(job, self.draw.uniform(0, self.start_up + self.seconds))
         else:
             while job.poll() is None and self.logged() == seen:
                 time.sleep(0.002)
@@ -122,6 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
                 with tempfile.TemporaryDirectory() as folder:
                     killed, difference = one(method, variant, moments, Path(folder), draw)
                 wrong += bool(difference) or any("left behind" in kill for kill in killed)
+                print(f"{method}, {variant}, {len(killed)} kills: {difference or 'identical'}", flush=True)
                 halves = sum("half" in kill for kill in killed)
                 table.append((method, variant, len(killed), halves, difference or "identical"))
     print(f"\n{'method':10} {'variant':28} {'kills':>5} {'in a save':>9}  weights, averages, optimiser, logged figures")
@@ -139,9 +146,10 @@ def one(method: str, variant: str, moments: list[str], folder: Path, draw: rando
         *(f"trainer.max_steps={STEPS}", "callbacks.checkpoint.every=7"),
     )
     undisturbed = Run(arguments, folder / "undisturbed", draw)
+    began = time.time()
     undisturbed.finish()
-    times = [(undisturbed.folder / name).stat().st_mtime for name in ("config.yaml", "checkpoints/last.ckpt")]
-    killed = Run(arguments, folder / "killed", draw, seconds=(times[1] - times[0]) / (len(moments) + 2))
+    first, last = ((undisturbed.folder / name).stat().st_mtime for name in ("config.yaml", "checkpoints/last.ckpt"))
+    killed = Run(arguments, folder / "killed", draw, first - began, (last - first) / (len(moments) + 2))
     for moment in moments:
         print(f"{method}, {variant}: {killed.kill(moment)}", flush=True)
     killed.finish()
