@@ -42,16 +42,13 @@ def save_quality(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, Any]
                 panel.setdefault(label, []).append((found["nfe"], found["value"], found["spread"] or 0.0))
     if not lines:
         raise ValueError("there is nothing to plot: no result with a finite value")
-    colours = {
-        label: f"C{i}" for i, label in enumerate(dict.fromkeys(name for each in lines.values() for name in each))
-    }
+    labels = dict.fromkeys(name for each in lines.values() for name in each)
+    looks = {label: _look(i) for i, label in enumerate(labels)}
     figure, axes = _panels(len(lines))
     for axis, (metric, panel) in zip(axes, lines.items()):
         for label, points in panel.items():
             calls, values, spreads = zip(*sorted(points))
-            axis.errorbar(
-                calls, values, spreads, label=label, color=colours[label], marker="o", ms=4, capsize=3, lw=1.2
-            )
+            axis.errorbar(calls, values, spreads, label=label, ms=4, capsize=3, lw=1.2, **looks[label])
         ticks = sorted({point[0] for points in panel.values() for point in points})
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -84,7 +81,8 @@ def save_curves(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, Seque
             seen = sorted(values)
             mean = [statistics.fmean(values[images]) for images in seen]
             spread = [statistics.stdev(values[images]) if len(values[images]) > 1 else 0.0 for images in seen]
-            axis.plot(seen, mean, color=f"C{i}", lw=1.2, marker="o" if len(seen) < 20 else None, ms=4, label=run)
+            look = _look(i) | ({} if len(seen) < 20 else {"marker": None})
+            axis.plot(seen, mean, lw=1.2, ms=4, label=run, **look)
             low, high = ([m + sign * s for m, s in zip(mean, spread)] for sign in (-1, 1))
             axis.fill_between(seen, low, high, color=f"C{i}", alpha=0.2, lw=0)
         _style(axis, name, "images seen", "")
@@ -107,13 +105,10 @@ def save_ode_error(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, An
     figure, (distance, between) = _panels(2)
     for i, (label, curve) in enumerate(curves):
         sigmas, reference = curve["sigmas"], curve["reference"]
-        distance.plot(
-            sigmas, curve["rms"], color=f"C{i}", marker="o", ms=3, lw=1.2, label=f"{label}, rms ({reference})"
-        )
-        distance.plot(
-            sigmas, curve["median"], color=f"C{i}", marker="o", ms=3, lw=1.2, ls="--", label=f"{label}, median"
-        )
-        between.plot(sigmas[1:], curve["self_consistency"], color=f"C{i}", marker="o", ms=3, lw=1.2)
+        look = {"ms": 3, "lw": 1.2, **_look(i), "ls": "-"}
+        distance.plot(sigmas, curve["rms"], label=f"{label}, rms ({reference})", **look)
+        distance.plot(sigmas, curve["median"], label=f"{label}, median", **look | {"ls": "--"})
+        between.plot(sigmas[1:], curve["self_consistency"], **look)
     for axis in (distance, between):
         axis.set(xscale="log", yscale="log")
     _style(distance, "distance to the true solution of the ODE", "σ", "‖f - f*‖ / (√d·σ_data)")
@@ -138,6 +133,11 @@ def save_search(path: str | Path, trace: Sequence[Mapping[str, Any]], metric: st
     axis.set_xscale("log")
     _style(axis, f"{metric}, by ternary search", "σ of the last call", metric.split("_")[0])
     _save(figure, [axis], path)
+
+
+def _look(i: int) -> dict[str, str]:
+    """Of the i-th curve: ten colours, then the same ones with another marker and line."""
+    return {"color": f"C{i}", "marker": "os^D"[i // 10 % 4], "ls": ("-", "--", ":", "-.")[i // 10 % 4]}
 
 
 def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
