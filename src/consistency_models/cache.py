@@ -24,8 +24,17 @@ def cache_folder() -> Path:
 
 
 def code_of(*objects: Any) -> list[str]:
-    """The text of the modules that define these classes and functions: what they give may change with it."""
-    return [inspect.getsource(inspect.getmodule(each)) for each in objects]
+    """The text of the modules that define these classes and functions: what they give may change with it.
+
+    What was typed at a prompt, or compiled, has no text: then its name.
+    """
+    texts = []
+    for each in objects:
+        try:
+            texts.append(inspect.getsource(inspect.getmodule(each)))
+        except (OSError, TypeError):
+            texts.append(repr(each))
+    return texts
 
 
 def kept(what: str, key: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -107,6 +107,12 @@ def test_a_floor_is_computed_once_for_each_data_set_metric_and_split(monkeypatch
     assert floor(splits=6)[1] == 6
 
 
+def test_a_metric_that_was_typed_at_a_prompt_has_a_floor(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    typed = type("Typed", (SlicedWasserstein,), {"__module__": "nowhere"})
+    assert Evaluation(points(100), Identity, [typed()]).floor()[0].value > 0
+
+
 def test_images_that_are_not_finite_score_nan():
     evaluation = Evaluation(points(100), Identity, [FrechetDistance()])
     images = points(50).images.clone()
