@@ -6,7 +6,8 @@
 
 A choice is a command line of `train.py`. Its speed is measured first, and its steps are those that fit into the time:
 schedules, decays and averages then belong to it. Where a choice names TEACHER, a diffusion model is trained for half of
-the minutes, and the choice for the other half. The minutes shown are of training; scoring comes on top.
+the minutes, and the choice for the other half. The minutes shown are of training, by the speed that it had in the end;
+start-up, scoring and pictures come on top.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +26,8 @@ from typing import Any
 
 import measuring
 from case import Case
+
+from consistency_models.evaluation.plots import save_curves
 
 CHOICES = [
     "model=ict",
@@ -49,15 +54,18 @@ def trained(overrides: list[str], minutes: float, points: int, folder: Path, arg
     accelerator = f"trainer.accelerator={'gpu' if args.device == 'cuda' else 'cpu'}"
     case = Case([*args.overrides, *overrides], args.device)
     timed = case.timed(args.warm, args.probe)
-    step_seconds = measuring.median([sum(step.values()) for step in timed])
-    steps = max(points, round(60 * minutes / step_seconds))
-    fixed = [accelerator, f"trainer.max_steps={steps}", f"callbacks.validation.every={-(-steps // points)}"]
-    fixed += ["logger=csv", "callbacks.samples=null", f"hydra.run.dir={folder}"]
+    steps = max(points, round(60 * minutes / measuring.median([sum(step.values()) for step in timed])))
+    row = case.config["callbacks"]["metrics"]["every"]  # validation comes between two rows, and so in no row's time
+    every = -(-steps // (points * row)) * row
+    fixed = [accelerator, f"trainer.max_steps={steps}", f"callbacks.validation.every={every}"]
+    fixed += ["logger=csv", f"callbacks.samples.every={steps}", f"hydra.run.dir={folder}"]
     command = [sys.executable, str(measuring.ROOT / "train.py"), *args.overrides, *overrides, *fixed]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
-    floors = json.loads((folder / "summary.json").read_text())["floor"]
+    summary = json.loads((folder / "summary.json").read_text())
+    floor = next((value for key, value in summary["floor"].items() if "fd" in key), float("nan"))
+    step_minutes = case.batch / summary["images_per_second"] / 60
     rows = []
     with open(folder / "metrics.csv", newline="") as file:
         for row in csv.DictReader(file):
@@ -66,16 +74,8 @@ def trained(overrides: list[str], minutes: float, points: int, folder: Path, arg
             if name is not None:
                 step = int(row["step"])
                 two = scores.get(name.replace("_1step", "_2step"), float("nan"))
-                rows.append(
-                    {
-                        "step": step,
-                        "minutes": step * step_seconds / 60,
-                        "metric": name.removeprefix("val/").removesuffix("_1step"),
-                        "one": scores[name],
-                        "two": two,
-                        "floor": next((value for key, value in floors.items() if "fd" in key), float("nan")),
-                    }
-                )
+                found = {"step": step, "minutes": step * step_minutes, "one": scores[name], "two": two, "floor": floor}
+                rows.append({"metric": name.removeprefix("val/").removesuffix("_1step"), **found})
     return rows
 
 
@@ -86,6 +86,10 @@ def measure(choice: str, teacher: Path, args: argparse.Namespace) -> list[dict[s
         overrides = shlex.split(choice.replace("TEACHER", str(teacher)))
         minutes = args.minutes / 2 if needs else args.minutes
         rows = trained(overrides, minutes, args.points, Path(folder) / "run", args)
+        if args.pictures:
+            args.pictures.mkdir(parents=True, exist_ok=True)
+            name = re.sub(r"[^\w.]+", "_", choice.replace("TEACHER", "teacher")) + ".png"
+            shutil.copy(Path(folder) / "run" / "samples" / "final.png", args.pictures / name)
     before = args.minutes / 2 if needs else 0
     return [{"choice": choice, **row, "minutes": before + row["minutes"]} for row in rows]
 
@@ -97,6 +101,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--points", type=int, default=3, help="validations of each training")
     parser.add_argument("--choices", nargs="+", default=CHOICES, help="command lines of train.py")
     parser.add_argument("--overrides", nargs="*", default=[], help="of every choice")
+    parser.add_argument("--pictures", type=Path, help="folder for the curves and each choice's final samples")
     parser.add_argument("--warm", type=int, default=3, help="steps before the speed is measured")
     parser.add_argument("--probe", type=int, default=10, help="steps by which it is")
     args = parser.parse_args(arguments)
@@ -107,6 +112,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             trained(["model=teacher"], args.minutes / 2, 1, teacher, args)
         for choice in args.choices:
             found["rows"] += measure(choice, teacher, args)
+    if args.pictures:
+        curves: dict[str, list[dict[str, list[tuple[float, float]]]]] = {}
+        for row in found["rows"]:
+            of = curves.setdefault(row["choice"], [{}])[0]
+            for steps, value in (("1 step", row["one"]), ("2 steps", row["two"])):
+                of.setdefault(f"{row['metric']}, {steps}", []).append((row["minutes"], value))
+        save_curves(args.pictures / "curves.png", curves, over="minutes of training, the teacher's included")
     measuring.report(found, COLUMNS, args.json)
     return found
 

@@ -118,7 +118,9 @@ def test_all_that_is_asked_of_a_gpu(tmp_path, capsys):
 @pytest.mark.slow
 def test_quality_against_minutes(tmp_path, capsys):
     choices = ["--choices", "model=ict", "model=cd teacher=run teacher.path=TEACHER"]
-    time = ["--minutes", "0.001", "--points", "1", "--warm", "1", "--probe", "1"]
+    time = ["--minutes", "0.001", "--points", "1", "--warm", "1", "--probe", "1", "--pictures", str(tmp_path / "new")]
     found = found_by(time_to_quality, tmp_path, capsys, *FAST, *choices, *time, "--overrides", *TINY, "evaluation.n=20")
     assert [row["choice"].split()[0] for row in found["rows"]] == ["model=ict", "model=cd"]
     assert all(row["one"] > 0 and row["two"] > 0 for row in found["rows"])
+    names = ["curves.png", "model_cd_teacher_run_teacher.path_teacher.png", "model_ict.png"]
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == names

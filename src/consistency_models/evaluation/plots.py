@@ -57,12 +57,17 @@ def save_quality(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, Any]
     _save(figure, axes, path)
 
 
-def save_curves(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, Sequence[tuple[float, float]]]]]) -> None:
-    """A PNG of each figure over the images seen in training: mean of the seeds, and a band for their deviation.
+def save_curves(
+    path: str | Path,
+    runs: Mapping[str, Sequence[Mapping[str, Sequence[tuple[float, float]]]]],
+    over: str = "images seen",
+) -> None:
+    """A PNG of each figure over the course of training: mean of the seeds, and a band for their deviation.
 
     Args:
         path: the file; its folder is made.
-        runs: name -> of each seed: figure -> (images seen, value).
+        runs: name -> of each seed: figure -> (how far training was, value).
+        over: what says how far it was.
 
     Raises:
         ValueError: no run has any figure.
@@ -74,18 +79,18 @@ def save_curves(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, Seque
     for axis, name in zip(axes, names):
         for i, (run, seeds) in enumerate(runs.items()):
             values: dict[float, list[float]] = {}
-            for images, value in (point for curves in seeds for point in curves.get(name, ())):
-                values.setdefault(images, []).append(value)
+            for place, value in (point for curves in seeds for point in curves.get(name, ())):
+                values.setdefault(place, []).append(value)
             if not values:
                 continue
-            seen = sorted(values)
-            mean = [statistics.fmean(values[images]) for images in seen]
-            spread = [statistics.stdev(values[images]) if len(values[images]) > 1 else 0.0 for images in seen]
-            look = _look(i) | ({} if len(seen) < 20 else {"marker": None})
-            axis.plot(seen, mean, lw=1.2, ms=4, label=run, **look)
+            places = sorted(values)
+            mean = [statistics.fmean(values[place]) for place in places]
+            spread = [statistics.stdev(values[place]) if len(values[place]) > 1 else 0.0 for place in places]
+            look = _look(i) | ({} if len(places) < 20 else {"marker": None})
+            axis.plot(places, mean, lw=1.2, ms=4, label=run, **look)
             low, high = ([m + sign * s for m, s in zip(mean, spread)] for sign in (-1, 1))
-            axis.fill_between(seen, low, high, color=f"C{i}", alpha=0.2, lw=0)
-        _style(axis, name, "images seen", "")
+            axis.fill_between(places, low, high, color=f"C{i}", alpha=0.2, lw=0)
+        _style(axis, name, over, "")
     _save(figure, axes, path)
 
 
