@@ -93,6 +93,22 @@ def test_a_file_starts_a_run_of_its_own(run_folder, handed):
     assert handed(f"ckpt_path={folder}/checkpoints/last.ckpt") == [f"ckpt_path={folder}/checkpoints/last.ckpt"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"), [("ckpt_path={}/checkpoints/cut.ckpt", "at its end"), ("init=run init.path={}", "no good")]
+)
+def test_a_file_that_is_cut_off_is_refused_with_the_newest_good_one(run_folder, handed, asked, said):
+    folder = run_folder(good=False) / "checkpoints"
+    (folder / "cut.ckpt").write_bytes(CHECKPOINT[:-1])
+    with pytest.raises(ConfigError, match=f"{said}.*there is none in {folder}") as caught:
+        handed(*asked.format(folder.parent).split())
+    assert caught.value.code == Exit.NO_GOOD_CHECKPOINT
+    for age, name in ((9, "older.ckpt"), (1, "newer.ckpt")):
+        (folder / name).write_bytes(CHECKPOINT)
+        os.utime(folder / name, (1e9 - age, 1e9 - age))
+    with pytest.raises(ConfigError, match=f"{said}.*the newest that has one is beside it: .*path={folder}/newer.ckpt"):
+        handed(*asked.format(folder.parent).split())
+
+
 @pytest.mark.parametrize("what", ["", "/checkpoints/last.ckpt"])
 def test_no_good_checkpoint(run_folder, handed, what):
     folder = run_folder(good=False)

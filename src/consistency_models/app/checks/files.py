@@ -14,6 +14,7 @@ __all__ = ["has_checkpoint", "wrong_checkpoint", "wrong_path"]
 
 ARTIFACT = re.compile(r"wandb:[^/:\s]+/[^/:\s]+/[^/:\s]+:[^/:\s]+")
 MARK = b"sha256:"
+LAST = Path("checkpoints", "last.ckpt")
 SIZE = len(MARK) + 64  # of what stands at the end of a checkpoint, see consistency_models.checkpoints
 
 
@@ -57,8 +58,12 @@ def wrong_checkpoint(key: str, path: str) -> list[ConfigError]:
         return wrong
     file = Path(path).expanduser()
     if file.is_file():
-        good, found = is_checkpoint(file), "has none at its end: it is cut off, damaged or of another kind"
+        folder, found = file.parent, "has none at its end: it is cut off, damaged or of another kind"
     else:
-        good, found = is_checkpoint(file / "checkpoints" / "last.ckpt"), "has no good checkpoints/last.ckpt"
-    allowed = "a run folder or a checkpoint file of this project, with its SHA-256 at the end; this one " + found
-    return [] if good else [problem(key, path, allowed, code=Exit.NO_GOOD_CHECKPOINT)]
+        file, folder, found = file / LAST, (file / LAST).parent, f"has no good {LAST}"
+    if is_checkpoint(file):
+        return []
+    allowed = f"a run folder or a checkpoint file of this project, with its SHA-256 at the end; this one {found}"
+    good = max(filter(is_checkpoint, folder.glob("*.ckpt")), key=lambda each: each.stat().st_mtime_ns, default=None)
+    fix = f"the newest that has one is beside it: {key}={good}" if good else f"there is none in {folder}"
+    return [problem(key, path, allowed, fix, Exit.NO_GOOD_CHECKPOINT)]
