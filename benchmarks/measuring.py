@@ -26,6 +26,8 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
+os.environ["PROJECT_ROOT"] = str(ROOT)  # what configurations refer to, as app/main.py makes it known
+OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -34,8 +36,6 @@ def configured(overrides: Sequence[str], folder: str | Path = "runs") -> dict[st
 
     Images that need a folder and are given none are random; a teacher that is needed and not given is untrained.
     """
-    os.environ["PROJECT_ROOT"] = str(ROOT)
-    OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides=[f"paths.output={folder}", *overrides])
     if OmegaConf.is_missing(config.data, "root"):

@@ -27,12 +27,14 @@ from typing import Any
 import measuring
 from case import Case
 
+from consistency_models.app.checks import Composer, check
+from consistency_models.app.errors import ConfigError
 from consistency_models.evaluation.plots import save_curves
 
 CHOICES = [
     "model=ict",
     "model=ict data.batch_size=32",
-    "model=ict network.model_channels=48",
+    "model=ict network.model_channels=64",
     "model=ict recipe.ema=0.98",
     "model=ict recipe.s1=40",
     "model=cd teacher=run teacher.path=TEACHER",
@@ -110,6 +112,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         teacher = Path(folder) / "teacher"
         if any("TEACHER" in choice for choice in args.choices):
             trained(["model=teacher"], args.minutes / 2, 1, teacher, args)
+        composer = Composer("train", measuring.CONF)
+        for choice in args.choices:  # all of them, before the first is trained
+            try:
+                check("train", composer, [*args.overrides, *shlex.split(choice.replace("TEACHER", str(teacher)))])
+            except ConfigError as error:
+                parser.error(str(error))
         for choice in args.choices:
             found["rows"] += measure(choice, teacher, args)
     if args.pictures:

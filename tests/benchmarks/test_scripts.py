@@ -124,3 +124,9 @@ def test_quality_against_minutes(tmp_path, capsys):
     assert all(row["one"] > 0 and row["two"] > 0 for row in found["rows"])
     names = ["curves.png", "model_cd_teacher_run_teacher.path_teacher.png", "model_ict.png"]
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == names
+
+
+def test_a_wrong_choice_is_refused_before_the_first_is_trained(capsys):
+    with pytest.raises(SystemExit):
+        time_to_quality.main([*FAST, "--choices", "model=ict", "model=ict network.model_channels=48"])
+    assert "network.model_channels=48: allowed: " in capsys.readouterr().err
