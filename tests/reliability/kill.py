@@ -5,9 +5,9 @@
 
 Every job is a command, `python train.py …`, in a process group of its own. Kills rotate over the variants (processes
 and data workers) and over the moments: while it trains, while it writes a checkpoint, at any time of the job's life,
-and, with two processes, only one of them (the other must then end by itself). In the end each run's last
-checkpoint (weights, averages, target, optimiser) and every logged figure of every step are compared bit for bit.
-Prints one line a kill, then a table. Exit code 1 if anything differs or is left behind.
+and, with two processes, one of them, or the first while the second starts (the other must then end by itself). In the
+end each run's last checkpoint (weights, averages, target, optimiser) and every logged figure of every step are compared
+bit for bit. Prints one line a kill, then a table. Exit code 1 if anything differs or is left behind.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ VARIANTS = {
     "2 processes": DDP,
     "2 processes, 1 worker each": (*DDP, "data.workers=1"),
 }
-MOMENTS = ("training", "saving", "any time", "one process")
+MOMENTS = ("training", "saving", "any time", "one process", "second starting")
 STEPS = 150
 
 
@@ -81,6 +81,9 @@ class Run:
         seen, job = self.logged(), self.start()
         if moment == "any time":
             _wait(job, self.draw.uniform(0, self.start_up + self.seconds))
+        elif moment == "second starting":
+            while job.poll() is None and not _second(job):
+                time.sleep(0.02)
         else:
             while job.poll() is None and self.logged() == seen:
                 time.sleep(0.002)
@@ -92,7 +95,10 @@ class Run:
                 pass
         if job.poll() is not None:
             return "had ended before"
-        left = _kill_one(job, self.draw) if moment == "one process" else _kill_all(job)
+        if moment == "one process":
+            left = _kill_one(job, self.draw.choice([job.pid, *_second(job)]))
+        else:
+            left = _kill_one(job, job.pid) if moment == "second starting" else _kill_all(job)
         half = ", half a checkpoint left" if any(self.checkpoints.glob(".*.part")) else ""
         step = max([int(line.split(",")[0]) for line in self.logged().splitlines()[1:]], default=0)
         self.killed.append(f"{moment}: step {step}{half}{left}")
@@ -121,9 +127,9 @@ def main(arguments: list[str] | None = None) -> int:
     for method in options.methods:
         for position, variant in enumerate(options.variants):
             kills = range(position, options.kills, len(options.variants))
-            moments = [MOMENTS[(position + i) % 4] for i in range(len(kills))]
+            moments = [MOMENTS[(position + i) % len(MOMENTS)] for i in range(len(kills))]
             if "2 processes" not in variant:
-                moments = [moment.replace("one process", "training") for moment in moments]
+                moments = [moment if moment in MOMENTS[:3] else "training" for moment in moments]
             if moments:
                 with tempfile.TemporaryDirectory() as folder:
                     killed, difference = one(method, variant, moments, Path(folder), draw)
@@ -172,10 +178,15 @@ def _kill_all(job: subprocess.Popen) -> str:
     return ""
 
 
-def _kill_one(job: subprocess.Popen, draw: random.Random) -> str:
-    """Kill one of the training processes of a job; the others must end within two minutes."""
+def _second(job: subprocess.Popen) -> list[int]:
+    """The number of the second training process of a job, if there is one."""
     found = subprocess.run(["pgrep", "-g", str(job.pid), "-f", "job.py --job"], capture_output=True, text=True)
-    os.kill(draw.choice([job.pid, *map(int, found.stdout.split()[:1])]), signal.SIGKILL)
+    return [int(number) for number in found.stdout.split()[:1]]
+
+
+def _kill_one(job: subprocess.Popen, process: int) -> str:
+    """Kill one of the training processes of a job; the others must end within two minutes."""
+    os.kill(process, signal.SIGKILL)
     end = time.monotonic() + 120
     while time.monotonic() < end:
         job.poll()

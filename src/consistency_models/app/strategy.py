@@ -38,7 +38,7 @@ class _ChildrenFromConfig(DDPStrategy):
 
             hydra, command = HydraConfig.instance().cfg, sys.argv
             script = str(Path(__file__).with_name("job.py"))
-            HydraConfig.instance().cfg, sys.argv = None, [script, "--job", str(self.folder)]
+            HydraConfig.instance().cfg, sys.argv = None, [script, "--job", str(self.folder), str(os.getpid())]
             started: list[bool] = []
 
             def go(*a: Any, **n: Any) -> Any:
