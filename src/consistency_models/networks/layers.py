@@ -84,7 +84,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     size = q.shape[-2:]
     q, k, v = (a.flatten(3).transpose(2, 3).contiguous() for a in (q, k, v))  # (B, heads, H·W, d)
-    return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(1, 2).unflatten(2, size)
+    out = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(1, 2).unflatten(2, size)
+    return out.contiguous()  # torch 2.11 differentiates a group norm forward only if all of its input is
 
 
 class Linear(nn.Linear):
