@@ -93,7 +93,7 @@ def job(folder, *arguments, callbacks=None, processes=1):
     config = config_of(folder, *arguments, *two)
     config["callbacks"] |= callbacks or {}
     RunFolder(folder).write_config(config, arguments)
-    command = [sys.executable, "-m", "consistency_models.app.job", "--job", str(folder)]
+    command = [sys.executable, "-m", "consistency_models.app.job", "--job", str(folder), str(os.getpid())]
     paths = os.pathsep.join(map(str, [Path(__file__).parent, Path(__file__).parents[1]]))
     job = subprocess.Popen(
         command, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True, start_new_session=True
