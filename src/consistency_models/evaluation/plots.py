@@ -64,6 +64,8 @@ def save_curves(
 ) -> None:
     """A PNG of each figure over the course of training: mean of the seeds, and a band for their deviation.
 
+    A figure whose means are positive and span more than a factor of ten has a logarithmic axis.
+
     Args:
         path: the file; its folder is made.
         runs: name -> of each seed: figure -> (how far training was, value).
@@ -77,6 +79,7 @@ def save_curves(
         raise ValueError("there is nothing to plot: no run has logged anything")
     figure, axes = _panels(len(names))
     for axis, name in zip(axes, names):
+        means: list[float] = []
         for i, (run, seeds) in enumerate(runs.items()):
             values: dict[float, list[float]] = {}
             for place, value in (point for curves in seeds for point in curves.get(name, ())):
@@ -85,11 +88,14 @@ def save_curves(
                 continue
             places = sorted(values)
             mean = [statistics.fmean(values[place]) for place in places]
+            means += mean
             spread = [statistics.stdev(values[place]) if len(values[place]) > 1 else 0.0 for place in places]
             look = _look(i) | ({} if len(places) < 20 else {"marker": None})
             axis.plot(places, mean, lw=1.2, ms=4, label=run, **look)
             low, high = ([m + sign * s for m, s in zip(mean, spread)] for sign in (-1, 1))
             axis.fill_between(places, low, high, color=f"C{i}", alpha=0.2, lw=0)
+        if 0 < 10 * min(means, default=0) < max(means, default=0):
+            axis.set_yscale("log")
         _style(axis, name, over, "")
     _save(figure, axes, path)
 
