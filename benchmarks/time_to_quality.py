@@ -57,8 +57,8 @@ def trained(overrides: list[str], minutes: float, points: int, folder: Path, arg
     case = Case([*args.overrides, *overrides], args.device)
     timed = case.timed(args.warm, args.probe)
     steps = max(points, round(60 * minutes / measuring.median([sum(step.values()) for step in timed])))
-    row = case.config["callbacks"]["metrics"]["every"]  # validation comes between two rows, and so in no row's time
-    every = -(-steps // (points * row)) * row
+    between = case.config["callbacks"]["metrics"]["every"]  # validation comes between two rows, so in no row's time
+    every = -(-steps // (points * between)) * between
     fixed = [accelerator, f"trainer.max_steps={steps}", f"callbacks.validation.every={every}"]
     fixed += ["logger=csv", f"callbacks.samples.every={steps}", f"hydra.run.dir={folder}"]
     command = [sys.executable, str(measuring.ROOT / "train.py"), *args.overrides, *overrides, *fixed]
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         if any("TEACHER" in choice for choice in args.choices):
             trained(["model=teacher"], args.minutes / 2, 1, teacher, args)
         composer = Composer("train", measuring.CONF)
-        for choice in args.choices:  # all of them, before the first is trained
+        for choice in args.choices:  # all of them before the first is measured; their teacher is there by now
             try:
                 check("train", composer, [*args.overrides, *shlex.split(choice.replace("TEACHER", str(teacher)))])
             except ConfigError as error:
