@@ -126,6 +126,7 @@ class _Shape(_Growing):
         super().__init__(s0, s1)
 
     def shape(self, u: float) -> float:
+        """The part of the growth that is done when a part u of the training is; a subclass says it."""
         raise NotImplementedError
 
     def __call__(self, k: int, K: int) -> int:
