@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from consistency_models.callbacks.deferred import Deferred
-from consistency_models.schedules import Levels
+from consistency_models.noise.schedules import Levels
 
 aten = torch.ops.aten
 READS = {aten._local_scalar_dense, aten.nonzero, aten.equal, aten.masked_select, aten._unique2, aten.unique_dim}

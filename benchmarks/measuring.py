@@ -60,7 +60,7 @@ def random_images(channels: int, image_size: int, classes: int, n: int = 10_000)
 
 def untrained(network: dict[str, Any], path: str) -> nn.Module:
     """A teacher with the network of `network` and fresh weights: as dear as a trained one."""
-    from consistency_models.preconditioning import EDM, Preconditioned
+    from consistency_models.noise.preconditioning import EDM, Preconditioned
 
     teacher = Preconditioned(instantiate(network), EDM())
     teacher.origin = {"path": path, "digest": ""}

@@ -16,8 +16,8 @@ import measuring
 import torch
 
 from consistency_models.app import build
-from consistency_models.generation import Generator
-from consistency_models.loading import build_model
+from consistency_models.sampling.generator import Generator
+from consistency_models.storage.loading import build_model
 
 LEVERS = ("bf16", "channels_last", "compile")
 COLUMNS = {

@@ -48,7 +48,7 @@ def trained(processes: int, args: argparse.Namespace) -> float:
         f"trainer.strategy={'ddp' if processes > 1 else 'auto'}",
         f"trainer.max_steps={args.steps}",
         f"data.batch_size={processes * args.batch}",
-        f"callbacks.metrics.every={max(1, args.steps // 10)}",
+        f"callbacks.metrics.every_n_steps={max(1, args.steps // 10)}",
         "logger=csv",
         *(f"callbacks.{name}=null" for name in ("samples", "validation", "progress")),
         *args.overrides,

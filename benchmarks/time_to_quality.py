@@ -28,7 +28,7 @@ import measuring
 from case import Case
 
 from consistency_models.app.checks import Composer, check
-from consistency_models.app.errors import ConfigError
+from consistency_models.errors import ConfigError
 from consistency_models.evaluation.plots import save_curves
 
 CHOICES = [
@@ -57,10 +57,12 @@ def trained(overrides: list[str], minutes: float, points: int, folder: Path, arg
     case = Case([*args.overrides, *overrides], args.device)
     timed = case.timed(args.warm, args.probe)
     steps = max(points, round(60 * minutes / measuring.median([sum(step.values()) for step in timed])))
-    between = case.config["callbacks"]["metrics"]["every"]  # validation comes between two rows, so in no row's time
+    between = case.config["callbacks"]["metrics"][
+        "every_n_steps"
+    ]  # validation comes between two rows, so in no row's time
     every = -(-steps // (points * between)) * between
-    fixed = [accelerator, f"trainer.max_steps={steps}", f"callbacks.validation.every={every}"]
-    fixed += ["logger=csv", f"callbacks.samples.every={steps}", f"hydra.run.dir={folder}"]
+    fixed = [accelerator, f"trainer.max_steps={steps}", f"callbacks.validation.every_n_steps={every}"]
+    fixed += ["logger=csv", f"callbacks.samples.every_n_steps={steps}", f"hydra.run.dir={folder}"]
     command = [sys.executable, str(measuring.ROOT / "train.py"), *args.overrides, *overrides, *fixed]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

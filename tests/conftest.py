@@ -21,7 +21,7 @@ def golden():
 
 @pytest.fixture(scope="session")
 def fixed_rows():
-    """`fixed_rows(values)`: in place of `Rows`, draws these values in any stream."""
+    """`fixed_rows(values)`: in place of `BatchRandom`, draws these values in any stream."""
 
     class FixedRows:
         def __init__(self, values):

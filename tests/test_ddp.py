@@ -7,8 +7,8 @@ import pytest
 import torch
 from jobs import GRADIENT_STEP, ROOT, TINY, run
 
-from consistency_models.app.errors import Exit
-from consistency_models.checkpoints import read
+from consistency_models.errors import Exit
+from consistency_models.storage.checkpoints import read
 
 STEP = (
     *TINY,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from consistency_models.random import Rows, seed_of
+from consistency_models.random import BatchRandom, seed_of
 
-WHOLE = Rows(seed=3, step=7, total=12, mine=slice(0, 12))
+WHOLE = BatchRandom(seed=3, step=7, total=12, local_slice=slice(0, 12))
 
 
 @pytest.mark.parametrize("draw", ["randn", "rand"])
@@ -17,7 +17,7 @@ def test_any_division_of_the_batch_draws_the_same_numbers(draw, pieces):
     whole = getattr(WHOLE, draw)("noise", 3, 4, dtype=torch.float64)
     assert whole.shape == (12, 3, 4)
     assert whole.dtype == torch.float64
-    parts = [Rows(3, 7, 12, slice(a, b)) for a, b in pieces]
+    parts = [BatchRandom(3, 7, 12, slice(a, b)) for a, b in pieces]
     assert [len(part) for part in parts] == [b - a for a, b in pieces]
     assert torch.equal(torch.cat([getattr(part, draw)("noise", 3, 4, dtype=torch.float64) for part in parts]), whole)
 
@@ -30,7 +30,9 @@ def test_drawing_again_or_something_else_before_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    "other", [Rows(4, 7, 12, slice(0, 12)), Rows(3, 8, 12, slice(0, 12))], ids=["another seed", "another step"]
+    "other",
+    [BatchRandom(4, 7, 12, slice(0, 12)), BatchRandom(3, 8, 12, slice(0, 12))],
+    ids=["another seed", "another step"],
 )
 def test_seeds_and_steps_are_independent(other):
     assert not torch.isclose(WHOLE.randn("noise", 50), other.randn("noise", 50)).any()
@@ -41,7 +43,7 @@ def test_streams_are_independent():
 
 
 def test_the_laws():
-    rows = Rows(0, 0, 100_000, slice(0, 100_000))
+    rows = BatchRandom(0, 0, 100_000, slice(0, 100_000))
     normal, uniform = rows.randn("noise"), rows.rand("levels")
     assert abs(normal.mean()) < 0.02
     assert abs(normal.std() - 1) < 0.02
@@ -53,7 +55,7 @@ def test_the_laws():
 def test_both_passes_of_a_step_have_the_same_dropout_masks_and_other_rows_have_others():
     dropout, x = nn.Dropout(0.5), torch.ones(64)
     masks = []
-    for rows in (WHOLE, WHOLE, Rows(3, 7, 12, slice(6, 12)), Rows(3, 8, 12, slice(0, 12))):
+    for rows in (WHOLE, WHOLE, BatchRandom(3, 7, 12, slice(6, 12)), BatchRandom(3, 8, 12, slice(0, 12))):
         rows.seed_dropout()
         masks.append(dropout(x))
     assert torch.equal(masks[0], masks[1])

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from consistency_models.generation import Generator
+    from consistency_models.sampling.generator import Generator
 
 __version__ = "0.1.0"
 __all__ = ["load"]
 
 
 def load(path: Any, **arguments: Any) -> Generator:
-    """A trained model that samples: `load("runs/…").sample(n, steps=1)`; see `consistency_models.loading.load`."""
-    from consistency_models import loading  # here, because `import consistency_models` shall not import torch
+    """A trained model that samples: `load("runs/…").sample(n, steps=1)`; see `storage.loading.load`."""
+    from consistency_models.storage import loading  # here, because `import consistency_models` shall not import torch
 
     return loading.load(path, **arguments)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Rows", "seed_of"]
+__all__ = ["BatchRandom", "seed_of"]
 
 
 def seed_of(*key: int | str) -> int:
@@ -24,7 +24,7 @@ def seed_of(*key: int | str) -> int:
 
 
 @dataclass(frozen=True)
-class Rows:
+class BatchRandom:
     """The rows of one global batch that this process works on in this micro-batch, and their random numbers.
 
     Args:
@@ -37,10 +37,10 @@ class Rows:
     seed: int
     step: int
     total: int
-    mine: slice
+    local_slice: slice
 
     def __len__(self) -> int:
-        return self.mine.stop - self.mine.start
+        return self.local_slice.stop - self.local_slice.start
 
     def generator(self, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A fresh generator for the global batch; each purpose has a stream of its own ("noise", "levels", …)."""
@@ -49,13 +49,13 @@ class Rows:
     def randn(self, stream: str, *shape: int, device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
         """Standard normal draws of my rows, shape (len(self), *shape)."""
         return torch.randn(self.total, *shape, generator=self.generator(stream, device), device=device, dtype=dtype)[
-            self.mine
+            self.local_slice
         ]
 
     def rand(self, stream: str, *shape: int, device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
         """Uniform draws in [0, 1) of my rows, shape (len(self), *shape)."""
         return torch.rand(self.total, *shape, generator=self.generator(stream, device), device=device, dtype=dtype)[
-            self.mine
+            self.local_slice
         ]
 
     def seed_dropout(self) -> None:
@@ -65,7 +65,7 @@ class Rows:
         and restoring the CPU generator's state, as public code does, leaves the masks on a GPU different). An explicit
         generator would not survive activation checkpointing.
         """
-        seed = seed_of(self.seed, self.step, "dropout", self.mine.start)
+        seed = seed_of(self.seed, self.step, "dropout", self.local_slice.start)
         # What torch.manual_seed does, but for the devices that are in use: for one that is not, it records a traceback.
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():

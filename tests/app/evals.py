@@ -4,8 +4,8 @@ import hydra
 from jobs import ROOT, TINY, run
 from omegaconf import OmegaConf
 
-from consistency_models.app.errors import Exit
 from consistency_models.app.tasks import run_task
+from consistency_models.errors import Exit
 
 QUICK = ("evaluation.ode_points=8", "evaluation.ode_steps=4")
 DIGITS = ("network.model_channels=32", "network.channel_mult=[1,1]", "features=identity", "data.batch_size=16", *QUICK)

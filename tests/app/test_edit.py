@@ -14,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
 from commands import CONF, DummyFiles
 
 from consistency_models.app.checks import Composer, check
-from consistency_models.app.errors import ConfigError, Exit
 from consistency_models.app.tasks import edit
 from consistency_models.data import digits as digits_set
 from consistency_models.data.decoding import Decoder
-from consistency_models.loading import load
+from consistency_models.errors import ConfigError, Exit
+from consistency_models.storage.loading import load
 
 TASKS = edit.__all__
 
@@ -161,7 +161,9 @@ WRONG = [  # what is on the command line, the file that it names, part of the er
 
 @pytest.mark.parametrize(("line", "content", "message"), WRONG, ids=[f"{w[0]}-{w[1]}" for w in WRONG])
 def test_bad_input_is_told_before_the_model_runs(line, content, message, grey, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("consistency_models.generation.Generator.edit", lambda *a, **k: pytest.fail("the model ran"))
+    monkeypatch.setattr(
+        "consistency_models.sampling.generator.Generator.edit", lambda *a, **k: pytest.fail("the model ran")
+    )
     file = tmp_path / "file.png"
     made = {"good": noise(9, 9), "black": np.zeros((8, 8)), "white": np.full((8, 8), 255), "cut off": noise(9, 9)}
     if content == "16 bits":

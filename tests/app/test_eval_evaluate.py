@@ -7,7 +7,7 @@ import sys
 import pytest
 from evals import DIGITS, POINTS, evaluate, trained
 
-from consistency_models.app.errors import Exit
+from consistency_models.errors import Exit
 from consistency_models.evaluation.compare import main as compare
 from consistency_models.evaluation.compare import read_runs, table
 
@@ -80,7 +80,7 @@ def test_a_model_of_segments_has_its_own_steps(tmp_path, capsys):
     folder = trained(tmp_path, *POINTS, "model=mcm", "model.segments=3", "teacher=none", "init=random")
     _, found = results(folder, "n=20")
     own = found["eval/sw20_identity_train_3step"]
-    assert (own["sampler"], own["nfe"]) == ("Chain", 3)
+    assert (own["sampler"], own["nfe"]) == ("SegmentSampler", 3)
     capsys.readouterr()
     assert evaluate(folder, "n=20", "steps=[2]") == Exit.BAD_INPUT
     line = capsys.readouterr().err
@@ -88,9 +88,9 @@ def test_a_model_of_segments_has_its_own_steps(tmp_path, capsys):
     assert "sampler=consistency" in line
     assert evaluate(folder, "n=20", "sigmas=[80,1]") == Exit.BAD_INPUT
     assert results(folder, "n=20", "steps=[2]", "sampler=consistency")[1]["eval/sw20_identity_train_2step"]["nfe"] == 2
-    _, again = results(folder, "n=20", "sampler=chain")  # segments and spacing are the run's
+    _, again = results(folder, "n=20", "sampler=segments")  # segments and spacing are the run's
     assert again["eval/sw20_identity_train_3step"]["sigmas"] == own["sigmas"]
-    assert evaluate(folder, "n=20", "sampler=chain", "steps=[2]") == Exit.BAD_INPUT
+    assert evaluate(folder, "n=20", "sampler=segments", "steps=[2]") == Exit.BAD_INPUT
 
 
 def test_the_teacher_solves_its_ode(tmp_path):

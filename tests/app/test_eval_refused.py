@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
 from commands import CONF, DummyFiles
 
 from consistency_models.app.checks import Composer, check
-from consistency_models.app.errors import ConfigError
+from consistency_models.errors import ConfigError
 
 RANGE = "FIRST-LAST, two or more images"
 CASES = [
@@ -33,7 +33,7 @@ CASES = [
     ("wandb=of", "wandb", "auto, online, offline, disabled"),
     ("sampler=heum", "sampler", "did you mean sampler=heun?"),
     ("sampler=heun sampler.rho=0", "sampler.rho", "a number in [0.1, 1000]"),
-    ("sampler=consistency sampler.middle=90", "sampler.middle", "between sigma_min=0.002 and sigma_max=80.0"),
+    ("sampler=consistency sampler.sigma_mid=90", "sampler.sigma_mid", "between sigma_min=0.002 and sigma_max=80.0"),
     ("sampler=heun sampler.sigma_min=90", "sampler.sigma_min", "less than sampler.sigma_max=80.0"),
     ("task=sampel", "task", "did you mean task=sample?"),
     ("task=sample task.format=jpg", "task.format", "png, zip, npz"),

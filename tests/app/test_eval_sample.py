@@ -8,11 +8,11 @@ import pytest
 import torch
 from evals import DIGITS, POINTS, evaluate, trained
 
-from consistency_models.app.errors import Exit
 from consistency_models.app.tasks import archives
 from consistency_models.data import image_folder
+from consistency_models.errors import Exit
 from consistency_models.evaluation.features import to_bytes
-from consistency_models.loading import load
+from consistency_models.storage.loading import load
 
 N = 270  # more than a block
 

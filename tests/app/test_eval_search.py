@@ -5,8 +5,8 @@ import json
 import pytest
 from evals import POINTS, evaluate, trained
 
-from consistency_models.app.errors import Exit
 from consistency_models.app.tasks.search import ternary_search
+from consistency_models.errors import Exit
 
 
 @pytest.mark.parametrize("high", [0, 1, 2, 3, 7, 38])

@@ -117,7 +117,7 @@ def test_flags_that_are_refused(command, arguments, told):
 
 def test_a_further_folder_of_configurations(command, tmp_path):
     (tmp_path / "mine/loss").mkdir(parents=True)
-    (tmp_path / "mine/loss/own.yaml").write_text("_target_: consistency_models.distances.L9\n")
+    (tmp_path / "mine/loss/own.yaml").write_text("_target_: consistency_models.losses.distances.L9\n")
     code, _, err = command("train", "--config-dir=mine", "loss=own")
     assert code == 2
-    assert err.startswith("error: loss._target_=consistency_models.distances.L9: allowed: ")
+    assert err.startswith("error: loss._target_=consistency_models.losses.distances.L9: allowed: ")

@@ -15,14 +15,14 @@ import yaml
 from jobs import ROOT, TINY, run
 from lightning import Callback
 
-from consistency_models.app.errors import Exit
 from consistency_models.app.loggers import MetricsCSV, wandb_mode
 from consistency_models.callbacks.validation import Validation
-from consistency_models.checkpoints import digest_of, read
+from consistency_models.errors import Exit
 from consistency_models.export import to_checkpoint
-from consistency_models.loading import load
+from consistency_models.storage.checkpoints import digest_of, read
+from consistency_models.storage.loading import load
 
-SMALL = ("data=mixture", "data.batch_size=16", "callbacks.checkpoint.every=2", "trainer.max_steps=6")
+SMALL = ("data=mixture", "data.batch_size=16", "callbacks.checkpoint.every_n_steps=2", "trainer.max_steps=6")
 
 
 def states(folder):
@@ -49,9 +49,9 @@ def at(step, what):
 
 def test_a_run_leaves_what_the_design_says(tmp_path):
     arguments = (
-        "callbacks.metrics.every=2",
-        "callbacks.samples.every=3",
-        "callbacks.validation.every=3",
+        "callbacks.metrics.every_n_steps=2",
+        "callbacks.samples.every_n_steps=3",
+        "callbacks.validation.every_n_steps=3",
         "evaluation.n=50",
         "evaluation.ode_points=8",
     )
@@ -166,7 +166,11 @@ def test_goes_on_from_a_file_in_the_home_folder(tmp_path, monkeypatch):
     ("kind", "arguments", "told"),
     [
         ("export", (), "this one is an export"),
-        ("last", ("model.target_ema={_target_: consistency_models.curricula.ConstantDecay, decay: 0.5}",), "has none"),
+        (
+            "last",
+            ("model.target_ema={_target_: consistency_models.noise.curricula.ConstantDecay, decay: 0.5}",),
+            "has none",
+        ),
         ("last", ("trainer.max_steps=2",), "this one is of step 2, and training ends at 2"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 from commands import CONF, DummyFiles
 
 from consistency_models.app.checks import Composer, check
-from consistency_models.app.errors import ConfigError
+from consistency_models.errors import ConfigError
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -38,7 +38,7 @@ def test_composing_leaves_no_trace(composer):
 
 
 def test_the_mark_of_a_checkpoint_is_the_one_that_is_written():
-    from consistency_models import checkpoints
+    from consistency_models.storage import checkpoints
 
     assert (MARK, SIZE) == (checkpoints.MARK, checkpoints.COMMENT)
 
@@ -68,16 +68,16 @@ def test_rules(rule, good, bad):
 @pytest.mark.parametrize(
     ("target", "exists"),
     [
-        ("consistency_models.distances.L1", True),
+        ("consistency_models.losses.distances.L1", True),
         ("consistency_models.data.digits", True),
         ("consistency_models.data.digits.digits", True),
-        ("consistency_models.samplers.Consistency.for_steps", True),
+        ("consistency_models.sampling.samplers.Consistency.for_steps", True),
         ("torch.optim.RAdam", True),
         ("lightning.Trainer", True),
         ("json.loads", True),
-        ("consistency_models.distances", False),
-        ("consistency_models.distances.L9", False),
-        ("consistency_models.samplers.Consistency.for_stairs", False),
+        ("consistency_models.losses.distances", False),
+        ("consistency_models.losses.distances.L9", False),
+        ("consistency_models.sampling.samplers.Consistency.for_stairs", False),
         ("nowhere.at.all", False),
         ("json", False),
         ("", False),

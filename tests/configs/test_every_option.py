@@ -10,7 +10,7 @@ from consistency_models.app.checks.composing import leaves, plain, resolved
 from consistency_models.app.checks.job import REQUIRED, _objects
 from consistency_models.app.checks.relations import TRAIN as RELATIONS
 from consistency_models.app.checks.table import EVAL, FREE, NOT_ARGUMENTS, TRAIN
-from consistency_models.app.errors import ConfigError
+from consistency_models.errors import ConfigError
 
 LINES = list(dict.fromkeys(every_option()))
 REQUIRED_PATHS = {tuple(key.split(".")[:end]) for key in REQUIRED["train"] for end in range(1, key.count(".") + 2)}

@@ -7,7 +7,7 @@ import yaml
 
 from consistency_models.app.checks import check
 from consistency_models.app.checks.problems import ConfigErrors, problem
-from consistency_models.app.errors import ConfigError, Exit
+from consistency_models.errors import ConfigError, Exit
 
 CHECKPOINT = b"PK" + b"sha256:" + b"0" * 64
 

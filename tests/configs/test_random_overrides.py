@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from consistency_models.app.checks import check
 from consistency_models.app.checks.table import FREE, TRAIN
-from consistency_models.app.errors import ConfigError
+from consistency_models.errors import ConfigError
 
 KEYS = st.sampled_from(sorted(key.replace(".*", ".0") for key in (TRAIN | FREE)))
 NAMES = st.sampled_from(sorted(GROUPS))

@@ -26,7 +26,7 @@ LINES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", LINES)
 def test_what_passes_can_be_built(kind, composer, files):
-    from consistency_models.loading import instantiate
+    from consistency_models.storage.loading import instantiate
 
     tried, failed = set(), []
     for line in LINES[kind]:

@@ -25,7 +25,7 @@ KEYS = {
     "flip",
     "workers",
 }
-TOLD = ("bounded", "evaluation_images", "network_classes")  # for other parts of the configuration
+TOLD = ("clamp", "evaluation_images", "network_classes")  # for other parts of the configuration
 
 
 def composed(name, *overrides):

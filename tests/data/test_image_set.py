@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from consistency_models.data import ImageSet, Slot, sigma_data
-from consistency_models.random import Rows
+from consistency_models.random import BatchRandom
 
 
 def make(n=6, **changes):
@@ -16,7 +16,7 @@ def make(n=6, **changes):
 
 
 def test_a_slot_gives_its_images_and_labels():
-    rows = Rows(0, 0, 3, slice(0, 3))
+    rows = BatchRandom(0, 0, 3, slice(0, 3))
     batch = make()[Slot(rows, torch.tensor([4, 0, 4]))]
     assert torch.equal(batch.images, make().images[[4, 0, 4]])
     assert batch.labels.tolist() == [1, 0, 1]
@@ -25,7 +25,7 @@ def test_a_slot_gives_its_images_and_labels():
 
 
 def test_a_batch_moves_as_a_whole():
-    batch = make()[Slot(Rows(0, 0, 1, slice(0, 1)), torch.tensor([0]))].to("meta")
+    batch = make()[Slot(BatchRandom(0, 0, 1, slice(0, 1)), torch.tensor([0]))].to("meta")
     assert batch.images.device.type == batch.labels.device.type == "meta"
 
 

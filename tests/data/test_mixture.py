@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from consistency_models.data import GaussianMixture, Mixture, Slot, StepSampler
-from consistency_models.random import Rows
+from consistency_models.random import BatchRandom
 
 MIXTURES = [GaussianMixture.ring(), GaussianMixture.ring(3), GaussianMixture.random(5, 4), GaussianMixture.random(1, 2)]
 
@@ -159,12 +159,12 @@ def test_refuses_what_is_no_mixture(weights, means, stds, message):
 @pytest.mark.parametrize("dimension", [1, 2, 16])
 def test_points_are_images_that_depend_on_the_rows_alone(dimension):
     source = Mixture(dimension, components=5)
-    whole = source[Slot(Rows(0, 7, 12, slice(0, 12)), None)]
-    part = source[Slot(Rows(0, 7, 12, slice(3, 9)), None)]
+    whole = source[Slot(BatchRandom(0, 7, 12, slice(0, 12)), None)]
+    part = source[Slot(BatchRandom(0, 7, 12, slice(3, 9)), None)]
     assert whole.images.shape == (12, *source.shape) == (12, dimension, 1, 1)
     assert torch.equal(whole.images[3:9], part.images)
     assert torch.equal(whole.labels[3:9], part.labels)
-    assert not torch.equal(whole.images, source[Slot(Rows(0, 8, 12, slice(0, 12)), None)].images)
+    assert not torch.equal(whole.images, source[Slot(BatchRandom(0, 8, 12, slice(0, 12)), None)].images)
 
 
 def test_points_follow_the_mixture():

@@ -7,7 +7,7 @@ import torch
 from lightning import LightningModule, Trainer
 
 from consistency_models.data import DataError, DataModule, ImageSet, Mixture, digits
-from consistency_models.random import Rows
+from consistency_models.random import BatchRandom
 
 
 class Record(LightningModule):
@@ -118,7 +118,7 @@ def test_flips_mirror_half_of_the_images_by_their_rows(tmp_path):
     source = ImageSet("ramp", torch.arange(4, dtype=torch.uint8).expand(7, 3, 4, 4).contiguous())
     (_, images, _), *_ = train(tmp_path, 1, source=source, batch_size=1000, flip=True)
     mirrored = images[:, 0, 0, 0] > images[:, 0, 0, 3]
-    assert torch.equal(mirrored, Rows(4, 0, 1000, slice(0, 1000)).rand("flip") < 0.5)
+    assert torch.equal(mirrored, BatchRandom(4, 0, 1000, slice(0, 1000)).rand("flip") < 0.5)
     assert torch.equal(images[mirrored][0], images[~mirrored][0].flip(-1))
     assert 400 < mirrored.sum() < 600
 

@@ -16,7 +16,7 @@ def steps(n, total, count, ranks=1, accumulate=1, begin=0, **options):
     for rank in range(ranks):
         sampler = StepSampler(n, total, 3, rank, ranks, accumulate, start=lambda: begin, **options)
         for slot in islice(sampler, count * accumulate):
-            rows = range(slot.rows.mine.start, slot.rows.mine.stop)
+            rows = range(slot.rows.local_slice.start, slot.rows.local_slice.stop)
             assert len(rows) == len(slot.indices) == total // (ranks * accumulate)
             batches[slot.rows.step - begin] += zip(rows, slot.indices.tolist())
     return [sorted(batch) for batch in batches]
@@ -48,7 +48,7 @@ def test_every_image_once_an_epoch(ranks, n, total):
 
 def test_each_micro_batch_is_contiguous_and_ranks_alternate():
     slots = list(islice(StepSampler(100, 12, 0, rank=1, ranks=2, accumulate=3), 3))
-    assert [slot.rows.mine for slot in slots] == [slice(2, 4), slice(6, 8), slice(10, 12)]
+    assert [slot.rows.local_slice for slot in slots] == [slice(2, 4), slice(6, 8), slice(10, 12)]
 
 
 def test_another_seed_is_another_order():

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from consistency_models.cache import cache_folder
 from consistency_models.evaluation import dino, efficientnet, features, inception
 from consistency_models.evaluation.features import Classifier, Identity, resized_to, to_bytes, to_float, to_rgb
+from consistency_models.storage.cache import cache_folder
 
 MODULES = (features, inception, dino, efficientnet)
 EXTRACTORS = [each for m in MODULES for name in m.__all__ if isinstance(each := getattr(m, name), type)]

@@ -16,7 +16,7 @@ def plain(colour, n=1, size=8):
 
 
 def where(path, colour):
-    """Rows and columns of the picture's pixels that have this colour."""
+    """BatchRandom and columns of the picture's pixels that have this colour."""
     picture = np.asarray(Image.open(path).convert("RGB"))
     return np.nonzero((picture == to_bytes(colour).numpy()).all(-1))
 

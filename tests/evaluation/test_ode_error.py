@@ -88,9 +88,9 @@ def test_solutions_that_have_a_name_are_kept(monkeypatch, tmp_path):
         calls.append(sigma)
         return exact(x, sigma, to)
 
-    def errors(known_as="mixture", **others):
+    def errors(cache_key="mixture", **others):
         calls.clear()
-        measure = ODEError(solution, others.pop("images", DATA), known_as=known_as, **others)
+        measure = ODEError(solution, others.pop("images", DATA), cache_key=cache_key, **others)
         return measure(denoised).summary(), len(calls)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from consistency_models.cache import cache_folder
-from consistency_models.data.errors import DataError
+from consistency_models.errors import DataError
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.features import Identity, to_float
 from consistency_models.evaluation.metrics import EnergyDistance, FrechetDistance
 from consistency_models.evaluation.references import Reference
+from consistency_models.storage.cache import cache_folder
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from consistency_models.distances import SquaredL2
+from consistency_models.losses.distances import SquaredL2
+from consistency_models.losses.weightings import Uniform
 from consistency_models.methods.base import Step
-from consistency_models.weightings import Uniform
 
 
 class Answers(nn.Module):

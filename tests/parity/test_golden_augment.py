@@ -5,11 +5,11 @@ import torch
 from parity.golden import cases, load
 from torch.testing import assert_close
 
-from consistency_models.augment import AugmentPipe
+from consistency_models.data.augment import AugmentPipe
 
 
 class Injected:
-    """Rows whose draws are the file's, in the order of the official calls."""
+    """BatchRandom whose draws are the file's, in the order of the official calls."""
 
     def __init__(self, case, name):
         self.left = [case[key] for key in sorted(case) if key.startswith(f"{name}/draw")]

@@ -5,7 +5,7 @@ import torch
 from parity.golden import cases, load
 from torch.testing import assert_close
 
-from consistency_models import ema, learning_rates
+from consistency_models.optim import ema, learning_rates
 
 
 @pytest.mark.parametrize(("path", "decay"), cases(r"ema_after_(.+)", r"ema_target_before", r"ema_source"))

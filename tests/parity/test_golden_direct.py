@@ -7,10 +7,10 @@ from parity.golden import cases, constants, load
 from parity.test_golden_losses import ExactNet
 from torch.testing import assert_close
 
-from consistency_models import solvers
-from consistency_models.methods.direct import DirectConsistency
-from consistency_models.preconditioning import EDM, Boundary, Preconditioned
-from consistency_models.schedules import Levels, karras_grid
+from consistency_models.methods.dcm import DirectConsistency
+from consistency_models.noise.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.noise.schedules import Levels, karras_grid
+from consistency_models.sampling import solvers
 
 FIXED = constants()
 

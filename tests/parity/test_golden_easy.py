@@ -7,13 +7,13 @@ from parity.golden import cases, load
 from parity.test_golden_scalings import EDMInner
 from torch.testing import assert_close
 
-from consistency_models.distances import PseudoHuber
-from consistency_models.methods.easy import EasyConsistencyTuning
-from consistency_models.preconditioning import EDM, Boundary, Preconditioned
-from consistency_models.samplers import Consistency
-from consistency_models.schedules import Closing, Levels, per_image
-from consistency_models.weightings import EDM as EDMWeight
-from consistency_models.weightings import InverseGap
+from consistency_models.losses.distances import PseudoHuber
+from consistency_models.losses.weightings import EDM as EDMWeight
+from consistency_models.losses.weightings import InverseGap
+from consistency_models.methods.ect import EasyConsistencyTuning
+from consistency_models.noise.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.noise.schedules import ECTSchedule, Levels, per_image
+from consistency_models.sampling.samplers import Consistency
 
 NAMES = {"P_mean": "mean", "P_std": "std", "q": "q", "k": "slope", "b": "steepness"}
 
@@ -21,7 +21,7 @@ NAMES = {"P_mean": "mean", "P_std": "std", "q": "q", "k": "slope", "b": "steepne
 def closing(arguments):
     """The official arguments as ours; a constant n(t) = 1 is slope 0."""
     ours = {NAMES[name]: value for name, value in arguments.items() if name in NAMES}
-    return Closing(**ours | ({"slope": 0.0} if arguments.get("adj") == "const" else {}), stages=1)
+    return ECTSchedule(**ours | ({"slope": 0.0} if arguments.get("adj") == "const" else {}), stages=1)
 
 
 @pytest.mark.parametrize(("path", "name"), cases(r"(cfg\d+)/r", r"stages"))

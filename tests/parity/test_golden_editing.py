@@ -5,9 +5,9 @@ import torch
 from parity.golden import F32, TinyNet, cases, load
 from torch.testing import assert_close
 
-from consistency_models.editing import Colorization, Inpainting, SuperResolution, edit
-from consistency_models.preconditioning import Boundary, Preconditioned
-from consistency_models.schedules import karras_grid
+from consistency_models.noise.preconditioning import Boundary, Preconditioned
+from consistency_models.noise.schedules import karras_grid
+from consistency_models.sampling.editing import Colorization, Inpainting, SuperResolution, edit
 
 
 def _patch(case):

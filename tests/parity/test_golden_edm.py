@@ -8,14 +8,21 @@ from parity.golden import cases, load
 from parity.test_golden_scalings import EDMInner
 from torch.testing import assert_close
 
-from consistency_models import weightings
-from consistency_models.ablation_sampler import VE as VESchedule
-from consistency_models.ablation_sampler import VP as VPSchedule
-from consistency_models.ablation_sampler import Ablation, Linear, edm_levels, iddpm_levels, ve_levels, vp_levels
+from consistency_models.losses import weightings
 from consistency_models.networks import official
-from consistency_models.preconditioning import EDM, IDDPM, VE, VP, Preconditioned
-from consistency_models.samplers import Heun
-from consistency_models.schedules import Levels
+from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Preconditioned
+from consistency_models.noise.schedules import Levels
+from consistency_models.sampling.general_ode import VE as VESchedule
+from consistency_models.sampling.general_ode import VP as VPSchedule
+from consistency_models.sampling.general_ode import (
+    GeneralODESampler,
+    Linear,
+    edm_levels,
+    iddpm_levels,
+    ve_levels,
+    vp_levels,
+)
+from consistency_models.sampling.samplers import Heun
 
 MAKE = {"VP": VP, "VE": VE, "iDDPM": IDDPM}
 
@@ -127,4 +134,4 @@ def test_ablation_sampler(path, name):
     sigmas = LEVEL_CHOICES[kwargs["discretization"]](kwargs["num_steps"], **extremes)
     schedule = {"vp": partial(VPSchedule, **extremes), "ve": VESchedule, "linear": Linear}[kwargs["schedule"]]()
     alpha = 0 if kwargs["solver"] == "euler" else kwargs["alpha"]
-    check_sampler(case, name, Ablation(sigmas, schedule, kwargs["scaling"] == "vp", alpha))
+    check_sampler(case, name, GeneralODESampler(sigmas, schedule, kwargs["scaling"] == "vp", alpha))

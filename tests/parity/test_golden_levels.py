@@ -7,7 +7,8 @@ import torch
 from parity.golden import F32, F64, cases, constants, load
 from torch.testing import assert_close
 
-from consistency_models import curricula, schedules, weightings
+from consistency_models.losses import weightings
+from consistency_models.noise import curricula, schedules
 
 
 @pytest.mark.parametrize("run", [F64, F32], ids=["f64", "f32"])

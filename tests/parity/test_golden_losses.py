@@ -9,11 +9,11 @@ from parity.golden import F32, F64, TinyNet, cases, check_gradients, constants, 
 from torch import nn
 from torch.testing import assert_close
 
-from consistency_models import distances, weightings
-from consistency_models.curricula import Constant
-from consistency_models.preconditioning import EDM, Boundary, Preconditioned
-from consistency_models.schedules import KarrasUniform, Levels, LogNormal, per_image
-from consistency_models.solvers import Euler, Heun
+from consistency_models.losses import distances, weightings
+from consistency_models.noise.curricula import Constant
+from consistency_models.noise.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.noise.schedules import KarrasUniform, Levels, LogNormal, per_image
+from consistency_models.sampling.solvers import Euler, Heun
 
 JAX = {"dtype": torch.float64, "suffix": "", "rtol": 1e-8, "atol": 1e-10}
 DISTANCES = {

@@ -7,13 +7,13 @@ from parity.golden import cases, constants, load
 from parity.test_golden_losses import ExactNet
 from torch.testing import assert_close
 
-from consistency_models.curricula import Annealed, Constant
-from consistency_models.methods.multistep import MultistepConsistency
-from consistency_models.preconditioning import EDM, Preconditioned
-from consistency_models.samplers import Chain
-from consistency_models.schedules import Levels, karras_grid
-from consistency_models.segments import Segments, cosine_grid, segment_edges
-from consistency_models.solvers import ADDIM
+from consistency_models.methods.mcm import MultistepConsistency
+from consistency_models.noise.curricula import Annealed, Constant
+from consistency_models.noise.preconditioning import EDM, Preconditioned
+from consistency_models.noise.schedules import Levels, karras_grid
+from consistency_models.noise.segments import Segments, cosine_grid, segment_edges
+from consistency_models.sampling.samplers import SegmentSampler
+from consistency_models.sampling.solvers import ADDIM
 
 FIXED = constants()
 
@@ -67,5 +67,5 @@ def test_target(path, kind):
 def test_chain(path, S):
     case = load(path)
     model = Preconditioned(ExactNet(case), EDM(FIXED["sigma_data"]))
-    images = Chain(int(S), spacing=SPACINGS["cosine_kappa_half"])(model, case["noise"], None)
+    images = SegmentSampler(int(S), spacing=SPACINGS["cosine_kappa_half"])(model, case["noise"], None)
     assert_close(images, case[f"chain_{S}"], rtol=1e-10, atol=1e-10)

@@ -8,9 +8,9 @@ import torch
 from parity.golden import F32, F64, TinyNet, cases, constants, load
 from torch.testing import assert_close
 
-from consistency_models import samplers, solvers
-from consistency_models.preconditioning import EDM, Boundary, Preconditioned
-from consistency_models.schedules import karras_grid
+from consistency_models.noise.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.noise.schedules import karras_grid
+from consistency_models.sampling import samplers, solvers
 
 # The official grid ends a rounding error above sigma_min, so that its last noise has std 1e-10 in place of 0.
 RUNS = [F64 | {"atol": 1e-9}, F32 | {"atol": 1e-3}]

@@ -6,8 +6,9 @@ from parity.golden import F32, F64, TinyNet, cases, load
 from torch import nn
 from torch.testing import assert_close
 
-from consistency_models import preconditioning, weightings
-from consistency_models.schedules import Levels
+from consistency_models.losses import weightings
+from consistency_models.noise import preconditioning
+from consistency_models.noise.schedules import Levels
 
 WEIGHTINGS = {
     "snr": lambda sigma_data: weightings.SNR(),
@@ -84,8 +85,8 @@ def test_edm_preconditioning(path, name, sigma_data, what):
 
 @pytest.mark.parametrize("path", cases(r"EDMLoss/loss", r"EDMLoss/rnd"))
 def test_edm_loss(path, fixed_rows):
-    from consistency_models.distances import SquaredL2
-    from consistency_models.schedules import LogNormal
+    from consistency_models.losses.distances import SquaredL2
+    from consistency_models.noise.schedules import LogNormal
 
     case = load(path)
     arguments = case["meta"]["EDMLoss"]["kwargs"]

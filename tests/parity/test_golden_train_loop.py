@@ -9,20 +9,22 @@ import torch
 from lightning import Callback, Trainer
 from parity.golden import TinyNet, cases, load
 
-from consistency_models import curricula, distances, schedules, solvers, weightings
 from consistency_models.callbacks.ema import WeightEMA
 from consistency_models.data.batch import Batch
-from consistency_models.ema import Constant as ConstantEMA
-from consistency_models.learning_rates import Linear
-from consistency_models.methods.diffusion import Diffusion
-from consistency_models.methods.distillation import ConsistencyDistillation
-from consistency_models.methods.training import ConsistencyTraining
-from consistency_models.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.losses import distances, weightings
+from consistency_models.methods.cd import ConsistencyDistillation
+from consistency_models.methods.ct import ConsistencyTraining
+from consistency_models.methods.teacher import Diffusion
+from consistency_models.noise import curricula, schedules
+from consistency_models.noise.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.optim.ema import Constant as ConstantEMA
+from consistency_models.optim.learning_rates import Linear
+from consistency_models.sampling import solvers
 
 
 @dataclass
 class GivenRows:
-    """Rows whose noise is the file's."""
+    """BatchRandom whose noise is the file's."""
 
     step: int
     noise: torch.Tensor

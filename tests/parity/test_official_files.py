@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from consistency_models import pretrained
 from consistency_models.networks import official
-from consistency_models.preconditioning import EDM, IDDPM, VE, VP, Boundary
+from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary
 from consistency_models.pretrained import openai
 
 SAID = {

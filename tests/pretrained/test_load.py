@@ -11,7 +11,7 @@ import consistency_models
 from consistency_models import pretrained
 from consistency_models.networks import official
 from consistency_models.pretrained import CheckpointError
-from consistency_models.samplers import Consistency, Heun
+from consistency_models.sampling.samplers import Consistency, Heun
 
 KWARGS = {"img_resolution": 8, "img_channels": 3, "label_dim": 2, "model_type": "SongUNet"}
 KWARGS |= {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "dropout": 0.1}

@@ -9,8 +9,8 @@ import torch
 from pretrained import opcodes as op
 from pretrained import snapshots
 
+from consistency_models.errors import CheckpointError
 from consistency_models.pretrained import machine, reader
-from consistency_models.pretrained.errors import CheckpointError
 from consistency_models.pretrained.reader import read_snapshot
 
 NUMBERS = op.torch_bytes(torch.arange(4.0))

@@ -21,12 +21,12 @@ from pretrained.test_load import KWARGS, precond, snapshot, song
 import consistency_models
 from consistency_models import pretrained
 from consistency_models.app import build
-from consistency_models.app.errors import ConfigError, Exit
 from consistency_models.app.tasks import run_task
-from consistency_models.checkpoints import CheckpointError, read
+from consistency_models.errors import ConfigError, Exit
 from consistency_models.export.__main__ import main as export
 from consistency_models.networks import OpenAIUNet
 from consistency_models.pretrained import openai
+from consistency_models.storage.checkpoints import CheckpointError, read
 
 REFUSALS = (ConfigError, InstantiationException)  # Hydra's wrapping, which `report` takes off
 SNAPSHOTS = sorted(FOLDER.glob("*/*snapshot*.pkl"))

@@ -149,7 +149,7 @@ def one(method: str, variant: str, moments: list[str], folder: Path, draw: rando
     arguments = (
         *(f"model={method}", "data=mixture", "data.conditional=true", "data.batch_size=32"),
         *("network=mlp", "network.dropout=0.1", *TEACHER.get(method, ()), *TINY, *VARIANTS[variant]),
-        *(f"trainer.max_steps={STEPS}", "callbacks.checkpoint.every=7"),
+        *(f"trainer.max_steps={STEPS}", "callbacks.checkpoint.every_n_steps=7"),
     )
     undisturbed = Run(arguments, folder / "undisturbed", draw)
     began = time.time()

@@ -11,9 +11,9 @@ from jobs import TINY, run
 from lightning import Callback
 from lightning.pytorch.plugins import MixedPrecision
 
-from consistency_models.app.errors import Exit
 from consistency_models.callbacks.finite import FiniteGuard
-from consistency_models.checkpoints import read
+from consistency_models.errors import Exit
+from consistency_models.storage.checkpoints import read
 
 BAD = 5  # the step that is spoiled
 RUN = (
@@ -23,7 +23,7 @@ RUN = (
     "data=mixture",
     "data.batch_size=16",
     "trainer.max_steps=8",
-    "callbacks.checkpoint.every=1",
+    "callbacks.checkpoint.every_n_steps=1",
     "callbacks.checkpoint.keep_every=1",
 )
 SKIP = "callbacks.finite.policy=skip"
@@ -105,7 +105,7 @@ def test_skipping_resumes_bit_for_bit(tmp_path):
     spoiled = fault("data", [3, 5, 6])
     once, twice = tmp_path / "once", tmp_path / "twice"
     assert run(once, *RUN, SKIP, callbacks=spoiled) == Exit.DONE
-    sparse = (*RUN, SKIP, "callbacks.checkpoint.every=4", "callbacks.checkpoint.keep_every=null")
+    sparse = (*RUN, SKIP, "callbacks.checkpoint.every_n_steps=4", "callbacks.checkpoint.keep_every=null")
     dies = {"die": {"_target_": "faults.Die", "step": 6}}
     assert run(twice, *sparse, callbacks=spoiled | dies) == Exit.UNEXPECTED
     assert [record["step"] for record in records(twice)] == [3, 5, 6]
@@ -116,7 +116,7 @@ def test_skipping_resumes_bit_for_bit(tmp_path):
 
 
 def test_too_many_in_a_row_stop(tmp_path):
-    arguments = (*RUN, SKIP, "callbacks.finite.at_most=2")
+    arguments = (*RUN, SKIP, "callbacks.finite.max_consecutive=2")
     assert run(tmp_path / "two", *arguments, callbacks=fault("data", [3, 4, 6, 7])) == Exit.DONE
     assert run(tmp_path / "three", *arguments, callbacks=fault("data", [3, 4, 5])) == Exit.NOT_FINITE
     assert read(tmp_path / "three/checkpoints/last.ckpt")["step"] == 4
@@ -219,7 +219,7 @@ def test_two_processes_agree_on_what_one_has_seen(tmp_path):
     assert same(before, after) == list(before)
 
 
-@pytest.mark.parametrize("arguments", [{"policy": "go on"}, {"at_most": 0}])
+@pytest.mark.parametrize("arguments", [{"policy": "go on"}, {"max_consecutive": 0}])
 def test_refuses_what_is_no_policy(arguments):
     with pytest.raises(ValueError, match=r"callbacks\.finite\..* must be .*; got "):
         FiniteGuard(**arguments)

@@ -14,8 +14,8 @@ import yaml
 from jobs import run
 
 import consistency_models
-from consistency_models.app.errors import Exit
-from consistency_models.checkpoints import read
+from consistency_models.errors import Exit
+from consistency_models.storage.checkpoints import read
 
 EARLIER = Path(__file__).with_name("earlier")
 

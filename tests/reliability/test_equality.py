@@ -8,9 +8,9 @@ from faults import job
 from jobs import GRADIENT_STEP, TINY, config_of, run
 
 from consistency_models.app.build import build_method
-from consistency_models.app.errors import Exit
-from consistency_models.checkpoints import read
-from consistency_models.random import Rows
+from consistency_models.errors import Exit
+from consistency_models.random import BatchRandom
+from consistency_models.storage.checkpoints import read
 
 STEP = (
     *(argument for argument in TINY if not argument.startswith("callbacks.validation")),
@@ -84,7 +84,7 @@ def masks(backend, folder):
         assert parameter.requires_grad, name
     if backend is not None:
         network.compile(backend=backend)
-    rows, x = Rows(0, 3, 8, slice(0, 8)), torch.randn(8, 1, 8, 8)
+    rows, x = BatchRandom(0, 3, 8, slice(0, 8)), torch.randn(8, 1, 8, 8)
     sigma, labels = torch.full((8,), 0.5), torch.eye(10)[:8]
     rows.seed_dropout()
     online = method.model(x, sigma, labels)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from jobs import ROOT, TINY
 
-from consistency_models.checkpoints import read
+from consistency_models.storage.checkpoints import read
 
 SRUN = """#!/bin/bash
 # Two tasks, as srun would start them; a signal to the job step reaches both. The first argument is an option.
@@ -49,7 +49,7 @@ def cluster(tmp_path):
     }
     tiny = [argument for argument in TINY if argument not in ("trainer=cpu", "logger=csv")]
     job = ["model=ict", "data=mixture", "data.batch_size=32", "trainer.accelerator=cpu", "trainer.max_steps=300"]
-    job += ["callbacks.checkpoint.every=20", *tiny]
+    job += ["callbacks.checkpoint.every_n_steps=20", *tiny]
 
     started = []
 

@@ -9,11 +9,11 @@ from faults import fault, job
 from jobs import TINY, run
 
 from consistency_models.app import build
-from consistency_models.app.errors import Exit
 from consistency_models.callbacks.checkpoint import Checkpoint
-from consistency_models.checkpoints import digest_of, newest_good, read, write
+from consistency_models.errors import Exit
+from consistency_models.storage.checkpoints import digest_of, newest_good, read, write
 
-RUN = (*TINY, "data=mixture", "data.batch_size=16", "trainer.max_steps=8", "callbacks.checkpoint.every=2")
+RUN = (*TINY, "data=mixture", "data.batch_size=16", "trainer.max_steps=8", "callbacks.checkpoint.every_n_steps=2")
 
 
 def told(output):
@@ -73,7 +73,7 @@ def test_the_save_before_the_last_is_kept_and_gone_on_from(tmp_path, caplog):
     assert [read(folder / f"{name}.ckpt")["step"] for name in ("previous", "last")] == [6, 8]
     (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:-1])
     # The damaged one does not take its place: a run that is killed while it saves would be left with nothing.
-    assert run(tmp_path / "a", *RUN, "callbacks.checkpoint.every=7", f"ckpt_path={tmp_path / 'a'}") == Exit.DONE
+    assert run(tmp_path / "a", *RUN, "callbacks.checkpoint.every_n_steps=7", f"ckpt_path={tmp_path / 'a'}") == Exit.DONE
     assert "going on from" in caplog.text
     assert [read(folder / f"{name}.ckpt")["step"] for name in ("previous", "last")] == [7, 8]
 

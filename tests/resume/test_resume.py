@@ -8,8 +8,8 @@ import torch
 from jobs import ROOT, TINY, run
 from lightning import Callback
 
-from consistency_models.app.errors import Exit
-from consistency_models.checkpoints import read
+from consistency_models.errors import Exit
+from consistency_models.storage.checkpoints import read
 
 METHODS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
 STEPS = 12
@@ -57,7 +57,7 @@ def arguments(method, *more):
         f"trainer.max_steps={STEPS}",
         "data.batch_size=32",
         "data.conditional=true",
-        "callbacks.checkpoint.every=4",
+        "callbacks.checkpoint.every_n_steps=4",
         *more,
     )
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from consistency_models.app import multirun
-from consistency_models.app.errors import Exit
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.main import main
+from consistency_models.errors import Exit
 
 ROOT = Path(__file__).parents[2]
 

@@ -31,7 +31,7 @@ def sweep(tmp_path):
             "seed": seed,
             "data": {"batch_size": 10, "seed": seed},
             "loss": {"_target_": loss},
-            "sampler": {"_target_": "consistency_models.samplers.Consistency.for_steps"},
+            "sampler": {"_target_": "consistency_models.sampling.samplers.Consistency.for_steps"},
             "callbacks": {"samples": {"folder": str(run.path / "samples")}},
         }
         overrides = ["model=ict", f"loss={loss}", f"seed={seed}"]

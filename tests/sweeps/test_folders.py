@@ -6,8 +6,8 @@ from pathlib import Path
 import yaml
 
 from consistency_models.app import multirun
-from consistency_models.app.errors import Exit
 from consistency_models.app.sweep_folder import SweepFolder, varied
+from consistency_models.errors import Exit
 
 FOUR = ("-m", "loss=l1,l2", "seed=0,1", "logger=csv")
 TWO = ("-m", "seed=0,1", "logger=csv")

@@ -17,7 +17,7 @@ from hydra_plugins.consistency_models.processes import Processes
 ROOT = Path(__file__).parents[2]
 TINY = (
     *("data=mixture", "data.batch_size=16", "trainer=cpu", "trainer.max_steps=4", "callbacks.samples=null"),
-    *("callbacks.validation=null", "callbacks.progress=null", "callbacks.checkpoint.every=2", "logger=csv"),
+    *("callbacks.validation=null", "callbacks.progress=null", "callbacks.checkpoint.every_n_steps=2", "logger=csv"),
 )
 TWO_PROCESSES = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "logger=default")
 

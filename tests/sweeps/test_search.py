@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from consistency_models.app.errors import Exit
+from consistency_models.errors import Exit
 from hydra_plugins.consistency_models.search import distribution
 
 SEARCH = (

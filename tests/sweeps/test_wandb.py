@@ -19,11 +19,11 @@ TINY = (
     *("data=mixture", "data.batch_size=16", "trainer=cpu", "trainer.max_steps=4", "evaluation.n=20"),
     *(
         "evaluation.ode_points=8",
-        "callbacks.samples.every=2",
-        "callbacks.validation.every=2",
-        "callbacks.metrics.every=1",
+        "callbacks.samples.every_n_steps=2",
+        "callbacks.validation.every_n_steps=2",
+        "callbacks.metrics.every_n_steps=1",
     ),
-    *("callbacks.progress=null", "callbacks.checkpoint.every=2", "callbacks.samples.points=20"),
+    *("callbacks.progress=null", "callbacks.checkpoint.every_n_steps=2", "callbacks.samples.points=20"),
 )
 
 
@@ -175,21 +175,21 @@ class Server:
 
 
 def test_an_artifact_stands_in_for_a_path(tmp_path, monkeypatch):
-    from consistency_models.app.artifacts import with_artifacts
-    from consistency_models.app.errors import ConfigError
+    from consistency_models.app.artifacts import resolve_artifacts
+    from consistency_models.errors import ConfigError
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     server = Server(["last.ckpt", "best.ckpt"])
     monkeypatch.setattr("wandb.Api", lambda: server)
     settings = {"ckpt_path": None, "teacher": {"path": "wandb:me/cm/model-1:latest"}, "init": {"path": "runs/x"}}
-    found = with_artifacts(settings)
+    found = resolve_artifacts(settings)
     assert server.asked == ["me/cm/model-1:latest"]
     assert found["teacher"]["path"].endswith("/best.ckpt")
     assert Path(found["teacher"]["path"]).exists()
     assert (found["ckpt_path"], found["init"]["path"]) == (None, "runs/x")
     server.files, server.digest = ["notes.txt"], "other"
     with pytest.raises(ConfigError, match="an artifact with one checkpoint; this one has 0"):
-        with_artifacts({"ckpt_path": "wandb:me/cm/model-1:v0"})
+        resolve_artifacts({"ckpt_path": "wandb:me/cm/model-1:v0"})
 
 
 def test_checkpoints_are_uploaded_where_that_is_asked_for(tmp_path):

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from consistency_models.app.checks.files import ARTIFACT
-from consistency_models.app.errors import ConfigError
-from consistency_models.cache import cache_folder
+from consistency_models.errors import ConfigError
+from consistency_models.storage.cache import cache_folder
 
-__all__ = ["fetched", "with_artifacts"]
+__all__ = ["fetched", "resolve_artifacts"]
 
 KEYS = (("ckpt_path",), ("teacher", "path"), ("init", "path"))
 
 
-def with_artifacts(settings: dict[str, Any]) -> dict[str, Any]:
+def resolve_artifacts(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings with local files in place of the artifacts that are needed, which are downloaded once and kept.
 
     Raises:
@@ -33,7 +33,7 @@ def fetched(key: str, reference: str) -> Path:
     """The checkpoint file of an artifact: best.ckpt, else last.ckpt, else the only one.
 
     Raises:
-        ConfigError: see `with_artifacts`.
+        ConfigError: see `resolve_artifacts`.
     """
     import wandb
 

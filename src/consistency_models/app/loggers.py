@@ -17,9 +17,9 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from consistency_models.app.errors import ConfigError
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.sweep_folder import SweepFolder
+from consistency_models.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ class Identity(NamedTuple):
 
 def _define_metrics(run: Any, config: dict[str, Any]) -> None:
     """Over which axis each figure is drawn, and whether its best value is the lowest or the highest."""
-    from consistency_models.loading import instantiate
+    from consistency_models.storage.loading import instantiate
 
     for axis in ("trainer/global_step", "images_seen"):
         run.define_metric(axis, hidden=True)

@@ -20,7 +20,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from consistency_models.app.errors import ConfigError, Exit
+from consistency_models.errors import ConfigError, Exit
 
 __all__ = ["main"]
 
@@ -79,7 +79,7 @@ def _job(task: str, outcomes: list[int]) -> Any:
     def job(config: DictConfig) -> float | None:
         from hydra.core.hydra_config import HydraConfig
 
-        from consistency_models.app.multirun import job_of_multirun
+        from consistency_models.app.multirun import run_or_resume_job
 
         if task == "eval":
             from consistency_models.app.tasks import run_task
@@ -89,7 +89,7 @@ def _job(task: str, outcomes: list[int]) -> Any:
         settings = OmegaConf.to_container(config, resolve=True)
         settings.pop("sweep", None)  # the grids, of which this is one cell
         multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-        code, metric = job_of_multirun(_train, settings) if multirun else _train(settings)
+        code, metric = run_or_resume_job(_train, settings) if multirun else _train(settings)
         outcomes.append(int(code))
         return metric
 
@@ -101,7 +101,7 @@ def _train(settings: dict[str, Any]) -> tuple[Exit, float | None]:
     from hydra.core.hydra_config import HydraConfig
     from lightning.pytorch.utilities import rank_zero_only
 
-    from consistency_models.app.artifacts import with_artifacts
+    from consistency_models.app.artifacts import resolve_artifacts
     from consistency_models.app.folder import RunFolder
     from consistency_models.app.run import report, run_job
 
@@ -112,7 +112,7 @@ def _train(settings: dict[str, Any]) -> tuple[Exit, float | None]:
             busy = ConfigError("run folder", folder, "one in which no other process trains", "wait for it, or stop it")
             return report(busy, settings["show_traceback"])[0], None
         try:
-            settings = with_artifacts(settings)
+            settings = resolve_artifacts(settings)
             if settings["train"]:
                 RunFolder(folder).write_config(settings, list(HydraConfig.get().overrides.task))
         except (ConfigError, OSError) as error:

@@ -24,11 +24,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from consistency_models.app.checks.files import has_checkpoint
-from consistency_models.app.errors import Exit
 from consistency_models.app.folder import RunFolder, is_run_of
 from consistency_models.app.sweep_folder import SweepFolder
+from consistency_models.errors import Exit
 
-__all__ = ["Multirun", "job_of_multirun", "state_of"]
+__all__ = ["Multirun", "run_or_resume_job", "state_of"]
 
 # Here, because a job in a process of its own imports this module first.
 OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
@@ -50,7 +50,7 @@ class Multirun(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Hydra's hook before a single run."""
         with read_write(config), open_dict(config):
-            config.hydra.run.dir = agreed(str(config.hydra.run.dir))
+            config.hydra.run.dir = broadcast_from_rank0(str(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Hydra's hook before the first job."""
@@ -61,7 +61,7 @@ class Multirun(Callback):
             Multirun.folder = Multirun.claim = None
             folder = self._claimed(folder, typed, jobs)
             folder.begin(typed, jobs)
-        path = agreed(str(folder.path))
+        path = broadcast_from_rank0(str(folder.path))
         with read_write(config), open_dict(config):
             config.hydra.sweep.dir = path
             quoted = QuotedString(path, Quote.single).with_quotes()
@@ -88,7 +88,7 @@ def grid(config: DictConfig) -> list[list[str]] | None:
     return BasicSweeper.split_arguments(overrides, None)[0]
 
 
-def agreed(text: str) -> str:
+def broadcast_from_rank0(text: str) -> str:
     """What the first of torchrun's processes says; without torchrun the text itself."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return text
@@ -108,7 +108,7 @@ def state_of(folder: Path, overrides: list[str]) -> str | None:
     return "DONE" if RunFolder(folder).state == "DONE" else "begun" if has_checkpoint(folder) else None
 
 
-def job_of_multirun(run: Callable[[dict[str, Any]], Outcome], settings: dict[str, Any]) -> Outcome:
+def run_or_resume_job(run: Callable[[dict[str, Any]], Outcome], settings: dict[str, Any]) -> Outcome:
     """Run a job unless an earlier attempt has done it; where one has begun, go on from its checkpoint.
 
     Args:

@@ -19,16 +19,16 @@ from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from consistency_models.app import build
-from consistency_models.app.errors import ConfigError, Exit
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.loggers import MetricsCSV, build_loggers
 from consistency_models.app.strategy import cpu_threads
+from consistency_models.callbacks.checkpoint_format import CheckpointFormat
 from consistency_models.callbacks.finite import NonFiniteError
 from consistency_models.callbacks.signals import StoppedBySignal, stoppable
-from consistency_models.checkpoints import CheckpointError, CheckpointFormat, digest_of, newest_good, read
-from consistency_models.data.errors import DataError
+from consistency_models.errors import ConfigError, DataError, Exit
 from consistency_models.methods.base import Method
 from consistency_models.random import seed_of
+from consistency_models.storage.checkpoints import CheckpointError, digest_of, newest_good, read
 
 log = logging.getLogger(__name__)
 

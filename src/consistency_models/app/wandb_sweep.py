@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import IntervalSweep
 
 from consistency_models.app import multirun  # noqa: F401  registers the resolver of conf/
 from consistency_models.app.checks import Composer, check
-from consistency_models.app.errors import ConfigError
+from consistency_models.errors import ConfigError
 
 __all__ = ["main", "sweep_of"]
 

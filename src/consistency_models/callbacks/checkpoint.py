@@ -10,7 +10,7 @@ from pathlib import Path
 from lightning import LightningModule, Trainer
 
 from consistency_models.callbacks.step import StepCallback
-from consistency_models.checkpoints import CheckpointError, digest_of, newest_good
+from consistency_models.storage.checkpoints import CheckpointError, digest_of, newest_good
 
 __all__ = ["Checkpoint"]
 
@@ -20,8 +20,8 @@ class Checkpoint(StepCallback):
 
     Args:
         folder: where they go.
-        every: optimiser steps between two saves of `last.ckpt`, at least 1; the end of training is always saved. The
-            one that it replaces becomes `previous.ckpt`, if it is good: a disk can damage what was written well.
+        every_n_steps: optimiser steps between two saves of `last.ckpt`, at least 1; the end of training is always
+            saved. The replaced file becomes `previous.ckpt` if its digest is right.
         keep_every: optimiser steps between two numbered checkpoints `step_00001800.ckpt`; None keeps none.
         keep: how many numbered checkpoints stay, the newest; None keeps all. The newest good checkpoint always stays.
 
@@ -29,10 +29,12 @@ class Checkpoint(StepCallback):
         ValueError: keep is given without keep_every, or is below 1.
     """
 
-    def __init__(self, folder: str, every: int = 500, keep_every: int | None = None, keep: int | None = None) -> None:
+    def __init__(
+        self, folder: str, every_n_steps: int = 500, keep_every: int | None = None, keep: int | None = None
+    ) -> None:
         if keep is not None and (keep < 1 or keep_every is None):
             raise ValueError(f"callbacks.checkpoint.keep must be null, or at least 1 with keep_every set; got {keep}")
-        self.folder, self.every, self.keep_every, self.keep = Path(folder), every, keep_every, keep
+        self.folder, self.every_n_steps, self.keep_every, self.keep = Path(folder), every_n_steps, keep_every, keep
         self.saved_at = -1
         self._last_is_good = False
 
@@ -53,7 +55,7 @@ class Checkpoint(StepCallback):
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Save if this step is one to be saved."""
         keep = self.keep_every is not None and step % self.keep_every == 0
-        if keep or step % self.every == 0 or step == method.total_steps:
+        if keep or step % self.every_n_steps == 0 or step == method.total_steps:
             self.save(trainer)
         if keep:
             self.copy(trainer, f"step_{step:08d}.ckpt")

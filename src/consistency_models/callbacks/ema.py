@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from consistency_models.callbacks.step import StepCallback
-from consistency_models.ema import ema_update
+from consistency_models.optim.ema import ema_update
 
 __all__ = ["WeightEMA"]
 
@@ -21,7 +21,7 @@ class WeightEMA(StepCallback):
     The copies start at the initial weights; buffers are not averaged. In the checkpoint they are named plain tensors.
 
     Args:
-        profile: names and decays, as `consistency_models.ema.Constant`.
+        profile: names and decays, as `consistency_models.optim.ema.Constant`.
     """
 
     state_key = "WeightEMA"

@@ -13,7 +13,7 @@ from torch import Tensor
 from consistency_models.callbacks.deferred import Deferred
 from consistency_models.callbacks.step import StepCallback
 from consistency_models.data.batch import Slot
-from consistency_models.random import Rows
+from consistency_models.random import BatchRandom
 
 __all__ = ["FiniteGuard", "NonFiniteError"]
 
@@ -43,20 +43,20 @@ class FiniteGuard(StepCallback):
 
     Args:
         policy: stop or skip.
-        at_most: more steps than this left out in a row stop the run, too; at least 1.
+        max_consecutive: more steps than this left out in a row stop the run, too; at least 1.
 
     Raises:
-        ValueError: the policy is neither, or at_most is below 1.
+        ValueError: the policy is neither, or max_consecutive is below 1.
     """
 
     state_key = "FiniteGuard"
 
-    def __init__(self, policy: str = "stop", at_most: int = 20) -> None:
+    def __init__(self, policy: str = "stop", max_consecutive: int = 20) -> None:
         if policy not in ("stop", "skip"):
             raise ValueError(f"callbacks.finite.policy must be stop or skip; got {policy}")
-        if at_most < 1:
-            raise ValueError(f"callbacks.finite.at_most must be at least 1; got {at_most}")
-        self.policy, self.at_most = policy, at_most
+        if max_consecutive < 1:
+            raise ValueError(f"callbacks.finite.max_consecutive must be at least 1; got {max_consecutive}")
+        self.policy, self.max_consecutive = policy, max_consecutive
         self.skipped = self.in_a_row = 0
         self._figures: dict[str, Tensor] = {}
         self._waiting: tuple[int, Deferred] | None = None
@@ -82,7 +82,7 @@ class FiniteGuard(StepCallback):
             return
         step, overflow = trainer.global_step + 1, scaled and math.isfinite(loss)
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        if self.in_a_row > self.at_most or not (overflow or self.policy == "skip"):
+        if self.in_a_row > self.max_consecutive or not (overflow or self.policy == "skip"):
             raise _error(trainer, step, loss, norm)
         if not overflow:
             _record(trainer, step, loss, norm)
@@ -148,7 +148,7 @@ def _figures(trainer: Trainer, method: LightningModule) -> dict[str, Tensor]:
 def _record(trainer: Trainer, step: int, loss: float, norm: float) -> list[int]:
     """Write down the step, on the first process; returns the rows of its global batch that are not finite."""
     sampler, source = trainer.train_dataloader.sampler, trainer.train_dataloader.dataset
-    rows = Rows(sampler.seed, step - 1, sampler.total, slice(0, sampler.total))
+    rows = BatchRandom(sampler.seed, step - 1, sampler.total, slice(0, sampler.total))
     indices = sampler.indices(rows)
     finite = source[Slot(rows, indices)].images.flatten(1).isfinite().all(1).cpu()
     bad = (~finite).nonzero().flatten().tolist()

@@ -14,16 +14,16 @@ __all__ = ["TrainMetrics"]
 
 
 class TrainMetrics(StepCallback):
-    """Logs one row every `every` optimiser steps; the figures are that step's own, so that a resumed run logs the same.
+    """Logs one row every `every_n_steps` optimiser steps, with the figures of that step: a resumed run logs the same.
 
     Gradient norms are taken at every step: `FiniteGuard` watches them.
 
     Args:
-        every: optimiser steps between two rows, at least 1.
+        every_n_steps: optimiser steps between two rows, at least 1.
     """
 
-    def __init__(self, every: int = 50) -> None:
-        self.every = every
+    def __init__(self, every_n_steps: int = 50) -> None:
+        self.every_n_steps = every_n_steps
         self.latest: dict[str, float] = {}  # the newest row that has arrived, for the progress bar and the summary
         self.images_per_second = float("nan")
         self._waiting: tuple[int, dict[str, float], Deferred] | None = None
@@ -45,7 +45,7 @@ class TrainMetrics(StepCallback):
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Send this step's figures on their way if it is to be logged; log those that have arrived."""
         self.flush(trainer)
-        if step % self.every and step != method.total_steps:
+        if step % self.every_n_steps and step != method.total_steps:
             return
         figures = {name: torch.stack(values).mean() for name, values in method.monitored.items()}
         if trainer.world_size > 1:

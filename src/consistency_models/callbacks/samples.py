@@ -12,19 +12,19 @@ from consistency_models.callbacks.ema import WeightEMA
 from consistency_models.callbacks.step import StepCallback
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.grids import save_comparison, save_grid, save_scatter
-from consistency_models.generation import Generator
+from consistency_models.sampling.generator import Generator
 
 __all__ = ["SampleGrids"]
 
 
 class SampleGrids(StepCallback):
-    """`step_00001800_1step.png` every `every` steps; at the end `final.png`, all step counts of the same noise.
+    """`step_00001800_1step.png` every `every_n_steps` steps; at the end `final.png`, all step counts of the same noise.
 
     The noise of an image depends on the seed and its place alone: pictures compare over time and between runs.
 
     Args:
         folder: where they go.
-        every: optimiser steps between two pictures, at least 1.
+        every_n_steps: optimiser steps between two pictures, at least 1.
         columns, rows: images in a picture; with classes, ten columns show one class each.
         points: how many points a picture of low-dimensional data has.
         generator: samples from the model in training.
@@ -35,7 +35,7 @@ class SampleGrids(StepCallback):
     def __init__(
         self,
         folder: str,
-        every: int,
+        every_n_steps: int,
         columns: int,
         rows: int,
         points: int,
@@ -44,18 +44,24 @@ class SampleGrids(StepCallback):
         settings: dict[str, Any],
         **_: Any,
     ) -> None:
-        self.folder, self.every, self.columns, self.rows, self.points = Path(folder), every, columns, rows, points
+        self.folder, self.every_n_steps, self.columns, self.rows, self.points = (
+            Path(folder),
+            every_n_steps,
+            columns,
+            rows,
+            points,
+        )
         self.generator, self.evaluation, self.settings = generator, evaluation, settings
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Draw if it is time to."""
-        if trainer.is_global_zero and (step % self.every == 0 or step == method.total_steps):
+        if trainer.is_global_zero and (step % self.every_n_steps == 0 or step == method.total_steps):
             self.draw(trainer, method, step)
 
     def draw(self, trainer: Trainer, method: LightningModule, step: int) -> None:
         """Sample with every step count, save the pictures, hand them to the loggers that take pictures."""
         ema = next(c for c in trainer.callbacks if isinstance(c, WeightEMA))
-        n = self.columns * self.rows if self.generator.bounded else self.points
+        n = self.columns * self.rows if self.generator.clamp else self.points
         with ema.applied(method) as weights:
             samples = {
                 steps: self.generator.sample(n, steps=steps, seed=self.settings["seed"])
@@ -75,7 +81,7 @@ class SampleGrids(StepCallback):
 
     def save(self, path: Path, images: dict[str, Tensor], title: str) -> None:
         """A grid of images, a comparison of several, or a scatter plot of points beside the data."""
-        if not self.generator.bounded:
+        if not self.generator.clamp:
             save_scatter(path, {"data": self.evaluation.data.images[: self.points], **images}, title)
         elif len(images) == 1:
             save_grid(path, next(iter(images.values())), self.columns, title)

@@ -15,18 +15,18 @@ from consistency_models.callbacks.ema import WeightEMA
 from consistency_models.callbacks.step import StepCallback
 from consistency_models.evaluation import Evaluation, Score
 from consistency_models.evaluation.ode_error import ODEError
-from consistency_models.generation import Generator
+from consistency_models.sampling.generator import Generator
 
 __all__ = ["Validation"]
 
 
 class Validation(StepCallback):
-    """Samples with fixed noise and scores the images, every `every` steps and at the end; keeps `best.ckpt`.
+    """Samples with fixed noise and scores the images, every `every_n_steps` steps and at the end; keeps `best.ckpt`.
 
     The monitored metric is the first of the evaluation, at the first step count.
 
     Args:
-        every: optimiser steps between two validations, at least 1.
+        every_n_steps: optimiser steps between two validations, at least 1.
         generator: samples from the model in training.
         evaluation: what is measured, against which images.
         settings: `steps` (step counts), `n` (images), `seed`, `batch_size`.
@@ -37,13 +37,18 @@ class Validation(StepCallback):
 
     def __init__(
         self,
-        every: int,
+        every_n_steps: int,
         generator: Generator,
         evaluation: Evaluation,
         settings: dict[str, Any],
         ode_error: Callable[..., ODEError] | None = None,
     ) -> None:
-        self.every, self.generator, self.evaluation, self.settings = every, generator, evaluation, settings
+        self.every_n_steps, self.generator, self.evaluation, self.settings = (
+            every_n_steps,
+            generator,
+            evaluation,
+            settings,
+        )
         self.make_ode_error = ode_error
         self.monitor: str | None = None
         self.final: dict[str, float] = {}
@@ -51,7 +56,7 @@ class Validation(StepCallback):
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Validate if it is time to."""
-        if step % self.every == 0 or step == method.total_steps:
+        if step % self.every_n_steps == 0 or step == method.total_steps:
             self.validate(trainer, method)
 
     def validate(self, trainer: Trainer, method: LightningModule) -> None:

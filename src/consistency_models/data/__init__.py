@@ -4,13 +4,13 @@ from consistency_models.data.batch import Batch, Slot
 from consistency_models.data.cifar10 import cifar10
 from consistency_models.data.decoding import Decoder
 from consistency_models.data.digits import digits
-from consistency_models.data.errors import DataError
 from consistency_models.data.fashion_mnist import fashion_mnist
 from consistency_models.data.image_folder import image_folder
 from consistency_models.data.image_set import ImageSet, sigma_data
 from consistency_models.data.mixture import GaussianMixture, Mixture
 from consistency_models.data.module import DataModule
 from consistency_models.data.sampler import StepSampler
+from consistency_models.errors import DataError
 
 __all__ = [
     "Batch",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from consistency_models.random import Rows
+from consistency_models.random import BatchRandom
 
 __all__ = ["Batch", "Slot"]
 
@@ -21,7 +21,7 @@ class Slot:
         indices: (b,) int64, the images of these rows; None for a source that makes its images from the random numbers.
     """
 
-    rows: Rows
+    rows: BatchRandom
     indices: Tensor | None
 
 
@@ -37,7 +37,7 @@ class Batch:
 
     images: Tensor
     labels: Tensor | None
-    rows: Rows
+    rows: BatchRandom
 
     def __len__(self) -> int:
         return len(self.images)

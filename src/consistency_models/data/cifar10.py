@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from consistency_models.data.errors import DataError
 from consistency_models.data.image_folder import image_folder
 from consistency_models.data.image_set import ImageSet
+from consistency_models.errors import DataError
 
 __all__ = ["cifar10"]
 

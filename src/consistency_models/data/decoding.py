@@ -20,8 +20,8 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image, ImageOps
 
-from consistency_models.data.errors import DataError
 from consistency_models.data.files import Files
+from consistency_models.errors import DataError
 
 __all__ = ["Decoder", "cached"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from consistency_models.data.errors import DataError
 from consistency_models.data.image_set import ImageSet
+from consistency_models.errors import DataError
 
 __all__ = ["fashion_mnist"]
 

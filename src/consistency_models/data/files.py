@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from consistency_models.data.errors import DataError
+from consistency_models.errors import DataError
 
 __all__ = ["Files"]
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from consistency_models.data.decoding import Decoder, cached
-from consistency_models.data.errors import DataError
 from consistency_models.data.files import Files
 from consistency_models.data.image_set import ImageSet
+from consistency_models.errors import DataError
 
 __all__ = ["image_folder"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from consistency_models.data.batch import Batch, Slot
-from consistency_models.random import Rows, seed_of
+from consistency_models.random import BatchRandom, seed_of
 
 __all__ = ["GaussianMixture", "Mixture"]
 
@@ -231,7 +231,7 @@ class Mixture:
 
     @cached_property
     def _fixed(self) -> Batch:
-        rows = Rows(seed_of(self.seed, "fixed sample"), 0, self.sample_size, slice(0, self.sample_size))
+        rows = BatchRandom(seed_of(self.seed, "fixed sample"), 0, self.sample_size, slice(0, self.sample_size))
         return self[Slot(rows, None)]
 
     @property

@@ -10,10 +10,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from consistency_models.data.batch import Batch
-from consistency_models.data.errors import DataError
 from consistency_models.data.image_set import ImageSet
 from consistency_models.data.mixture import Mixture
 from consistency_models.data.sampler import StepSampler
+from consistency_models.errors import DataError
 
 __all__ = ["DataModule"]
 

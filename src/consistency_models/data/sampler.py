@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from consistency_models.data.batch import Slot
-from consistency_models.random import Rows, seed_of
+from consistency_models.random import BatchRandom, seed_of
 
 __all__ = ["StepSampler"]
 
@@ -68,15 +68,15 @@ class StepSampler(Sampler[Slot]):
         for step in count(self.start()):
             for micro in range(self.accumulate):
                 first = (micro * self.ranks + self.rank) * size
-                rows = Rows(self.seed, step, self.total, slice(first, first + size))
+                rows = BatchRandom(self.seed, step, self.total, slice(first, first + size))
                 yield Slot(rows, self.indices(rows))
 
-    def indices(self, rows: Rows) -> Tensor | None:
+    def indices(self, rows: BatchRandom) -> Tensor | None:
         """The images of these rows, (len(rows),) int64; None without a fixed set."""
         if self.n is None:
             return None
         step = rows.step % self.period if self.period else rows.step
-        first, stop = step * self.total + rows.mine.start, step * self.total + rows.mine.stop
+        first, stop = step * self.total + rows.local_slice.start, step * self.total + rows.local_slice.stop
         return torch.cat(
             [
                 self.permutation(epoch)[max(first - epoch * self.n, 0) : stop - epoch * self.n]

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from consistency_models.evaluation.page import save_page
+from consistency_models.evaluation.html_report import save_page
 from consistency_models.evaluation.plots import family, save_curves, save_ode_error, save_quality
 from consistency_models.evaluation.runs import Cell, Run, cells_of, differing_keys, read_runs
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from consistency_models.evaluation.features import resized_to, to_bytes, to_rgb
-from consistency_models.weights import Weights
+from consistency_models.storage.downloads import Weights
 
 __all__ = ["DINOv2"]
 

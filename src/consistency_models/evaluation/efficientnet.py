@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from consistency_models.evaluation.features import resized_to, to_bytes, to_rgb
-from consistency_models.weights import Weights
+from consistency_models.storage.downloads import Weights
 
 __all__ = ["EfficientNetLite0"]
 

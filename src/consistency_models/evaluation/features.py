@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from consistency_models.cache import code_of, kept
+from consistency_models.storage.cache import cached, source_fingerprint
 
 __all__ = ["Classifier", "Identity", "resized_to", "to_bytes", "to_float", "to_rgb"]
 
@@ -110,14 +110,14 @@ class Classifier(nn.Module):
             raise ValueError(
                 f"features=classifier learns the data's classes, and {data.name} has none: choose features=identity"
             )
-        settings = (data.digest, steps, batch_size, learning_rate, seed, code_of(Classifier))
+        settings = (data.digest, steps, batch_size, learning_rate, seed, source_fingerprint(Classifier))
         # Everything random is drawn from the CPU's default generator, which is then put back as it was; one thread, so
         # that sums are rounded alike whatever the machine's load and number of cores.
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad(), _one_thread():
             torch.default_generator.manual_seed(seed)
             self._build(data.images.shape[1:], data.num_classes)
             self.register_buffer("held_out_accuracy", torch.tensor(torch.nan))
-            trained = kept("classifier", settings, lambda: self._trained(data, steps, batch_size, learning_rate))
+            trained = cached("classifier", settings, lambda: self._trained(data, steps, batch_size, learning_rate))
             self.load_state_dict(trained)
         self.eval().requires_grad_(False)
 

@@ -108,7 +108,7 @@ def save_scatter(path: str | Path, points: Mapping[str, Tensor], title: str | No
 
 
 def _rows(images: Tensor, columns: int, scale: int | None) -> list[list[Image.Image]]:
-    """Rows of pictures, enlarged without smoothing."""
+    """BatchRandom of pictures, enlarged without smoothing."""
     from PIL import Image
 
     if images.ndim != 4 or not len(images) or images.shape[1] not in (1, 3):
@@ -124,7 +124,7 @@ def _rows(images: Tensor, columns: int, scale: int | None) -> list[list[Image.Im
 
 
 def _draw(path: str | Path, groups: list[list[tuple[str, list[Image.Image]]]], title: str | None) -> None:
-    """Rows with captions, with more space between the groups than between the rows of one."""
+    """BatchRandom with captions, with more space between the groups than between the rows of one."""
     from PIL import Image, ImageDraw, ImageFont
 
     text, large = ImageFont.load_default(TEXT), ImageFont.load_default(TITLE)

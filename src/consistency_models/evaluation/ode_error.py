@@ -18,9 +18,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from consistency_models.cache import code_of, kept
-from consistency_models.schedules import karras_grid
-from consistency_models.solvers import Heun
+from consistency_models.noise.schedules import karras_grid
+from consistency_models.sampling.solvers import Heun
+from consistency_models.storage.cache import cached, source_fingerprint
 
 __all__ = ["HeunSolution", "ODEError", "ODEErrors"]
 
@@ -108,7 +108,7 @@ class ODEError:
         sigma_min: the level of the model's output.
         seed: of the noise.
         batch_size: images in one call.
-        known_as: what the solution is of, so that what it gives is kept by `cache`; None: it is computed in each run.
+        cache_key: what the solution is of, so that what it gives is kept by `cache`; None: it is computed in each run.
 
     Raises:
         ValueError: not sigma_min < sigmas in ascending order, or fewer than two.
@@ -124,13 +124,13 @@ class ODEError:
         sigma_min: float = 0.002,
         seed: int = 0,
         batch_size: int = 1024,
-        known_as: str | None = None,
+        cache_key: str | None = None,
     ) -> None:
         if len(sigmas) < 2 or not all(a < b for a, b in pairwise((sigma_min, *sigmas))):
             raise ValueError(f"need sigma_min < sigmas, two or more, ascending; got {sigma_min} and {tuple(sigmas)}")
         self.solution, self.images, self.labels, self.sigma_data = solution, images, labels, sigma_data
         self.sigmas, self.sigma_min, self.seed, self.batch_size = tuple(sigmas), sigma_min, seed, batch_size
-        self.known_as = known_as
+        self.cache_key = cache_key
 
     @cached_property
     def noised(self) -> list[tuple[Tensor, Tensor]]:
@@ -145,12 +145,14 @@ class ODEError:
     @cached_property
     def solutions(self) -> dict[str, list[Tensor]]:
         """What is solved: where noised data and pure noise go."""
-        if self.known_as is None:
+        if self.cache_key is None:
             return self._solved()
         given = [each if each is None else each.cpu().numpy().tobytes() for each in (self.images, self.labels)]
-        code = code_of(ODEError, self.solution)
-        key = (self.known_as, self.sigmas, self.sigma_min, self.seed, self.images.device.type, given, code)
-        found = kept("solutions", key, lambda: {name: [x.cpu() for x in each] for name, each in self._solved().items()})
+        code = source_fingerprint(ODEError, self.solution)
+        key = (self.cache_key, self.sigmas, self.sigma_min, self.seed, self.images.device.type, given, code)
+        found = cached(
+            "solutions", key, lambda: {name: [x.cpu() for x in each] for name, each in self._solved().items()}
+        )
         return {name: [x.to(self.images) for x in each] for name, each in found.items()}
 
     def _solved(self) -> dict[str, list[Tensor]]:

@@ -11,12 +11,12 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from consistency_models.cache import code_of, kept
-from consistency_models.data.errors import DataError
+from consistency_models.errors import DataError
 from consistency_models.evaluation.feature_set import FeatureSet
 from consistency_models.evaluation.features import to_float
 from consistency_models.evaluation.references import Reference, identity_of
 from consistency_models.random import seed_of
+from consistency_models.storage.cache import cached, source_fingerprint
 
 __all__ = ["Evaluation", "Score", "combined"]
 
@@ -153,7 +153,7 @@ class Evaluation:
 
         if not self.extractor.state_dict():  # what no network has made is not worth keeping
             return computed()
-        made = kept("features", (source.digest, self.space), plain)
+        made = cached("features", (source.digest, self.space), plain)
         return FeatureSet(made.pop("points"), source.labels, self.extractor, {k: v.numpy() for k, v in made.items()})
 
     @torch.no_grad()
@@ -195,9 +195,9 @@ class Evaluation:
         if self.reference.points is None:
             return []
         metrics = self._applicable(self.reference)
-        code = code_of(FeatureSet, *map(type, metrics))
+        code = source_fingerprint(FeatureSet, *map(type, metrics))
         key = (self.source.digest, self.space, splits, [(metric.name, vars(metric)) for metric in metrics], code)
-        values = kept("floor", key, lambda: {"values": [self._of_halves(metrics, split) for split in range(splits)]})
+        values = cached("floor", key, lambda: {"values": [self._of_halves(metrics, split) for split in range(splits)]})
         n = len(self.reference) // 2
         return [
             combined([self._score(metric, value, n) for value in each])

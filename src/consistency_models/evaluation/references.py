@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from consistency_models.data.errors import DataError
+from consistency_models.errors import DataError
 
 __all__ = ["Reference", "identity_of"]
 

@@ -13,9 +13,8 @@ import argparse
 import sys
 
 from consistency_models import export
-from consistency_models.app.errors import Exit
-from consistency_models.loading import load
-from consistency_models.pretrained.errors import CheckpointError
+from consistency_models.errors import CheckpointError, Exit
+from consistency_models.storage.loading import load
 
 FORMATS = ("safetensors", "onnx", "hub", "diffusers", "checkpoint")
 

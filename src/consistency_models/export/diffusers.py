@@ -12,10 +12,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from consistency_models.extras import extra
-from consistency_models.generation import Generator
+from consistency_models.errors import import_extra
 from consistency_models.networks.openai_adm import AttentionBlock, OpenAIUNet, ResBlock
-from consistency_models.preconditioning import Boundary
+from consistency_models.noise.preconditioning import Boundary
+from consistency_models.sampling.generator import Generator
 
 __all__ = ["to_diffusers"]
 
@@ -33,7 +33,7 @@ def to_diffusers(generator: Generator, folder: Path | str) -> None:
         ModuleNotFoundError: the extra `export` is not installed.
         OSError: it cannot be written.
     """
-    diffusers = extra("diffusers")
+    diffusers = import_extra("diffusers")
     network, scalings = generator.model.network, generator.model.preconditioning
     if type(network) is not OpenAIUNet or type(scalings) is not Boundary:
         raise ValueError(
@@ -46,7 +46,7 @@ def to_diffusers(generator: Generator, folder: Path | str) -> None:
         sigma_min=scalings.sigma_min,
         sigma_max=generator.make_sampler(steps=1).sigmas[0],
         sigma_data=scalings.sigma_data,
-        clip_denoised=generator.bounded,
+        clip_denoised=generator.clamp,
     )
     diffusers.ConsistencyModelPipeline(unet, scheduler).save_pretrained(folder)
 

@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from consistency_models.errors import import_extra
 from consistency_models.evaluation.grids import save_comparison, save_scatter
 from consistency_models.export.weights import description, to_safetensors
-from consistency_models.extras import extra
-from consistency_models.generation import Generator
+from consistency_models.sampling.generator import Generator
 
 __all__ = ["measured", "to_hub"]
 
@@ -68,12 +68,12 @@ def to_hub(generator: Generator, folder: Path | str, license: str | None = None)
         ModuleNotFoundError: the extras `export` and `hub` are not installed.
         OSError: it cannot be written.
     """
-    hub = extra("huggingface_hub", "export,hub")
+    hub = import_extra("huggingface_hub", "export,hub")
     folder, said = Path(folder), description(generator)
     to_safetensors(generator, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(said, indent=2) + "\n")
     pictures = {f"{n}-step": generator.sample(IMAGES, steps=n) for n in generator.steps}
-    (save_comparison if generator.bounded else save_scatter)(folder / "samples.png", pictures)
+    (save_comparison if generator.clamp else save_scatter)(folder / "samples.png", pictures)
 
     name, config = folder.resolve().name, said["config"]
     method, data = config.get("model", {}).get("name", generator.origin.get("kind")), config["data"].get("name")
@@ -105,7 +105,7 @@ def to_hub(generator: Generator, folder: Path | str, license: str | None = None)
         steps=", ".join(pictures),
         first=generator.steps[0],
         shape=", ".join(map(str, generator.shape)),
-        range=" in [-1, 1]" if generator.bounded else "",
+        range=" in [-1, 1]" if generator.clamp else "",
         table=table if evaluation else "Nothing yet: `python eval.py run=RUN` before the export.",
         weights=generator.weights,
         digest=generator.origin["digest"],

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from consistency_models.errors import import_extra
 from consistency_models.export.weights import description
-from consistency_models.extras import extra
-from consistency_models.generation import Generator
-from consistency_models.loading import HEADER
+from consistency_models.sampling.generator import Generator
+from consistency_models.storage.loading import HEADER
 
 __all__ = ["OneStep", "to_onnx"]
 
@@ -31,7 +31,7 @@ class OneStep(nn.Module):
     def __init__(self, generator: Generator) -> None:
         super().__init__()
         self.model, self.sampler = generator.model, generator.make_sampler(steps=1)
-        self.num_classes, self.bounded = generator.num_classes, generator.bounded
+        self.num_classes, self.clamp = generator.num_classes, generator.clamp
 
     def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images, shape of `noise`, which is standard normal, (B, C, H, W).
@@ -45,7 +45,7 @@ class OneStep(nn.Module):
         if labels is not None:
             onehot = (labels[:, None] == torch.arange(self.num_classes, device=labels.device)).to(noise.dtype)
         x = self.sampler(lambda x, sigma: self.model(x, sigma, onehot), noise, _no_noise)
-        return x.clamp(-1, 1) if self.bounded else x
+        return x.clamp(-1, 1) if self.clamp else x
 
 
 def _no_noise() -> Tensor:
@@ -64,7 +64,7 @@ def to_onnx(generator: Generator, path: Path | str) -> None:
         OSError: it cannot be written.
     """
     for module in ("onnx", "onnxscript"):
-        extra(module)
+        import_extra(module)
     device = next(generator.model.parameters()).device
     inputs = {"noise": torch.randn(2, *generator.shape, device=device)}
     if generator.num_classes:

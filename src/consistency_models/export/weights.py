@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from consistency_models import checkpoints
-from consistency_models.extras import extra
-from consistency_models.generation import Generator
-from consistency_models.loading import HEADER, HEADER_SCHEMA
+from consistency_models.errors import import_extra
+from consistency_models.sampling.generator import Generator
+from consistency_models.storage import checkpoints
+from consistency_models.storage.loading import HEADER, HEADER_SCHEMA
 
 __all__ = ["description", "to_checkpoint", "to_safetensors"]
 
@@ -38,7 +38,7 @@ def to_safetensors(generator: Generator, path: Path | str) -> None:
         ModuleNotFoundError: the extra `export` is not installed.
         OSError: it cannot be written.
     """
-    safetensors = extra("safetensors.torch")
+    safetensors = import_extra("safetensors.torch")
     weights = {name: value.detach().cpu().contiguous() for name, value in generator.model.state_dict().items()}
     header = {"format": "pt", HEADER: json.dumps(description(generator))}
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,9 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from consistency_models.ema import ema_update
-from consistency_models.random import Rows
-from consistency_models.schedules import Levels
+from consistency_models.noise.schedules import Levels
+from consistency_models.optim.ema import ema_update
+from consistency_models.random import BatchRandom
 
 __all__ = ["Method", "Step", "frozen_copy"]
 
@@ -31,7 +31,7 @@ class Step:
     Attributes:
         x: clean images in [-1, 1], shape (B, C, H, W).
         noise: standard normal, shape of x; the same for both levels.
-        x_t: the images at the high level t, x + t·noise (`Method.noised`).
+        x_t: the images at the high level t, x + t·noise (`Method.network_input`).
         levels: the noise levels s = `levels.low` < t = `levels.high`, shape (B,).
         labels: one-hot classes (B, classes), or None.
         augment: labels of the augmentation (B, augment_dim), or None.
@@ -46,7 +46,7 @@ class Step:
     labels: Tensor | None
     augment: Tensor | None
     progress: float
-    rows: Rows
+    rows: BatchRandom
 
     def at(self, s: Tensor) -> Tensor:
         """x + s·noise for levels s of shape (B,): the same images and noise at another level."""
@@ -63,7 +63,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 
 
 class Method(LightningModule):
-    """A training method: `target` is what a subclass must say; `noised`, `loss`, `begin_step` are what it may change.
+    """A training method: a subclass defines `target`, and may override the other hooks.
 
     Args:
         model: the preconditioned network f_θ(x, sigma, labels, augment) -> denoised.
@@ -87,7 +87,7 @@ class Method(LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        schedule: Callable[[Rows, int, int], Levels],
+        schedule: Callable[[BatchRandom, int, int], Levels],
         distance: nn.Module,
         weighting: Callable[[Levels], Tensor],
         optimizer: Callable[..., torch.optim.Optimizer],
@@ -95,7 +95,7 @@ class Method(LightningModule):
         total_steps: int,
         target_ema: Callable[[int, int], float] | None = None,
         teacher: nn.Module | None = None,
-        augment: Callable[[Tensor, Rows], tuple[Tensor, Tensor]] | None = None,
+        augment: Callable[[Tensor, BatchRandom], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         super().__init__()
         if self.needs_teacher is not None and self.needs_teacher != (teacher is not None):
@@ -120,7 +120,7 @@ class Method(LightningModule):
 
     # What a method says
 
-    def noised(self, step: Step) -> Tensor:
+    def network_input(self, step: Step) -> Tensor:
         """What the online network is shown, shape of x: x_t = x + t·noise."""
         return step.at(step.levels.high)
 
@@ -132,7 +132,7 @@ class Method(LightningModule):
         """The loss of each image, shape (B,): w(s, t) · d(online, target)."""
         return self.weighting(step.levels) * self.distance(online, target)
 
-    def begin_step(self, k: int, K: int) -> None:
+    def on_step_start(self, k: int, K: int) -> None:
         """Called before step k of K, for a method that changes what it trains as it goes."""
 
     # What it can use
@@ -152,7 +152,7 @@ class Method(LightningModule):
     def training_step(self, batch, batch_index: int) -> Tensor:
         """Mean loss of a micro-batch."""
         rows, k, K = batch.rows, batch.rows.step, self.total_steps
-        self.begin_step(k, K)
+        self.on_step_start(k, K)
         levels = self.schedule(rows, k, K).to(self.device)
         x, augment = (batch.images, None) if self.augment is None else self.augment(batch.images, rows)
         step = Step(
@@ -166,7 +166,7 @@ class Method(LightningModule):
             rows=rows,
         )
         self.teacher_calls = 0
-        step.x_t = self.noised(step)
+        step.x_t = self.network_input(step)
         # The pass with gradient comes first: autocast caches weights, and a copy cached under no_grad has no gradient.
         rows.seed_dropout()
         online = self.model(step.x_t, levels.high, step.labels, step.augment)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+from consistency_models.errors import CheckpointError
 from consistency_models.pretrained.build import Pretrained
 from consistency_models.pretrained.edm import load_snapshot
-from consistency_models.pretrained.errors import CheckpointError
 from consistency_models.pretrained.openai import load_openai
 from consistency_models.pretrained.reader import Snapshot, read_snapshot
 

@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from consistency_models.preconditioning import Preconditioned
-from consistency_models.pretrained.errors import CheckpointError
+from consistency_models.errors import CheckpointError
+from consistency_models.noise.preconditioning import Preconditioned
 
 __all__ = ["Pretrained", "fill"]
 

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from consistency_models.errors import CheckpointError
 from consistency_models.pretrained import load
-from consistency_models.pretrained.errors import CheckpointError
 
 __all__ = ["checkpoint_of"]
 
@@ -33,7 +33,7 @@ def checkpoint_of(path: Path | str) -> dict[str, Any]:
                 "channels": loaded.channels,
                 "image_size": loaded.image_size,
                 "network_classes": loaded.num_classes,
-                "bounded": True,
+                "clamp": True,
             },
             "evaluation": {"steps": list(loaded.steps), "n": 2000},
         },

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from consistency_models.errors import CheckpointError, naming
 from consistency_models.networks import official
-from consistency_models.preconditioning import EDM, IDDPM, VE, VP, Boundary, Preconditioned
+from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary, Preconditioned
 from consistency_models.pretrained.build import Pretrained, fill
-from consistency_models.pretrained.errors import CheckpointError, naming
 from consistency_models.pretrained.reader import Snapshot, read_snapshot
-from consistency_models.samplers import Consistency, Heun
+from consistency_models.sampling.samplers import Consistency, Heun
 
 __all__ = ["load_snapshot"]
 
@@ -82,8 +82,8 @@ def load_snapshot(path: Path | str) -> Pretrained:
 def sampling(snapshot: Snapshot, said: dict[str, object]) -> tuple[partial, tuple[int, ...]]:
     """Sampler and step counts: EDM's 18 steps of Heun, or ECT's one and two, without a floor of σ_min."""
     if snapshot.class_name == "ECMPrecond" or (snapshot.class_name == "Precond" and not has_uncertainty(snapshot)):
-        middle = 0.821 if said["img_resolution"] <= 32 else 1.526  # ECT's, of CIFAR-10 and of ImageNet 64
-        return partial(Consistency.for_steps, middle=middle, sigma_min=0.0, sigma_max=80.0), (1, 2)
+        sigma_mid = 0.821 if said["img_resolution"] <= 32 else 1.526  # ECT's, of CIFAR-10 and of ImageNet 64
+        return partial(Consistency.for_steps, sigma_mid=sigma_mid, sigma_min=0.0, sigma_max=80.0), (1, 2)
     low, high = max(said["sigma_min"], 0.002), min(said["sigma_max"], 80.0)  # arXiv 2206.00364, Table 1
     return partial(Heun, sigma_min=low, sigma_max=high), (18,)
 

@@ -15,11 +15,11 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor, nn
 
+from consistency_models.errors import CheckpointError, naming
 from consistency_models.networks.openai_adm import OpenAIUNet
-from consistency_models.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.noise.preconditioning import EDM, Boundary, Preconditioned
 from consistency_models.pretrained.build import Pretrained, fill
-from consistency_models.pretrained.errors import CheckpointError, naming
-from consistency_models.samplers import Consistency, Heun
+from consistency_models.sampling.samplers import Consistency, Heun
 
 __all__ = ["load_openai", "network_of"]
 
@@ -66,8 +66,8 @@ def load_openai(path: Path | str, consistency: bool | None = None, network: nn.M
         weights = read_weights(path)
         scalings, sampler = partial(EDM), partial(Heun, sigma_min=0.002, sigma_max=80.0)
         if consistency:
-            middle = next((level for name, level in MIDDLE.items() if path.name.startswith(name)), 1.382)
-            scalings, sampler = partial(Boundary), partial(Consistency.for_steps, middle=middle)
+            sigma_mid = next((level for name, level in MIDDLE.items() if path.name.startswith(name)), 1.382)
+            scalings, sampler = partial(Boundary), partial(Consistency.for_steps, sigma_mid=sigma_mid)
         recipe = {}
         if network is None:
             network, make = network_of(weights)

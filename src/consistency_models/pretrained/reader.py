@@ -15,9 +15,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from consistency_models.pretrained.errors import CheckpointError, naming
-from consistency_models.pretrained.machine import exact, run
-from consistency_models.pretrained.standins import Record, StandIns
+from consistency_models.errors import CheckpointError, naming
+from consistency_models.pretrained.safe_unpickler import exact, run
+from consistency_models.pretrained.stub_classes import Record, StandIns
 
 __all__ = ["Snapshot", "read_bytes", "read_snapshot"]
 

@@ -62,7 +62,7 @@ class Processes(Launcher):
         Raises:
             SystemExit: with code 75, after a signal.
         """
-        from consistency_models.app.errors import Exit
+        from consistency_models.errors import Exit
 
         free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         places = self.places()
@@ -86,10 +86,10 @@ class Processes(Launcher):
     def _run(
         self, number: int, folder: Path, overrides: Sequence[str], free: queue.SimpleQueue[dict[str, str]]
     ) -> JobReturn:
-        from consistency_models.app.errors import Exit
         from consistency_models.app.folder import RunFolder
         from consistency_models.app.multirun import monitored, state_of
         from consistency_models.app.sweep_folder import SweepFolder
+        from consistency_models.errors import Exit
 
         result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
         state = state_of(folder, list(overrides))

@@ -17,7 +17,7 @@ from consistency_models.app.checks.problems import ConfigErrors, problem
 from consistency_models.app.checks.resume import continued
 from consistency_models.app.checks.rules import show
 from consistency_models.app.checks.table import PLUGINS
-from consistency_models.app.errors import ConfigError
+from consistency_models.errors import ConfigError
 
 __all__ = ["check", "check_command"]
 

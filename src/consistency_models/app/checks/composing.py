@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from consistency_models.app.checks.problems import ConfigErrors, one_line, problem, unknown_key
 from consistency_models.app.checks.rules import nearest
 from consistency_models.app.checks.table import rule_of
-from consistency_models.app.errors import ConfigError
+from consistency_models.errors import ConfigError
+from consistency_models.storage.moved_names import KEYS, OPTIONS
 
 __all__ = ["Composer"]
 
@@ -72,6 +74,7 @@ class Composer:
             try:
                 if not key:
                     raise OverrideParseException(override, "no key")
+                override = _with_current_name(override)
                 parsed += self.parser.parse_overrides([override])
             except OverrideParseException:
                 fix = "quote a value with special characters: 'key=\"value\"'" if equals else f"did you mean {key}=…?"
@@ -177,6 +180,15 @@ class Composer:
         if override.package is not None:
             return problem(f"{key}@{override.package}", value, f"a group: {', '.join(groups_of(config))}")
         return problem(override.get_key_element(), value, "what can be merged", one_line(error))
+
+
+def _with_current_name(override: str) -> str:
+    """The override with the present name of a key or option that was renamed; says so."""
+    prefix, key, equals, value = re.fullmatch(r"([+~]*)([^=]*)(=?)(.*)", override, re.DOTALL).groups()
+    key, value = KEYS.get(key, key), ",".join(OPTIONS.get((key, one), one) for one in value.split(","))
+    if (renamed := f"{prefix}{key}{equals}{value}") != override:
+        print(f"warning: {override} is called {renamed} now", file=sys.stderr)
+    return renamed
 
 
 def groups_of(config: DictConfig) -> list[str]:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.rules import nearest
-from consistency_models.app.errors import ConfigError, Exit
+from consistency_models.errors import ConfigError, Exit
 
 __all__ = ["has_checkpoint", "wrong_checkpoint", "wrong_path"]
 
 ARTIFACT = re.compile(r"wandb:[^/:\s]+/[^/:\s]+/[^/:\s]+:[^/:\s]+")
 MARK = b"sha256:"
 LAST = Path("checkpoints", "last.ckpt")
-SIZE = len(MARK) + 64  # of what stands at the end of a checkpoint, see consistency_models.checkpoints
+SIZE = len(MARK) + 64  # of what stands at the end of a checkpoint, see consistency_models.storage.checkpoints
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -13,8 +13,8 @@ from consistency_models.app.checks.problems import ConfigErrors, problem, unknow
 from consistency_models.app.checks.rules import Rule, nearest, show, target
 from consistency_models.app.checks.table import EVAL, NOT_ARGUMENTS, PATHS, TRAIN, rule_of
 from consistency_models.app.checks.targets import find
-from consistency_models.app.errors import ConfigError
 from consistency_models.app.folder import is_run_of
+from consistency_models.errors import ConfigError
 
 __all__ = ["REQUIRED", "check_job"]
 
@@ -31,7 +31,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
         *("optimizer._target_", "optimizer._partial_", "learning_rate._target_", "ema._target_", "teacher._target_"),
         *("init._target_", "features._target_", "logger.csv", "logger.tensorboard", "trainer.devices"),
         *(f"data.{key}" for key in ("_target_", "source._target_", "name", "image_size", "channels", "num_classes")),
-        *(f"data.{key}" for key in ("conditional", "batch_size", "bounded", "network_classes", "root", "flip")),
+        *(f"data.{key}" for key in ("conditional", "batch_size", "clamp", "network_classes", "root", "flip")),
         *(f"evaluation.{key}" for key in ("steps", "n", "batch_size", "seed", "ode_points", "ode_steps")),
         *(f"trainer.{key}" for key in ("max_steps", "max_images", "accelerator", "strategy", "num_nodes", "precision")),
         *("trainer.accumulate_grad_batches",),

@@ -16,7 +16,7 @@ from typing import Any
 from consistency_models.app.checks.files import has_checkpoint, wrong_checkpoint, wrong_path
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.rules import show
-from consistency_models.app.errors import ConfigError, Exit
+from consistency_models.errors import ConfigError, Exit
 
 __all__ = ["EVAL", "TRAIN"]
 
@@ -102,11 +102,11 @@ def levels(config: Config, choices: Choices) -> Problems:
     schedule, sampler, preconditioning = config["schedule"], config["sampler"], config["preconditioning"]
     spacing = schedule.get("spacing") or {}
     for group, node in (("schedule", schedule), ("schedule.spacing", spacing), ("sampler", sampler)):
-        low, high, middle = (node.get(key) for key in ("sigma_min", "sigma_max", "middle"))
+        low, high, sigma_mid = (node.get(key) for key in ("sigma_min", "sigma_max", "sigma_mid"))
         if low is not None and high is not None and not low < high:
             yield problem(f"{group}.sigma_min", low, f"less than {group}.sigma_max={high}", "did you swap them?")
-        elif middle is not None and not (low or 0) < middle < (math.inf if high is None else high):
-            yield problem(f"{group}.middle", middle, f"between sigma_min={low} and sigma_max={high}")
+        elif sigma_mid is not None and not (low or 0) < sigma_mid < (math.inf if high is None else high):
+            yield problem(f"{group}.sigma_mid", sigma_mid, f"between sigma_min={low} and sigma_max={high}")
         elif low == 0 and group == "sampler" and ".Consistency." not in sampler["_target_"]:
             yield problem(
                 "sampler.sigma_min", low, f"above 0 with sampler={choices.get('sampler')}, which divides by it"
@@ -133,7 +133,11 @@ def schedule(config: Config, choices: Choices) -> Problems:
     if fitting and ours and name not in fitting[0]:
         allowed = f"{', '.join(fitting[1])} with model={model}: it needs {fitting[2]}"
         yield problem("schedule", chosen, allowed, f"did you mean schedule={fitting[1][0]}?")
-    if name == "Closing" and {"stages", "q"} <= schedule.keys() and schedule["stages"] * math.log2(schedule["q"]) > 20:
+    if (
+        name == "ECTSchedule"
+        and {"stages", "q"} <= schedule.keys()
+        and schedule["stages"] * math.log2(schedule["q"]) > 20
+    ):
         most = max(int(20 / math.log2(schedule["q"])), 1)
         yield problem("schedule.stages", schedule["stages"], f"at most {most} with schedule.q={schedule['q']}")
     if name == "Phases" and {"steps", "segments"} <= schedule.keys():
@@ -232,7 +236,7 @@ def features(config: Config, choices: Choices) -> Problems:
     space, reference = str(extractor.get("_target_")).rpartition(".")[2], config["features"].get("reference")
     if space == "Classifier" and data["num_classes"] == 0:
         yield problem("features", chosen, "identity: there are no classes to learn", "did you mean features=identity?")
-    if space in PRETRAINED and not data["bounded"]:
+    if space in PRETRAINED and not data["clamp"]:
         allowed = f"identity with data={choices.get('data')}: points are no images"
         yield problem("features", chosen, allowed, "did you mean features=identity?")
     if space in PRETRAINED and data["channels"] not in (1, 3):
@@ -373,8 +377,8 @@ def ways(config: Config, choices: Choices) -> Problems:
     low, high = sampler.get("sigma_min"), sampler.get("sigma_max")
     if low is not None and high is not None and not low < high:
         yield problem("sampler.sigma_min", low, f"less than sampler.sigma_max={high}", "did you swap them?")
-    elif "middle" in sampler and not low < sampler["middle"] < high:
-        yield problem("sampler.middle", sampler["middle"], f"between sigma_min={low} and sigma_max={high}")
+    elif "sigma_mid" in sampler and not low < sampler["sigma_mid"] < high:
+        yield problem("sampler.sigma_mid", sampler["sigma_mid"], f"between sigma_min={low} and sigma_max={high}")
     if config["devices"] > 1 and config["device"] not in ("auto", "cpu", "cuda"):
         yield problem(
             "devices", config["devices"], f"1 with device={config['device']}", "or device=cuda, for the first"

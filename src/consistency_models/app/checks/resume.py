@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from consistency_models.app.checks.composing import Composer
 from consistency_models.app.checks.files import has_checkpoint
 from consistency_models.app.checks.problems import one_line, problem
-from consistency_models.app.errors import Exit
 from consistency_models.app.folder import STATES, newest_unfinished
+from consistency_models.errors import Exit
 
 __all__ = ["continued"]
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from hydra.utils import get_method
 
-from consistency_models.app.errors import ConfigError, Exit
 from consistency_models.app.run import quiet, report
-from consistency_models.checkpoints import CheckpointError
-from consistency_models.generation import Generator
-from consistency_models.loading import instantiate, load
+from consistency_models.errors import ConfigError, Exit
+from consistency_models.sampling.generator import Generator
+from consistency_models.storage.checkpoints import CheckpointError
+from consistency_models.storage.loading import instantiate, load
 
 __all__ = ["run_task"]
 

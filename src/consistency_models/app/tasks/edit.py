@@ -13,15 +13,22 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from consistency_models.app.errors import ConfigError
 from consistency_models.app.tasks.archives import save_png
 from consistency_models.app.tasks.pictures import Pictures, known_of, labels_of, pictures_of, refuse_points
-from consistency_models.app.tasks.produce import results_folder, samplers_of
-from consistency_models.editing import Colorization, Inpainting, SuperResolution, Unconstrained, estimate_sigma, slerp
+from consistency_models.app.tasks.sample_workers import results_folder, samplers_of
+from consistency_models.errors import ConfigError
 from consistency_models.evaluation.features import to_bytes
 from consistency_models.evaluation.grids import save_comparison, save_grid
-from consistency_models.generation import Generator, ImageNoise
-from consistency_models.samplers import Consistency
+from consistency_models.sampling.editing import (
+    Colorization,
+    Inpainting,
+    SuperResolution,
+    Unconstrained,
+    estimate_sigma,
+    slerp,
+)
+from consistency_models.sampling.generator import Generator, ImageNoise
+from consistency_models.sampling.samplers import Consistency
 
 __all__ = ["colorize", "denoise", "inpaint", "interpolate", "stroke", "superres"]
 
@@ -92,7 +99,7 @@ def denoise(
 
 
 def interpolate(config: Config, generator: Generator, ends: list[list[int]], label: int | None) -> None:
-    """Rows of images from the noise of one sample to that of another."""
+    """BatchRandom of images from the noise of one sample to that of another."""
     refuse_points(config, generator)
     columns, rows, names = config["n"] or 10, [], []
     sigma = _sampler(config, generator).sigmas[0]

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from consistency_models.app import build
-from consistency_models.app.errors import ConfigError
 from consistency_models.app.tasks.ode import ode_errors
-from consistency_models.app.tasks.produce import Producer, progress_bar, results_folder, samplers_of, sets_of
 from consistency_models.app.tasks.records import publish, result, write
+from consistency_models.app.tasks.sample_workers import Producer, progress_bar, results_folder, samplers_of, sets_of
+from consistency_models.errors import ConfigError
 from consistency_models.evaluation import Evaluation, combined
 from consistency_models.evaluation.grids import save_comparison, save_scatter
 from consistency_models.evaluation.plots import save_ode_error, save_quality
-from consistency_models.generation import Generator
-from consistency_models.loading import checkpoint_file
+from consistency_models.sampling.generator import Generator
+from consistency_models.storage.loading import checkpoint_file
 
 __all__ = ["evaluation_of", "run", "sample_sets", "settings_of"]
 
@@ -67,7 +67,7 @@ def run(config: dict[str, Any], generator: Generator) -> None:
         "ode_error": curves,
     }
     title = f"the same noise, weights {generator.weights}"
-    if generator.bounded:
+    if generator.clamp:
         save_comparison(folder / "samples.png", {name: images[:40] for name, images in pictures.items()}, title=title)
     else:
         save_scatter(folder / "samples.png", {"data": evaluation.data.images[: len(sets[0])], **pictures}, title)

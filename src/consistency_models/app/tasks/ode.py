@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from consistency_models.app import build
-from consistency_models.generation import Generator
-from consistency_models.samplers import Consistency
+from consistency_models.sampling.generator import Generator
+from consistency_models.sampling.samplers import Consistency
 
 log = logging.getLogger(__name__)
 
 __all__ = ["ode_errors"]
 
-TEACHERS = ("consistency_models.app.build.run_teacher", "consistency_models.app.build.official_teacher")
+TEACHERS = ("consistency_models.teachers.run_teacher", "consistency_models.teachers.official_teacher")
 
 
 def ode_errors(

@@ -14,11 +14,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from consistency_models.app import build
-from consistency_models.app.errors import ConfigError
 from consistency_models.data.decoding import Decoder
 from consistency_models.data.image_folder import SUFFIXES
+from consistency_models.errors import ConfigError
 from consistency_models.evaluation.features import to_float
-from consistency_models.generation import Generator
+from consistency_models.sampling.generator import Generator
 
 __all__ = ["Pictures", "known_of", "labels_of", "pictures_of", "refuse_points"]
 
@@ -64,7 +64,7 @@ def pictures_of(config: dict[str, Any], generator: Generator, image: str | None,
 
 def refuse_points(config: dict[str, Any], generator: Generator) -> None:
     """Editing is for images; points of a mixture are none."""
-    if not generator.bounded:
+    if not generator.clamp:
         task = config["task"]["_target_"].rpartition(".")[2]
         raise ConfigError("task", task, f"evaluate: {config['run']} makes points, and not images of grey or RGB pixels")
 

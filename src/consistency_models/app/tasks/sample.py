@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from consistency_models.app.errors import ConfigError
 from consistency_models.app.folder import write_atomically
 from consistency_models.app.tasks.archives import ARCHIVES, save_png
-from consistency_models.app.tasks.produce import Producer, progress_bar, results_folder, samplers_of, sets_of
+from consistency_models.app.tasks.sample_workers import Producer, progress_bar, results_folder, samplers_of, sets_of
 from consistency_models.callbacks.finite import NonFiniteError
+from consistency_models.errors import ConfigError
 from consistency_models.evaluation.features import to_bytes
-from consistency_models.generation import Generator
+from consistency_models.sampling.generator import Generator
 
 __all__ = ["run"]
 
@@ -66,7 +66,7 @@ def run(
 
 def _choice(generator: Generator, classes: list[int] | None, by_class: bool) -> list[int] | None:
     """The classes that take turns; None for an unconditional model."""
-    if not generator.bounded or generator.shape[0] not in (1, 3):
+    if not generator.clamp or generator.shape[0] not in (1, 3):
         raise ConfigError("task", "sample", f"a model of images; this one makes {generator.shape} of any values")
     count = generator.num_classes
     if not count and (classes or by_class):

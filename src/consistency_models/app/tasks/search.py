@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 
-from consistency_models.app.errors import ConfigError
 from consistency_models.app.folder import write_atomically
 from consistency_models.app.tasks.evaluate import evaluation_of, sample_sets
-from consistency_models.app.tasks.produce import Producer, progress_bar, results_folder, samplers_of, sets_of
+from consistency_models.app.tasks.sample_workers import Producer, progress_bar, results_folder, samplers_of, sets_of
+from consistency_models.errors import ConfigError
 from consistency_models.evaluation import combined
 from consistency_models.evaluation.plots import save_search
-from consistency_models.generation import Generator
-from consistency_models.samplers import Consistency
-from consistency_models.schedules import karras_grid
+from consistency_models.noise.schedules import karras_grid
+from consistency_models.sampling.generator import Generator
+from consistency_models.sampling.samplers import Consistency
 
 __all__ = ["run", "ternary_search"]
 

@@ -1,0 +1,202 @@
+"""Images for a task: which ones, by which sampler, and made by one process or by several, always to the same bits.
+
+The network is shown blocks of fixed size that begin at multiples of it, because it rounds otherwise in a batch of
+another size. Blocks are what processes share, so neither their number nor `batch_size` changes an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import Tensor
+
+from consistency_models.app.strategy import cpu_threads
+from consistency_models.errors import ConfigError
+from consistency_models.sampling.generator import Generator
+from consistency_models.sampling.samplers import Consistency
+from consistency_models.storage.loading import checkpoint_file, load
+
+__all__ = ["Producer", "block_size", "progress_bar", "results_folder", "samplers_of", "sets_of"]
+
+
+def block_size(shape: tuple[int, ...]) -> int:
+    """Images in a network call: 256 of up to 16x16 values, 64 of 32x32, 16 of 64x64, 1 of 256x256."""
+    return max(1, min(256, 2**16 // (shape[-2] * shape[-1])))
+
+
+def samplers_of(config: dict[str, Any], generator: Generator) -> list[Any]:
+    """A sampler for each of `steps`, or the one of `sigmas`.
+
+    Raises:
+        ConfigError: the model cannot be sampled so.
+    """
+    sigmas = config["sigmas"]
+    counts = [len(sigmas)] if sigmas else config["steps"] or generator.config["evaluation"]["steps"]
+    if sigmas:
+        return [_consistency(generator, sigmas)]
+    try:
+        return [generator.make_sampler(steps=count) for count in counts]
+    except ValueError as error:
+        raise ConfigError("steps", counts, str(error), "sampler=consistency takes any number, by re-noising") from error
+
+
+def _consistency(generator: Generator, sigmas: list[float]) -> Consistency:
+    fix = "add sampler=consistency"
+    try:
+        own = generator.make_sampler(steps=len(sigmas))
+        if isinstance(own, Consistency):
+            fix = ""
+            return Consistency(sigmas, own.sigma_min, own.clip)
+        allowed = f"null with the sampler {type(own).__name__}: only a consistency sampler is called at any levels"
+    except ValueError as error:
+        allowed = str(error)
+    raise ConfigError("sigmas", sigmas, allowed, fix)
+
+
+def sets_of(config: dict[str, Any], n: int) -> list[range]:
+    """The indices of each sample set, by `seeds`, or by `n` (or the one given) and `repeats`."""
+    if config["seeds"]:
+        ranges = config["seeds"] if isinstance(config["seeds"], list) else [config["seeds"]]
+        ends = [map(int, text.split("-")) for text in ranges]
+        return [range(first, last + 1) for first, last in ends]
+    n = config["n"] or n
+    return [range(i * n, (i + 1) * n) for i in range(config["repeats"])]
+
+
+def results_folder(run: str) -> Path:
+    """evaluation/ of the run folder or exported folder, or beside a file that lies elsewhere; made if missing."""
+    file = checkpoint_file(run)
+    folder = file.parent / file.stem
+    if file.parent.name == "checkpoints":
+        folder = file.parent.parent
+    elif Path(run).expanduser().is_dir():
+        folder = file.parent
+    folder /= "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class Producer:
+    """Makes images on `devices` devices: in this process, or in one process for each.
+
+        with Producer(config, generator) as producer:
+            for indices, images in producer.batches(sampler, wanted): …
+
+    Args:
+        config: eval.py's, with its `device` resolved.
+        generator: loaded from its `run`, with its `sampler`.
+
+    Raises:
+        ConfigError: there are fewer GPUs.
+    """
+
+    def __init__(self, config: dict[str, Any], generator: Generator) -> None:
+        self.generator, self.seed, self.block = generator, config["seed"], block_size(generator.shape)
+        self.unit = self.block * max(1, config["batch_size"] // self.block)
+        self.devices, self.executor = _devices(config["device"], config["devices"]), None
+        self.run = config["run"]
+
+    def __enter__(self) -> Producer:
+        if len(self.devices) > 1:
+            context = get_context("spawn")
+            devices = context.Queue()
+            for device in self.devices:
+                devices.put(device)
+            threads = cpu_threads({"accelerator": "cpu", "devices": len(self.devices)})
+            arguments = (self.run, self.generator.weights, devices, threads, context.Barrier(len(self.devices)))
+            self.executor = ProcessPoolExecutor(len(self.devices), context, _begin, arguments)
+            list(self._wait([self.executor.submit(_nothing) for _ in self.devices]))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.executor is not None:
+            self.executor.shutdown(cancel_futures=True)
+
+    def batches(
+        self, sampler: Any, wanted: range, classes: list[int] | None = None, skip: Iterable[int] = ()
+    ) -> Iterator[tuple[range, Tensor]]:
+        """Images (n, C, H, W) with their indices, at most `batch_size` at a time (or a block), in any order.
+
+        Args:
+            sampler: how they are made.
+            wanted: indices without gaps.
+            classes: of which image k gets number k mod len(classes); None: as `Generator.labels`.
+            skip: indices that are not needed; those are left out whose whole batch is.
+        """
+        skip, edge = set(skip), wanted.start - wanted.start % self.unit + self.unit
+        borders = [wanted.start, *range(edge, wanted.stop, self.unit), wanted.stop]
+        parts = [range(first, last) for first, last in pairwise(borders)]
+        jobs = [(sampler, self.seed, part, classes, self.block) for part in parts if not skip.issuperset(part)]
+        if self.executor is None:
+            yield from ((job[2], make(self.generator, *job)) for job in jobs)
+            return
+        futures = {self.executor.submit(_make, *job): job[2] for job in jobs}
+        for future, images in self._wait(futures):
+            yield futures.pop(future), torch.from_numpy(images)
+
+    def _wait(self, futures: Iterable[Future]) -> Iterator[tuple[Future, Any]]:
+        """Futures with their results as they come."""
+        try:
+            yield from ((future, future.result()) for future in as_completed(futures))
+        except BrokenProcessPool as error:
+            raise RuntimeError(f"one of {len(self.devices)} processes was ended; was there enough memory?") from error
+
+
+def make(
+    generator: Generator, sampler: Any, seed: int, indices: range, classes: list[int] | None, block: int
+) -> Tensor:
+    """Images of these indices."""
+    labels = None if classes is None else torch.tensor([classes[k % len(classes)] for k in indices])
+    return generator.sample(
+        len(indices), seed=seed, labels=labels, batch_size=block, first=indices.start, sampler=sampler
+    )
+
+
+_generator: Generator | None = None
+
+
+def _begin(run: str, weights: str, devices: Any, threads: int, barrier: Any) -> None:
+    """What a further process does first; all are ready together, so that their start is in no timing."""
+    global _generator
+    torch.set_num_threads(threads)
+    _generator = load(run, weights, devices.get())
+    barrier.wait()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _make(*job: Any) -> Any:
+    return make(_generator, *job).numpy()
+
+
+def _devices(device: str, count: int) -> list[str]:
+    if count == 1 or device != "cuda":
+        return [device] * count
+    there = torch.cuda.device_count()
+    if count > there:
+        raise ConfigError("devices", count, f"1 to {there}: so many GPUs are there", "or device=cpu")
+    return [f"cuda:{i}" for i in range(count)]
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.0f} images/s")
+
+
+def progress_bar() -> Progress:
+    """A bar that counts images: how many, how fast, and the time left."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn()
+    )

@@ -1,0 +1,67 @@
+"""Lightning's plugin that stores checkpoints in this project's form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins import CheckpointIO
+
+from consistency_models.storage.checkpoints import SCHEMA, read, write
+
+__all__ = ["CheckpointFormat"]
+
+
+class CheckpointFormat(CheckpointIO):
+    """Lightning's plugin that stores what the trainer hands it in the form above, and hands it back.
+
+    Args:
+        config: the resolved configuration, plain dicts and lists.
+        teacher: path and digest of the teacher, whose weights are not stored; None without one.
+    """
+
+    def __init__(self, config: dict[str, Any], teacher: dict[str, str] | None = None) -> None:
+        self.config, self.teacher = config, teacher
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write Lightning's checkpoint in this project's form."""
+        rest = dict(checkpoint)
+        weights = rest.pop("state_dict")
+        callbacks = dict(rest.pop("callbacks", {}))
+        target = _under("target_copy.", weights)
+        write(
+            {
+                "schema": SCHEMA,
+                "step": rest["global_step"],
+                "images_seen": rest["global_step"] * self.config["data"]["batch_size"],
+                "config": self.config,
+                "model": _under("model.", weights),
+                "target": target or None,
+                "ema": callbacks.pop("WeightEMA", {}),
+                "optimizer": rest.pop("optimizer_states", [{}])[0],
+                "teacher": self.teacher,
+                "trainer": {**rest, "callbacks": callbacks},
+            },
+            path,
+        )
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict:
+        """Read a checkpoint back into the form that Lightning expects."""
+        content = read(path)
+        rest = dict(content["trainer"])
+        weights = {f"model.{name}": value for name, value in content["model"].items()}
+        weights |= {f"target_copy.{name}": value for name, value in (content["target"] or {}).items()}
+        return {
+            **rest,
+            "state_dict": weights,
+            "optimizer_states": [content["optimizer"]],
+            "callbacks": {**rest["callbacks"], "WeightEMA": content["ema"]},
+        }
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def _under(prefix: str, weights: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

@@ -1,0 +1,95 @@
+"""Errors that a user meets as one line, and the exit codes that say what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+__all__ = ["CheckpointError", "ConfigError", "DataError", "Exit", "import_extra", "naming"]
+
+
+class Exit(IntEnum):
+    """Exit codes of train.py and eval.py; a multirun ends with the highest of its jobs."""
+
+    DONE = 0
+    UNEXPECTED = 1
+    BAD_INPUT = 2
+    NOT_FINITE = 3
+    NO_GOOD_CHECKPOINT = 4
+    STORAGE = 5
+    STOPPED = 75
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run.
+
+    Args:
+        key: which key, as it is written on the command line.
+        value: what it is.
+        allowed: what it may be.
+        fix: how to mend it, where that is not plain from `allowed`.
+
+    Attributes:
+        code: the exit code.
+    """
+
+    code = Exit.BAD_INPUT
+
+    def __init__(self, key: str, value: object, allowed: str, fix: str = "") -> None:
+        self.key, self.value, self.allowed, self.fix = key, value, allowed, fix
+        super().__init__(f"{key}={value}: allowed: {allowed}" + (f"; {fix}" if fix else ""))
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file or key, what was found, what is allowed and the fix."""
+
+
+class CheckpointError(ValueError):
+    """A file that is not the checkpoint it should be.
+
+    Args:
+        expected: what a good file would hold there.
+        found: what this one holds: a string is printed, of any other object the type.
+        path: the file, where it is known.
+    """
+
+    def __init__(self, expected: str, found: object, path: Path | str | None = None) -> None:
+        found = found if isinstance(found, str) else f"a value of type {type(found).__name__}"
+        super().__init__(expected, found, path)
+        self.expected, self.found, self.path = expected, found, path
+
+    def __str__(self) -> str:
+        found = self.found[:300].encode("unicode_escape").decode()  # no control characters of a stranger in a terminal
+        return f"{self.path or 'checkpoint'}: expected {self.expected}; found {found}"
+
+
+@contextmanager
+def naming(path: Path | str, expected: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes a `CheckpointError` that names the file.
+
+    A hostile file can make the standard library and torch raise nearly anything, RecursionError and MemoryError among
+    it, so nothing less than every exception will do.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(error.expected, error.found, error.path or path) from error.__cause__
+    except Exception as error:
+        raise CheckpointError(expected, f"{type(error).__name__}: {error}", path) from error
+
+
+def import_extra(module: str, group: str = "export") -> ModuleType:
+    """Import a module of an optional dependency of this package.
+
+    Raises:
+        ModuleNotFoundError: the module is not installed; the message names the extra to install.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        how = f"{error.name} is not installed: pip install 'consistency-models[{group}]'"
+        raise ModuleNotFoundError(how, name=error.name) from error

@@ -1,0 +1,1 @@
+"""Distances d(online, target) and weightings w(s, t) of a loss."""

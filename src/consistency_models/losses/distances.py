@@ -1,0 +1,178 @@
+"""Distances d(x, y) between two batches of images: one number for each image.
+
+All take x, y of shape (B, ...) in the same dtype and return shape (B,), differentiable in both arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from consistency_models.storage.downloads import Weights
+
+__all__ = ["L1", "LPIPS", "LInf", "PseudoHuber", "SquaredL2", "SquaredL2At32"]
+
+VGG16 = Weights("torchvision", "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af")
+
+
+class SquaredL2(nn.Module):
+    """d(x, y) = mean_i (x_i - y_i)².  (Consistency Models, arXiv 2303.01469, Sec. 5.)"""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """d, shape (B,)."""
+        return (x - y).square().flatten(1).mean(1)
+
+
+class SquaredL2At32(nn.Module):
+    """`SquaredL2` of the images resized to 32×32, bilinearly: `l2-32` of the official code. Images are (B, C, H, W)."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """d, shape (B,)."""
+        return interpolate(x - y, size=(32, 32), mode="bilinear").square().flatten(1).mean(1)
+
+
+class L1(nn.Module):
+    """d(x, y) = mean_i |x_i - y_i|.  (Consistency Models, arXiv 2303.01469, Sec. 5.)"""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """d, shape (B,)."""
+        return (x - y).abs().flatten(1).mean(1)
+
+
+class LInf(nn.Module):
+    """d(x, y) = max_i |x_i - y_i|.  (The official CIFAR-10 code; not in the paper's experiments.)"""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """d, shape (B,)."""
+        return (x - y).abs().flatten(1).amax(1)
+
+
+class PseudoHuber(nn.Module):
+    """d(x, y) = √(‖x - y‖² + c²) - c, with the norm over the whole image.
+
+    Quadratic for ‖x - y‖ ≪ c, linear beyond. Taken pixel by pixel instead, the same c would make it squared l2 in
+    all but name.  (Improved Techniques for Training Consistency Models, arXiv 2310.14189, Sec. 3.3.)
+
+    Args:
+        c: where quadratic turns linear, in units of the norm; 0 is the norm itself; by default the paper's 0.00054·√d
+            for d values an image.
+
+    Raises:
+        ValueError: c is negative or not finite.
+    """
+
+    def __init__(self, c: float | None = None) -> None:
+        super().__init__()
+        if c is not None and not 0 <= c < math.inf:
+            raise ValueError(f"c must be at least 0 and finite, or None for 0.00054·√d; got {c}")
+        self.c = c
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """d, shape (B,)."""
+        squared_norm = (x - y).square().flatten(1).sum(1)
+        c = 0.00054 * math.sqrt(x[0].numel()) if self.c is None else self.c
+        if c == 0:
+            return _root(squared_norm)
+        return squared_norm / (torch.sqrt(squared_norm + c * c) + c)  # = √(‖x - y‖² + c²) - c, without cancellation
+
+
+def _root(squared: Tensor) -> Tensor:
+    """√squared with gradient 0, not NaN, where it is 0."""
+    positive = squared > 0
+    return torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
+
+
+class LPIPS(nn.Module):
+    """The learned perceptual distance of images in [-1, 1], which the official consistency models were trained with.
+
+    Images narrower than 256 are resized to 224×224 (bilinearly, not antialiased), then mapped to [0, 1], then compared
+    by LPIPS v0.1 on VGG16 with average in place of max pooling, as in the library (piq) of the official code.
+    (Consistency Models, arXiv 2303.01469, Sec. 5; LPIPS, arXiv 1801.03924.)
+
+    The network is loaded at the first call, and is no part of this module's state: no checkpoint holds it.
+
+    Args:
+        weights: torchvision's `vgg16-397923af.pth`, a local file; by default it is looked for, and if need be
+            downloaded, at the first call: see `Weights`.
+        metric: another perceptual metric of two batches of images in [0, 1], shape (B, 3, H, W) -> (B,).
+
+    Raises:
+        FileNotFoundError: there is no file `weights`, or it cannot be downloaded.
+        ValueError: both arguments are given, or the file holds something else.
+    """
+
+    def __init__(
+        self, weights: str | Path | None = None, metric: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        if weights is not None and metric is not None:
+            raise ValueError("weights are those of the default metric: give either weights or metric, not both")
+        if weights is not None:
+            VGG16.path(weights)
+        self.weights = weights
+        self._metric = [metric]  # in a list, so that a module is not registered
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """d, shape (B,)."""
+        x, y = (o.to(torch.promote_types(o.dtype, torch.float32)) for o in (x, y))
+        if self._metric[0] is None:
+            self._metric[0] = _VGG16(self.weights)
+        if isinstance(self._metric[0], nn.Module):
+            self._metric[0].to(x)
+        if x.shape[-1] < 256:
+            x, y = (interpolate(o, size=(224, 224), mode="bilinear") for o in (x, y))
+        with torch.autocast(x.device.type, enabled=False):
+            return self._metric[0]((x + 1) / 2, (y + 1) / 2)
+
+
+class _VGG16(nn.Module):
+    """LPIPS v0.1 on the activations relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3 of VGG16 with average pooling."""
+
+    TAPS = (3, 8, 15, 22, 29)
+
+    def __init__(self, weights: str | Path | None) -> None:
+        super().__init__()
+        layers, channels = [], 3
+        with torch.device("meta"):  # the weights come from files; drawing some would advance the training's generator
+            for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()] if width else [nn.AvgPool2d(2)]
+                channels = width or channels
+        self.features = nn.Sequential(*layers)
+        VGG16.use(self._fill, weights)
+        for i, weight in enumerate(_linear_weights()):
+            self.register_buffer(f"linear{i}", weight)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+        self.requires_grad_(False)
+
+    def _fill(self, state: dict[str, Tensor]) -> None:
+        convolutions = {name: value for name, value in state.items() if name.startswith("features.")}
+        self.load_state_dict(convolutions, assign=True)
+
+    def activations(self, x: Tensor) -> list[Tensor]:
+        """The five activations, each divided by its length over the channels."""
+        x, taps = (x - self.mean) / self.std, []
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in self.TAPS:
+                taps.append(x / (_root(x.square().sum(1, keepdim=True)) + 1e-10))
+        return taps
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        linear = (self.get_buffer(f"linear{i}") for i in range(len(self.TAPS)))
+        terms = zip(linear, self.activations(x), self.activations(y))
+        return sum((w * (a - b).square()).sum(1).mean((1, 2)) for w, a, b in terms)
+
+
+def _linear_weights() -> list[Tensor]:
+    """The five linear layers of LPIPS v0.1, which torchmetrics carries, each of shape (1, channels, 1, 1)."""
+    import torchmetrics
+
+    file = Path(torchmetrics.__file__).parent / "functional/image/lpips_models/vgg.pth"
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    return [state[f"lin{i}.model.1.weight"] for i in range(5)]

@@ -1,0 +1,75 @@
+"""Weightings λ(s, t): one number for each image, which multiplies its loss.
+
+All take `Levels` and return shape (B,), in the levels' dtype; all but `InverseGap` look at t, the larger level, alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from consistency_models.noise.schedules import Levels
+
+__all__ = ["EDM", "SNR", "InverseGap", "SNRPlusOne", "TruncatedSNR", "Uniform"]
+
+
+class Uniform:
+    """λ = 1.  (Consistency Models, arXiv 2303.01469, Sec. 4.)"""
+
+    def __call__(self, levels: Levels) -> Tensor:
+        """λ, shape (B,)."""
+        return torch.ones_like(levels.high)
+
+
+class SNR:
+    """λ = 1/t², the signal-to-noise ratio.  (Progressive Distillation, arXiv 2202.00512, Sec. 4.)"""
+
+    def __call__(self, levels: Levels) -> Tensor:
+        """λ, shape (B,)."""
+        return levels.high**-2
+
+
+class SNRPlusOne:
+    """λ = 1/t² + 1.  (Progressive Distillation, arXiv 2202.00512, Sec. 4; multistep consistency models, 2403.06807.)"""
+
+    def __call__(self, levels: Levels) -> Tensor:
+        """λ, shape (B,)."""
+        return levels.high**-2 + 1
+
+
+class TruncatedSNR:
+    """λ = max(1/t², 1).  (Progressive Distillation, arXiv 2202.00512, Sec. 4.)"""
+
+    def __call__(self, levels: Levels) -> Tensor:
+        """λ, shape (B,)."""
+        return (levels.high**-2).clamp(min=1)
+
+
+class EDM:
+    """λ = (t² + σ_d²)/(t·σ_d)² = 1/t² + 1/σ_d².  (EDM, arXiv 2206.00364, Table 1.)
+
+    Args:
+        sigma_data: σ_d, the standard deviation of the data.
+
+    Raises:
+        ValueError: sigma_data is not positive and finite.
+    """
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        if not 0 < sigma_data < math.inf:
+            raise ValueError(f"sigma_data must be positive and finite (the papers use 0.5); got {sigma_data}")
+        self.sigma_data = sigma_data
+
+    def __call__(self, levels: Levels) -> Tensor:
+        """λ, shape (B,)."""
+        return levels.high**-2 + self.sigma_data**-2
+
+
+class InverseGap:
+    """λ = 1/(t - s).  (iCT, arXiv 2310.14189, Sec. 3.1; ECT, arXiv 2406.14548.)"""
+
+    def __call__(self, levels: Levels) -> Tensor:
+        """λ, shape (B,)."""
+        return 1 / (levels.high - levels.low)

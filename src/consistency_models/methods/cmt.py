@@ -1,0 +1,28 @@
+"""Consistency mid-training (CMT): Direct CM's loss on points of the teacher's own trajectories.
+
+    x_T = σ_max·n       x_t = Solve(x_T, σ_max → t)       L(θ) = E[ λ(t)·d( f_θ(x_t, t),  Solve(x_t, t → σ_min) ) ]
+
+(Hu et al., Consistency Mid-Training, arXiv 2509.24526.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from consistency_models.methods.base import Step
+from consistency_models.methods.dcm import DirectConsistency
+
+__all__ = ["MidTraining"]
+
+
+class MidTraining(DirectConsistency):
+    """LightningModule for CMT; parameters as for `DirectConsistency`.
+
+    Every row has a trajectory of its own, of which it uses one point, t; the paper's code uses all points of each.
+    """
+
+    @torch.no_grad()
+    def network_input(self, step: Step) -> Tensor:
+        """The teacher's trajectory from σ_max·n, at t; shape of x."""
+        return self.solve(step, step.levels.grid[-1].item() * step.noise, below=False)

@@ -1,0 +1,59 @@
+"""Direct CM: a consistency model that is trained on the end of the teacher's whole trajectory.
+
+    L(θ) = E[ λ(t)·d( f_θ(x_t, t),  Solve(x_t, t → σ_min) ) ],     Solve = the teacher's ODE on the grid, step by step
+
+Direct CM takes x_t = x + t·n with t on the grid, and has no consistency target.  (Vouitsis et al., Inconsistencies in
+Consistency Models, arXiv 2411.08954, Sec. 3.)
+
+The comparison of the paper is with the very same training but for the target, f_θ after one step of the solver:
+`model=cd model.target_ema=null`, with the solver, grid (`curriculum.N`), distance and seeds of `model=dcm`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from consistency_models.methods.base import Method, Step
+from consistency_models.sampling.solvers import Heun
+
+__all__ = ["DirectConsistency"]
+
+
+class DirectConsistency(Method):
+    """LightningModule for Direct CM.
+
+    Args:
+        solver: one step of the probability-flow ODE, `solver(denoiser, x, high, low)`; Heun's by default.
+        arguments: as for `Method`; the schedule draws neighbours on a grid.
+    """
+
+    needs_teacher = True
+
+    def __init__(self, *, solver=None, **arguments) -> None:
+        super().__init__(**arguments)
+        self.solver = Heun() if solver is None else solver
+
+    def target(self, step: Step) -> Tensor:
+        """Where the teacher's ODE takes x_t, from t to the lowest level of the grid; shape of x."""
+        return self.solve(step, step.x_t, below=True)
+
+    def solve(self, step: Step, x: Tensor, below: bool) -> Tensor:
+        """Follow the teacher down the grid: from each row's level t to the end, or (not `below`) from the top to t.
+
+        At every step only the rows that are on their way are evaluated: sorted by level they are one slice, and the
+        host knows how many they are without asking the device.
+        """
+        high, grid = step.levels.index + 1, step.levels.grid.tolist()
+        order = step.levels.high.argsort(descending=True)
+        x, labels = x[order], None if step.labels is None else step.labels[order]
+        for m in range(len(grid) - 1, 0, -1):
+            reached = int((high >= m).sum())  # rows with t at or above this level of the grid
+            rows = slice(reached) if below else slice(reached, None)
+            if len(x[rows]):
+                x[rows] = self.solver(
+                    lambda y, sigma, rows=rows: self.teacher(y, sigma, None if labels is None else labels[rows]),
+                    x[rows],
+                    grid[m],
+                    grid[m - 1],
+                )
+        return x[order.argsort()]

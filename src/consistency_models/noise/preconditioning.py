@@ -1,0 +1,238 @@
+"""Preconditioning: what stands between a noisy image and the raw network F.
+
+    D(x, σ) = c_skip(σ)·x + c_out(σ)·F(c_in(σ)·x, c_noise(σ))
+
+A preconditioning is any object with these four methods; each maps levels σ of any shape and floating dtype to the same.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from consistency_models.noise.schedules import per_image
+
+__all__ = ["EDM", "IDDPM", "VE", "VP", "Boundary", "Preconditioned"]
+
+
+class EDM:
+    """c_skip = σ_d²/(σ² + σ_d²),  c_out = σ·σ_d/√(σ² + σ_d²),  c_in = 1/√(σ² + σ_d²),  c_noise = ¼·ln σ.
+
+    (EDM, arXiv 2206.00364, Table 1.)
+
+    Args:
+        sigma_data: σ_d, the standard deviation of the data.
+
+    Raises:
+        ValueError: sigma_data is not positive and finite.
+    """
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        if not 0 < sigma_data < math.inf:
+            raise ValueError(f"sigma_data must be positive and finite (the papers use 0.5); got {sigma_data}")
+        self.sigma_data = sigma_data
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """σ_d²/(σ² + σ_d²)."""
+        return 1 / (1 + (sigma / self.sigma_data) ** 2)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """σ·σ_d/√(σ² + σ_d²)."""
+        return sigma * self.sigma_data * self.c_in(sigma)
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """1/√(σ² + σ_d²)."""
+        return (sigma**2 + self.sigma_data**2).rsqrt()
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """¼·ln σ."""
+        return sigma.log() / 4
+
+
+class Boundary(EDM):
+    """EDM's, moved so that D(x, σ_min) = x exactly, as a consistency function must.
+
+    c_skip = σ_d²/((σ - σ_min)² + σ_d²),  c_out = σ_d·(σ - σ_min)/√(σ² + σ_d²); c_in and c_noise as EDM's.
+    (Consistency Models, arXiv 2303.01469, App. C.)
+
+    Args:
+        sigma_data: σ_d, the standard deviation of the data.
+        sigma_min: the smallest level, where the consistency function is the identity.
+
+    Raises:
+        ValueError: sigma_data is not positive and finite, or sigma_min is negative or not finite.
+    """
+
+    def __init__(self, sigma_data: float = 0.5, sigma_min: float = 0.002) -> None:
+        super().__init__(sigma_data)
+        if not 0 <= sigma_min < math.inf:
+            raise ValueError(f"sigma_min must be at least 0 and finite (the papers use 0.002); got {sigma_min}")
+        self.sigma_min = sigma_min
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """σ_d²/((σ - σ_min)² + σ_d²)."""
+        return super().c_skip(sigma - self.sigma_min)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """σ_d·(σ - σ_min)/√(σ² + σ_d²)."""
+        return (sigma - self.sigma_min) * self.sigma_data * self.c_in(sigma)
+
+
+class VP:
+    """c_skip = 1,  c_out = -σ,  c_in = 1/√(σ² + 1),  c_noise = (M - 1)·t(σ): networks of the VP process, DDPM++.
+
+    σ(t) = √(e^(½·β_d·t² + β_min·t) - 1), t in [ε, 1], and t(σ) its inverse.  (EDM, arXiv 2206.00364, Table 1.)
+
+    Args:
+        beta_d: β_d.
+        beta_min: β_min.
+        steps: M.
+        epsilon: ε, where training ended.
+    """
+
+    def __init__(self, beta_d: float = 19.9, beta_min: float = 0.1, steps: int = 1000, epsilon: float = 1e-5) -> None:
+        self.beta_d, self.beta_min, self.steps, self.epsilon = beta_d, beta_min, steps, epsilon
+        self.sigma_min, self.sigma_max = self.sigma(torch.tensor([epsilon, 1.0], dtype=torch.float64)).tolist()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """σ(t), any shape."""
+        return (self.beta_d / 2 * t**2 + self.beta_min * t).expm1().sqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """t(σ), any shape."""
+        return ((self.beta_min**2 + 2 * self.beta_d * (sigma**2).log1p()).sqrt() - self.beta_min) / self.beta_d
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """-σ."""
+        return -sigma
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """1/√(σ² + 1)."""
+        return (sigma**2 + 1).rsqrt()
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """(M - 1)·t(σ)."""
+        return (self.steps - 1) * self.time(sigma)
+
+
+class VE:
+    """c_skip = 1,  c_out = σ,  c_in = 1,  c_noise = ln ½σ: networks of the VE process, NCSN++.
+
+    (EDM, arXiv 2206.00364, Table 1.)
+
+    Args:
+        sigma_min: the smallest level of training.
+        sigma_max: the largest.
+    """
+
+    def __init__(self, sigma_min: float = 0.02, sigma_max: float = 100.0) -> None:
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """σ."""
+        return sigma
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(sigma)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """ln ½σ."""
+        return (sigma / 2).log()
+
+
+def iddpm_table(c_1: float, c_2: float, steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """u_j of `IDDPM`, descending, shape (steps + 1,).
+
+    ᾱ in float32, as published: its rounding adds up to 5e-4 of a level, and models were trained at these levels.
+    """
+    alpha_bar = (torch.arange(steps + 1) * (math.pi / 2) / steps / (c_2 + 1)).sin() ** 2
+    u = torch.zeros(steps + 1, dtype=dtype)
+    for j in range(steps, 0, -1):
+        u[j - 1] = ((u[j] ** 2 + 1) / (alpha_bar[j - 1] / alpha_bar[j]).clamp(min=c_1) - 1).sqrt()
+    return u
+
+
+class IDDPM:
+    """c_skip = 1,  c_out = -σ,  c_in = 1/√(σ² + 1),  c_noise = M - 1 - argmin_j |u_j - σ|: networks of improved DDPM.
+
+    u_M = 0,  u_{j-1} = √((u_j² + 1)/max(ᾱ_{j-1}/ᾱ_j, C_1) - 1),  ᾱ_j = sin²(½π·j/(M·(C_2 + 1))).
+    (Improved DDPM, arXiv 2102.09672, as EDM, arXiv 2206.00364, Table 1, restates it.)
+
+    Args:
+        c_1: C_1, how much noise a step may add.
+        c_2: C_2.
+        steps: M.
+    """
+
+    def __init__(self, c_1: float = 0.001, c_2: float = 0.008, steps: int = 1000) -> None:
+        u = iddpm_table(c_1, c_2, steps)
+        self.levels, self.steps = u, steps
+        self.sigma_min, self.sigma_max = u[steps - 1].item(), u[0].item()
+
+    def index(self, sigma: Tensor) -> Tensor:
+        """argmin_j |u_j - σ|, any shape."""
+        return (sigma[..., None] - self.levels.to(sigma.device, non_blocking=True)).abs().argmin(-1)
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """-σ."""
+        return -sigma
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """1/√(σ² + 1)."""
+        return (sigma**2 + 1).rsqrt()
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """M - 1 - argmin_j |u_j - σ|."""
+        return (self.steps - 1 - self.index(sigma)).to(sigma.dtype)
+
+
+class Preconditioned(nn.Module):
+    """D(x, σ) = c_skip(σ)·x + c_out(σ)·F(c_in(σ)·x, c_noise(σ)): the denoiser, or the consistency function.
+
+    The scalings are computed in float32, or float64 if x is; the network runs under whatever autocast is active, which
+    leaves elementwise operations, all there is around the network, in the dtype of their inputs.
+
+    Args:
+        network: F(x, c_noise, labels, augment) -> shape of x; c_noise has shape (B,). Channels beyond those of x, where
+            improved DDPM predicts variances, are not looked at.
+        preconditioning: the four scalings.
+    """
+
+    def __init__(self, network: nn.Module, preconditioning: EDM | VP | VE | IDDPM) -> None:
+        super().__init__()
+        self.network = network
+        self.preconditioning = preconditioning
+
+    def forward(
+        self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        """D(x, σ), shape and dtype of x.
+
+        Args:
+            x: images with noise of standard deviation σ, shape (B, ...).
+            sigma: shape (B,), or one level for all.
+            labels: one-hot, shape (B, classes), or None.
+            augment: augmentation labels, shape (B, ...), or None.
+        """
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        sigma = sigma.to(dtype) if isinstance(sigma, Tensor) else x.new_full((), sigma, dtype=dtype)
+        sigma = sigma.expand(len(x))
+        scalings = self.preconditioning
+        c_skip, c_out, c_in = (per_image(c(sigma), x) for c in (scalings.c_skip, scalings.c_out, scalings.c_in))
+        F = self.network((c_in * x).to(x.dtype), scalings.c_noise(sigma), labels, augment)[:, : x.shape[1]]
+        return (c_skip * x + c_out * F.to(x.dtype)).to(x.dtype)

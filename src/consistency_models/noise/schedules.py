@@ -1,0 +1,235 @@
+"""Schedules: from which noise levels s < t a training step draws.
+
+A level is the standard deviation of the noise, and time, in one: x_t = x + t·n. A schedule draws, for every image, the
+larger level t (`high`, where the model is trained) and the smaller s (`low`, where its target is taken), on the host
+and in float64, as a function of (seed, step, position in the global batch); the device never has to be asked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from consistency_models.random import BatchRandom
+
+__all__ = ["ECTSchedule", "KarrasLogNormal", "KarrasUniform", "Levels", "LogNormal", "karras_grid", "per_image"]
+
+
+@dataclass
+class Levels:
+    """The noise levels of one batch.
+
+    Args:
+        high: t, the larger level, shape (B,).
+        low: s, the smaller level, shape (B,).
+        end: where the segment of (s, t) ends, shape (B,); only multistep consistency models have one.
+        index: s = grid[index] and t = grid[index + 1], int64, shape (B,); stays on the host.
+        grid: the grid itself, ascending, float64, shape (N,); stays on the host. Shared between steps: read only.
+    """
+
+    high: Tensor
+    low: Tensor
+    end: Tensor | None = None
+    index: Tensor | None = None
+    grid: Tensor | None = None
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Levels:
+        """The same levels with `high`, `low` and `end` on the device, copied without waiting for it."""
+        pin = torch.device(device).type == "cuda"
+
+        def move(level: Tensor | None) -> Tensor | None:
+            if level is None:
+                return None
+            level = level.pin_memory() if pin and level.device.type == "cpu" else level
+            return level.to(device, dtype, non_blocking=pin)
+
+        return replace(self, high=move(self.high), low=move(self.low), end=move(self.end))
+
+
+def per_image(values: Tensor, x: Tensor) -> Tensor:
+    """Values of shape (B,) in a shape that broadcasts against x of shape (B, ...): (B, 1, 1, 1) for images."""
+    return values.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def karras_grid(N: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+    """σ_i = (σ_min^{1/ρ} + i/(N-1)·(σ_max^{1/ρ} - σ_min^{1/ρ}))^ρ,  i = 0 … N-1.
+
+    N levels, ascending, float64, shape (N,). Both ends are exact; a single level is σ_max.  (EDM,
+    arXiv 2206.00364, Eq. 5; Consistency Models, arXiv 2303.01469, Sec. 2, counts upwards as here.)
+
+    Raises:
+        ValueError: N < 1, not 0 < sigma_min < sigma_max < ∞, or not 0 < rho < ∞.
+    """
+    if N < 1:
+        raise ValueError(f"N, the number of levels of a grid, must be at least 1; got {N}")
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise ValueError(
+            f"need 0 < sigma_min < sigma_max, both finite; got sigma_min {sigma_min}, sigma_max {sigma_max}"
+        )
+    if not 0 < rho < math.inf:
+        raise ValueError(f"rho must be positive and finite (the papers use 7); got {rho}")
+    grid = torch.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), N, dtype=torch.float64) ** rho
+    grid[0], grid[-1] = sigma_min, sigma_max
+    return grid
+
+
+class KarrasUniform:
+    """t = σ_{i+1}, s = σ_i on a Karras grid of N(k) levels, i uniform.  (arXiv 2303.01469, Algorithms 2 and 3.)
+
+    Args:
+        curriculum: N(k, K), the number of levels at step k of K.
+        sigma_min, sigma_max, rho: the grid's.
+
+    Raises:
+        ValueError: as `karras_grid`; and at a draw, if the curriculum hands out fewer than 2 levels.
+    """
+
+    def __init__(
+        self, curriculum: Callable[[int, int], int], sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+    ) -> None:
+        karras_grid(2, sigma_min, sigma_max, rho)  # refuses a senseless range now, not at the first step
+        self.curriculum, self.sigma_min, self.sigma_max, self.rho = curriculum, sigma_min, sigma_max, rho
+
+    def grid(self, N: int) -> Tensor:
+        """The N levels, ascending, float64."""
+        return karras_grid(N, self.sigma_min, self.sigma_max, self.rho)
+
+    def probabilities(self, N: int) -> Tensor:
+        """p(i) of the N - 1 neighbouring pairs (σ_i, σ_{i+1}), float64, shape (N-1,)."""
+        return torch.full((N - 1,), 1 / (N - 1), dtype=torch.float64)
+
+    def __call__(self, rows: BatchRandom, k: int, K: int) -> Levels:
+        """The levels of these rows at step k of K, float32, shape (len(rows),)."""
+        N = self.curriculum(k, K)
+        if N < 2:
+            raise ValueError(f"a pair of levels needs a grid of N >= 2; the curriculum gives {N} at step {k} of {K}")
+        grid, cumulative = _tables(self, N)
+        u = rows.rand("levels", dtype=torch.float64)
+        index = torch.searchsorted(cumulative, u, right=True).clamp(max=N - 2)
+        return Levels(high=grid[index + 1].float(), low=grid[index].float(), index=index, grid=grid)
+
+
+class KarrasLogNormal(KarrasUniform):
+    """As `KarrasUniform`, but with ln s about normal: the mass of N(mean, std²) between ln σ_i and ln σ_{i+1}.
+
+    p(i) ∝ erf((ln σ_{i+1} - mean)/(√2·std)) - erf((ln σ_i - mean)/(√2·std)).  (iCT, arXiv 2310.14189, Sec. 3.5.)
+
+    Args:
+        curriculum, sigma_min, sigma_max, rho: as for `KarrasUniform`.
+        mean, std: of ln σ; the paper's by default.
+
+    Raises:
+        ValueError: as `KarrasUniform`; mean is not finite, std is not positive, or no mass falls on the grid.
+    """
+
+    def __init__(
+        self,
+        curriculum: Callable[[int, int], int],
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+        mean: float = -1.1,
+        std: float = 2.0,
+    ) -> None:
+        super().__init__(curriculum, sigma_min, sigma_max, rho)
+        _check_normal(mean, std)
+        self.mean, self.std = mean, std
+        self.probabilities(2)
+
+    def probabilities(self, N: int) -> Tensor:
+        """p(i) of the N - 1 neighbouring pairs (σ_i, σ_{i+1}), float64, shape (N-1,)."""
+        mass = torch.erf((self.grid(N).log() - self.mean) / (math.sqrt(2) * self.std)).diff()
+        if not mass.sum() > 0:
+            raise ValueError(
+                f"mean {self.mean} and std {self.std} of ln σ leave nothing between sigma_min {self.sigma_min} "
+                f"and sigma_max {self.sigma_max}: move the mean into [ln sigma_min, ln sigma_max] or widen std"
+            )
+        return mass / mass.sum()
+
+
+@lru_cache(maxsize=8)
+def _tables(schedule: KarrasUniform, N: int) -> tuple[Tensor, Tensor]:
+    return schedule.grid(N), schedule.probabilities(N).cumsum(0)
+
+
+class LogNormal:
+    """ln t ~ N(mean, std²), s = 0: the continuous levels of diffusion training.  (EDM, arXiv 2206.00364, Table 1.)
+
+    Args:
+        mean, std: of ln t; EDM's by default.
+
+    Raises:
+        ValueError: mean is not finite or std is not positive.
+    """
+
+    def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
+        _check_normal(mean, std)
+        self.mean, self.std = mean, std
+
+    def __call__(self, rows: BatchRandom, k: int, K: int) -> Levels:
+        """The levels of these rows, the same law at every step, float32, shape (len(rows),)."""
+        high = (self.mean + self.std * rows.randn("levels", dtype=torch.float64)).exp().float()
+        return Levels(high=high, low=torch.zeros_like(high))
+
+
+class ECTSchedule(LogNormal):
+    """ln t ~ N(mean, std²) and s = max(0, t·(1 - q^{-(a+1)}·n(t))),  n(t) = 1 + slope·sigmoid(-steepness·t).
+
+    Continuous levels whose gap closes stage by stage, a = ⌊stages·k/K⌋: at first s is 0 for small t, where the target
+    is then the clean image, in the end it is nearly t.  (Easy Consistency Tuning, arXiv 2406.14548; the numbers are
+    those of its code, where each of 8 stages takes 25,000 steps, the first one step more.)
+
+    Args:
+        mean, std: of ln t.
+        q: the gap is divided by it from stage to stage.
+        slope, steepness: k and b of the paper; slope 0 makes the gap the same part of every t.
+        stages: how many.
+
+    Raises:
+        ValueError: as `LogNormal`; q <= 1, slope or steepness is negative or not finite, or stages < 1 or so many that
+            float32 cannot tell s from t.
+    """
+
+    def __init__(
+        self,
+        mean: float = -1.1,
+        std: float = 2.0,
+        q: float = 2.0,
+        slope: float = 8.0,
+        steepness: float = 1.0,
+        stages: int = 8,
+    ) -> None:
+        super().__init__(mean, std)
+        if not 1 < q < math.inf or not 0 <= slope < math.inf or not 0 <= steepness < math.inf:
+            raise ValueError(
+                f"need q > 1, slope >= 0, steepness >= 0, all finite; got q {q}, slope {slope}, steepness {steepness}"
+            )
+        if stages < 1 or stages * math.log2(q) > 20:
+            raise ValueError(f"need stages >= 1 and q^stages <= 2^20, that s differs from t; got {stages} of q {q}")
+        self.q, self.slope, self.steepness, self.stages = q, slope, steepness, stages
+
+    def stage(self, k: int, K: int) -> int:
+        """a at step k of K, from 0."""
+        return min(self.stages * k // K, self.stages - 1)
+
+    def low(self, high: Tensor, stage: int) -> Tensor:
+        """s for levels t of any shape."""
+        growth = 1 + self.slope * torch.sigmoid(-self.steepness * high)
+        return (high * (1 - growth * self.q ** -(stage + 1))).clamp(min=0)
+
+    def __call__(self, rows: BatchRandom, k: int, K: int) -> Levels:
+        """The levels of these rows at step k of K, float32, shape (len(rows),)."""
+        high = super().__call__(rows, k, K).high
+        return Levels(high=high, low=self.low(high.double(), self.stage(k, K)).float())
+
+
+def _check_normal(mean: float, std: float) -> None:
+    if not math.isfinite(mean):
+        raise ValueError(f"mean, of ln σ, must be finite; got {mean}")
+    if not 0 < std < math.inf:
+        raise ValueError(f"std, of ln σ, must be positive and finite; got {std}")

@@ -1,0 +1,130 @@
+"""Segments: the noise levels from 0 to σ_max cut into S parts, each with a consistency function of its own.
+
+A multistep consistency model carries x_t to the end of its segment instead of to the data; S segments are S steps of
+its sampler.  (Heek et al., Multistep Consistency Models, arXiv 2403.06807, Sec. 3.)  The ends are computed once, by
+`segment_edges`; schedule and sampler index them, so that both mean the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from consistency_models.noise.schedules import Levels
+from consistency_models.random import BatchRandom
+
+__all__ = ["Phases", "Segments", "cosine_grid", "segment_edges"]
+
+Spacing = Callable[[int], Tensor]
+"""N -> N ascending levels up to σ_max, float64: `cosine_grid` or `karras_grid`."""
+
+
+def cosine_grid(N: int, sigma_max: float = 80.0, kappa: float = 1.0) -> Tensor:
+    """σ_i = κ·tan(i/(N-1)·arctan(σ_max/κ)),  i = 0 … N-1.
+
+    N levels, ascending, float64, shape (N,), from exactly 0 to exactly σ_max: equal steps of time in the cosine
+    schedule, σ/α = tan(πt/2), up to where it reaches σ_max; the paper cuts this time into equal segments. κ = 1 is the
+    paper's.  (arXiv 2403.06807, Sec. 3.)
+
+    Raises:
+        ValueError: N < 2, or sigma_max or kappa is not positive and finite.
+    """
+    if N < 2 or not 0 < sigma_max < math.inf or not 0 < kappa < math.inf:
+        raise ValueError(
+            f"need N >= 2, sigma_max and kappa positive and finite; got N {N}, sigma_max {sigma_max}, kappa {kappa}"
+        )
+    grid = kappa * torch.tan(torch.linspace(0, math.atan(sigma_max / kappa), N, dtype=torch.float64))
+    grid[-1] = sigma_max
+    return grid
+
+
+def segment_edges(segments: int, spacing: Spacing) -> Tensor:
+    """0 = σ_0 < σ_1 < … < σ_S = σ_max, the ends of S segments, float64, shape (S+1,).
+
+    The lowest level of the spacing, σ_min on a Karras grid, is replaced by 0.
+
+    Raises:
+        ValueError: segments is not a whole number of at least 1.
+    """
+    if segments < 1 or segments != int(segments):
+        raise ValueError(f"segments must be a whole number of at least 1; got {segments}")
+    edges = spacing(segments + 1)
+    edges[0] = 0
+    return edges
+
+
+class Segments:
+    """t and s neighbours on a grid of T(k) steps, both in the same one of S segments, whose end p <= s is `levels.end`.
+
+    The step is uniform among all.  T(k) = N(k) - 1 is rounded to a whole number of steps a segment, at least one.
+    (arXiv 2403.06807, Algorithm 1.)
+
+    Args:
+        segments: S.
+        curriculum: N(k, K), the number of grid points, T(k) + 1.
+        spacing: how levels lie between 0 and σ_max.
+
+    Raises:
+        ValueError: as `segment_edges`.
+    """
+
+    def __init__(self, segments: int, curriculum: Callable[[int, int], int], spacing: Spacing) -> None:
+        self.segments, self.curriculum, self.spacing = segments, curriculum, spacing
+        self.edges = segment_edges(segments, spacing)
+
+    def grid(self, N: int) -> Tensor:
+        """The levels, from 0 to σ_max, float64, about N of them; every so many of them is an edge."""
+        steps = max(1, round((N - 1) / self.segments))
+        grid = self.spacing(steps * self.segments + 1)
+        grid[::steps] = self.edges
+        return grid
+
+    def phase(self, k: int, K: int) -> int:
+        """The one phase of this training, 0; see `Phases`."""
+        return 0
+
+    def __call__(self, rows: BatchRandom, k: int, K: int) -> Levels:
+        """The levels of these rows at step k of K, float32, shape (len(rows),)."""
+        grid = self.grid(self.curriculum(k, K))
+        steps = len(grid) - 1
+        index = (rows.rand("levels", dtype=torch.float64) * steps).long().clamp(max=steps - 1)
+        end = self.edges[index // (steps // self.segments)]
+        return Levels(grid[index + 1].float(), grid[index].float(), end.float(), index, grid)
+
+
+class Phases:
+    """Segments in phases of equal length: T_0 steps in T_1 segments, then T_1 steps in T_2 segments, and so on to S.
+
+    What is learned in one phase, T_1 jumps, is a teacher's T_1 steps in the next.  (TRACT, Berthelot et al.,
+    arXiv 2303.04248: 1024 → 32 → 1.)
+
+    Args:
+        steps: T_0 > T_1 > …, the steps of each phase.
+        segments: S, of the last phase.
+        spacing: as for `Segments`.
+
+    Raises:
+        ValueError: a number in the chain is not a multiple of the following one.
+    """
+
+    def __init__(self, steps: Sequence[int], segments: int, spacing: Spacing) -> None:
+        chain = [*steps, segments]
+        if len(chain) < 2 or any(a <= b or a % b for a, b in pairwise(chain)):
+            raise ValueError(f"each of steps → segments must be a multiple of the following one; got {chain}")
+        self.phases = [Segments(S, lambda k, K, N=T + 1: N, spacing) for T, S in pairwise(chain)]
+
+    def phase(self, k: int, K: int) -> int:
+        """Which phase step k of K belongs to, from 0."""
+        return min(k * len(self.phases) // K, len(self.phases) - 1)
+
+    def curriculum(self, k: int, K: int) -> int:
+        """N, the grid points at step k of K."""
+        return self.phases[self.phase(k, K)].curriculum(k, K)
+
+    def __call__(self, rows: BatchRandom, k: int, K: int) -> Levels:
+        """The levels of these rows at step k of K, float32, shape (len(rows),)."""
+        return self.phases[self.phase(k, K)](rows, k, K)

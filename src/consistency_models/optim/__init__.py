@@ -1,0 +1,1 @@
+"""Optimisers, learning-rate factors, and averages of weights."""

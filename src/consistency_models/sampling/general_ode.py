@@ -1,0 +1,155 @@
+"""EDM's general sampler: earlier work's ODEs and choices of levels in one frame, to be compared with EDM's own.
+
+    x(t) = s(t)·(y + σ(t)·n),   dx/dt = (σ̇/σ + ṡ/s)·x - (σ̇·s/σ)·D(x/s, σ)
+
+(EDM, arXiv 2206.00364, Eq. 4 and 81, Table 1, Alg. 1 to 3.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import exp, expm1, log, log1p, sqrt
+
+import torch
+from torch import Tensor
+
+from consistency_models.noise.preconditioning import iddpm_table
+from consistency_models.noise.schedules import karras_grid
+from consistency_models.sampling.solvers import Denoiser
+
+__all__ = ["VE", "VP", "GeneralODESampler", "Linear", "edm_levels", "iddpm_levels", "ve_levels", "vp_levels"]
+
+
+class VP:
+    """σ(t) = √(e^(½·β_d·t² + β_min·t) - 1), with β such that σ(1) = σ_max and σ(ε) = σ_min.
+
+    Args:
+        sigma_min: σ_min; by default that of β_d = 19.9, β_min = 0.1.
+        sigma_max: σ_max; likewise.
+        epsilon: ε.
+    """
+
+    def __init__(self, sigma_min: float | None = None, sigma_max: float | None = None, epsilon: float = 1e-3) -> None:
+        low = log1p(sigma_min**2) if sigma_min else 19.9 / 2 * epsilon**2 + 0.1 * epsilon
+        high = log1p(sigma_max**2) if sigma_max else 19.9 / 2 + 0.1
+        self.beta_d = 2 * (low / epsilon - high) / (epsilon - 1)
+        self.beta_min = high - self.beta_d / 2
+        self.epsilon = epsilon
+
+    def sigma(self, t: float) -> float:
+        """σ(t)."""
+        return sqrt(expm1(self.beta_d / 2 * t**2 + self.beta_min * t))
+
+    def slope(self, t: float) -> float:
+        """dσ/dt."""
+        return (self.beta_min + self.beta_d * t) / 2 * (self.sigma(t) + 1 / self.sigma(t))
+
+    def time(self, sigma: float) -> float:
+        """t with σ(t) = sigma."""
+        return (sqrt(self.beta_min**2 + 2 * self.beta_d * log1p(sigma**2)) - self.beta_min) / self.beta_d
+
+
+class VE:
+    """σ(t) = √t."""
+
+    def sigma(self, t: float) -> float:
+        """σ(t)."""
+        return sqrt(t)
+
+    def slope(self, t: float) -> float:
+        """dσ/dt."""
+        return 1 / (2 * sqrt(t))
+
+    def time(self, sigma: float) -> float:
+        """t with σ(t) = sigma."""
+        return sigma**2
+
+
+class Linear:
+    """σ(t) = t: EDM and DDIM."""
+
+    def sigma(self, t: float) -> float:
+        """σ(t)."""
+        return t
+
+    def slope(self, t: float) -> float:
+        """dσ/dt."""
+        return 1.0
+
+    def time(self, sigma: float) -> float:
+        """t with σ(t) = sigma."""
+        return sigma
+
+
+def vp_levels(steps: int, **vp) -> list[float]:
+    """σ(t) of `VP`, which takes `vp`, for t from 1 to ε in equal steps."""
+    schedule = VP(**vp)
+    return [schedule.sigma(1 + i / (steps - 1) * (schedule.epsilon - 1)) for i in range(steps)]
+
+
+def ve_levels(steps: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> list[float]:
+    """From σ_max to σ_min in equal ratios."""
+    return [exp(log(sigma_max) + i / (steps - 1) * log(sigma_min / sigma_max)) for i in range(steps)]
+
+
+def iddpm_levels(
+    steps: int, sigma_min: float = 0.002, sigma_max: float = 81.0, c_1: float = 0.001, c_2: float = 0.008, M: int = 1000
+) -> list[float]:
+    """Levels of improved DDPM's table that lie in [σ_min, σ_max], at equal distances in the table."""
+    table = [u for u in iddpm_table(c_1, c_2, M, torch.float64).tolist() if sigma_min <= u <= sigma_max]
+    return [table[round((len(table) - 1) / (steps - 1) * i)] for i in range(steps)]
+
+
+def edm_levels(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> list[float]:
+    """The Karras grid, from σ_max."""
+    return karras_grid(steps, sigma_min, sigma_max, rho).flip(0).tolist()
+
+
+class GeneralODESampler:
+    """Solve the general ODE from the first level to 0, by Euler's steps or by second-order ones.
+
+    Args:
+        sigmas: the levels, descending; 0 comes after them. At least two.
+        schedule: σ(t).
+        scaled: s(t) = 1/√(1 + σ²), the variance-preserving process, instead of s = 1.
+        alpha: where in the step the second call is; 1 is Heun's method, ½ the midpoint's, 0 none, which is Euler's.
+
+    Raises:
+        ValueError: sigmas are not two or more positive levels in descending order, or alpha is not in [0, 1].
+    """
+
+    def __init__(
+        self, sigmas: Sequence[float], schedule: VP | VE | Linear, scaled: bool = False, alpha: float = 1.0
+    ) -> None:
+        if len(sigmas) < 2 or not all(a > b > 0 for a, b in pairwise(sigmas)):
+            raise ValueError(f"sigmas must be two or more positive levels in descending order; got {sigmas}")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must be in [0, 1], 0 for Euler's method; got {alpha}")
+        self.sigmas, self.schedule, self.scaled, self.alpha = tuple(sigmas), schedule, scaled, alpha
+        self.nfe = len(sigmas) if alpha == 0 else 2 * len(sigmas) - 1
+
+    def scale(self, t: float) -> float:
+        """s(t)."""
+        return 1 / sqrt(1 + self.schedule.sigma(t) ** 2) if self.scaled else 1.0
+
+    def slope(self, denoiser: Denoiser, x: Tensor, t: float) -> Tensor:
+        """dx/dt, shape of x."""
+        s, sigma, rate = self.scale(t), self.schedule.sigma(t), self.schedule.slope(t)
+        denoised = denoiser(x / s, x.new_full((len(x),), sigma))
+        change_of_s = -sigma * rate * s**2 if self.scaled else 0.0  # ṡ/s
+        return (rate / sigma + change_of_s) * x - rate * s / sigma * denoised
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
+        """Images, shape of noise."""
+        times = [self.schedule.time(sigma) for sigma in self.sigmas]
+        x = noise * self.sigmas[0] * self.scale(times[0])
+        for t, following in pairwise((*times, 0.0)):
+            h = following - t
+            slope = self.slope(denoiser, x, t)
+            if self.alpha and following:
+                ahead = self.slope(denoiser, x + self.alpha * h * slope, t + self.alpha * h)
+                slope = (1 - 1 / (2 * self.alpha)) * slope + 1 / (2 * self.alpha) * ahead
+            x = x + h * slope
+        return x

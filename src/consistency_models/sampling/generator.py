@@ -1,0 +1,193 @@
+"""Images from a trained model: the same images whatever the batch, the number of processes and the order.
+
+The noise of image k is a function of (seed, k) alone, so images 0-63 of a run of 50,000 are those of a run of 64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from consistency_models.random import seed_of
+from consistency_models.sampling.editing import edit, grid_of
+
+__all__ = ["Generator", "ImageNoise"]
+
+
+class Generator:
+    """A model with its sampler: `.sample(n, steps=1)` gives images.
+
+    Args:
+        model: preconditioned network, `model(x, sigma, labels) -> denoised`.
+        shape: (C, H, W) of one image.
+        make_sampler: `make_sampler(steps=n)` gives the sampler that makes an image in n steps.
+        num_classes: classes of a class-conditional model, 0 for an unconditional one.
+        clamp: images live in [-1, 1] and are clamped to it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        shape: tuple[int, ...],
+        make_sampler: Callable[..., Any],
+        num_classes: int = 0,
+        clamp: bool = True,
+    ) -> None:
+        self.model, self.shape, self.make_sampler = model, tuple(shape), make_sampler
+        self.num_classes, self.clamp = num_classes, clamp
+        # What `load` knows of the file: the name of an average, its configuration, step counts, path and digest.
+        self.weights, self.config, self.steps, self.origin = "model", {}, (1,), {}
+
+    def labels(self, indices: Tensor) -> Tensor | None:
+        """The class of each image where none is asked for: they take turns, so that all are equally frequent."""
+        return indices % self.num_classes if self.num_classes else None
+
+    def solver(self, steps: int) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+        """`(x, sigma, labels) -> x` at the ODE's end, from any one level, as the sampler of `steps` steps takes it."""
+        sampler = self.make_sampler(steps=steps)
+        return lambda x, sigma, labels=None: sampler.descend(
+            lambda x, sigma: self.model(x, sigma, labels), x, sigma[0].item()
+        )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        steps: int | None = None,
+        seed: int = 0,
+        labels: Tensor | None = None,
+        batch_size: int = 256,
+        first: int = 0,
+        progress: Callable[[int], None] | None = None,
+        sampler: Any = None,
+    ) -> Tensor:
+        """Images first … first + n - 1 of this seed, shape (n, C, H, W), on the CPU; in [-1, 1] for image data.
+
+        Args:
+            n: how many, at least 1.
+            steps: network calls an image (for an ODE sampler: solver steps); by default the first step count at which
+                the model was evaluated, 1 for a consistency model.
+            seed: images depend on (seed, index) only.
+            labels: classes (n,) of a class-conditional model; by default they take turns.
+            batch_size: images at a time, from one multiple of it to the next; changes them by rounding only.
+            first: index of the first image.
+            progress: called with the number of images after each batch.
+            sampler: of `consistency_models.sampling.samplers`; by default `make_sampler(steps=steps)`.
+
+        Raises:
+            ValueError: n or steps below 1, or labels that the model cannot take.
+        """
+        steps = self.steps[0] if steps is None else steps
+        if n < 1 or steps < 1:
+            raise ValueError(f"n and steps must be at least 1; got n={n}, steps={steps}")
+        if labels is not None:
+            labels = torch.as_tensor(labels)
+            if not self.num_classes:
+                raise ValueError("labels: this model is unconditional; leave them out")
+            if len(labels) != n or labels.min() < 0 or labels.max() >= self.num_classes:
+                raise ValueError(
+                    f"labels must be {n} numbers from 0 to {self.num_classes - 1}; got {labels.tolist()[:8]}"
+                )
+        sampler, images = self.make_sampler(steps=steps) if sampler is None else sampler, []
+        device = next(self.model.parameters()).device
+        # Batches of a long run are those of its parts: a network rounds otherwise in a batch of another size.
+        borders = [first, *range(first - first % batch_size + batch_size, first + n, batch_size), first + n]
+        for start, stop in pairwise(borders):
+            indices = torch.arange(start, stop)
+            classes = self.labels(indices) if labels is None else labels[start - first : stop - first]
+            onehot = None if classes is None else one_hot(classes, self.num_classes).float().to(device)
+            noise = ImageNoise(seed, indices.tolist(), self.shape, device)
+            x = sampler(lambda x, sigma, y=onehot: self.model(x, sigma, y), noise(), noise)
+            images.append((x.clamp(-1, 1) if self.clamp else x).float().cpu())
+            if progress is not None:
+                progress(len(indices))
+        return torch.cat(images)
+
+    def edit(
+        self,
+        images: Tensor,
+        operator: Any,
+        levels: int | Sequence[float] = 40,
+        seed: int = 0,
+        labels: Tensor | None = None,
+        steps: int | None = None,
+        batch_size: int = 256,
+        x: Tensor | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Images that agree with what `operator` measures of these, shape (n, C, H, W), on the CPU; see `editing`.
+
+            known = torch.ones(8, 8, dtype=torch.bool);  known[2:6, 2:6] = False
+            repaired = generator.edit(images, editing.Inpainting(known), labels=[3] * len(images))
+            denoised = generator.edit(noisy, editing.Unconstrained(), levels=[0.5], labels=…, x=noisy)
+
+        What is measured of the result is what was measured of the images: of inpainting to the last bit, otherwise but
+        for rounding. So results are not clamped: with `Colorization` and `SuperResolution` they may leave [-1, 1].
+        A model of segments and a teacher are taken down to the ODE's end at each level, by their own sampler.
+
+        Args:
+            images: (n, C, H, W) in [-1, 1], of the model's shape.
+            operator: a measurement of `consistency_models.sampling.editing`, the same for all images.
+            levels: how many points the Karras grid has (one call at each but the last), or descending levels.
+            seed: noise depends on (seed, place in `images`) only.
+            labels: classes (n,) for a class-conditional model.
+            steps: those of its sampler, for a model that is not a consistency model; by default as in `sample`.
+            batch_size: images at a time; changes them by rounding only.
+            x: (n, C, H, W), images at the first level to start from; by default what is measured, with noise.
+            progress: called with the number of images after each level of each batch.
+
+        Raises:
+            ValueError: images, labels or levels that do not fit the model, or that the operator cannot measure.
+        """
+        n, classes, device = len(images), self.num_classes, next(self.model.parameters()).device
+        if tuple(images.shape[1:]) != self.shape or not images.is_floating_point() or not n:
+            allowed = f"floating-point numbers of shape (n, {', '.join(map(str, self.shape))})"
+            raise ValueError(f"images must be {allowed}; got {images.dtype} of shape {tuple(images.shape)}")
+        if (labels is None) == bool(classes):
+            kind = f"class-conditional: give {n} classes" if classes else "unconditional: leave them out"
+            raise ValueError(f"labels: this model is {kind}")
+        labels = None if labels is None else torch.as_tensor(labels)
+        if classes and (len(labels) != n or labels.min() < 0 or labels.max() >= classes):
+            raise ValueError(f"labels must be {n} numbers from 0 to {classes - 1}; got {labels.tolist()[:8]}")
+        steps = self.steps[0] if steps is None else steps
+        solver, sampler = self.solver(steps), self.make_sampler(steps=steps)
+        sigmas = grid_of(levels, sigma_max=sampler.sigmas[0]) if isinstance(levels, int) else levels
+        sigma_min = getattr(sampler, "sigma_min", 0.0)  # only consistency functions stop above 0
+        y, results = operator.measure(images.float()), []
+        for rows in torch.arange(n).split(batch_size):
+            onehot = one_hot(labels[rows], classes).float().to(device) if classes else None
+
+            def denoiser(x: Tensor, sigma: Tensor, onehot: Tensor | None = onehot) -> Tensor:
+                if progress is not None:
+                    progress(len(x))
+                return solver(x, sigma, onehot)
+
+            noise = ImageNoise(seed, rows.tolist(), self.shape, device)
+            start = None if x is None else x[rows].float().to(device)
+            edited = edit(
+                denoiser, y[rows].to(device), operator.replace, sigmas, noise, sigma_min, x=start, clip=self.clamp
+            )
+            results.append(edited.cpu())
+        return torch.cat(results)
+
+
+class ImageNoise:
+    """Standard normal noise of given images: each call draws the next, and each image has generators of its own."""
+
+    def __init__(self, seed: int, indices: list[int], shape: tuple[int, ...], device: torch.device | str) -> None:
+        self.seed, self.indices, self.shape, self.device = seed, indices, shape, device
+        self.draws = 0
+
+    def __call__(self) -> Tensor:
+        """(len(indices), *shape)"""
+        drawn = [
+            torch.randn(self.shape, generator=torch.Generator().manual_seed(seed_of(self.seed, "image", k, self.draws)))
+            for k in self.indices
+        ]
+        self.draws += 1
+        return torch.stack(drawn).to(self.device)

@@ -1,0 +1,301 @@
+"""Samplers: from standard normal noise to images, by a consistency function or along the probability-flow ODE.
+
+    sampler(denoiser, noise, randn) -> images
+
+`denoiser(x, sigma)` takes σ of shape (B,); `noise` and what `randn()` returns are standard normal, shape (B, ...). The
+state has the dtype of `noise`. `sigmas` are the levels, descending, from which a step starts; `nfe` counts the denoiser
+calls. Nothing is clamped unless `clip`: then what the denoiser returns is, each time, and so are the images, to
+[-1, 1].
+
+    sampler.descend(denoiser, x, sigma) -> images
+
+is the same way down from images x of any level, without adding noise (`Ancestral`, which lives on it, has none): what
+is compared with the solution of the probability-flow ODE.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from consistency_models.noise.schedules import karras_grid
+from consistency_models.noise.segments import Spacing, segment_edges
+from consistency_models.sampling import solvers
+from consistency_models.sampling.solvers import Denoiser
+
+__all__ = ["DPM2", "Ancestral", "Consistency", "Euler", "Heun", "SegmentSampler", "ancestral_step"]
+
+
+def _clipped(denoiser: Denoiser) -> Denoiser:
+    return lambda x, sigma: denoiser(x, sigma).clamp(-1, 1)
+
+
+class Consistency:
+    """x ← f(x, σ_1); then for every further level, x ← f(x + √(σ_i² - σ_min²)·z, σ_i): one step, or a few.
+
+    (Consistency Models, arXiv 2303.01469, Alg. 1.)
+
+    Args:
+        sigmas: σ_1 > σ_2 > …, the levels at which f is called; the first is the standard deviation of the start.
+        sigma_min: the level of what f returns: 0.002 with the boundary preconditioning, 0 for ECT's models.
+        clip: clamp what f returns to [-1, 1].
+        end: the level of what the sampler returns; by default `sigma_min`, and no noise is added after the last call.
+
+    Raises:
+        ValueError: sigmas are not descending and finite, or not 0 <= sigma_min <= end < the last of them.
+    """
+
+    def __init__(
+        self, sigmas: Sequence[float] = (80.0,), sigma_min: float = 0.002, clip: bool = False, end: float | None = None
+    ) -> None:
+        sigmas, end = tuple(map(float, sigmas)), sigma_min if end is None else end
+        if not sigmas or not all(math.isfinite(s) for s in sigmas) or not all(a > b for a, b in pairwise(sigmas)):
+            raise ValueError(f"sigmas must be one or more finite levels in descending order; got {sigmas}")
+        if not 0 <= sigma_min <= end < sigmas[-1]:
+            raise ValueError(
+                f"need 0 <= sigma_min <= end < sigmas; got sigma_min {sigma_min}, end {end}, sigmas {sigmas}"
+            )
+        self.sigmas, self.sigma_min, self.clip, self.end = sigmas, sigma_min, clip, end
+        self.nfe = len(sigmas)
+
+    @classmethod
+    def for_steps(
+        cls,
+        steps: int,
+        sigma_mid: float = 0.821,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+        clip: bool = False,
+    ) -> Consistency:
+        """One step from σ_max; two, σ_max and `sigma_mid`; more, a Karras grid between the two (our choice).
+
+        Args:
+            steps: how many calls, at least 1.
+            sigma_mid: the second level of two: 0.821 on CIFAR-10, 1.526 on ImageNet-64 (iCT's and ECT's code).
+            sigma_min, clip: as for the class.
+            sigma_max, rho: the grid's.
+
+        Raises:
+            ValueError: steps below 1, or sigma_mid not between sigma_min and sigma_max.
+        """
+        if steps < 1 or not sigma_min < sigma_mid < sigma_max:
+            raise ValueError(
+                f"need steps >= 1 and sigma_min < sigma_mid < sigma_max; got steps {steps}, sigma_mid {sigma_mid}, "
+                f"sigma_min {sigma_min}, sigma_max {sigma_max}"
+            )
+        return cls(karras_grid(steps, sigma_mid, sigma_max, rho).flip(0).tolist(), sigma_min, clip)
+
+    @classmethod
+    def from_indices(
+        cls,
+        ts: Sequence[int],
+        steps: int,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+        clip: bool = False,
+    ) -> Consistency:
+        """What the official code calls `ts`: indices from 0 (σ_max) to steps - 1 (σ_min) of a Karras grid.
+
+        There are len(ts) - 1 calls: the last index only says how noisy the returned images are, and is steps - 1 (not
+        noisy) in every published use.
+
+        Raises:
+            ValueError: fewer than two ts, ts not ascending, or outside 0 … steps - 1.
+        """
+        if len(ts) < 2 or not all(a < b for a, b in pairwise(ts)) or ts[0] < 0 or ts[-1] >= steps:
+            raise ValueError(
+                f"ts must be two or more ascending indices from 0 to steps - 1; got ts {ts}, steps {steps}"
+            )
+        *sigmas, end = karras_grid(steps, sigma_min, sigma_max, rho).flip(0)[list(ts)].tolist()
+        return cls(sigmas, sigma_min, clip, end)
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
+        """Images, shape of noise."""
+        f = _clipped(denoiser) if self.clip else denoiser
+        x = noise * self.sigmas[0]
+        for sigma, following in pairwise((*self.sigmas, self.end)):
+            x = f(x, x.new_full((len(x),), sigma))
+            if following > self.sigma_min:
+                x = x + math.sqrt(following**2 - self.sigma_min**2) * randn()
+        return x.clamp(-1, 1) if self.clip else x
+
+    @torch.no_grad()
+    def descend(self, denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
+        """f(x, sigma), shape of x: the first step is the whole way."""
+        return (_clipped(denoiser) if self.clip else denoiser)(x, x.new_full((len(x),), sigma))
+
+
+class SegmentSampler:
+    """x ← x̂ + (σ_{j-1}/σ_j)·(x - x̂),  x̂ = f(x, σ_j),  j = S … 1: from segment end to segment end, to σ_0 = 0.
+
+    Deterministic; the sampler of multistep consistency models, whose f leads to the end of a segment.
+    (arXiv 2403.06807, Algorithm 2.)
+
+    Args:
+        steps: S.
+        segments: of the model, which can be sampled in that many steps only; None: whatever `steps` is.
+        spacing: how the ends lie between 0 and σ_max: `karras_grid`, the default, or `segments.cosine_grid`.
+        clip: clamp what f returns to [-1, 1].
+
+    Raises:
+        ValueError: steps is below 1, or is not the number of the model's segments.
+    """
+
+    def __init__(
+        self, steps: int = 1, segments: int | None = None, spacing: Spacing | None = None, clip: bool = False
+    ) -> None:
+        if segments is not None and steps != segments:
+            raise ValueError(f"a model of {segments} segments is sampled in {segments} steps; got steps={steps}")
+        self.sigmas = tuple(segment_edges(steps, spacing or karras_grid).flip(0)[:-1].tolist())
+        self.nfe, self.clip = steps, clip
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
+        """Images, shape of noise."""
+        return self.descend(denoiser, noise * self.sigmas[0], self.sigmas[0])
+
+    @torch.no_grad()
+    def descend(self, denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
+        """Images, shape of x, from images at any level sigma: through the ends that lie below it."""
+        f = _clipped(denoiser) if self.clip else denoiser
+        for high, low in pairwise((sigma, *(end for end in self.sigmas if end < sigma), 0.0)):
+            denoised = f(x, x.new_full((len(x),), high))
+            x = denoised + low / high * (x - denoised)
+        return x
+
+
+class _ODE:
+    """Solve dx/dσ = (x - D(x, σ))/σ from σ_max to 0 on a Karras grid, with optional churn: see `Heun`."""
+
+    solver: solvers.Euler | solvers.Heun | solvers.DPM2
+
+    def __init__(
+        self,
+        steps: int = 18,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+        churn: float = 0.0,
+        churn_min: float = 0.0,
+        churn_max: float = math.inf,
+        churn_noise: float = 1.0,
+        clip: bool = False,
+    ) -> None:
+        if not 0 <= churn < math.inf or not 0 <= churn_min <= churn_max or not 0 <= churn_noise < math.inf:
+            raise ValueError(
+                f"need churn >= 0, 0 <= churn_min <= churn_max and churn_noise >= 0; got churn {churn}, "
+                f"churn_min {churn_min}, churn_max {churn_max}, churn_noise {churn_noise}"
+            )
+        self.sigmas = tuple(karras_grid(steps, sigma_min, sigma_max, rho).flip(0).tolist())
+        self.churn, self.churn_min, self.churn_max, self.churn_noise = churn, churn_min, churn_max, churn_noise
+        self.clip = clip
+
+    @property
+    def nfe(self) -> int:
+        """Denoiser calls an image."""
+        return self.solver.calls * (len(self.sigmas) - 1) + self.solver.calls_to_zero
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
+        """Images, shape of noise."""
+        D = _clipped(denoiser) if self.clip else denoiser
+        x = noise * self.sigmas[0]
+        for high, low in pairwise((*self.sigmas, 0.0)):
+            if self.churn > 0:
+                z = randn() * self.churn_noise  # drawn in every step, so that the window moves no later draw
+                gamma = min(self.churn / len(self.sigmas), math.sqrt(2) - 1)
+                gamma = gamma if self.churn_min <= high <= self.churn_max else 0.0
+                x = x + high * math.sqrt((1 + gamma) ** 2 - 1) * z
+                high = high * (1 + gamma)
+            x = self.solver(D, x, high, low)
+        return x.clamp(-1, 1) if self.clip else x
+
+    @torch.no_grad()
+    def descend(self, denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
+        """Images, shape of x, from images at any level sigma: along the levels of the grid below it, without churn."""
+        D = _clipped(denoiser) if self.clip else denoiser
+        for high, low in pairwise((sigma, *(level for level in self.sigmas if level < sigma), 0.0)):
+            x = self.solver(D, x, high, low)
+        return x.clamp(-1, 1) if self.clip else x
+
+
+class Euler(_ODE):
+    """The probability-flow ODE by Euler's steps, which are DDIM's: `steps` calls.
+
+    Args and errors as `Heun`.
+    """
+
+    solver = solvers.Euler()
+
+
+class Heun(_ODE):
+    """The probability-flow ODE by Heun's steps and a last one of Euler to 0: 2·steps - 1 calls.
+
+    With churn, each step from σ in [churn_min, churn_max] first goes back to σ̂ = σ + γσ, γ = min(churn/steps, √2 - 1),
+    by x + √(σ̂² - σ²)·churn_noise·z.  (EDM, arXiv 2206.00364, Alg. 1 and 2.)
+
+    Args:
+        steps: levels of the Karras grid; 0 comes after them.
+        sigma_min, sigma_max, rho: the grid's.
+        churn, churn_min, churn_max, churn_noise: EDM's S_churn, S_min, S_max, S_noise; churn 0 is deterministic.
+        clip: clamp what the denoiser returns to [-1, 1].
+
+    Raises:
+        ValueError: steps < 1, a range as in `karras_grid`, or a churn without meaning.
+    """
+
+    solver = solvers.Heun()
+
+
+class DPM2(_ODE):
+    """The probability-flow ODE by the midpoint rule: 2·steps calls.
+
+    Args and errors as `Heun`.
+    """
+
+    solver = solvers.DPM2()
+
+
+def ancestral_step(high: float, low: float) -> tuple[float, float]:
+    """(σ_down, σ_up) with σ_down² + σ_up² = low²: go down to σ_down, then add noise σ_up.
+
+    σ_up = low·√(1 - low²/high²), σ_down = low²/high: the noise of DDPM's posterior.  (DDPM, arXiv 2006.11239, Eq. 7.)
+    """
+    return low**2 / high, low * math.sqrt(1 - (low / high) ** 2)
+
+
+class Ancestral:
+    """Euler's steps down to σ_down, then noise σ_up, with levels of `ancestral_step`: `steps` calls.
+
+    Args:
+        steps: levels of the Karras grid; 0 comes after them.
+        sigma_min, sigma_max, rho: the grid's.
+        clip: clamp what the denoiser returns to [-1, 1].
+
+    Raises:
+        ValueError: steps < 1, or a range as in `karras_grid`.
+    """
+
+    def __init__(
+        self, steps: int = 18, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, clip: bool = False
+    ) -> None:
+        self.sigmas = tuple(karras_grid(steps, sigma_min, sigma_max, rho).flip(0).tolist())
+        self.nfe, self.clip = steps, clip
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
+        """Images, shape of noise."""
+        D, euler = _clipped(denoiser) if self.clip else denoiser, solvers.Euler()
+        x = noise * self.sigmas[0]
+        for high, low in pairwise((*self.sigmas, 0.0)):
+            down, up = ancestral_step(high, low)
+            x = euler(D, x, high, down)
+            x = x + up * randn() if up > 0 else x
+        return x.clamp(-1, 1) if self.clip else x

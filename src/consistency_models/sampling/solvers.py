@@ -1,0 +1,144 @@
+"""Solvers: one step, from level t down to s, of the probability-flow ODE
+
+    dx/dσ = (x - D(x, σ))/σ
+
+with a denoiser D(x, σ), shape (B, ...) -> the same, σ of shape (B,).  (EDM, arXiv 2206.00364, Eq. 1, σ(t) = t.)
+
+Levels are given for each image, shape (B,), or as one number for all. `order` is the power of the step size with which
+the error at the end vanishes; `calls` is how often a step calls the denoiser, `calls_to_zero` how often one to the
+number 0. A step is x_s = x_t + (s - t)·Φ; Φ, the mean slope on the way, is `slope`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from consistency_models.noise.schedules import per_image
+
+__all__ = ["ADDIM", "DPM2", "Denoiser", "Euler", "Heun"]
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+
+def _rows(sigma: Tensor | float, x: Tensor) -> Tensor:
+    return sigma if isinstance(sigma, Tensor) else x.new_full((len(x),), sigma)
+
+
+def _slope(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
+    return (x - denoiser(x, sigma)) / per_image(sigma, x)
+
+
+class _OneStep:
+    """x_s = x_t + (s - t)·Φ(x_t, t, s)."""
+
+    def slope(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        high: Tensor | float,
+        low: Tensor | float,
+        clean: Tensor | None = None,
+    ) -> Tensor:
+        """Φ, shape of x; `clean`, what x is a noisy version of, is looked at by `ADDIM` alone."""
+        raise NotImplementedError
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, high: Tensor | float, low: Tensor | float) -> Tensor:
+        """x at level `low`, shape of x, from x at level `high` > `low` >= 0; D is never called at level 0."""
+        return x + per_image(_rows(low, x) - _rows(high, x), x) * self.slope(denoiser, x, high, low)
+
+
+class Euler(_OneStep):
+    """x_s = x_t + (s - t)·d,  d = (x_t - D(x_t, t))/t.
+
+    The same as DDIM, x_s = D + (s/t)·(x_t - D), because here x_t is data plus t times noise and nothing is rescaled.
+    (EDM, arXiv 2206.00364, Alg. 1 without lines 6 to 8; DDIM, arXiv 2010.02502, Eq. 12.)
+    """
+
+    order, calls, calls_to_zero = 1, 1, 1
+
+    def slope(self, denoiser, x, high, low, clean=None) -> Tensor:
+        """d."""
+        return _slope(denoiser, x, _rows(high, x))
+
+
+class ADDIM(_OneStep):
+    """x_s = D + σ'·ε,  ε = (x_t - D)/t,  σ'² = s² + (d/‖ε‖²)·(1 - s/t)²·v: DDIM with the noise that D averages away.
+
+    d is the number of values of an image, v the variance of the clean image given x_t, a pixel: in training
+    η·‖D - x‖²/d, where the clean image x is known; otherwise share/(1/prior_variance + 1/t²), a part of what it is
+    for Gaussian data.  (Multistep Consistency Models, arXiv 2403.06807, Algorithm 3 and App. A.)
+
+    Args:
+        eta: η; None: the second estimate in any case.
+        share, prior_variance: of the second estimate.
+
+    Raises:
+        ValueError: eta or share is negative or not finite, or prior_variance is not positive.
+    """
+
+    order, calls, calls_to_zero = 1, 1, 1
+
+    def __init__(self, eta: float | None = 0.75, share: float = 0.1, prior_variance: float = 0.5) -> None:
+        if not 0 <= (eta or 0) < math.inf or not 0 <= share < math.inf or not prior_variance > 0:
+            raise ValueError(
+                "need eta >= 0 or None, share >= 0, prior_variance > 0, all finite; "
+                f"got eta {eta}, share {share}, prior_variance {prior_variance}"
+            )
+        self.eta, self.share, self.prior_variance = eta, share, prior_variance
+
+    def variance(self, denoised: Tensor, high: Tensor, clean: Tensor | None) -> Tensor:
+        """v, shape (B,)."""
+        if clean is None or self.eta is None:
+            return self.share / (1 / self.prior_variance + high**-2)
+        return self.eta * (denoised - clean).square().flatten(1).mean(1)
+
+    def slope(self, denoiser, x, high, low, clean=None) -> Tensor:
+        """ε·(t - σ')/(t - s), without the difference of σ' and s where they are close."""
+        high, low = _rows(high, x), _rows(low, x)
+        denoised = denoiser(x, high)
+        epsilon = (x - denoised) / per_image(high, x)
+        excess = self.variance(denoised, high, clean) / epsilon.square().flatten(1).mean(1).clamp(min=1e-20)
+        sigma = (low**2 + (1 - low / high) ** 2 * excess).sqrt()  # σ'
+        # (σ' - s)/(t - s) = (σ'² - s²)/((σ' + s)·(t - s))
+        added = (1 - low / high) * excess / ((sigma + low).clamp(min=1e-20) * high)
+        return per_image(1 - added, x) * epsilon
+
+
+class Heun(_OneStep):
+    """x_s = x_t + (s - t)·(d + d')/2,  d' = (x' - D(x', s))/s at Euler's x'; where s = 0, Euler's step itself.
+
+    (EDM, arXiv 2206.00364, Alg. 1.)
+    """
+
+    order, calls, calls_to_zero = 2, 2, 1
+
+    def slope(self, denoiser, x, high, low, clean=None) -> Tensor:
+        """(d + d')/2."""
+        to_zero = not isinstance(low, Tensor) and low == 0
+        high, low = _rows(high, x), _rows(low, x)
+        slope = _slope(denoiser, x, high)
+        if to_zero:
+            return slope
+        euler = x + per_image(low - high, x) * slope
+        mean = (slope + _slope(denoiser, euler, torch.where(low > 0, low, high))) / 2
+        return torch.where(per_image(low, x) > 0, mean, slope)
+
+
+class DPM2(_OneStep):
+    """x_s = x_t + (s - t)·d',  d' at Euler's point of level m = ((t^⅓ + s^⅓)/2)³: the midpoint rule.
+
+    (DPM-Solver-2, arXiv 2206.00927, with the midpoint of the official consistency models' sampler.)
+    """
+
+    order, calls, calls_to_zero = 2, 2, 2
+
+    def slope(self, denoiser, x, high, low, clean=None) -> Tensor:
+        """d'."""
+        high, low = _rows(high, x), _rows(low, x)
+        middle = ((high ** (1 / 3) + low ** (1 / 3)) / 2) ** 3
+        halfway = x + per_image(middle - high, x) * _slope(denoiser, x, high)
+        return _slope(denoiser, halfway, middle)

@@ -1,0 +1,154 @@
+"""Checkpoint files: written whole or not at all, checked when read, and never able to run code.
+
+A checkpoint is what `torch.save` writes of plain tensors, numbers, strings, lists and dicts; its SHA-256 stands in the
+zip comment at the file's end, so the digest is inside the file and any PyTorch can still read it. `read` verifies it
+and loads with `weights_only=True`: a flipped bit, a cut-off file and a pickle are all refused with one error.
+
+    {"schema": 1, "step", "config", "model": {}, "ema": {"0.999": {}}, "target": {} | None, "optimizer": {},
+     "teacher": {"path", "digest"} | None, "images_seen", "trainer": {what Lightning needs to resume}}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from consistency_models.errors import CheckpointError
+
+__all__ = ["CheckpointError", "digest_of", "is_marked", "newest_good", "read", "write"]
+
+SCHEMA = 1
+MARK = b"sha256:"
+COMMENT = len(MARK) + 64
+END_RECORD = 22  # bytes of a zip's end record without its comment
+
+
+def write(content: dict[str, Any], path: str | Path) -> None:
+    """Write the checkpoint to `path` atomically: a reader sees the old file or the whole new one, never a part.
+
+    Raises:
+        TypeError: the content holds something that could not be read back.
+        OSError: the disk is full or the folder is read-only; `path` is then as it was before.
+    """
+    _check_plain(content, "checkpoint")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(part, "w+b") as file:
+            torch.save(content, file)
+            file.seek(-2, os.SEEK_END)
+            file.write(COMMENT.to_bytes(2, "little"))  # the zip's own field for the length of its comment
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0, os.SEEK_END)
+            file.write(MARK + digest.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        _sync_folder(path.parent)
+    except RuntimeError as error:  # torch's zip writer reports a full disk so
+        raise OSError(f"{path} could not be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def digest_of(path: str | Path) -> str:
+    """The SHA-256 that stands in the checkpoint, after checking it against the file's content.
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint of this project, cut off, or changed since it was written.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - COMMENT))
+            comment = file.read()
+            if not comment.startswith(MARK) or size < COMMENT + END_RECORD:
+                raise CheckpointError(
+                    "a checkpoint of this project (a zip file with its SHA-256 at the end)",
+                    f"{size} bytes without one: the file is cut off, damaged or of another kind",
+                    path,
+                )
+            file.seek(0)
+            hasher, left = hashlib.sha256(), size - COMMENT
+            while left and (block := file.read(min(left, 1 << 20))):
+                hasher.update(block)
+                left -= len(block)
+    except OSError as error:
+        raise CheckpointError("a file that can be read", str(error.strerror or error), path) from error
+    expected, found = comment[len(MARK) :].decode("ascii", "replace"), hasher.hexdigest()
+    if expected != found:
+        was = f"SHA-256 {found[:12]}...: the file was damaged after it was written"
+        raise CheckpointError(f"SHA-256 {expected[:12]}...", was, path)
+    return found
+
+
+def is_marked(path: str | Path) -> bool:
+    """Whether the file ends as this project's checkpoints do; whether it is a good one, `digest_of` finds out."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-COMMENT, os.SEEK_END)
+            return file.read(len(MARK)) == MARK
+    except OSError:
+        return False
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The checkpoint at `path`, on the CPU.
+
+    Raises:
+        CheckpointError: see `digest_of`; or a schema that this version does not know.
+    """
+    digest_of(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        schema = content["schema"]
+    except Exception as error:
+        reason = str(error).split(" This file can")[0].splitlines()[0]
+        raise CheckpointError("plain tensors, numbers, strings, lists and dicts", reason, path) from error
+    if schema != SCHEMA:
+        raise CheckpointError(f"schema {SCHEMA}", f"{schema}: written by another version", path)
+    return content
+
+
+def newest_good(folder: str | Path) -> Path | None:
+    """The newest checkpoint in `folder` that can be read, or None."""
+    for path in sorted(Path(folder).glob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
+        try:
+            digest_of(path)
+        except CheckpointError:
+            continue
+        return path
+    return None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make sure that a new name in the folder outlives a power failure; where folders cannot be opened, nothing."""
+    with suppress(PermissionError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _check_plain(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_plain(key, where)
+            _check_plain(item, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            _check_plain(item, f"{where}[{i}]")
+    elif type(value) not in (int, float, str, bool, bytes, type(None)) and not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"{where} is a {type(value).__name__}; checkpoints hold tensors, numbers, strings, lists and dicts"
+        )

@@ -1,0 +1,99 @@
+"""Pretrained weights of other people's networks: found on disk, or downloaded; known by their SHA-256 either way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from consistency_models.storage.cache import cache_folder
+
+__all__ = ["Weights", "weights_folder"]
+
+T = TypeVar("T")
+
+
+def weights_folder() -> Path:
+    """Where files of weights are looked for first: `$CONSISTENCY_MODELS_WEIGHTS`, or `weights` in `cache_folder()`."""
+    return Path(os.environ.get("CONSISTENCY_MODELS_WEIGHTS") or cache_folder() / "weights").expanduser()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A published file of weights.
+
+    It is looked for in `weights_folder()`, then in PyTorch's own folder of downloads, and is otherwise downloaded into
+    the former. Whatever is not the published file is refused, unless the user gives the file's path.
+
+    Args:
+        origin: whose file it is.
+        url: where it is published; its last part is the file's name.
+        sha256: hexadecimal SHA-256 of the file, or the first 8 digits or more.
+    """
+
+    origin: str
+    url: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return self.url.rpartition("/")[2]
+
+    def path(self, given: str | Path | None = None) -> Path:
+        """The file: `given` as it is, or the published one.
+
+        Raises:
+            FileNotFoundError: it is not there, and could not be downloaded.
+            ValueError: a file of this name has another content.
+        """
+        if given is not None:
+            if not Path(given).expanduser().is_file():
+                raise FileNotFoundError(f"weights: no file {given}; put {self.origin}'s {self.name} there ({self.url})")
+            return Path(given).expanduser()
+        for folder in (weights_folder(), Path(torch.hub.get_dir()) / "checkpoints"):
+            if (folder / self.name).is_file():
+                return self._verified(folder / self.name)
+        file = weights_folder() / self.name
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{file}.lock"):  # the other processes of the run wait, and then find it
+                if not file.is_file():
+                    torch.hub.download_url_to_file(self.url, str(file), self.sha256, progress=False)
+        except (OSError, RuntimeError) as error:  # RuntimeError: another content than the published one
+            raise FileNotFoundError(
+                f"{self.origin}'s {self.name} is not in {file.parent}, and {self.url} could not be fetched "
+                f"({error}): put the file into that folder, or give its path as weights"
+            ) from error
+        return file
+
+    def use(self, build: Callable[[dict[str, Tensor]], T], given: str | Path | None = None) -> T:
+        """`build(state)`, where `state` is the file's content: tensors by name, on the CPU; nothing else is unpickled.
+
+        Raises:
+            FileNotFoundError, ValueError: see `path`.
+            ValueError: the content is damaged or none that `build` takes.
+        """
+        path = self.path(given)
+        try:
+            return build(torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).split(" This file can")[0][:500]
+            raise ValueError(f"weights: {path} is not {self.origin}'s {self.name}: {reason}") from error
+
+    def _verified(self, path: Path) -> Path:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if not found.startswith(self.sha256):
+            raise ValueError(
+                f"weights: {path} has SHA-256 {found[:16]}..., the published file {self.sha256[:16]}...: it is damaged "
+                f"or another one; remove it, or download {self.url} again"
+            )
+        return path

@@ -1,0 +1,159 @@
+"""Teachers and initial weights: what `teacher=` and `init=` choose, and classifier-free guidance."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
+
+from consistency_models import pretrained
+from consistency_models.errors import ConfigError
+from consistency_models.storage.loading import instantiate, load
+
+__all__ = [
+    "Guided",
+    "build_teacher",
+    "exact_teacher",
+    "official_teacher",
+    "run_teacher",
+    "weights_of_pretrained",
+    "weights_of_run",
+    "weights_of_teacher",
+]
+
+log = logging.getLogger(__name__)
+
+
+def build_teacher(config: dict[str, Any]) -> nn.Module | None:
+    """The teacher, guided if it shall be.
+
+    Raises:
+        ConfigError: it was made for other images or classes than the student, or cannot be guided.
+    """
+    data, guidance = config["data"], config["teacher"].get("guidance", 1.0)
+    if not config["teacher"]["_target_"]:
+        return None
+    teacher = instantiate({key: value for key, value in config["teacher"].items() if key != "guidance"})
+    network = getattr(teacher, "network", None)  # a closed form has none, and is of the data by construction
+    if network is not None:
+        for key, value in (("image_size", network.image_size), ("channels", network.channels)):
+            if value != data[key]:
+                allowed = f"a model of images of data.{key}={data[key]}; this one was made for {value}"
+                raise ConfigError("teacher.path", config["teacher"]["path"], allowed)
+        if network.num_classes != data["network_classes"]:
+            allowed = f"a model of {data['network_classes']} classes, as the student; this one has "
+            allowed += f"{network.num_classes}, where 0 is unconditional"
+            raise ConfigError("teacher.path", config["teacher"]["path"], allowed, "see data.conditional")
+    if guidance == 1:
+        return teacher
+    if not data["network_classes"] or (network is not None and not _hides_labels(network)):
+        allowed = "1.0: the teacher is unconditional, or was not trained with network.label_dropout"
+        raise ConfigError("teacher.guidance", guidance, allowed)
+    return Guided(teacher, guidance)
+
+
+def run_teacher(path: str, weights: str | None = None) -> nn.Module:
+    """The model of another run, with its averaged weights."""
+    generator = load(path, weights)
+    if ".Consistency" in generator.config["sampler"]["_target_"]:
+        rank_zero_warn(
+            f"teacher.path={path} is a consistency model: it gives the end of a trajectory, not the mean of the images "
+            "behind x_t that a method asks its teacher for; a run of model=teacher gives that"
+        )
+    generator.model.origin = generator.origin
+    return generator.model
+
+
+def official_teacher(path: str, kinds: Sequence[str]) -> nn.Module:
+    """The model in an official checkpoint, which must be of one of these kinds: see `pretrained.Pretrained.kind`."""
+    loaded = pretrained.load(path)
+    if loaded.kind not in kinds:
+        raise ConfigError("teacher.path", path, f"a file of kind {', '.join(kinds)}; this one is {loaded.kind}")
+    loaded.model.origin = {"path": str(path), "digest": loaded.digest}
+    return loaded.model
+
+
+def _hides_labels(network: nn.Module) -> bool:
+    return any(getattr(module, "label_dropout", 0) > 0 for module in network.modules())
+
+
+class Guided(nn.Module):
+    """D(x, σ) + w·(D(x, σ, class) - D(x, σ)): classifier-free guidance (Ho & Salimans, arXiv 2207.12598, Eq. 6).
+
+    Args:
+        model: class-conditional denoiser that was trained with some classes hidden.
+        guidance: w; 1 is the model itself, 0 ignores the class. (1 + w in the paper.)
+    """
+
+    calls = 2  # of the model, for each of this one
+
+    def __init__(self, model: nn.Module, guidance: float) -> None:
+        super().__init__()
+        self.model, self.guidance, self.origin = model, guidance, model.origin
+
+    @property
+    def network(self) -> nn.Module:
+        """That of the model."""
+        return self.model.network
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Denoised images, shape of x, for one-hot labels."""
+        unconditional = self.model(x, sigma, None)
+        return unconditional + self.guidance * (self.model(x, sigma, labels) - unconditional)
+
+
+def exact_teacher(source: Any, path: None = None) -> nn.Module:
+    """The closed-form denoiser of a Gaussian mixture."""
+    if not hasattr(source, "denoised"):
+        raise ConfigError("teacher", "exact", "data=mixture or data=mixture_16d: only they have a closed-form denoiser")
+    return _Exact(source)
+
+
+class _Exact(nn.Module):
+    """A module around the closed form, so that it moves and counts as any other teacher."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.source = source
+        self.origin = {"path": "exact", "digest": source.digest}
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        return self.source.denoised(x, sigma, labels)
+
+
+def weights_of_teacher(model: nn.Module, teacher: nn.Module | None, path: None = None) -> None:
+    """Start the student from the teacher's weights."""
+    if teacher is None or not any(True for _ in teacher.parameters()):
+        log.info("init=teacher: the teacher has no weights to start from; the network starts at random")
+        return
+    _copy(teacher, model, "teacher")
+
+
+def weights_of_run(
+    model: nn.Module, path: str | Path, teacher: nn.Module | None = None, weights: str | None = None
+) -> None:
+    """Start from the weights of another run."""
+    _copy(load(path, weights).model, model, f"init.path={path}")
+
+
+def weights_of_pretrained(model: nn.Module, path: str | Path, teacher: nn.Module | None = None) -> None:
+    """Start from the weights of an official checkpoint."""
+    _copy(pretrained.load(path).model, model, f"init.path={path}")
+
+
+def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
+    """Copy weights; those for augmentation labels are left out where the student has no such labels, as in ECT."""
+    weights, wanted = source.network.state_dict(), model.network.state_dict()
+    if "map_augment.weight" not in wanted:
+        weights.pop("map_augment.weight", None)
+    for tensor in wanted | weights:
+        found, here = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
+        if found != here:
+            allowed = f"the network that it starts from: {tensor} is {found} there, {here} here"
+            raise ConfigError("network", name, allowed, "or init=random")
+    model.network.load_state_dict(weights)

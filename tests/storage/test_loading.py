@@ -1,0 +1,119 @@
+"""Images do not depend on batch size, order or place; loading a file runs nobody's code."""
+
+import re
+
+import pytest
+import torch
+from jobs import TINY, run
+
+from consistency_models import pretrained
+from consistency_models.errors import Exit
+from consistency_models.storage import loading
+from consistency_models.storage.checkpoints import CheckpointError, read, write
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    arguments = ("data=digits", "network.model_channels=8", "data.batch_size=8", "trainer.max_steps=2", *TINY)
+    assert run(folder, *arguments) == Exit.DONE
+    return folder
+
+
+def test_images_do_not_depend_on_the_batch(trained):
+    generator = loading.load(trained)
+    for steps in (1, 3):
+        whole = generator.sample(20, steps=steps, batch_size=20)
+        torch.testing.assert_close(generator.sample(20, steps=steps, batch_size=7), whole, rtol=0, atol=1e-5)
+        torch.testing.assert_close(generator.sample(5, steps=steps, first=10), whole[10:15], rtol=0, atol=1e-5)
+    assert whole.shape == (20, 1, 8, 8)
+    assert whole.abs().max() <= 1
+
+
+def test_images_depend_on_seed_and_label(trained):
+    generator = loading.load(trained)
+    assert not torch.equal(generator.sample(2, seed=1), generator.sample(2, seed=2))
+    assert not torch.equal(generator.sample(2, labels=[3, 3]), generator.sample(2, labels=[4, 4]))
+    assert torch.equal(generator.sample(12), generator.sample(12, labels=[*range(10), 0, 1]))  # classes take turns
+
+
+def test_weights_are_chosen_by_name(trained):
+    average, model = loading.load(trained), loading.load(trained, weights="model")
+    assert (average.weights, model.weights) == ("0.995", "model")
+    assert not torch.equal(average.sample(1), model.sample(1))
+    assert loading.load(trained, weights=0.995).weights == "0.995"  # as it is typed on a command line
+    with pytest.raises(ValueError, match=r"weights='0\.5': .* has \['model', '0\.995'\]"):
+        loading.load(trained, weights="0.5")
+
+
+def test_a_path_in_the_home_folder(trained, monkeypatch):
+    monkeypatch.setenv("HOME", str(trained.parent))
+    assert loading.load(f"~/{trained.name}").weights == "0.995"
+    with pytest.raises(CheckpointError, match="SHA-256 at the end"):
+        loading.load(f"~/{trained.name}/config.yaml")
+    with pytest.raises(CheckpointError, match=str(trained)):
+        pretrained.load(f"~/{trained.name}/config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 0}, "n and steps must be at least 1"),
+        ({"n": 1, "steps": 0}, "n and steps must be at least 1"),
+        ({"n": 2, "labels": [1]}, "labels must be 2 numbers from 0 to 9"),
+        ({"n": 1, "labels": [10]}, "labels must be 1 numbers from 0 to 9"),
+    ],
+)
+def test_senseless_requests_are_refused(trained, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        loading.load(trained).sample(**arguments)
+
+
+POISON = (
+    "os.system",
+    "consistency_models.storage.checkpoints.os.system",
+    "torch.nn.Linear",
+    "consistency_models.app.folder.write_atomically",  # of this package, and writes files
+    "consistency_models.storage.loading.instantiate",
+    "${oc.env:HOME}",
+    None,
+)
+
+
+@pytest.mark.parametrize("target", POISON)
+@pytest.mark.parametrize("part", ["network", "preconditioning", "sampler", "data", "features"])
+def test_a_file_cannot_ask_for_other_code(trained, tmp_path, target, part, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONSISTENCY_MODELS_TRUST", "consistency_models")  # does not open it to more of itself
+    content = read(trained / "checkpoints/last.ckpt")
+    content["config"][part] = {"_target_": target, "command": "touch EXPLODED"}
+    write(content, tmp_path / "bad.ckpt")
+    with pytest.raises(CheckpointError, match=re.escape(f"{part} asks for {target}")):
+        loading.load(tmp_path / "bad.ckpt")
+    assert not (tmp_path / "EXPLODED").exists()
+
+
+def test_a_file_cannot_have_a_target_made_up_while_it_is_read(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = read(trained / "checkpoints/last.ckpt")
+    made_up = "{_target_:consistency_models.app.folder.RunFolder,path:EXPLODED}"
+    content["config"]["network"]["dropout"] = f"${{oc.create:{made_up}}}"
+    write(content, tmp_path / "bad.ckpt")
+    with pytest.raises(CheckpointError, match=r"plain values, without \$\{; found network with one"):
+        loading.load(tmp_path / "bad.ckpt")
+    assert not (tmp_path / "EXPLODED").exists()
+
+
+def test_a_file_may_ask_for_what_its_user_trusts(trained, tmp_path, monkeypatch):
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package/__init__.py").write_text(
+        "from consistency_models.networks.song import SongUNet\n\n\nclass Mine(SongUNet):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    content = read(trained / "checkpoints/last.ckpt")
+    content["config"]["network"]["_target_"] = "my_package.Mine"
+    write(content, tmp_path / "mine.ckpt")
+    with pytest.raises(CheckpointError, match="CONSISTENCY_MODELS_TRUST=my_package"):
+        loading.load(tmp_path / "mine.ckpt")
+    monkeypatch.setenv("CONSISTENCY_MODELS_TRUST", "my_package")
+    assert torch.equal(loading.load(tmp_path / "mine.ckpt").sample(1), loading.load(trained).sample(1))
