@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningDataModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.nn.functional import one_hot
 
-from consistency_models from consistency_models.app.strategy import strategy_of
+from consistency_models.app.strategy import strategy_of
 from consistency_models.errors import ConfigError
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.features import to_float
 from consistency_models.evaluation.ode_error import HeunSolution, ODEError
 from consistency_models.methods.base import Method
 from consistency_models.sampling.generator import Generator
-from consistency_models.storage.loading import build_model, instantiate, load
+from consistency_models.storage.loading import build_model, instantiate
 
 log = logging.getLogger(__name__)
 
