@@ -68,7 +68,7 @@ class Case:
             watch.around(self.data, "on_after_batch_transfer", "data"),
             watch.around(method.model, "forward", "student", torch.is_grad_enabled),
             watch.around(method, "target", "target"),
-            watch.around(method, "noised", "target"),
+            watch.around(method, "network_input", "target"),
             watch.around(torch.Tensor, "backward", "backward"),
             patch.object(method, "optimizer_step", optimizer_step),
             watch.around(base, "ema_update", "EMA"),

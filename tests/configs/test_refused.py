@@ -74,8 +74,8 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("SEED=1", "SEED", "groups (augment", "did you mean seed=1?"),
     ("callbacks.checkpoints.every=5", "callbacks.checkpoints.every", "keys of callbacks", "callbacks.checkpoint"),
     (
-        "callbacks.checkpoint.evry=5",
-        "callbacks.checkpoint.evry",
+        "callbacks.checkpoint.every_n_step=5",
+        "callbacks.checkpoint.every_n_step",
         "every_n_steps",
         "did you mean callbacks.checkpoint.every_n_steps=5?",
     ),
@@ -174,7 +174,7 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("loss._target_=consistency_models.losses.distances", "loss._target_", TARGET, ""),
     ("loss._target_=consistency_models.losses.distances.L3", "loss._target_", TARGET, "distances.L1?"),
     (
-        "loss._target_=consistency_models.distance.L1",
+        "loss._target_=consistency_models.losses.distance.L1",
         "loss._target_",
         TARGET,
         "consistency_models.losses.distances.L1?",

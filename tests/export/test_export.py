@@ -11,7 +11,7 @@ import yaml
 from jobs import ROOT, TINY, run
 from parity.golden import FOLDER
 from safetensors.torch import load_file, save_file
-from test_loading import POISON
+from storage.test_loading import POISON
 
 import consistency_models
 from consistency_models import errors, export

@@ -10,7 +10,7 @@ from pretrained import opcodes as op
 from pretrained import snapshots
 
 from consistency_models.errors import CheckpointError
-from consistency_models.pretrained import machine, reader
+from consistency_models.pretrained import reader, safe_unpickler
 from consistency_models.pretrained.reader import read_snapshot
 
 NUMBERS = op.torch_bytes(torch.arange(4.0))
@@ -280,7 +280,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
             read_snapshot(path)
 
 
-@pytest.mark.parametrize(("module", "limit"), [(reader, "MAX_BYTES"), (machine, "MAX_OPCODES")])
+@pytest.mark.parametrize(("module", "limit"), [(reader, "MAX_BYTES"), (safe_unpickler, "MAX_OPCODES")])
 def test_limits_are_limits(module, limit, tmp_path, monkeypatch):
     path = tmp_path / "good.pkl"
     path.write_bytes(op.snapshot(op.module()))

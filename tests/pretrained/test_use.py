@@ -19,7 +19,7 @@ from pretrained import snapshots
 from pretrained.test_load import KWARGS, precond, snapshot, song
 
 import consistency_models
-from consistency_models import pretrained
+from consistency_models import pretrained, teachers
 from consistency_models.app import build
 from consistency_models.app.tasks import run_task
 from consistency_models.errors import ConfigError, Exit
@@ -82,7 +82,9 @@ def convert(monkeypatch, path, out, code=Exit.DONE):
 
 def teacher(path, *overrides, kind="edm"):
     """What build makes of teacher=KIND; `overrides` choose the data."""
-    return build.build_teacher(config_of("unused", "model=cd", f"teacher={kind}", f"teacher.path={path}", *overrides))
+    return teachers.build_teacher(
+        config_of("unused", "model=cd", f"teacher={kind}", f"teacher.path={path}", *overrides)
+    )
 
 
 def test_distilled_from_it_and_started_from_it(images, tmp_path):

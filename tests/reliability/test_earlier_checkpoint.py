@@ -16,6 +16,7 @@ from jobs import run
 import consistency_models
 from consistency_models.errors import Exit
 from consistency_models.storage.checkpoints import read
+from consistency_models.storage.moved_names import current_override
 
 EARLIER = Path(__file__).with_name("earlier")
 
@@ -32,7 +33,8 @@ def test_it_is_gone_on_with(tmp_path):
     """From step 8 to 12, to where that commit came."""
     (tmp_path / "checkpoints").mkdir()
     shutil.copy(EARLIER / "checkpoints/step_00000008.ckpt", tmp_path / "checkpoints/last.ckpt")
-    overrides = [line for line in yaml.safe_load((EARLIER / "overrides.yaml").read_text()) if "hydra." not in line]
+    lines = yaml.safe_load((EARLIER / "overrides.yaml").read_text())
+    overrides = [current_override(line) for line in lines if "hydra." not in line]
     assert run(tmp_path, *overrides, f"ckpt_path={tmp_path}") == Exit.DONE
     found, expected = read(tmp_path / "checkpoints/last.ckpt"), read(EARLIER / "checkpoints/last.ckpt")
     assert found["step"] == expected["step"] == 12

@@ -21,6 +21,7 @@ from consistency_models.evaluation.ode_error import HeunSolution, ODEError
 from consistency_models.methods.base import Method
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage.loading import build_model, instantiate
+from consistency_models.teachers import build_teacher
 
 log = logging.getLogger(__name__)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-__all__ = ["KEYS", "OPTIONS", "current_config", "current_target"]
+__all__ = ["current_config", "current_override", "current_target"]
 
 MODULES = {
     "ablation_sampler": "sampling.general_ode",
@@ -86,3 +87,10 @@ def current_config(config: Any, path: str = "") -> Any:
         is_target = key == "_target_" and isinstance(value, str)
         renewed[name] = current_target(value) if is_target else current_config(value, own)
     return renewed
+
+
+def current_override(override: str) -> str:
+    """An override of the command line with the present names of its key and of the option that it chooses."""
+    prefix, key, equals, value = re.fullmatch(r"([+~]*)([^=]*)(=?)(.*)", override, re.DOTALL).groups()
+    options = ",".join(OPTIONS.get((key, option), option) for option in value.split(","))
+    return f"{prefix}{KEYS.get(key, key)}{equals}{options}"

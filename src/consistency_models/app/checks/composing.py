@@ -27,7 +27,7 @@ from consistency_models.app.checks.problems import ConfigErrors, one_line, probl
 from consistency_models.app.checks.rules import nearest
 from consistency_models.app.checks.table import rule_of
 from consistency_models.errors import ConfigError
-from consistency_models.storage.moved_names import KEYS, OPTIONS
+from consistency_models.storage.moved_names import current_override
 
 __all__ = ["Composer"]
 
@@ -74,7 +74,9 @@ class Composer:
             try:
                 if not key:
                     raise OverrideParseException(override, "no key")
-                override = _with_current_name(override)
+                if (renamed := current_override(override)) != override:
+                    print(f"warning: {override} is called {renamed} now", file=sys.stderr)
+                    override = renamed
                 parsed += self.parser.parse_overrides([override])
             except OverrideParseException:
                 fix = "quote a value with special characters: 'key=\"value\"'" if equals else f"did you mean {key}=…?"
@@ -180,15 +182,6 @@ class Composer:
         if override.package is not None:
             return problem(f"{key}@{override.package}", value, f"a group: {', '.join(groups_of(config))}")
         return problem(override.get_key_element(), value, "what can be merged", one_line(error))
-
-
-def _with_current_name(override: str) -> str:
-    """The override with the present name of a key or option that was renamed; says so."""
-    prefix, key, equals, value = re.fullmatch(r"([+~]*)([^=]*)(=?)(.*)", override, re.DOTALL).groups()
-    key, value = KEYS.get(key, key), ",".join(OPTIONS.get((key, one), one) for one in value.split(","))
-    if (renamed := f"{prefix}{key}{equals}{value}") != override:
-        print(f"warning: {override} is called {renamed} now", file=sys.stderr)
-    return renamed
 
 
 def groups_of(config: DictConfig) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from consistency_models import teachers
 from consistency_models.app import build
 from consistency_models.sampling.generator import Generator
 from consistency_models.sampling.samplers import Consistency
@@ -37,7 +38,7 @@ def ode_errors(
     if not exact and not _is_plain(teacher):
         log.warning("the run's teacher is %s: the distance to its ODE is not measured", teacher.get("_target_"))
         return
-    truth = None if exact else build.build_teacher(generator.config)
+    truth = None if exact else teachers.build_teacher(generator.config)
     measure = build.build_ode_error(generator.config, source, truth)(device)
     reference = "exact" if exact else "teacher"
     digest = source.digest if exact else truth.origin["digest"]
