@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from consistency_models.random import BatchRandom
+from consistency_models.trust import loadable
 
 __all__ = ["AugmentPipe"]
 
@@ -81,6 +82,7 @@ def warp(images: Tensor, inverse: Tensor) -> Tensor:
     return x[:, :, 3:-3, 3:-3].contiguous()
 
 
+@loadable()
 class AugmentPipe:
     """Flips, scaling, rotation, stretching and translation, each at random: images to images and labels.
 
