@@ -170,8 +170,9 @@ def _resume_path(config: dict[str, Any], run: RunFolder) -> Path | None:
 def _compatible(path: Path, method: Method, run: RunFolder) -> int:
     """The step of the checkpoint, after making sure that training can go on from it, and has steps left."""
     content = read(path)
-    have = {name: tuple(value.shape) for name, value in content["model"].items()}
-    want = {name: tuple(value.shape) for name, value in method.model.state_dict().items()}
+    have = {name: tuple(value.shape) for name, value in {**content["model"], **content.get("method", {})}.items()}
+    own = {n: v for n, v in method.state_dict().items() if not n.startswith(("model.", "target_copy."))}
+    want = {name: tuple(value.shape) for name, value in {**method.model.state_dict(), **own}.items()}
     differing = sorted(name for name in have | want if have.get(name) != want.get(name))
     if differing:
         name = differing[0]
