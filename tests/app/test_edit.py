@@ -213,9 +213,9 @@ def points(tmp_path_factory):
 
 
 REFUSED = [
-    ("task=inpant", "task", "did you mean task=inpaint?"),
+    ("task=inpant", "task", "Did you mean task=inpaint?"),
     ("task=inpaint task.patch=2", "task.patch", "keys of task: image, label, levels, mask"),
-    ("task=inpaint task.maks=x", "task.maks", "did you mean task.mask=x?"),
+    ("task=inpaint task.maks=x", "task.maks", "Did you mean task.mask=x?"),
     ("task=inpaint task.image=/nowhere.png", "task.image", "a path that exists"),
     ("task=inpaint task.mask=/nowhere.png", "task.mask", "a path that exists"),
     ("task=inpaint task.label=three", "task.label", "a whole number from 0"),
