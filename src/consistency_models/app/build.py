@@ -42,6 +42,7 @@ NOT_ARGUMENTS = (
     "needs_teacher",
     "segments",
     "phases",
+    "two_times",
     "network_classes",
     "clamp",
     "evaluation_images",
