@@ -302,8 +302,15 @@ TRAIN: dict[str, Rule] = PATHS | {
     "augment.p": SHARE,
     **{
         f"augment.{name}": NOT_NEGATIVE
-        for name in ("xflip", "yflip", "scale", "rotate_frac", "aniso", "translate_frac")
+        for name in (
+            *("xflip", "yflip", "rotate_int", "translate_int", "scale", "rotate_frac", "aniso", "translate_frac"),
+            *("brightness", "contrast", "lumaflip", "hue", "saturation"),
+            *("scale_std", "rotate_frac_max", "aniso_std", "translate_frac_std"),
+            *("brightness_std", "contrast_std", "hue_max", "saturation_std"),
+        )
     },
+    "augment.translate_int_max": POSITIVE,
+    "augment.aniso_rotate_prob": SHARE,
     # features, evaluation
     "features._target_": TARGET,
     "features._partial_": FLAG,
