@@ -246,6 +246,8 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("ema=edm ema.ramp=0", "ema.ramp", "a number in (0, inf), or null", ""),
     ("network.dropout=1", "network.dropout", "a number in [0, 1)", ""),
     ("network.dropout=-0.1", "network.dropout", "a number in [0, 1)", ""),
+    ("network=edm2 network.res_balance=1.1", "network.res_balance", "a number in [0, 1]", ""),
+    ("network=edm2 network.clip_act=0", "network.clip_act", "null", ""),
     ("network.label_dropout=1.1", "network.label_dropout", "a number in [0, 1]", ""),
     ("network.num_blocks=0", "network.num_blocks", WHOLE, ""),
     ("network.channel_mult=[]", "network.channel_mult", "a list of 1 or more", ""),

@@ -187,6 +187,8 @@ TRAIN: dict[str, Rule] = PATHS | {
     "network.legacy_order": FLAG,
     "network.noise_scale": POSITIVE,
     "network.logvar_channels": COUNT,
+    **{f"network.{name}_balance": SHARE for name in ("res", "attn", "concat", "label")},
+    "network.clip_act": maybe(POSITIVE),
     "network.checkpointing": FLAG,
     # schedule, curriculum
     "schedule._target_": TARGET,
