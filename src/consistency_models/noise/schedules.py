@@ -27,9 +27,10 @@ class Levels:
     Args:
         high: t, the larger level, shape (B,).
         low: s, the smaller level, shape (B,).
-        end: where the segment of (s, t) ends, shape (B,); only multistep consistency models have one.
+        end: where the step from t ends, shape (B,): a segment's end, or the second time of a two-time model; or None.
         index: s = grid[index] and t = grid[index + 1], int64, shape (B,); stays on the host.
         grid: the grid itself, ascending, float64, shape (N,); stays on the host. Shared between steps: read only.
+        weight: factor on the loss of each image, shape (B,), for rows that have another share in it; None is 1.
     """
 
     high: Tensor
@@ -37,9 +38,10 @@ class Levels:
     end: Tensor | None = None
     index: Tensor | None = None
     grid: Tensor | None = None
+    weight: Tensor | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Levels:
-        """The same levels with `high`, `low` and `end` on the device, copied without waiting for it."""
+        """The same levels with `high`, `low`, `end` and `weight` on the device, copied without waiting for it."""
         pin = torch.device(device).type == "cuda"
 
         def move(level: Tensor | None) -> Tensor | None:
@@ -48,7 +50,7 @@ class Levels:
             level = level.pin_memory() if pin and level.device.type == "cpu" else level
             return level.to(device, dtype, non_blocking=pin)
 
-        return replace(self, high=move(self.high), low=move(self.low), end=move(self.end))
+        return replace(self, **{name: move(getattr(self, name)) for name in ("high", "low", "end", "weight")})
 
 
 def per_image(values: Tensor, x: Tensor) -> Tensor:

@@ -2,10 +2,10 @@
 
     sampler(denoiser, noise, randn) -> images
 
-`denoiser(x, sigma)` takes σ of shape (B,); `noise` and what `randn()` returns are standard normal, shape (B, ...). The
-state has the dtype of `noise`. `sigmas` are the levels, descending, from which a step starts; `nfe` counts the denoiser
-calls. Nothing is clamped unless `clip`: then what the denoiser returns is, each time, and so are the images, to
-[-1, 1].
+`denoiser(x, sigma)` takes σ of shape (B,), and of a model of two times also `end`, the level where the step ends;
+`noise` and what `randn()` returns are standard normal, shape (B, ...). The state has the dtype of `noise`. `sigmas` are
+the levels, descending, from which a step starts; `nfe` counts the denoiser calls. Nothing is clamped unless `clip`:
+then what the denoiser returns is, each time, and so are the images, to [-1, 1].
 
     sampler.descend(denoiser, x, sigma) -> images
 
@@ -28,7 +28,7 @@ from consistency_models.sampling import solvers
 from consistency_models.sampling.churn import Churn
 from consistency_models.sampling.solvers import Denoiser
 
-__all__ = ["DPM2", "Ancestral", "Consistency", "Euler", "Heun", "SegmentSampler", "ancestral_step"]
+__all__ = ["DPM2", "Ancestral", "Consistency", "Euler", "FlowMapSampler", "Heun", "SegmentSampler", "ancestral_step"]
 
 
 def _clipped(denoiser: Denoiser) -> Denoiser:
@@ -170,6 +170,68 @@ class SegmentSampler:
             denoised = f(x, x.new_full((len(x),), high))
             x = denoised + low / high * (x - denoised)
         return x
+
+
+class FlowMapSampler:
+    """x ← D + s/σ·(x - D),  D = D(x, σ, s): from level to level by a model of two times, in one call each.
+
+    With gamma > 0 a jump ends at s·√(1 - γ²), and noise of standard deviation γ·s follows; γ = 1 is the sampler of
+    consistency models.  (MeanFlow, arXiv 2505.13447, Sec. 4.3; AYF, arXiv 2506.14603, Sec. 3.4.)
+
+    Args:
+        steps: number of calls; by default the levels are equidistant in the time t = σ/(1 + σ), down to 0.
+        sigma_max: σ_1, the standard deviation of the start.
+        sigmas: the levels at which the model is called, descending, in place of steps and sigma_max.
+        gamma: γ in [0, 1].
+        clip: clamp D to [-1, 1].
+
+    Raises:
+        ValueError: steps < 1, gamma outside [0, 1], or sigmas not descending, positive and finite.
+    """
+
+    def __init__(
+        self,
+        steps: int = 1,
+        sigma_max: float = 80.0,
+        sigmas: Sequence[float] | None = None,
+        gamma: float = 0.0,
+        clip: bool = False,
+    ) -> None:
+        if steps < 1 or not 0 <= gamma <= 1 or not 0 < sigma_max < math.inf:
+            raise ValueError(
+                "need steps >= 1, 0 <= gamma <= 1, sigma_max > 0; "
+                f"got steps {steps}, gamma {gamma}, sigma_max {sigma_max}"
+            )
+        if sigmas is None:
+            times = (sigma_max / (1 + sigma_max) * (1 - i / steps) for i in range(1, steps))
+            sigmas = (sigma_max, *(t / (1 - t) for t in times))
+        sigmas = tuple(map(float, sigmas))
+        if not sigmas or not all(a > b for a, b in pairwise((math.inf, *sigmas, 0.0))):
+            raise ValueError(f"sigmas must be one or more positive finite levels in descending order; got {sigmas}")
+        self.sigmas, self.gamma, self.clip = sigmas, gamma, clip
+        self.nfe = len(self.sigmas)
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
+        """Images, shape of noise."""
+        x = noise * self.sigmas[0]
+        for high, low in pairwise((*self.sigmas, 0.0)):
+            x = self._jump(denoiser, x, high, low * math.sqrt(1 - self.gamma**2))
+            if low > 0 and self.gamma > 0:
+                x = x + low * self.gamma * randn()
+        return x.clamp(-1, 1) if self.clip else x
+
+    @torch.no_grad()
+    def descend(self, denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
+        """Images, shape of x, from images at any level sigma: along the levels below it, without noise."""
+        for high, low in pairwise((sigma, *(level for level in self.sigmas if level < sigma), 0.0)):
+            x = self._jump(denoiser, x, high, low)
+        return x.clamp(-1, 1) if self.clip else x
+
+    def _jump(self, denoiser: Denoiser, x: Tensor, high: float, low: float) -> Tensor:
+        denoised = denoiser(x, x.new_full((len(x),), high), end=x.new_full((len(x),), low))
+        denoised = denoised.clamp(-1, 1) if self.clip else denoised
+        return denoised + low / high * (x - denoised)
 
 
 class _ODE:

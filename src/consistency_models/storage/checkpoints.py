@@ -4,8 +4,8 @@ A checkpoint is what `torch.save` writes of plain tensors, numbers, strings, lis
 zip comment at the file's end, so the digest is inside the file and any PyTorch can still read it. `read` verifies it
 and loads with `weights_only=True`: a flipped bit, a cut-off file and a pickle are all refused with one error.
 
-    {"schema": 1, "step", "config", "model": {}, "ema": {"0.999": {}}, "target": {} | None, "optimizer": {},
-     "teacher": {"path", "digest"} | None, "images_seen", "trainer": {what Lightning needs to resume}}
+    {"schema": 1, "step", "config", "model": {}, "ema": {"0.999": {}}, "target": {} | None, "method": {},
+     "optimizer": {}, "teacher": {"path", "digest"} | None, "images_seen", "trainer": {what Lightning needs to resume}}
 """
 
 from __future__ import annotations
