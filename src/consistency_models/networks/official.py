@@ -133,6 +133,14 @@ def Precond(
     attn_resolutions: Sequence[int] = (16, 8),
     channels_per_head: int = 64,
     dropout: float = 0.0,
+    channel_mult_noise: int | None = None,
+    channel_mult_emb: int | None = None,
+    label_balance: float = 0.5,
+    concat_balance: float = 0.5,
+    resample_filter: Sequence[float] = (1, 1),
+    res_balance: float = 0.3,
+    attn_balance: float = 0.3,
+    clip_act: float | None = 256,
     dropout_res: int | None = None,
 ) -> EDM2:
     """EDM2's and, with dropout_res, ECT's.
@@ -148,5 +156,13 @@ def Precond(
         num_blocks=num_blocks,
         attn_resolutions=attn_resolutions,
         head_channels=channels_per_head,
+        channel_mult_noise=channel_mult_noise,
+        channel_mult_emb=channel_mult_emb,
+        label_balance=label_balance,
+        concat_balance=concat_balance,
+        resample_filter=resample_filter,
+        res_balance=res_balance,
+        attn_balance=attn_balance,
+        clip_act=clip_act,
         logvar_channels=logvar_channels,
     )

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from math import exp, expm1, log, log1p, sqrt
+from math import exp, expm1, inf, log, log1p, sqrt
 
 import torch
 from torch import Tensor
 
 from consistency_models.noise.preconditioning import iddpm_table
 from consistency_models.noise.schedules import karras_grid
+from consistency_models.sampling.churn import Churn
 from consistency_models.sampling.solvers import Denoiser
 from consistency_models.trust import loadable
 
@@ -118,24 +119,41 @@ def edm_levels(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rh
 class GeneralODESampler:
     """Solve the general ODE from the first level to 0, by Euler's steps or by second-order ones.
 
+    With churn, each step from σ in [churn_min, churn_max] first goes back to σ̂ = σ(t̂) = σ·(1 + γ), as in `Churn`, by
+    x ← s(t̂)/s(t)·x + s(t̂)·churn_noise·√(σ̂² - σ²)·z.
+
     Args:
         sigmas: the levels, descending; 0 comes after them. At least two.
         schedule: σ(t).
         scaled: s(t) = 1/√(1 + σ²), the variance-preserving process, instead of s = 1.
         alpha: where in the step the second call is; 1 is Heun's method, ½ the midpoint's, 0 none, which is Euler's.
+        churn: EDM's S_churn; 0 is deterministic.
+        churn_min: S_min.
+        churn_max: S_max.
+        churn_noise: S_noise.
 
     Raises:
-        ValueError: sigmas are not two or more positive levels in descending order, or alpha is not in [0, 1].
+        ValueError: sigmas are not two or more positive levels in descending order, alpha is not in [0, 1], or a churn
+            without meaning.
     """
 
     def __init__(
-        self, sigmas: Sequence[float], schedule: VP | VE | Linear, scaled: bool = False, alpha: float = 1.0
+        self,
+        sigmas: Sequence[float],
+        schedule: VP | VE | Linear,
+        scaled: bool = False,
+        alpha: float = 1.0,
+        churn: float = 0.0,
+        churn_min: float = 0.0,
+        churn_max: float = inf,
+        churn_noise: float = 1.0,
     ) -> None:
         if len(sigmas) < 2 or not all(a > b > 0 for a, b in pairwise(sigmas)):
             raise ValueError(f"sigmas must be two or more positive levels in descending order; got {sigmas}")
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], 0 for Euler's method; got {alpha}")
         self.sigmas, self.schedule, self.scaled, self.alpha = tuple(sigmas), schedule, scaled, alpha
+        self.churn = Churn(len(sigmas), churn, churn_min, churn_max, churn_noise)
         self.nfe = len(sigmas) if alpha == 0 else 2 * len(sigmas) - 1
 
     def scale(self, t: float) -> float:
@@ -154,7 +172,11 @@ class GeneralODESampler:
         """Images, shape of noise."""
         times = [self.schedule.time(sigma) for sigma in self.sigmas]
         x = noise * self.sigmas[0] * self.scale(times[0])
-        for t, following in pairwise((*times, 0.0)):
+        for sigma, (t, following) in zip(self.sigmas, pairwise((*times, 0.0))):
+            if self.churn.gamma > 0:
+                sigma, std = self.churn(sigma)
+                before, t = self.scale(t), self.schedule.time(sigma)
+                x = self.scale(t) * (x / before + std * randn())  # drawn in every step, as by the other samplers
             h = following - t
             slope = self.slope(denoiser, x, t)
             if self.alpha and following:

@@ -25,6 +25,7 @@ from torch import Tensor
 from consistency_models.noise.schedules import karras_grid
 from consistency_models.noise.segments import Spacing, segment_edges
 from consistency_models.sampling import solvers
+from consistency_models.sampling.churn import Churn
 from consistency_models.sampling.solvers import Denoiser
 from consistency_models.trust import loadable
 
@@ -255,14 +256,8 @@ class _ODE:
         churn_noise: float = 1.0,
         clip: bool = False,
     ) -> None:
-        if not 0 <= churn < math.inf or not 0 <= churn_min <= churn_max or not 0 <= churn_noise < math.inf:
-            raise ValueError(
-                f"need churn >= 0, 0 <= churn_min <= churn_max and churn_noise >= 0; got churn {churn}, "
-                f"churn_min {churn_min}, churn_max {churn_max}, churn_noise {churn_noise}"
-            )
         self.sigmas = tuple(karras_grid(steps, sigma_min, sigma_max, rho).flip(0).tolist())
-        self.churn, self.churn_min, self.churn_max, self.churn_noise = churn, churn_min, churn_max, churn_noise
-        self.clip = clip
+        self.churn, self.clip = Churn(steps, churn, churn_min, churn_max, churn_noise), clip
 
     @property
     def nfe(self) -> int:
@@ -275,12 +270,9 @@ class _ODE:
         D = _clipped(denoiser) if self.clip else denoiser
         x = noise * self.sigmas[0]
         for high, low in pairwise((*self.sigmas, 0.0)):
-            if self.churn > 0:
-                z = randn() * self.churn_noise  # drawn in every step, so that the window moves no later draw
-                gamma = min(self.churn / len(self.sigmas), math.sqrt(2) - 1)
-                gamma = gamma if self.churn_min <= high <= self.churn_max else 0.0
-                x = x + high * math.sqrt((1 + gamma) ** 2 - 1) * z
-                high = high * (1 + gamma)
+            if self.churn.gamma > 0:
+                high, std = self.churn(high)
+                x = x + std * randn()  # drawn in every step, so that the window moves no later draw
             x = self.solver(D, x, high, low)
         return x.clamp(-1, 1) if self.clip else x
 
