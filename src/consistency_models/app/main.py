@@ -103,7 +103,8 @@ def _train(settings: dict[str, Any]) -> tuple[Exit, float | None]:
     first = rank_zero_only.rank == 0  # of the processes that torchrun or srun has started
     with RunFolder(folder).claimed() if settings["train"] and first else nullcontext(True) as free:
         if not free:
-            busy = ConfigError("run folder", folder, "one in which no other process trains", "wait for it, or stop it")
+            fix, reason = "wait for it, or stop it", "another process trains in it"
+            busy = ConfigError("run folder", folder, "a folder of no other process", fix, reason=reason)
             return report(busy, settings["show_traceback"])[0], None
         try:
             settings = resolve_artifacts(settings)

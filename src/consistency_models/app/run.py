@@ -179,20 +179,23 @@ def _compatible(path: Path, method: Method, run: RunFolder) -> int:
         raise ConfigError(
             "ckpt_path",
             path,
-            f"a checkpoint of the same network; {len(differing)} tensors differ, first {name}: "
-            f"{have.get(name, 'missing')} in the file, {want.get(name, 'missing')} here",
+            "a checkpoint of the same network",
             "use the network and data settings of that run (its config.yaml)",
+            reason=f"{len(differing)} tensors differ, first {name}: "
+            f"{have.get(name, 'missing')} in the file, {want.get(name, 'missing')} here",
         )
     start = f"or start a new training from its weights: init=run init.path={path}"
     if not content["trainer"]:
-        raise ConfigError("ckpt_path", path, "a checkpoint of a training; this one is an export", start)
+        raise ConfigError("ckpt_path", path, "a checkpoint of a training", start, reason="this one is an export")
     if (content["target"] is None) != (method.target_ema is None):
         has = "none" if content["target"] is None else "one"
-        raise ConfigError("ckpt_path", path, f"with model.target_ema as in that run: it has {has}", start)
+        allowed = "a checkpoint of a run with the same model.target_ema"
+        raise ConfigError("ckpt_path", path, allowed, start, reason=f"that run has {has}")
     step, own = content["step"], path.resolve().parent.parent == run.path.resolve()
     if step >= method.total_steps and not own:  # one's own is only to be closed
-        allowed = f"a checkpoint with steps left; this one is of step {step}, and training ends at {method.total_steps}"
-        raise ConfigError("ckpt_path", path, allowed, f"set trainer.max_steps; {start}")
+        reason = f"this one is of step {step}, and training ends at {method.total_steps}"
+        fix = f"set trainer.max_steps; {start}"
+        raise ConfigError("ckpt_path", path, "a checkpoint with steps left", fix, reason=reason)
     return step
 
 

@@ -91,7 +91,7 @@ def read_runs(paths: Sequence[str | Path]) -> dict[str, Run]:
         for folder, differs in {path / job: differs for job, differs in done.items()}.items() or {path: ""}.items():
             run = _read(folder, shlex.split(differs))
             if run.name in runs:
-                raise ValueError(f"{path}: allowed: each run once; another one is called {run.name}, too")
+                raise ValueError(f"{path}: another run is called {run.name}, too; give each run once")
             runs[run.name] = run
     return runs
 
@@ -123,8 +123,8 @@ def _read(path: Path, setting: list[str]) -> Run:
     if file is None and (path / "summary.json").is_file():
         folder, scored = path, _from_summary(path)
     elif file is None:
-        allowed = "a run that is finished, or scored, or a sweep of such; make it by eval.py run="
-        raise ValueError(f"{path}: allowed: {allowed}{path}")
+        expected = "a finished run, a scored run, or a sweep of them"
+        raise ValueError(f"{path}: expected {expected}; make it by eval.py run={path}")
     else:
         folder, scored = file.resolve().parent.parent, _scored(file)
     config = dict(_leaves(yaml.safe_load((folder / "config.yaml").read_text())))
@@ -147,7 +147,7 @@ def _scored(file: Path) -> dict[str, Any]:
         if (content["schema"], {"results", "weights"} <= content.keys()) != (1, True):
             raise ValueError("another schema")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: allowed: what eval.py writes; found: {error!r}") from error
+        raise ValueError(f"{file}: expected the evaluation.json of eval.py; found {error!r}") from error
     return content
 
 
