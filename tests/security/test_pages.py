@@ -16,15 +16,7 @@ from consistency_models.evaluation.compare import main as compare
 from consistency_models.evaluation.references import Reference
 
 EVIL = "<script>alert(1)</script> [x](javascript:y) ![z](http://a.b/c.png) `code` | cell"
-RESULT = {
-    "metric": "eval/fd",
-    "value": 1.0,
-    "spread": None,
-    "sampler": "Heun",
-    "steps": 1,
-    "nfe": 1,
-    "is_distance": True,
-}
+RESULT = {"metric": "eval/fd", "value": 1.0, "spread": None, "sampler": "Heun", "steps": 1, "nfe": 1, "features": "x"}
 
 
 @pytest.fixture

@@ -195,7 +195,7 @@ def _check_result(result: dict[str, Any]) -> None:
     for key in ("metric", "sampler"):
         if type(result[key]) is not str:
             raise ValueError(f"{key}={result[key]!r}")
-    if type(result["features"]) not in (str, type(None)):
+    if result["features"] is not None and not (type(result["features"]) is str and _is_number(result["nfe"])):
         raise ValueError(f"features={result['features']!r}")
     for key in ("value", "spread", "steps", "nfe"):
         if result[key] is not None and not _is_number(result[key]):
