@@ -20,7 +20,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from consistency_models.errors import ConfigError, Exit
+from consistency_models.callbacks.stopping import StoppedBySignal, stoppable
+from consistency_models.errors import ConfigError, Exit, pasteable
 
 __all__ = ["main"]
 
@@ -45,15 +46,23 @@ def main(task: str, root: Path) -> int:
     outcomes: list[int] = []
     asked = any(getattr(arguments, name, None) for name in HYDRA_ANSWERS)
     try:
-        if not asked:
-            from consistency_models.app.checks import check_command
+        with stoppable():
+            if not asked:
+                from consistency_models.app.checks import check_command
 
-            sys.argv[1:] = check_command(task, root / "conf", arguments)
-        with _one_search_path() if asked else nullcontext():
-            hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
+                sys.argv[1:] = check_command(task, root / "conf", arguments)
+            with _one_search_path() if asked else nullcontext():
+                hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.code)
+    except (StoppedBySignal, KeyboardInterrupt) as stop:
+        text = str(stop) or "stopped by SIGINT outside training"
+        print(text, file=sys.stderr)
+        folder = Multirun.run_folder
+        if folder is not None and folder.state in (None, "RUNNING"):
+            folder.mark("STOPPED", f"{text}\n")
+        return int(Exit.STOPPED)
     return max([*outcomes, Multirun.folder.exit_code if Multirun.folder else 0])
 
 
@@ -76,57 +85,63 @@ def _one_search_path() -> Iterator[None]:
 
 
 def _job(task: str, outcomes: list[int]) -> Any:
-    def job(config: DictConfig) -> float | None:
+    def job(composed: DictConfig) -> float | None:
         from hydra.core.hydra_config import HydraConfig
 
         from consistency_models.app.multirun import run_or_resume_job
 
+        config = OmegaConf.to_container(composed, resolve=True)
         if task == "eval":
             from consistency_models.app.tasks import run_task
 
-            outcomes.append(int(run_task(OmegaConf.to_container(config, resolve=True))))
+            outcomes.append(int(run_task(config)))
             return None
-        settings = OmegaConf.to_container(config, resolve=True)
-        settings.pop("sweep", None)  # the grids, of which this is one cell
+        config.pop("sweep", None)  # the grids, of which this is one cell
         multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-        code, metric = run_or_resume_job(_train, settings) if multirun else _train(settings)
+        code, metric = run_or_resume_job(_train_and_test, config) if multirun else _train_and_test(config)
         outcomes.append(int(code))
         return metric
 
     return job
 
 
-def _train(settings: dict[str, Any]) -> tuple[Exit, float | None]:
-    """Train and test as the settings say, in the folder that Hydra has made."""
+def _train_and_test(config: dict[str, Any]) -> tuple[Exit, float | None]:
+    """Train and test as the configuration says, in the folder that Hydra has made."""
     from hydra.core.hydra_config import HydraConfig
     from lightning.pytorch.utilities import rank_zero_only
 
     from consistency_models.app.artifacts import resolve_artifacts
+    from consistency_models.app.checks.files import has_checkpoint
     from consistency_models.app.folder import RunFolder
     from consistency_models.app.run import report, run_job
 
     folder, code, metric = HydraConfig.get().runtime.output_dir, Exit.DONE, None
     first = rank_zero_only.rank == 0  # of the processes that torchrun or srun has started
-    with RunFolder(folder).claimed() if settings["train"] and first else nullcontext(True) as free:
+    with RunFolder(folder).claimed() if config["train"] and first else nullcontext(True) as free:
         if not free:
             busy = ConfigError("run folder", folder, "one in which no other process trains", "wait for it, or stop it")
-            return report(busy, settings["show_traceback"])[0], None
+            return report(busy, config["show_traceback"])[0], None
+        goes_on = config["ckpt_path"] is not None and Path(config["ckpt_path"]).resolve() == Path(folder).resolve()
+        if config["train"] and first and has_checkpoint(Path(folder)) and not goes_on:  # made while this one waited
+            fix = f"go on with it by {pasteable('ckpt_path', folder)}, or choose another folder"
+            taken = ConfigError("run folder", folder, "a folder without checkpoints: they would be overwritten", fix)
+            return report(taken, config["show_traceback"])[0], None
         try:
-            settings = resolve_artifacts(settings)
-            if settings["train"]:
-                RunFolder(folder).write_config(settings, list(HydraConfig.get().overrides.task))
+            config = resolve_artifacts(config)
+            if config["train"]:
+                RunFolder(folder).write_config(config, list(HydraConfig.get().overrides.task))
         except (ConfigError, OSError) as error:
-            code, text = report(error, settings["show_traceback"])
-            if settings["train"]:
+            code, text = report(error, config["show_traceback"])
+            if config["train"]:
                 with suppress(OSError):
                     RunFolder(folder).mark("FAILED", text)
             return code, None
-        if settings["train"]:
+        if config["train"]:
             logging.getLogger("consistency_models").info("run folder %s", folder)
-            code, metric = run_job(settings, folder)
-    if settings["test"] and code == Exit.DONE and first:  # the others have nothing more to do
+            code, metric = run_job(config, folder)
+    if config["test"] and code == Exit.DONE and first:  # the others have nothing more to do
         from consistency_models.app.tasks import run_task
         from consistency_models.app.tasks.evaluate import settings_of
 
-        code = run_task(settings_of(settings, folder if settings["train"] else settings["ckpt_path"]))
+        code = run_task(settings_of(config, folder if config["train"] else config["ckpt_path"]))
     return code, metric
