@@ -34,7 +34,7 @@ def pasteable(key: str, value: object) -> str:
     """
     if re.fullmatch(r"[A-Za-z0-9_./:+@%-]+", str(value)):
         return f"{key}={value}"
-    escaped = re.sub(r'(\\*)"', r'\1\1\"', str(value))  # Hydra: a backslash counts only before a quote
+    escaped = re.sub(r'(\\*)"', r"\1\1\"", str(value))  # Hydra: a backslash counts only before a quote
     escaped += "\\" * (len(escaped) - len(escaped.rstrip("\\")))
     return shlex.quote(f'{key}="{escaped}"')
 

@@ -1,10 +1,12 @@
 """main(): what it prints and which exit code it gives, without training anything."""
 
+import re
 import sys
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import yaml
 
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.main import main
@@ -84,11 +86,40 @@ def test_help_says_what_to_type(command):
     code, out, _ = command("train", "--help")
     assert code == 0
     assert "python train.py ckpt_path=last" in out
-    assert "model: cd, " in out
+    assert "\n  model            the method; default ict\n                   cd, " in out
     assert "max_steps: " not in out  # not the whole configuration
     code, out, _ = command("eval", "--help")
     assert code == 0
     assert "python eval.py run=FOLDER" in out
+    assert "; default ???" not in out
+
+
+@pytest.mark.parametrize("task", ["train", "eval"])
+def test_help_describes_every_group_that_can_be_chosen(command, task):
+    """The comments of the defaults list are the descriptions, so a new group without one fails here."""
+    defaults = yaml.safe_load((ROOT / f"conf/{task}.yaml").read_text())["defaults"]
+    groups = {key.removeprefix("optional ") for entry in defaults if isinstance(entry, dict) for key in entry}
+    quiet = {"hydra", "override hydra/job_logging"} | ({"augment", "network", "paths"} if task == "eval" else set())
+    _, out, _ = command(task, "--help")
+    told = {line.split()[0] for line in out.splitlines() if re.match(r"  \w+ {2,}\w", line)}
+    assert groups - quiet <= told
+
+
+def test_help_lists_options_of_a_further_folder(command, tmp_path):
+    (tmp_path / "mine/loss").mkdir(parents=True)
+    (tmp_path / "mine/loss/own.yaml").write_text("_target_: mine.Loss\n")
+    _, out, _ = command("train", "--help", f"--config-dir={tmp_path}/mine")
+    assert ", norm, own, pseudo_huber" in out
+
+
+@pytest.mark.parametrize(
+    ("started", "train"),
+    [("train.py", "python train.py"), ("/somewhere/bin/consistency-train", "consistency-train")],
+)
+def test_advice_names_the_command_that_was_started(monkeypatch, capsys, started, train):
+    monkeypatch.setattr("sys.argv", [started, "--help"])
+    assert main("train", ROOT) == 0
+    assert f"    {train} ckpt_path=last " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--info", "defaults"], ["--version"], ["--hydra-help"]])

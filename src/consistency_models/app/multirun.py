@@ -77,9 +77,7 @@ class Multirun(Callback):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted}")  # for the jobs, which are composed anew
         Multirun.folder = SweepFolder(path)
 
-    def _claimed(
-        self, new: SweepFolder, typed: list[str], jobs: list[list[str]] | None, is_named: bool
-    ) -> SweepFolder:
+    def _claimed(self, new: SweepFolder, typed: list[str], jobs: list[list[str]] | None, is_named: bool) -> SweepFolder:
         """The newest folder in which the same multirun is not finished and nobody is at it; else this new one."""
         beside = sorted(new.path.parent.glob("*/jobs.csv"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
         same = [folder for folder in (SweepFolder(file.parent) for file in beside) if folder.is_of(typed, jobs)]

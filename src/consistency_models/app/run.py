@@ -19,6 +19,7 @@ from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from consistency_models.app import build
+from consistency_models.app.commands import command
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.loggers import MetricsCSV, build_loggers
 from consistency_models.app.strategy import cpu_threads
@@ -56,7 +57,7 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
         code = Exit.STOPPED
         if main:
             run.mark("STOPPED", f"{stop}\n")
-            going_on = f"go on with: python train.py ckpt_path={run.path}"
+            going_on = f"go on with: {command('train')} ckpt_path={run.path}"
             log.info("%s; %s", stop, going_on if newest_good(run.path / "checkpoints") else "nothing was saved yet")
         return code, None
     except Exception as error:
@@ -224,10 +225,10 @@ def _closing_words(run: RunFolder, summary: dict[str, Any], config: dict[str, An
     if (picture := run.path / "samples" / "final.png").exists():
         lines.append(f"look at   {picture}")
     any_steps = " steps=[1,2,4]" if ".Consistency." in config["sampler"]["_target_"] else ""
-    lines.append(f"score it  python eval.py run={run.path}{any_steps}")
-    student = f"python train.py model=cd data={summary['data']} teacher=run teacher.path="
+    lines.append(f"score it  {command('eval')} run={run.path}{any_steps}")
+    student = f"{command('train')} model=cd data={summary['data']} teacher=run teacher.path="
     if summary["model"] == "teacher":
         lines.append(f"next      {student}{run.path}")
     else:
-        lines.append(f"next      python train.py model=teacher data={summary['data']}   then   {student}FOLDER")
+        lines.append(f"next      {command('train')} model=teacher data={summary['data']}   then   {student}FOLDER")
     return "\n".join(lines)

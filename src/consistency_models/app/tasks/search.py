@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from consistency_models.app.commands import command
 from consistency_models.app.folder import write_atomically
 from consistency_models.app.tasks.evaluate import evaluation_of, sample_sets
 from consistency_models.app.tasks.sample_workers import Producer, progress_bar, results_folder, samplers_of, sets_of
@@ -97,7 +98,7 @@ def run(config: dict[str, Any], generator: Generator, metric: str | None, grid: 
     save_search(folder / "search.png", trace, name)
     written = ",".join(f"{sigma:.6g}" for sigma in sigmas)
     print(f"{name}: {next(t['value'] for t in reversed(trace) if t['best']):.4g} with {len(trace)} trials, in {folder}")
-    print(f"use them  python eval.py run={config['run']} sigmas=[{written}]")
+    print(f"use them  {command('eval')} run={config['run']} sigmas=[{written}]")
 
 
 def _chosen(scores: list[Any], metric: str | None) -> Any:
