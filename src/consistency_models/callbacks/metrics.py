@@ -50,11 +50,11 @@ class TrainMetrics(StepCallback):
         figures = {name: torch.stack(values).mean() for name, values in method.monitored.items()}
         if trainer.world_size > 1:
             figures = {name: trainer.strategy.reduce(value, reduce_op="mean") for name, value in figures.items()}
-        self._waiting = (step, self.host_figures(method, batch, step), Deferred(figures))
+        self._waiting = (step, self.host_figures(trainer, method, batch, step), Deferred(figures))
         if step == method.total_steps:
             self.flush(trainer)
 
-    def host_figures(self, method: LightningModule, batch, step: int) -> dict[str, float]:
+    def host_figures(self, trainer: Trainer, method: LightningModule, batch, step: int) -> dict[str, float]:
         """What is known without the device."""
         k, K = step - 1, method.total_steps
         (began, first), self._began = self._began, None
@@ -65,7 +65,7 @@ class TrainMetrics(StepCallback):
         self._teacher_calls += teacher_calls * images
         figures = {
             "train/learning_rate": method.optimizers(use_pl_optimizer=False).param_groups[0]["lr"],
-            "train/images_seen": float(step * batch.rows.total),
+            "train/images_seen": float(trainer.strategy.checkpoint_io.images_seen(step)),
             "train/images_per_second": self.images_per_second,
             "train/teacher_calls_per_image": teacher_calls,
         }

@@ -7,14 +7,16 @@ import json
 import re
 import shlex
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-__all__ = ["Cell", "Run", "cells_of", "differing_keys", "read_runs"]
+from consistency_models.errors import pasteable
+
+__all__ = ["Cell", "Run", "cells_of", "differing_keys", "leaves", "read_runs"]
 
 SEEDS = ("seed", "data.seed")
 NO_PART_OF_THE_RESULT = re.compile(
@@ -22,6 +24,7 @@ NO_PART_OF_THE_RESULT = re.compile(
 )
 GROWS = ("is", "precision", "recall", "agreement")  # metrics of which more is better: evaluation.metrics
 CURVES = r"val/.*|train/loss|curriculum/N"
+COUNT = "train/images_seen"
 
 
 @dataclass
@@ -123,11 +126,11 @@ def _read(path: Path, setting: list[str]) -> Run:
     if file is None and (path / "summary.json").is_file():
         folder, scored = path, _from_summary(path)
     elif file is None:
-        allowed = "a run that is finished, or scored, or a sweep of such; make it by eval.py run="
-        raise ValueError(f"{path}: allowed: {allowed}{path}")
+        allowed = "a run that is finished, or scored, or a sweep of such; make it by eval.py "
+        raise ValueError(f"{path}: allowed: {allowed}{pasteable('run', path)}")
     else:
         folder, scored = file.resolve().parent.parent, _scored(file)
-    config = dict(_leaves(yaml.safe_load((folder / "config.yaml").read_text())))
+    config = dict(leaves(_mapping(folder / "config.yaml", yaml.safe_load)))
     picture = next((p for p in (folder / "evaluation/samples.png", folder / "samples/final.png") if p.is_file()), None)
     return Run(
         name="/".join(folder.resolve().parts[-2:]),
@@ -136,25 +139,65 @@ def _read(path: Path, setting: list[str]) -> Run:
         weights=scored["weights"],
         results=scored["results"],
         ode_error=scored.get("ode_error") or [],
-        curves=_curves(folder / "metrics.csv", config["data.batch_size"]),
+        curves=_curves(folder / "metrics.csv", config.get("data.batch_size")),
         picture=picture,
     )
 
 
-def _scored(file: Path) -> dict[str, Any]:
+def _mapping(file: Path, load: Callable[[str], Any]) -> dict[str, Any]:
+    """The content of a YAML or JSON file that is a mapping.
+
+    Raises:
+        ValueError: the file is missing, damaged or something else.
+    """
     try:
-        content = json.loads(file.read_text())
-        if (content["schema"], {"results", "weights"} <= content.keys()) != (1, True):
+        content = load(file.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        found = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{file}: allowed: what a run writes; found: {found}") from error
+    return content
+
+
+def _scored(file: Path) -> dict[str, Any]:
+    """evaluation.json, with everything that a comparison reads of it."""
+    content = _mapping(file, json.loads)
+    try:
+        results, curves = content["results"], content.get("ode_error") or []
+        good = content["schema"] == 1 and isinstance(content["weights"], str)
+        good = good and all(_is_result(result) for result in results)
+        if not (good and isinstance(curves, list) and all(_is_ode_error(curve) for curve in curves)):
             raise ValueError("another schema")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: allowed: what eval.py writes; found: {error!r}") from error
     return content
 
 
+def _is_result(result: dict[str, Any]) -> bool:
+    texts = isinstance(result["metric"], str) and isinstance(result["sampler"], str)
+    return texts and all(
+        result[key] is None or type(result[key]) in (int, float) for key in ("value", "spread", "steps", "nfe")
+    )
+
+
+def _is_ode_error(curve: dict[str, Any]) -> bool:
+    lists = [value for value in curve.values() if isinstance(value, list)]
+    numbers = all(type(x) in (int, float) for values in lists for x in values)
+    return {"sigmas", "rms", "median", "self_consistency"} <= curve.keys() and numbers
+
+
 def _from_summary(folder: Path) -> dict[str, Any]:
     """What training measured at its end, in the form of evaluation.json."""
-    sampler = yaml.safe_load((folder / "config.yaml").read_text())["sampler"]["_target_"]
-    final = json.loads((folder / "summary.json").read_text()).get("metrics", {}).get("final", {})
+    config, summary = _mapping(folder / "config.yaml", yaml.safe_load), _mapping(folder / "summary.json", json.loads)
+    try:
+        sampler = str(config["sampler"]["_target_"])
+        final = {
+            name: None if value is None else float(value)
+            for name, value in summary.get("metrics", {}).get("final", {}).items()
+        }
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{folder}: allowed: a run folder as training leaves it; found: {error!r}") from error
     results = []
     for metric, value in final.items():
         counted = re.search(r"_(\d+)step$", metric)
@@ -175,25 +218,82 @@ def _from_summary(folder: Path) -> dict[str, Any]:
     return {"weights": "averaged", "results": results}
 
 
-def _curves(file: Path, batch_size: int) -> dict[str, list[tuple[float, float]]]:
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for row in _rows(file):
-        for name, value in row.items():
-            if value and re.fullmatch(CURVES, name):
-                curves.setdefault(name, []).append((int(row["step"]) * batch_size, float(value)))
-    return curves
+class _Curve:
+    """At most 2·MOST points of a curve, evenly thinned while they come, and its last one."""
+
+    MOST = 1000  # a figure is no wider
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, float]] = []
+        self.last: tuple[float, float] | None = None
+        self.every, self.count = 1, 0
+
+    def add(self, place: float, value: float) -> None:
+        self.last = place, value
+        if self.count % self.every == 0:
+            self.points.append(self.last)
+            if len(self.points) > 2 * self.MOST:
+                self.points, self.every = self.points[::2], 2 * self.every
+        self.count += 1
+
+    def thinned(self) -> list[tuple[float, float]]:
+        return self.points if self.points[-1] == self.last else [*self.points, self.last]
+
+
+def _curves(file: Path, batch_size: int | None) -> dict[str, list[tuple[float, float]]]:
+    """The figures that are drawn, over the images seen; rows that a full disk or a kill has cut off are left out.
+
+    Args:
+        file: metrics.csv.
+        batch_size: by which the images of a row without train/images_seen are counted from the row before.
+    """
+    curves: dict[str, _Curve] = {}
+    if not file.is_file():
+        return {}
+    with open(file, newline="", errors="replace") as lines:
+        reader = csv.reader(line.replace("\0", "") for line in lines)
+        header = next(reader, [])
+        if "step" not in header:
+            return {}
+        drawn = [(i, name) for i, name in enumerate(header) if re.fullmatch(CURVES, name)]
+        at, counted = header.index("step"), header.index(COUNT) if COUNT in header else None
+        known = (0, 0.0)  # a step, and the images seen by then
+        for row in reader:
+            try:
+                step = int(row[at])
+                if counted is not None and row[counted]:
+                    known = step, float(row[counted])
+                place = known[1] + (step - known[0]) * (batch_size or 1)
+                for i, name in drawn:
+                    if row[i]:
+                        curves.setdefault(name, _Curve()).add(place, float(row[i]))
+            except (ValueError, IndexError):
+                continue
+    return {name: curve.thinned() for name, curve in curves.items()}
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
+    """The jobs of a sweep.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     if not file.is_file():
         return []
-    with open(file, newline="") as rows:
-        return list(csv.DictReader(rows))
+    try:
+        with open(file, newline="") as lines:
+            rows = list(csv.DictReader(lines))
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{file}: allowed: what a multirun writes; found: {error}") from error
+    if any(row.get(key) is None for row in rows for key in ("job", "differs", "status")):
+        raise ValueError(f"{file}: allowed: what a multirun writes, with the columns job, differs and status")
+    return rows
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all that is no mapping with keys."""
     if isinstance(tree, dict) and tree:
         for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, tree

@@ -266,7 +266,8 @@ def trainer(config: Config, choices: Choices) -> Problems:
         yield problem(f"trainer.{key}", trainer[key], "1 with trainer.strategy=auto", "add trainer=ddp to use more")
     if trainer["accelerator"] == "mps" and count not in (1, "auto"):
         yield problem("trainer.devices", devices, "1 with trainer.accelerator=mps")
-    parts = trainer["accumulate_grad_batches"] * trainer["num_nodes"] * (count if count != "auto" else 1)
+    micro_batches = trainer["accumulate_grad_batches"]
+    parts = trainer["num_nodes"] * (micro_batches if micro_batches != "auto" else 1) * (count if count != "auto" else 1)
     if batch % parts:
         allowed = f"a multiple of {parts}, which is devices x nodes x trainer.accumulate_grad_batches"
         yield problem(
