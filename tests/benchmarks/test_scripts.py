@@ -129,4 +129,4 @@ def test_quality_against_minutes(tmp_path, capsys):
 def test_a_wrong_choice_is_refused_before_the_first_is_trained(capsys):
     with pytest.raises(SystemExit):
         time_to_quality.main([*FAST, "--choices", "model=ict", "model=ict network.model_channels=48"])
-    assert "network.model_channels=48: allowed: " in capsys.readouterr().err
+    assert "network.model_channels=48 is not allowed: " in capsys.readouterr().err

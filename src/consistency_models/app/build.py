@@ -44,6 +44,7 @@ NOT_ARGUMENTS = (
     "needs_teacher",
     "segments",
     "phases",
+    "two_times",
     "network_classes",
     "clamp",
     "evaluation_images",
@@ -112,7 +113,8 @@ def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evalu
         try:
             evaluation.extractor  # noqa: B018
         except (FileNotFoundError, ValueError) as error:
-            raise ConfigError("features.extractor.weights", extractor["weights"], str(error)) from error
+            allowed = "a file of the weights of this feature space"
+            raise ConfigError("features.extractor.weights", extractor["weights"], allowed, reason=str(error)) from error
     if evaluation.source.images is None:
         evaluation.reference  # noqa: B018
     return evaluation

@@ -198,7 +198,8 @@ def _wandb(config: dict[str, Any], folder: Path, images_seen: ImagesSeen) -> Log
         )
     except wandb.Error as error:
         allowed = "auto, offline or disabled without a login, or when W&B does not answer"
-        raise ConfigError("logger.wandb.mode", mode, allowed, f"W&B says: {' '.join(str(error).split())}") from error
+        reason = f"W&B says: {' '.join(str(error).split())}"
+        raise ConfigError("logger.wandb.mode", mode, allowed, reason=reason) from error
     _define_metrics(run, config)
     checkpoints = folder / "checkpoints" if options["upload"] else None
     return WandbWithImages(images_seen, checkpoints, experiment=run, save_dir=folder, offline=mode == "offline")

@@ -113,12 +113,14 @@ def _train_and_test(config: dict[str, Any]) -> tuple[Exit, float | None]:
     first = rank_zero_only.rank == 0  # of the processes that torchrun or srun has started
     with RunFolder(folder).claimed() if config["train"] and first else nullcontext(True) as free:
         if not free:
-            busy = ConfigError("run folder", folder, "one in which no other process trains", "wait for it, or stop it")
+            fix, reason = "wait for it, or stop it", "another process trains in it"
+            busy = ConfigError("run folder", folder, "a folder of no other process", fix, reason=reason)
             return report(busy, config["show_traceback"])[0], None
         goes_on = config["ckpt_path"] is not None and Path(config["ckpt_path"]).resolve() == Path(folder).resolve()
         if config["train"] and first and has_checkpoint(Path(folder)) and not goes_on:  # made while this one waited
             fix = f"go on with it by {pasteable('ckpt_path', folder)}, or choose another folder"
-            taken = ConfigError("run folder", folder, "a folder without checkpoints: they would be overwritten", fix)
+            reason = "its checkpoints would be overwritten"
+            taken = ConfigError("run folder", folder, "a folder without checkpoints", fix, reason=reason)
             return report(taken, config["show_traceback"])[0], None
         try:
             config = resolve_artifacts(config)

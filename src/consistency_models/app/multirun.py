@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from consistency_models.app.checks.files import has_checkpoint
 from consistency_models.app.folder import RunFolder, is_run_of, make_new_folder
 from consistency_models.app.sweep_folder import SweepFolder
-from consistency_models.errors import Exit, pasteable
+from consistency_models.errors import ConfigError, Exit
 
 __all__ = ["Multirun", "run_or_resume_job", "state_of"]
 
@@ -86,8 +86,9 @@ class Multirun(Callback):
             if Multirun.claim is not None:
                 return folder
         if is_named:
-            where = pasteable("hydra.sweep.dir", new.path)
-            print(f"error: {where}: allowed: a folder in which no other process is at work", file=sys.stderr)
+            reason = "another process works in it"
+            busy = ConfigError("hydra.sweep.dir", new.path, "a folder of no other process", reason=reason)
+            print(f"error: {busy}", file=sys.stderr)
             sys.exit(int(Exit.BAD_INPUT))
         new = SweepFolder(_new_folder(new.path))
         Multirun.claim = new.claim()
@@ -103,7 +104,9 @@ def _new_folder(path: str | Path) -> str:
     try:
         return str(make_new_folder(path))
     except OSError as error:
-        print(f"error: run folder={path}: allowed: one that can be made; {error}", file=sys.stderr)
+        print(
+            f"error: {ConfigError('run folder', path, 'a folder that can be made', reason=str(error))}", file=sys.stderr
+        )
         sys.exit(int(Exit.STORAGE))
 
 

@@ -28,7 +28,7 @@ class Origin(NamedTuple):
         images: images seen.
         config: the configuration, with the present names.
         processes: how many trained; None where the checkpoint does not say.
-        shapes: tensor -> shape, of the model.
+        shapes: tensor -> shape, of the model and of the method's own networks.
         has_target: whether the target network is a copy.
         is_training: whether there is an optimiser's state; an export has none.
     """
@@ -52,28 +52,33 @@ class Origin(NamedTuple):
         Raises:
             ConfigError: another network, an export, a target network on one side only, or no step left.
         """
-        here = {name: tuple(value.shape) for name, value in method.model.state_dict().items()}
+        own = {n: v for n, v in method.state_dict().items() if not n.startswith(("model.", "target_copy."))}
+        here = {name: tuple(value.shape) for name, value in {**method.model.state_dict(), **own}.items()}
         differing = sorted(name for name in self.shapes | here if self.shapes.get(name) != here.get(name))
         if differing:
             name = differing[0]
             raise ConfigError(
                 "ckpt_path",
                 self.path,
-                f"a checkpoint of the same network; {len(differing)} tensors differ, first {name}: "
-                f"{self.shapes.get(name, 'missing')} in the file, {here.get(name, 'missing')} here",
+                "a checkpoint of the same network",
                 "use the network and data settings of that run (its config.yaml)",
+                reason=f"{len(differing)} tensors differ, first {name}: "
+                f"{self.shapes.get(name, 'missing')} in the file, {here.get(name, 'missing')} here",
             )
         start = f"or start a new training from its weights: init=run {pasteable('init.path', self.path)}"
         if not self.is_training:
-            raise ConfigError("ckpt_path", self.path, "a checkpoint of a training; this one is an export", start)
+            raise ConfigError(
+                "ckpt_path", self.path, "a checkpoint of a training", start, reason="this one is an export"
+            )
         if self.has_target != (method.target_ema is not None):
-            has = "one" if self.has_target else "none"
-            raise ConfigError("ckpt_path", self.path, f"with model.target_ema as in that run: it has {has}", start)
-        own = self.path.resolve().parent.parent == run.path.resolve()
-        if self.step >= method.total_steps and not own:  # one's own is only to be closed
-            allowed = "a checkpoint with steps left; "
-            allowed += f"this one is of step {self.step}, and training ends at {method.total_steps}"
-            raise ConfigError("ckpt_path", self.path, allowed, f"set trainer.max_steps; {start}")
+            reason = f"that run has {'one' if self.has_target else 'none'}"
+            allowed = "a checkpoint of a run with the same model.target_ema"
+            raise ConfigError("ckpt_path", self.path, allowed, start, reason=reason)
+        is_own_run = self.path.resolve().parent.parent == run.path.resolve()
+        if self.step >= method.total_steps and not is_own_run:  # one's own is only to be closed
+            reason = f"this one is of step {self.step}, and training ends at {method.total_steps}"
+            fix = f"set trainer.max_steps; {start}"
+            raise ConfigError("ckpt_path", self.path, "a checkpoint with steps left", fix, reason=reason)
 
     def tell_changes(self, config: dict[str, Any], processes: int) -> None:
         """Log the keys whose values are others than in the training that wrote the checkpoint."""
@@ -129,7 +134,9 @@ def origin_of(path: Path) -> Origin:
             images=int(content.get("images_seen", step * batch_size)),
             config=config if isinstance(config, dict) else {},
             processes=(content["trainer"] or {}).get("processes"),
-            shapes={name: tuple(value.shape) for name, value in content["model"].items()},
+            shapes={
+                name: tuple(value.shape) for name, value in {**content["model"], **content.get("method", {})}.items()
+            },
             has_target=content["target"] is not None,
             is_training=bool(content["trainer"]),
         )

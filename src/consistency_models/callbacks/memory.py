@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["PeakMemory", "available_bytes"]
+__all__ = ["PeakMemory", "available_bytes", "peak_of"]
 
 CGROUP = Path("/sys/fs/cgroup")
 FILES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))  # v2, v1
@@ -23,12 +23,13 @@ class PeakMemory(TorchDispatchMode):
     The count is of torch's tensors on any device. Work space that a library takes for one operation is not in it.
 
     Attributes:
-        peak: the most bytes at any moment.
+        trace: bytes after each operation.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = self._now = 0
+        self.trace: list[int] = []
+        self._now = 0
         self._alive: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -36,6 +37,7 @@ class PeakMemory(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
+        self.trace.append(self._now)
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -43,12 +45,22 @@ class PeakMemory(TorchDispatchMode):
         if key not in self._alive:
             self._alive.add(key)
             self._now += size
-            self.peak = max(self.peak, self._now)
             weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
         self._alive.discard(key)
         self._now -= size
+
+
+def peak_of(n: int, one: list[int], two: list[int]) -> int:
+    """Bytes that n images need, by the traces of one image and of two:  max_i one_i + (n - 1)·(two_i - one_i).
+
+    The maximum is over operations, since the operation that needs most is another one in a large batch. Where the two
+    differ in their operations, n/2 times the peak of two.
+    """
+    if len(one) != len(two):
+        return -(-n * max(two) // 2)
+    return max(first + (n - 1) * (second - first) for first, second in zip(one, two))
 
 
 def available_bytes(device: torch.device) -> int:

@@ -11,10 +11,11 @@ from lightning import Callback, LightningModule, Trainer
 
 from consistency_models.callbacks.ema import WeightEMA
 from consistency_models.callbacks.forecast import Forecast
-from consistency_models.callbacks.memory import PeakMemory, available_bytes
+from consistency_models.callbacks.memory import PeakMemory, available_bytes, peak_of
 from consistency_models.data.batch import Slot
 from consistency_models.data.sampler import StepSampler
 from consistency_models.errors import ConfigError
+from consistency_models.random import BatchRandom
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +72,10 @@ class MicroBatches(Callback):
                 count = None if count == 2**30 else count
             if count is None:
                 smallest = local // candidates[-1]
-                allowed = f"one of which a step fits; {smallest} images at a time need more than {free / 2**30:.1f} GiB"
-                fix = "choose a smaller network, or a batch_size with a larger power of two in it"
-                raise ConfigError("data.batch_size", trainer.datamodule.batch_size, allowed, fix)
+                reason = f"{smallest} images at a time need more memory than the {free / 2**30:.1f} GiB that are free"
+                fix = "choose a smaller network, or a batch size with a larger power of two in it"
+                allowed = "a batch of which one micro-batch fits into the memory"
+                raise ConfigError("data.batch_size", trainer.datamodule.batch_size, allowed, fix, reason=reason)
             log.info(
                 "micro-batches of a step: %d of %d images each (%.1f GiB of memory are free on %s)",
                 *(count, local // count, free / 2**30, device),
@@ -98,29 +100,27 @@ class MicroBatches(Callback):
 
     def _extrapolate(self, trainer: Trainer, method: LightningModule, candidates: list[int], free: int) -> int | None:
         """The first number whose micro-batch needs no more than there is, by the passes of one and two images."""
-        local, peaks = trainer.datamodule.batch_size // trainer.world_size, []
+        local, traces = trainer.datamodule.batch_size // trainer.world_size, []
         for images in (1, 2):
             with PeakMemory() as memory:
                 started = time.perf_counter()
                 self._pass(trainer, method, min(images, local))
                 seconds = time.perf_counter() - started
-            peaks.append(memory.peak)
+            traces.append(memory.trace)
             self._clean_up(method)
-        each = max(0, peaks[1] - peaks[0])
         self.forecast.tell(
-            seconds / 2 * trainer.datamodule.batch_size / trainer.world_size,
+            seconds / 2 * local,
             *(method.total_steps - self.step, method.device),
             margin=4,  # two images at a time are slower than many
         )
-        fixed = peaks[0] - each + _later_bytes(trainer, method)
-        return next((count for count in candidates if fixed + each * (local // count) <= SHARE * free), None)
+        limit = SHARE * free - _later_bytes(trainer, method)
+        return next((count for count in candidates if peak_of(local // count, *traces) <= limit), None)
 
     def _pass(self, trainer: Trainer, method: LightningModule, images: int) -> None:
         """Forward and backward of the first so many rows of the batch."""
         data = trainer.datamodule
         sampler = StepSampler(data.source.n, data.batch_size, data.seed, period=data.overfit_steps)
-        rows = next(iter(StepSampler(None, data.batch_size, data.seed, start=lambda: self.step))).rows
-        rows = type(rows)(rows.seed, rows.step, rows.total, slice(0, images))
+        rows = BatchRandom(data.seed, self.step, data.batch_size, slice(0, images))
         batch = data.source[Slot(rows, sampler.indices(rows))]
         batch = data.on_after_batch_transfer(trainer.strategy.batch_to_device(batch, method.device), 0)
         was_training = method.training

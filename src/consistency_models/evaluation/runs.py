@@ -92,9 +92,15 @@ def read_runs(paths: Sequence[str | Path]) -> dict[str, Run]:
     for path in map(Path, paths):
         done = {row["job"]: row["differs"] for row in _rows(path / "jobs.csv") if row["status"] == "DONE"}
         for folder, differs in {path / job: differs for job, differs in done.items()}.items() or {path: ""}.items():
-            run = _read(folder, shlex.split(differs))
+            try:
+                setting = shlex.split(differs)
+            except ValueError as error:
+                raise ValueError(
+                    f"{path / 'jobs.csv'}: expected the file that a multirun writes; found {error}"
+                ) from error
+            run = _read(folder, setting)
             if run.name in runs:
-                raise ValueError(f"{path}: allowed: each run once; another one is called {run.name}, too")
+                raise ValueError(f"{path}: another run is called {run.name}, too; give each run once")
             runs[run.name] = run
     return runs
 
@@ -126,8 +132,8 @@ def _read(path: Path, setting: list[str]) -> Run:
     if file is None and (path / "summary.json").is_file():
         folder, scored = path, _from_summary(path)
     elif file is None:
-        allowed = "a run that is finished, or scored, or a sweep of such; make it by eval.py "
-        raise ValueError(f"{path}: allowed: {allowed}{pasteable('run', path)}")
+        expected = "a finished run, a scored run, or a sweep of them"
+        raise ValueError(f"{path}: expected {expected}; make it by eval.py {pasteable('run', path)}")
     else:
         folder, scored = file.resolve().parent.parent, _scored(file)
     config = dict(leaves(_mapping(folder / "config.yaml", yaml.safe_load)))
@@ -156,7 +162,7 @@ def _mapping(file: Path, load: Callable[[str], Any]) -> dict[str, Any]:
             raise ValueError(f"a {type(content).__name__}")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         found = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{file}: allowed: what a run writes; found: {found}") from error
+        raise ValueError(f"{file}: expected the file that a run writes; found {found}") from error
     return content
 
 
@@ -170,7 +176,7 @@ def _scored(file: Path) -> dict[str, Any]:
         if not (good and isinstance(curves, list) and all(_is_ode_error(curve) for curve in curves)):
             raise ValueError("another schema")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: allowed: what eval.py writes; found: {error!r}") from error
+        raise ValueError(f"{file}: expected the evaluation.json of eval.py; found {error!r}") from error
     return content
 
 
@@ -197,7 +203,7 @@ def _from_summary(folder: Path) -> dict[str, Any]:
             for name, value in summary.get("metrics", {}).get("final", {}).items()
         }
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{folder}: allowed: a run folder as training leaves it; found: {error!r}") from error
+        raise ValueError(f"{folder}: expected a run folder as training leaves it; found {error!r}") from error
     results = []
     for metric, value in final.items():
         counted = re.search(r"_(\d+)step$", metric)
@@ -284,9 +290,9 @@ def _rows(file: Path) -> list[dict[str, str]]:
         with open(file, newline="") as lines:
             rows = list(csv.DictReader(lines))
     except (csv.Error, ValueError) as error:
-        raise ValueError(f"{file}: allowed: what a multirun writes; found: {error}") from error
+        raise ValueError(f"{file}: expected the file that a multirun writes; found {error}") from error
     if any(row.get(key) is None for row in rows for key in ("job", "differs", "status")):
-        raise ValueError(f"{file}: allowed: what a multirun writes, with the columns job, differs and status")
+        raise ValueError(f"{file}: expected the file that a multirun writes, with the columns job, differs and status")
     return rows
 
 

@@ -48,8 +48,9 @@ def wrong_path(key: str, path: str, what: str) -> list[ConfigError]:
     except OSError:
         close = None
     meant = existing / close / where.relative_to(existing / first) if close else None
-    fix = f"did you mean {key}={meant}?" if meant else f"{existing or '.'} has no {first or path}"
-    return [problem(key, path, f"{what} that exists", fix)]
+    fix = f"did you mean {key}={meant}?" if meant else ""
+    reason = f"{existing or '.'} has no {first or path}"
+    return [problem(key, path, f"{what} that exists", fix, reason=reason)]
 
 
 def wrong_checkpoint(key: str, path: str) -> list[ConfigError]:
@@ -58,12 +59,12 @@ def wrong_checkpoint(key: str, path: str) -> list[ConfigError]:
         return wrong
     file = Path(path).expanduser()
     if file.is_file():
-        folder, found = file.parent, "has none at its end: it is cut off, damaged or of another kind"
+        folder, found = file.parent, "it has no SHA-256 at its end: it is cut off, damaged or of another kind"
     else:
-        file, folder, found = file / LAST, (file / LAST).parent, f"has no good {LAST}"
+        file, folder, found = file / LAST, (file / LAST).parent, f"it has no good {LAST}"
     if is_checkpoint(file):
         return []
-    allowed = f"a run folder or a checkpoint file of this project, with its SHA-256 at the end; this one {found}"
+    allowed = "a run folder or a checkpoint file of this project, with its SHA-256 at the end"
     good = max(filter(is_checkpoint, folder.glob("*.ckpt")), key=lambda each: each.stat().st_mtime_ns, default=None)
     fix = f"the newest that has one is beside it: {key}={good}" if good else f"there is none in {folder}"
-    return [problem(key, path, allowed, fix, Exit.NO_GOOD_CHECKPOINT)]
+    return [problem(key, path, allowed, fix, Exit.NO_GOOD_CHECKPOINT, reason=found)]

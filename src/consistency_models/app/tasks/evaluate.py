@@ -100,10 +100,10 @@ def evaluation_of(config: dict[str, Any], generator: Generator) -> Evaluation:
     parts = {group: config.get(group) or generator.config.get(group, {}) for group in ("data", "features")}
     for group, add in (("data", "data=cifar10 data.root=FOLDER"), ("features", "features=classifier")):
         if "_target_" not in parts[group]:
-            raise ConfigError(group, None, f"a choice of its own: {config['run']} names none", f"add {add}")
+            raise ConfigError(group, None, "a choice of its own", f"add {add}", reason=f"{config['run']} names none")
     data = build.build_data(parts)
     shape, classes = tuple(data.source.images.shape[1:]), data.source.num_classes
     if shape != generator.shape or generator.num_classes not in (0, classes):
         made = f"images of shape {generator.shape} in {generator.num_classes or 'no'} classes, as {config['run']} makes"
-        raise ConfigError("data", parts["data"]["name"], f"{made}; these are {shape} in {classes}")
+        raise ConfigError("data", parts["data"]["name"], made, reason=f"these are {shape} in {classes}")
     return build.build_evaluation(parts, data)
