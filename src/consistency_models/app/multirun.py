@@ -189,9 +189,12 @@ def run_or_resume_job(run: Callable[[dict[str, Any]], Outcome], config: dict[str
 
 
 def monitored(folder: Path) -> float | None:
-    """The final value of what a finished run monitors, None without any."""
-    summary = json.loads((folder / "summary.json").read_text())
-    return summary.get("metrics", {}).get("final", {}).get(summary.get("monitor"))
+    """The final value of the monitored metric of a finished run, None where the run has none."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        return summary.get("metrics", {}).get("final", {}).get(summary.get("monitor"))
+    except (OSError, ValueError, AttributeError, TypeError):  # lost or damaged since
+        return None
 
 
 def give_back_memory() -> None:

@@ -6,6 +6,7 @@ import time
 
 import torch
 from lightning import LightningModule, Trainer
+from torch import Tensor
 
 from consistency_models.callbacks.deferred import Deferred
 from consistency_models.callbacks.step import StepCallback
@@ -50,6 +51,7 @@ class TrainMetrics(StepCallback):
         figures = {name: torch.stack(values).mean() for name, values in method.monitored.items()}
         if trainer.world_size > 1:
             figures = {name: trainer.strategy.reduce(value, reduce_op="mean") for name, value in figures.items()}
+        figures |= _quartiles(trainer, method)
         self._waiting = (step, self.host_figures(trainer, method, batch, step), Deferred(figures))
         if step == method.total_steps:
             self.flush(trainer)
@@ -99,3 +101,12 @@ class TrainMetrics(StepCallback):
     def on_exception(self, trainer: Trainer, method: LightningModule, exception: BaseException) -> None:
         """Log the last figures: they are what one looks at after a failure."""
         self.flush(trainer)
+
+
+def _quartiles(trainer: Trainer, method: LightningModule) -> dict[str, Tensor]:
+    """The mean loss in each quartile of the levels of the global batch, the same for any number of processes."""
+    mine = torch.stack(method.losses_by_level)  # (micro-batches, 2, B)
+    pairs = trainer.strategy.all_gather(mine).reshape(trainer.world_size, *mine.shape)
+    levels, losses = pairs.permute(2, 1, 0, 3).flatten(1)  # in the order of the global batch, which breaks ties
+    parts = losses[levels.argsort(stable=True)].tensor_split(4)
+    return {f"train/loss_quartile{i}": part.mean() for i, part in enumerate(parts, start=1)}

@@ -133,6 +133,7 @@ class MicroBatches(Callback):
     def _clean_up(self, method: LightningModule) -> None:
         method.zero_grad(set_to_none=True)
         method.monitored.clear()
+        method.losses_by_level.clear()
         method.teacher_calls = 0
         if method.device.type == "cuda":
             torch.cuda.empty_cache()

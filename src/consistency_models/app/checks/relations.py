@@ -17,7 +17,7 @@ from consistency_models.app.checks.files import has_checkpoint, wrong_checkpoint
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.rules import show
 from consistency_models.app.checks.targets import class_attribute
-from consistency_models.errors import ConfigError, Exit
+from consistency_models.errors import ConfigError, Exit, pasteable
 
 __all__ = ["EVAL", "TRAIN"]
 
@@ -337,7 +337,7 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
         fix = "choose another by paths.runs or hydra.run.dir"
         yield problem("run folder", folder, "a folder that can be made", fix, Exit.STORAGE, reason=reason)
     if has_checkpoint(folder) and not goes_on:
-        fix = f"go on with it by ckpt_path={folder}, or choose another folder"
+        fix = f"go on with it by {pasteable('ckpt_path', folder)}, or choose another folder"
         reason = "its checkpoints would be overwritten"
         yield problem("run folder", folder, "a folder without checkpoints", fix, reason=reason)
 

@@ -75,7 +75,10 @@ def publish(asked: str, trained: dict[str, Any], folder: Path, content: dict[str
         content: of evaluation.json.
     """
     summary = folder.parent / "summary.json"
-    logged = (json.loads(summary.read_text()).get("wandb") if summary.exists() else None) or {}
+    try:
+        logged = json.loads(summary.read_text())["wandb"] or {}
+    except (OSError, ValueError, KeyError, TypeError):  # no run folder, or a damaged one
+        logged = {}
     if asked == "disabled" or "id" not in logged or (mode := wandb_mode(asked)) == "disabled":
         return
     try:
