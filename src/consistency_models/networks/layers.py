@@ -112,6 +112,8 @@ class PositionalEmbedding(nn.Module):
         endpoint: e = 1, so that the lowest frequency is exactly 1/10000; else e = 0.
     """
 
+    freqs: Tensor
+
     def __init__(self, channels: int, scale: float = 1.0, endpoint: bool = True) -> None:
         super().__init__()
         self.channels, self.scale = channels, scale
@@ -132,6 +134,8 @@ class FourierEmbedding(nn.Module):
         channels: outputs, even.
         scale: 16 for NCSN++ (arXiv 2011.13456); improved consistency training takes 0.02 (arXiv 2310.14189, Sec. 3.2).
     """
+
+    freqs: Tensor
 
     def __init__(self, channels: int, scale: float = 16.0) -> None:
         super().__init__()
@@ -157,6 +161,10 @@ class Conv2d(nn.Module):
         fused: resample after the convolution, as NCSN++ does on its way from the image; only with "down".
     """
 
+    weight: Tensor  # None, as bias, where kernel is 0
+    bias: Tensor
+    resample_filter: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -168,8 +176,8 @@ class Conv2d(nn.Module):
     ) -> None:
         super().__init__()
         conv = nn.Conv2d(in_channels, out_channels, kernel) if kernel else None
-        self.weight = conv and conv.weight
-        self.bias = conv and conv.bias
+        self.register_parameter("weight", getattr(conv, "weight", None))
+        self.register_parameter("bias", getattr(conv, "bias", None))
         self.kernel, self.resample, self.fused = kernel, resample, fused
         self.box = list(resample_filter) == [1, 1]
         if resample:

@@ -211,7 +211,8 @@ class SongUNet(nn.Module):
         emb = self.embed(noise_label, labels, augment, end_label)
         enc, dec = self.enc, self.dec
 
-        aux, skips = x, []
+        aux: Tensor = x
+        skips: list[Tensor] = []
         for resolution in self.resolutions:
             key = f"{resolution}x{resolution}"
             if not skips:
@@ -228,7 +229,7 @@ class SongUNet(nn.Module):
                 x = run(enc[f"{key}_block{i}"], x, emb, checkpointing=self.checkpointing)
                 skips.append(x)
 
-        out = None
+        out = x  # becomes the image, or the sum of the images of all resolutions
         for resolution in reversed(self.resolutions):
             key = f"{resolution}x{resolution}"
             for name in (f"{key}_in0", f"{key}_in1", f"{key}_up"):
@@ -239,5 +240,5 @@ class SongUNet(nn.Module):
                 x = run(dec[f"{key}_block{i}"], x, emb, checkpointing=self.checkpointing)
             if f"{key}_aux_conv" in dec:
                 image = dec[f"{key}_aux_conv"](F.silu(dec[f"{key}_aux_norm"](x)))
-                out = image if out is None else dec[f"{key}_aux_up"](out) + image
+                out = dec[f"{key}_aux_up"](out) + image if f"{key}_aux_up" in dec else image
         return out
