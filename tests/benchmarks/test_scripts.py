@@ -64,6 +64,13 @@ def test_a_read_is_found(read):
     assert len(case.audit()[1]) == 1
 
 
+def test_a_read_within_a_derivative_is_found():
+    case = Case(["model=sct", *TINY], "cpu")
+    raw = case.method.model.raw
+    case.method.model.raw = lambda x, *arguments: (x.mean().item(), raw(x, *arguments))[1]
+    assert "_local_scalar_dense" in case.audit()[1]
+
+
 def test_numbers_of_the_host_may_be_read():
     with host_reads.host_reads(Case(["model=ict", *TINY], "cpu").method, "cpu") as reads:
         torch.rand(3).sum().item()
