@@ -214,8 +214,8 @@ class UNetBlock(nn.Module):
         resample_filter: see `Conv2d`.
         resample_proj: a learnt 1x1 convolution on the skip path of a block that resamples.
         adaptive_scale: scale and shift from the embedding (AdaGN), else a shift alone.
-        double_norm: scale and shift are normalised, p(y) = y/√(mean y² + 1e-8) over channels, without the 1 of 1 + scale.
-            (sCM, arXiv 2410.11081, Sec. 4.1.)
+        double_norm: p(scale) and p(shift) in their place, p(y) = y/√(mean y² + 1e-8) over channels, without the 1 of
+            1 + scale.  (sCM, arXiv 2410.11081, Sec. 4.1.)
 
     Raises:
         ValueError: double_norm without adaptive_scale.
