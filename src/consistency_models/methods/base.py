@@ -39,6 +39,7 @@ class Step:
         augment: labels of the augmentation (B, augment_dim), or None.
         progress: k / K in [0, 1), the share of training that is done.
         rows: which rows of the global batch these are, and their random numbers.
+        online: the output that is trained, without gradient; set before `Method.target` is called.
     """
 
     x: Tensor
@@ -49,6 +50,7 @@ class Step:
     augment: Tensor | None
     progress: float
     rows: BatchRandom
+    online: Tensor | None = None
 
     def at(self, s: Tensor) -> Tensor:
         """x + s·noise for levels s of shape (B,): the same images and noise at another level."""
@@ -206,6 +208,7 @@ class Method(LightningModule):
         # The pass with gradient comes first: autocast caches weights, and a copy cached under no_grad has no gradient.
         rows.seed_dropout()
         online = self.online(step)
+        step.online = online.detach()
         rows.seed_dropout()
         with torch.no_grad():
             target = self.target(step)
