@@ -20,7 +20,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.sweep_folder import SweepFolder
 from consistency_models.callbacks.images_seen import ImagesSeen
-from consistency_models.errors import ConfigError
+from consistency_models.errors import ConfigError, DataError
+from consistency_models.storage.small_files import read_text
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +48,12 @@ class MetricsCSV(Logger):
         """Take up what an earlier process of this run logged up to `step`."""
         if self.path.exists():
             # A row without its end was cut off, by a full disk or a kill: its step may be a part of the number.
-            text = self.path.read_text(errors="replace").replace("\0", "")
-            reader = csv.DictReader(text.rpartition("\n")[0].splitlines())
+            reader = csv.DictReader(read_text(self.path).rpartition("\n")[0].splitlines())
             self.columns = list(reader.fieldnames or ["step"])
-            rows = list(reader)
-            good = [row for row in rows if (row.get("step") or "").isdecimal() and None not in row]
-            if len(good) < len(rows) or "step" not in self.columns:
-                log.warning("%s is damaged: %d of its rows are left out", self.path, len(rows) - len(good))
-            self.columns = ["step", *(name for name in self.columns if name != "step")]
-            self.rows = {int(row["step"]): row for row in good if int(row["step"]) <= step}
+            try:
+                self.rows = {int(row["step"]): row for row in reader if row["step"] and int(row["step"]) <= step}
+            except (ValueError, KeyError, csv.Error) as error:
+                raise DataError(f"{self.path} is damaged ({error}): mend it, or take it away to log anew") from error
         self._write_all()
 
     @rank_zero_only
@@ -189,7 +187,7 @@ def _wandb(config: dict[str, Any], folder: Path, images_seen: ImagesSeen) -> Log
             group=options["group"] or who.group,
             job_type="train",
             name=who.name,
-            id=identity.read_text().strip(),
+            id=read_text(identity, limit=256).strip(),
             resume="allow",
             mode=mode,
             config=config | {"cell": who.cell},

@@ -10,14 +10,14 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from lightning import Trainer
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from consistency_models.app import build
@@ -145,8 +145,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
                 logger.continue_from(origin.step)
         log.info("resuming %s at step %d", resume, origin.step)
         origin.tell_changes(config, trainer.world_size)
-    with naming_until_training(resume, method):
-        trainer.fit(method, datamodule=data, ckpt_path=resume)
+    _fit(trainer, method, data, resume)
     summary = {
         "status": "DONE",
         "model": config["model"]["name"],
@@ -174,20 +173,22 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     return summary.get("metrics", {}).get("final", {}).get(summary.get("monitor"))
 
 
-@contextmanager
-def naming_until_training(resume: Path | None, method: Method) -> Iterator[None]:
-    """An error before the first step of a run that goes on is one of the checkpoint, whatever it holds.
+def _fit(trainer: Trainer, method: Method, data: LightningDataModule, resume: Path | None) -> None:
+    """Train; what Lightning cannot restore from a checkpoint is the checkpoint's fault.
 
     Raises:
-        CheckpointError: in place of errors without an exit code of their own.
+        CheckpointError: the checkpoint holds another state than this training has.
     """
+    begun = []
+    trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: begun.append(True)))
     try:
-        yield
-    except Exception as error:
-        if resume is None or getattr(method, "_begun", None) is not None or _code(error) != Exit.UNEXPECTED:
+        trainer.fit(method, datamodule=data, ckpt_path=resume)
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        if resume is None or begun or type(error) in (ConfigError, DataError, CheckpointError):
             raise
-        found = f"{type(error).__name__}: {error}"
-        raise CheckpointError("a checkpoint from which this training can go on", found, resume) from error
+        raise CheckpointError(
+            "a training that can be gone on with", f"{type(error).__name__}: {error}", resume
+        ) from error
 
 
 def quiet() -> None:

@@ -7,14 +7,14 @@ import json
 import re
 import shlex
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from consistency_models.errors import pasteable
+from consistency_models.storage.small_files import open_regular, open_text, read_json, read_text, read_yaml
 
 __all__ = ["Cell", "Run", "cells_of", "differing_keys", "leaves", "read_runs"]
 
@@ -23,8 +23,10 @@ NO_PART_OF_THE_RESULT = re.compile(
     r"name|tags|ckpt_path|paths\..*|logger\..*|callbacks\..*|show_traceback|sweep_size|test"
 )
 GROWS = ("is", "precision", "recall", "agreement")  # metrics of which more is better: evaluation.metrics
+PNG = b"\x89PNG\r\n\x1a\n"
 CURVES = r"val/.*|train/loss|curriculum/N"
 COUNT = "train/images_seen"
+LONGEST_LINE = 1 << 20
 
 
 @dataclass
@@ -90,15 +92,8 @@ def read_runs(paths: Sequence[str | Path]) -> dict[str, Run]:
     """
     runs: dict[str, Run] = {}
     for path in map(Path, paths):
-        done = {row["job"]: row["differs"] for row in _rows(path / "jobs.csv") if row["status"] == "DONE"}
-        for folder, differs in {path / job: differs for job, differs in done.items()}.items() or {path: ""}.items():
-            try:
-                setting = shlex.split(differs)
-            except ValueError as error:
-                raise ValueError(
-                    f"{path / 'jobs.csv'}: expected the file that a multirun writes; found {error}"
-                ) from error
-            run = _read(folder, setting)
+        for folder, differs in _jobs(path).items() or {path: ""}.items():
+            run = _read(folder, shlex.split(differs))
             if run.name in runs:
                 raise ValueError(f"{path}: another run is called {run.name}, too; give each run once")
             runs[run.name] = run
@@ -127,17 +122,42 @@ def _counts(key: str) -> bool:
     return key not in SEEDS and not NO_PART_OF_THE_RESULT.fullmatch(key)
 
 
+def _jobs(path: Path) -> dict[Path, str]:
+    """Folder -> what differs, of the finished jobs of a sweep folder."""
+    with _reading(path / "jobs.csv", "the jobs.csv of a sweep"):
+        done = {row["job"]: row["differs"] for row in _rows(path, "jobs.csv") if row["status"] == "DONE"}
+        if strange := [job for job in done if Path(job).name != job]:
+            raise ValueError(f"the job {strange[0]!r}")
+        return {path / job: differs for job, differs in done.items()}
+
+
+@contextmanager
+def _reading(path: Path, expected: str) -> Iterator[None]:
+    """Any error inside becomes a ValueError that names the file: a damaged or hostile one raises nearly anything."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path}: expected {expected}; found {error!r}") from error
+
+
 def _read(path: Path, setting: list[str]) -> Run:
     file = next((p for p in (path, path / "evaluation.json", path / "evaluation/evaluation.json") if p.is_file()), None)
-    if file is None and (path / "summary.json").is_file():
-        folder, scored = path, _from_summary(path)
-    elif file is None:
+    if file is None and not (path / "summary.json").is_file():
         expected = "a finished run, a scored run, or a sweep of them"
         raise ValueError(f"{path}: expected {expected}; make it by eval.py {pasteable('run', path)}")
+    folder = path if file is None else file.absolute().parent.parent
+    with _reading(folder / "config.yaml", "the configuration of a run"):
+        config = dict(leaves(read_yaml(folder / "config.yaml", folder)))
+        batch_size, sampler = int(config["data.batch_size"]), str(config["sampler._target_"])
+    if file is None:
+        with _reading(folder / "summary.json", "the summary.json of a run"):
+            scored = _from_summary(folder, sampler)
     else:
-        folder, scored = file.resolve().parent.parent, _scored(file)
-    config = dict(leaves(_mapping(folder / "config.yaml", yaml.safe_load)))
-    picture = next((p for p in (folder / "evaluation/samples.png", folder / "samples/final.png") if p.is_file()), None)
+        with _reading(file, "the evaluation.json of eval.py"):
+            scored = _scored(file, folder)
+    with _reading(folder / "metrics.csv", "the metrics.csv of a run"):
+        curves = _curves(folder, batch_size)
+    pictures = (folder / "evaluation/samples.png", folder / "samples/final.png")
     return Run(
         name="/".join(folder.resolve().parts[-2:]),
         setting=setting,
@@ -145,65 +165,51 @@ def _read(path: Path, setting: list[str]) -> Run:
         weights=scored["weights"],
         results=scored["results"],
         ode_error=scored.get("ode_error") or [],
-        curves=_curves(folder / "metrics.csv", config.get("data.batch_size")),
-        picture=picture,
+        curves=curves,
+        picture=next((picture for picture in pictures if _is_own_picture(picture, folder)), None),
     )
 
 
-def _mapping(file: Path, load: Callable[[str], Any]) -> dict[str, Any]:
-    """The content of a YAML or JSON file that is a mapping.
-
-    Raises:
-        ValueError: the file is missing, damaged or something else.
-    """
-    try:
-        content = load(file.read_text())
-        if not isinstance(content, dict):
-            raise ValueError(f"a {type(content).__name__}")
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        found = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{file}: expected the file that a run writes; found {found}") from error
-    return content
+def _is_own_picture(path: Path, folder: Path) -> bool:
+    """Whether this is a PNG file of the folder, and no link to something private that would be shown to others."""
+    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+        return False
+    with open_regular(path) as file:
+        return file.read(len(PNG)) == PNG
 
 
-def _scored(file: Path) -> dict[str, Any]:
-    """evaluation.json, with everything that a comparison reads of it."""
-    content = _mapping(file, json.loads)
-    try:
-        results, curves = content["results"], content.get("ode_error") or []
-        good = content["schema"] == 1 and isinstance(content["weights"], str)
-        good = good and all(_is_result(result) for result in results)
-        if not (good and isinstance(curves, list) and all(_is_ode_error(curve) for curve in curves)):
-            raise ValueError("another schema")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: expected the evaluation.json of eval.py; found {error!r}") from error
-    return content
+def _scored(file: Path, folder: Path) -> dict[str, Any]:
+    content = read_json(file, folder)
+    if content["schema"] != 1:
+        raise ValueError("another schema")
+    for result in content["results"]:
+        _check_result(result)
+    for curve in content.get("ode_error") or []:
+        lengths = {len(curve[name]) for name in ("sigmas", "rms", "median")}
+        if not _is_number(curve["steps"]) or type(curve["reference"]) is not str or len(lengths) != 1:
+            raise ValueError(f"a curve of {curve['steps']!r}")
+        if not all(map(_is_number, [*curve["sigmas"], *curve["rms"], *curve["median"]])):
+            raise ValueError("a curve of something other than numbers")
+    return content | {"weights": str(content["weights"])}
 
 
-def _is_result(result: dict[str, Any]) -> bool:
-    texts = isinstance(result["metric"], str) and isinstance(result["sampler"], str)
-    return texts and all(
-        result[key] is None or type(result[key]) in (int, float) for key in ("value", "spread", "steps", "nfe")
-    )
+def _check_result(result: dict[str, Any]) -> None:
+    """Make sure that names are text and the others numbers or nothing."""
+    for key in ("metric", "sampler"):
+        if type(result[key]) is not str:
+            raise ValueError(f"{key}={result[key]!r}")
+    for key in ("value", "spread", "steps", "nfe"):
+        if result[key] is not None and not _is_number(result[key]):
+            raise ValueError(f"{key}={result[key]!r}")
 
 
-def _is_ode_error(curve: dict[str, Any]) -> bool:
-    lists = [value for value in curve.values() if isinstance(value, list)]
-    numbers = all(type(x) in (int, float) for values in lists for x in values)
-    return {"sigmas", "rms", "median", "self_consistency"} <= curve.keys() and numbers
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
-def _from_summary(folder: Path) -> dict[str, Any]:
+def _from_summary(folder: Path, sampler: str) -> dict[str, Any]:
     """What training measured at its end, in the form of evaluation.json."""
-    config, summary = _mapping(folder / "config.yaml", yaml.safe_load), _mapping(folder / "summary.json", json.loads)
-    try:
-        sampler = str(config["sampler"]["_target_"])
-        final = {
-            name: None if value is None else float(value)
-            for name, value in summary.get("metrics", {}).get("final", {}).items()
-        }
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{folder}: expected a run folder as training leaves it; found {error!r}") from error
+    final = read_json(folder / "summary.json", folder).get("metrics", {}).get("final", {})
     results = []
     for metric, value in final.items():
         counted = re.search(r"_(\d+)step$", metric)
@@ -221,11 +227,12 @@ def _from_summary(folder: Path) -> dict[str, Any]:
                 "nfe": 2 * steps - 1 if steps and sampler.endswith(".Heun") else steps,
             }
         )
+        _check_result(results[-1])
     return {"weights": "averaged", "results": results}
 
 
 class _Curve:
-    """At most 2·MOST points of a curve, evenly thinned while they come, and its last one."""
+    """At most 2·MOST points of a curve, thinned evenly as they come, and the last one."""
 
     MOST = 1000  # a figure is no wider
 
@@ -246,54 +253,40 @@ class _Curve:
         return self.points if self.points[-1] == self.last else [*self.points, self.last]
 
 
-def _curves(file: Path, batch_size: int | None) -> dict[str, list[tuple[float, float]]]:
-    """The figures that are drawn, over the images seen; rows that a full disk or a kill has cut off are left out.
+def _curves(folder: Path, batch_size: int) -> dict[str, list[tuple[float, float]]]:
+    """The figures that are drawn, over the images seen; a row that a kill has cut off is left out.
 
     Args:
-        file: metrics.csv.
-        batch_size: by which the images of a row without train/images_seen are counted from the row before.
+        folder: of the run.
+        batch_size: by which images are counted after the last row that has train/images_seen.
     """
     curves: dict[str, _Curve] = {}
-    if not file.is_file():
+    if not (folder / "metrics.csv").exists():
         return {}
-    with open(file, newline="", errors="replace") as lines:
-        reader = csv.reader(line.replace("\0", "") for line in lines)
-        header = next(reader, [])
-        if "step" not in header:
-            return {}
+    with open_text(folder / "metrics.csv", folder) as file:
+        rows = csv.reader(iter(lambda: file.readline(LONGEST_LINE), ""))
+        header = next(rows, [])
         drawn = [(i, name) for i, name in enumerate(header) if re.fullmatch(CURVES, name)]
         at, counted = header.index("step"), header.index(COUNT) if COUNT in header else None
         known = (0, 0.0)  # a step, and the images seen by then
-        for row in reader:
-            try:
-                step = int(row[at])
-                if counted is not None and row[counted]:
-                    known = step, float(row[counted])
-                place = known[1] + (step - known[0]) * (batch_size or 1)
-                for i, name in drawn:
-                    if row[i]:
-                        curves.setdefault(name, _Curve()).add(place, float(row[i]))
-            except (ValueError, IndexError):
+        for row in rows:
+            if len(row) != len(header):
                 continue
+            step = int(row[at])
+            if counted is not None and row[counted]:
+                known = step, float(row[counted])
+            place = known[1] + (step - known[0]) * batch_size
+            for i, name in drawn:
+                if row[i]:
+                    curves.setdefault(name, _Curve()).add(place, float(row[i]))
     return {name: curve.thinned() for name, curve in curves.items()}
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
-    """The jobs of a sweep.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    if not file.is_file():
+def _rows(folder: Path, name: str) -> list[dict[str, str]]:
+    """The rows of a CSV file, none where there is no such file."""
+    if not (folder / name).exists():
         return []
-    try:
-        with open(file, newline="") as lines:
-            rows = list(csv.DictReader(lines))
-    except (csv.Error, ValueError) as error:
-        raise ValueError(f"{file}: expected the file that a multirun writes; found {error}") from error
-    if any(row.get(key) is None for row in rows for key in ("job", "differs", "status")):
-        raise ValueError(f"{file}: expected the file that a multirun writes, with the columns job, differs and status")
-    return rows
+    return list(csv.DictReader(read_text(folder / name, folder).splitlines()))
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
