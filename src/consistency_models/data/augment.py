@@ -14,6 +14,7 @@ from torch import Tensor
 
 from consistency_models.data.affine import LUMA, recolour, rotation, scaling, translation, turned_about_grey, warp
 from consistency_models.random import BatchRandom
+from consistency_models.trust import loadable
 
 __all__ = ["AugmentPipe"]
 
@@ -25,6 +26,7 @@ def reflected(size: int, shift: Tensor) -> Tensor:
     return size - 1 - (size - 1 - i % period).abs()
 
 
+@loadable()
 class AugmentPipe:
     """Flips, turns, shifts, stretches and changes of colour, each at random: images to images and labels.
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from consistency_models.networks.layers import attention, check_levels, condition, run
+from consistency_models.trust import loadable
 
 __all__ = ["EDM2"]
 
@@ -242,6 +243,7 @@ class UNet(nn.Module):
         return self.out_conv(x, self.out_gain)
 
 
+@loadable()
 class EDM2(nn.Module):
     """Magnitude-preserving U-Net, and the head that tells how uncertain its loss is; F(x, noise_label, labels).
 

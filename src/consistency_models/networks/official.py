@@ -13,10 +13,12 @@ from consistency_models.networks.edm2 import EDM2
 from consistency_models.networks.layers import FourierEmbedding, PositionalEmbedding
 from consistency_models.networks.openai_adm import OpenAIUNet
 from consistency_models.networks.song import SongUNet as Song
+from consistency_models.trust import loadable
 
 __all__ = ["DhariwalUNet", "Precond", "SongUNet", "UNetModel"]
 
 
+@loadable()
 def SongUNet(
     img_resolution: int,
     in_channels: int,
@@ -54,6 +56,7 @@ def SongUNet(
     )
 
 
+@loadable()
 def DhariwalUNet(
     img_resolution: int,
     in_channels: int,
@@ -81,6 +84,7 @@ def DhariwalUNet(
     )
 
 
+@loadable()
 def UNetModel(
     image_size: int,
     in_channels: int,
@@ -115,6 +119,7 @@ def UNetModel(
     )
 
 
+@loadable()
 def Precond(
     img_resolution: int,
     img_channels: int,

@@ -18,10 +18,12 @@ from consistency_models.noise.preconditioning import iddpm_table
 from consistency_models.noise.schedules import karras_grid
 from consistency_models.sampling.churn import Churn
 from consistency_models.sampling.solvers import Denoiser
+from consistency_models.trust import loadable
 
 __all__ = ["VE", "VP", "GeneralODESampler", "Linear", "edm_levels", "iddpm_levels", "ve_levels", "vp_levels"]
 
 
+@loadable()
 class VP:
     """σ(t) = √(e^(½·β_d·t² + β_min·t) - 1), with β such that σ(1) = σ_max and σ(ε) = σ_min.
 
@@ -51,6 +53,7 @@ class VP:
         return (sqrt(self.beta_min**2 + 2 * self.beta_d * log1p(sigma**2)) - self.beta_min) / self.beta_d
 
 
+@loadable()
 class VE:
     """σ(t) = √t."""
 
@@ -67,6 +70,7 @@ class VE:
         return sigma**2
 
 
+@loadable()
 class Linear:
     """σ(t) = t: EDM and DDIM."""
 
@@ -83,17 +87,20 @@ class Linear:
         return sigma
 
 
+@loadable()
 def vp_levels(steps: int, **vp) -> list[float]:
     """σ(t) of `VP`, which takes `vp`, for t from 1 to ε in equal steps."""
     schedule = VP(**vp)
     return [schedule.sigma(1 + i / (steps - 1) * (schedule.epsilon - 1)) for i in range(steps)]
 
 
+@loadable()
 def ve_levels(steps: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> list[float]:
     """From σ_max to σ_min in equal ratios."""
     return [exp(log(sigma_max) + i / (steps - 1) * log(sigma_min / sigma_max)) for i in range(steps)]
 
 
+@loadable()
 def iddpm_levels(
     steps: int, sigma_min: float = 0.002, sigma_max: float = 81.0, c_1: float = 0.001, c_2: float = 0.008, M: int = 1000
 ) -> list[float]:
@@ -102,11 +109,13 @@ def iddpm_levels(
     return [table[round((len(table) - 1) / (steps - 1) * i)] for i in range(steps)]
 
 
+@loadable()
 def edm_levels(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> list[float]:
     """The Karras grid, from σ_max."""
     return karras_grid(steps, sigma_min, sigma_max, rho).flip(0).tolist()
 
 
+@loadable()
 class GeneralODESampler:
     """Solve the general ODE from the first level to 0, by Euler's steps or by second-order ones.
 

@@ -27,6 +27,7 @@ from consistency_models.noise.segments import Spacing, segment_edges
 from consistency_models.sampling import solvers
 from consistency_models.sampling.churn import Churn
 from consistency_models.sampling.solvers import Denoiser
+from consistency_models.trust import loadable
 
 __all__ = ["DPM2", "Ancestral", "Consistency", "Euler", "FlowMapSampler", "Heun", "SegmentSampler", "ancestral_step"]
 
@@ -35,6 +36,7 @@ def _clipped(denoiser: Denoiser) -> Denoiser:
     return lambda x, sigma: denoiser(x, sigma).clamp(-1, 1)
 
 
+@loadable()
 class Consistency:
     """x ← f(x, σ_1); then for every further level, x ← f(x + √(σ_i² - σ_min²)·z, σ_i): one step, or a few.
 
@@ -64,6 +66,7 @@ class Consistency:
         self.nfe = len(sigmas)
 
     @classmethod
+    @loadable()
     def for_steps(
         cls,
         steps: int,
@@ -92,6 +95,7 @@ class Consistency:
         return cls(karras_grid(steps, sigma_mid, sigma_max, rho).flip(0).tolist(), sigma_min, clip)
 
     @classmethod
+    @loadable()
     def from_indices(
         cls,
         ts: Sequence[int],
@@ -133,6 +137,7 @@ class Consistency:
         return (_clipped(denoiser) if self.clip else denoiser)(x, x.new_full((len(x),), sigma))
 
 
+@loadable()
 class SegmentSampler:
     """x ← x̂ + (σ_{j-1}/σ_j)·(x - x̂),  x̂ = f(x, σ_j),  j = S … 1: from segment end to segment end, to σ_0 = 0.
 
@@ -280,6 +285,7 @@ class _ODE:
         return x.clamp(-1, 1) if self.clip else x
 
 
+@loadable()
 class Euler(_ODE):
     """The probability-flow ODE by Euler's steps, which are DDIM's: `steps` calls.
 
@@ -289,6 +295,7 @@ class Euler(_ODE):
     solver = solvers.Euler()
 
 
+@loadable()
 class Heun(_ODE):
     """The probability-flow ODE by Heun's steps and a last one of Euler to 0: 2·steps - 1 calls.
 
@@ -308,6 +315,7 @@ class Heun(_ODE):
     solver = solvers.Heun()
 
 
+@loadable()
 class DPM2(_ODE):
     """The probability-flow ODE by the midpoint rule: 2·steps calls.
 
@@ -325,6 +333,7 @@ def ancestral_step(high: float, low: float) -> tuple[float, float]:
     return low**2 / high, low * math.sqrt(1 - (low / high) ** 2)
 
 
+@loadable()
 class Ancestral:
     """Euler's steps down to σ_down, then noise σ_up, with levels of `ancestral_step`: `steps` calls.
 
