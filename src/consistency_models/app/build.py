@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_object
 from lightning import Callback, LightningDataModule, Trainer
 from torch import nn
 from torch.nn.functional import one_hot
 
 from consistency_models.app.strategy import strategy_of
-from consistency_models.errors import ConfigError
+from consistency_models.data import Published
+from consistency_models.errors import ConfigError, DataError
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.features import to_float
 from consistency_models.evaluation.ode_error import HeunSolution, ODEError
 from consistency_models.methods.base import Method
 from consistency_models.sampling.generator import Generator
+from consistency_models.storage.fetching import fetch
 from consistency_models.storage.loading import build_model, instantiate
 from consistency_models.teachers import build_teacher
 
@@ -46,6 +49,7 @@ NOT_ARGUMENTS = (
     "clamp",
     "evaluation_images",
     "guidance",
+    "class_names",
 )
 """Keys of `model`, `data` and `teacher` that tell other parts of the configuration something; no arguments of
 the class."""
@@ -58,10 +62,35 @@ def total_steps(config: dict[str, Any]) -> int:
     return min(limits["max_steps"], -(-images // batch_size)) if images else limits["max_steps"]
 
 
-def build_data(config: dict[str, Any]) -> LightningDataModule:
-    """The data module."""
+def build_data(config: dict[str, Any], may_fetch: bool = False) -> LightningDataModule:
+    """The data module.
+
+    Args:
+        config: the resolved configuration, of which `data` is used.
+        may_fetch: download the published files of the data set where they are missing and `data.source.download` allows
+            it. False for a configuration from a checkpoint: a file never makes this program download.
+
+    Raises:
+        DataError: files are missing and cannot be fetched, or are not what the configuration states.
+    """
     told = set(NOT_ARGUMENTS) - {"name", "_target_"}
-    return instantiate({key: value for key, value in config["data"].items() if key not in told})
+    data = {key: value for key, value in config["data"].items() if key not in told}
+    files = getattr(get_object(data["source"]["_target_"]), "published", None)
+    if files is not None:  # `download` is no argument of such a source: it tells what is allowed here
+        data["source"] = {key: value for key, value in data["source"].items() if key != "download"}
+        if may_fetch and config["data"]["source"].get("download") and data["source"]["root"] is None:
+            _fetch(files, files.folder(None, data["source"]["cache_dir"]))
+    return instantiate(data)
+
+
+def _fetch(files: Published, folder: Path) -> None:
+    try:
+        for url, checksum in files.files.items():
+            fetch(url, folder / url.rpartition("/")[2], checksum)
+    except OSError as error:
+        raise DataError(
+            f"data.root=null: {error}: put {files.names} into {folder}, or set data.root to the folder of the files"
+        ) from error
 
 
 def build_method(config: dict[str, Any]) -> Method:

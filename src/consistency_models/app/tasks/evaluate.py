@@ -101,7 +101,7 @@ def evaluation_of(config: dict[str, Any], generator: Generator) -> Evaluation:
     for group, add in (("data", "data=cifar10 data.root=FOLDER"), ("features", "features=classifier")):
         if "_target_" not in parts[group]:
             raise ConfigError(group, None, f"a choice of its own: {config['run']} names none", f"add {add}")
-    data = build.build_data(parts)
+    data = build.build_data(parts, may_fetch=bool(config.get("data")))
     shape, classes = tuple(data.source.images.shape[1:]), data.source.num_classes
     if shape != generator.shape or generator.num_classes not in (0, classes):
         made = f"images of shape {generator.shape} in {generator.num_classes or 'no'} classes, as {config['run']} makes"
