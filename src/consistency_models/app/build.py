@@ -20,6 +20,7 @@ from consistency_models.errors import ConfigError, DataError
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.features import to_float
 from consistency_models.evaluation.ode_error import HeunSolution, ODEError
+from consistency_models.evaluation.protocol import SMALLEST_TO_SPLIT
 from consistency_models.methods.base import Method
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage.fetching import fetch
@@ -140,8 +141,11 @@ def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evalu
             evaluation.extractor  # noqa: B018
         except (FileNotFoundError, ValueError) as error:
             raise ConfigError("features.extractor.weights", extractor["weights"], str(error)) from error
-    if evaluation.source.images is None:
+    real = evaluation.source.images
+    if real is None:
         evaluation.reference  # noqa: B018
+    elif len(real) < SMALLEST_TO_SPLIT:
+        log.warning("%d real images: no floor is computed; it needs %d", len(real), SMALLEST_TO_SPLIT)
     return evaluation
 
 

@@ -18,7 +18,9 @@ from consistency_models.evaluation.references import Reference, identity_of
 from consistency_models.random import seed_of
 from consistency_models.storage.cache import cached, source_fingerprint
 
-__all__ = ["Evaluation", "Score", "combined"]
+__all__ = ["SMALLEST_TO_SPLIT", "Evaluation", "Score", "combined"]
+
+SMALLEST_TO_SPLIT = 4  # images: each half needs two for its covariance
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Evaluation:
         reference: train, test, or an npz file: see `Reference.of`.
         batch_size: images whose features are computed at a time.
         device: where that is done; auto is a GPU if there is one.
+        max_bytes: of the arrays of an npz file, see `Reference.of`.
 
     Attributes:
         progress: `progress(what, done, total)` is called as the features of a set of images are computed; None.
@@ -101,11 +104,12 @@ class Evaluation:
         reference: str = "train",
         batch_size: int = 512,
         device: str = "cpu",
+        max_bytes: int = 1 << 30,
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.data, self.metrics, self.batch_size, self.device = data, metrics, batch_size, torch.device(device)
-        self.source = Reference.of(data, reference)
+        self.source = Reference.of(data, reference, max_bytes)
         self.make_extractor = extractor
         self.progress: Callable[[str, int, int], None] | None = None
 
@@ -186,13 +190,13 @@ class Evaluation:
 
         The bias of a distance falls about as 1/n. A half has n/2 images, so a perfect generator of n images, scored
         against all n, comes out at about half the floor; one that has learned these very images by heart, below that.
-        For a share, such as Agreement, the floor is what real images reach.  None where there are no images to split.
-        It is the same for all runs on the same data, and kept.
+        For a share, such as Agreement, the floor is what real images reach. None where there are fewer than
+        `SMALLEST_TO_SPLIT` images. It is the same for all runs on the same data, and kept.
 
         Args:
             splits: how many, at least 2.
         """
-        if self.reference.points is None:
+        if self.source.images is None or len(self.source.images) < SMALLEST_TO_SPLIT:
             return []
         metrics = self._applicable(self.reference)
         code = source_fingerprint(FeatureSet, *map(type, metrics))

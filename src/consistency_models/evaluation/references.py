@@ -16,6 +16,10 @@ from consistency_models.errors import DataError
 __all__ = ["Reference", "identity_of"]
 
 
+ARRAYS = ("arr_0", "mu", "sigma")
+PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # bzip2 and LZMA unpack by blocks of any size
+
+
 @dataclass(frozen=True)
 class Reference:
     """The real side of a comparison.
@@ -35,13 +39,14 @@ class Reference:
     moments: dict[str, np.ndarray] | None = None
 
     @classmethod
-    def of(cls, data, which: str) -> Reference:
+    def of(cls, data, which: str, max_bytes: int = 1 << 30) -> Reference:
         """The reference that `features.reference` names.
 
         Args:
             data: the data set; `.test` holds its test images, if it keeps some apart.
             which: train; test; or an npz file: EDM's, with mu and sigma, or OpenAI's, with images arr_0 and perhaps mu
                 and sigma (mu_s and sigma_s, of another space, are passed over).
+            max_bytes: an npz file whose arrays unpack to more is refused.
 
         Raises:
             DataError: there are no test images, or the file is not such a file or is of images of another size.
@@ -55,22 +60,20 @@ class Reference:
             return cls("test", test.digest, test.images, test.labels)
         path = Path(which).expanduser()
         try:
-            return cls._of_file(path, tuple(data.images.shape[1:]))
-        except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+            return cls._of_file(path, tuple(data.images.shape[1:]), max_bytes)
+        except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
             raise DataError(
                 f"features.reference={which}: {error}: allowed are train, test, and npz files with mu (F,) and sigma "
                 "(F, F), or with images arr_0 (n, H, W, C) of 8 bits"
             ) from error
 
     @classmethod
-    def _of_file(cls, path: Path, shape: tuple[int, int, int]) -> Reference:
+    def _of_file(cls, path: Path, shape: tuple[int, int, int], max_bytes: int) -> Reference:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         images = moments = None
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise ValueError(f"this is a single array of shape {file.shape}")
-        with file:
+        _check_bounds(path, max_bytes)
+        with np.load(path, allow_pickle=False) as file:
             if "arr_0" in file:
                 array = file["arr_0"]
                 if array.dtype != np.uint8 or array.ndim != 4 or len(array) < 2:
@@ -88,6 +91,22 @@ class Reference:
             if images is None and moments is None:
                 raise ValueError(f"it holds {', '.join(file.files) or 'nothing'}")
         return cls(path.stem, digest, images, None, moments)
+
+
+def _check_bounds(path: Path, max_bytes: int) -> None:
+    """Refuse an archive whose arrays would fill the memory."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError("this is no npz file")
+    with zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if member.filename.removesuffix(".npy") in ARRAYS]
+    strange = [member.filename for member in members if member.compress_type not in PLAIN]
+    if strange:
+        raise ValueError(f"{strange[0]} is compressed by other means than numpy's")
+    total = sum(member.file_size for member in members)
+    if total > max_bytes:
+        raise ValueError(
+            f"its arrays unpack to {total:,} bytes; {max_bytes:,} are allowed: set features.max_bytes={total}"
+        )
 
 
 def identity_of(extractor: nn.Module) -> str:

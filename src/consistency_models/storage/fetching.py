@@ -72,7 +72,8 @@ def _transfer(url: str, part: Path, timeout: float) -> None:
             try:
                 whole = _continue(url, file, timeout, lambda done, total: bar.update(task, completed=done, total=total))
             except urllib.error.URLError as error:
-                raise OSError(f"{url}: {error}") from error
+                reason = error if isinstance(error, urllib.error.HTTPError) else error.reason
+                raise OSError(f"{url}: {reason}") from error
             except BROKEN as error:
                 if file.tell() == before:
                     raise OSError(f"{url}: {error}") from error

@@ -38,9 +38,8 @@ NOT_ARGUMENTS = (
         "evaluation_images",
         "guidance",
         "class_names",
-        "download",
     ),  # see app.build
-    "max_images",  # see app.run
+    *("max_images", "download"),  # see app.run and app.build
     *("_target_", "_partial_", "_convert_", "_recursive_", "_args_"),  # Hydra's own
 )
 """Last parts of keys that are not handed to the object they stand in."""
