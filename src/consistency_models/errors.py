@@ -25,13 +25,14 @@ class Exit(IntEnum):
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run.
+    """A configuration that cannot be run: KEY=VALUE is not allowed: REASON. Allowed: …. FIX
 
     Args:
-        key: which key, as it is written on the command line.
-        value: what it is.
-        allowed: what it may be.
-        fix: how to mend it, where that is not plain from `allowed`.
+        key: the key, as on the command line.
+        value: the value of the key.
+        allowed: the values that are allowed, in words.
+        fix: the value or command that was probably meant, or how to mend the configuration.
+        reason: why the value is not allowed, where `allowed` does not show it.
 
     Attributes:
         code: the exit code.
@@ -39,9 +40,16 @@ class ConfigError(ValueError):
 
     code = Exit.BAD_INPUT
 
-    def __init__(self, key: str, value: object, allowed: str, fix: str = "") -> None:
-        self.key, self.value, self.allowed, self.fix = key, value, allowed, fix
-        super().__init__(f"{key}={value}: allowed: {allowed}" + (f"; {fix}" if fix else ""))
+    def __init__(self, key: str, value: object, allowed: str, fix: str = "", *, reason: str = "") -> None:
+        self.key, self.value, self.allowed, self.fix, self.reason = key, value, allowed, fix, reason
+        because = f": {reason}" if reason else ""
+        advice = f". {_sentence(fix)}" if fix else ""
+        super().__init__(f"{key}={value} is not allowed{because}. Allowed: {allowed}{advice}")
+
+
+def _sentence(text: str) -> str:
+    """Text with a capital letter, unless the first word is a key or a path."""
+    return text[0].upper() + text[1:] if text.split(maxsplit=1)[0].isalpha() else text
 
 
 class DataError(ValueError):
@@ -79,6 +87,9 @@ def naming(path: Path | str, expected: str) -> Iterator[None]:
     except CheckpointError as error:
         raise CheckpointError(error.expected, error.found, error.path or path) from error.__cause__
     except Exception as error:
+        cause = error.__cause__  # what a constructor said, without Hydra's wrapping
+        if isinstance(cause, CheckpointError):
+            raise CheckpointError(cause.expected, cause.found, cause.path or path) from error
         raise CheckpointError(expected, f"{type(error).__name__}: {error}", path) from error
 
 

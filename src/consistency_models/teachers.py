@@ -43,17 +43,17 @@ def build_teacher(config: dict[str, Any]) -> nn.Module | None:
     if network is not None:
         for key, value in (("image_size", network.image_size), ("channels", network.channels)):
             if value != data[key]:
-                allowed = f"a model of images of data.{key}={data[key]}; this one was made for {value}"
-                raise ConfigError("teacher.path", config["teacher"]["path"], allowed)
+                allowed, reason = f"a model of images of data.{key}={data[key]}", f"this one was made for {value}"
+                raise ConfigError("teacher.path", config["teacher"]["path"], allowed, reason=reason)
         if network.num_classes != data["network_classes"]:
-            allowed = f"a model of {data['network_classes']} classes, as the student; this one has "
-            allowed += f"{network.num_classes}, where 0 is unconditional"
-            raise ConfigError("teacher.path", config["teacher"]["path"], allowed, "see data.conditional")
+            allowed = f"a model of {data['network_classes']} classes, as the student"
+            reason = f"this one has {network.num_classes}, where 0 is unconditional"
+            raise ConfigError("teacher.path", config["teacher"]["path"], allowed, "see data.conditional", reason=reason)
     if guidance == 1:
         return teacher
     if not data["network_classes"] or (network is not None and not _hides_labels(network)):
-        allowed = "1.0: the teacher is unconditional, or was not trained with network.label_dropout"
-        raise ConfigError("teacher.guidance", guidance, allowed)
+        reason = "the teacher is unconditional, or was not trained with network.label_dropout"
+        raise ConfigError("teacher.guidance", guidance, "1.0", reason=reason)
     return Guided(teacher, guidance)
 
 
@@ -73,7 +73,9 @@ def official_teacher(path: str, kinds: Sequence[str]) -> nn.Module:
     """The model in an official checkpoint, which must be of one of these kinds: see `pretrained.Pretrained.kind`."""
     loaded = pretrained.load(path)
     if loaded.kind not in kinds:
-        raise ConfigError("teacher.path", path, f"a file of kind {', '.join(kinds)}; this one is {loaded.kind}")
+        raise ConfigError(
+            "teacher.path", path, f"a file of kind {', '.join(kinds)}", reason=f"this one is {loaded.kind}"
+        )
     loaded.model.origin = {"path": str(path), "digest": loaded.digest}
     return loaded.model
 
@@ -110,7 +112,8 @@ class Guided(nn.Module):
 def exact_teacher(source: Any, path: None = None) -> nn.Module:
     """The closed-form denoiser of a Gaussian mixture."""
     if not hasattr(source, "denoised"):
-        raise ConfigError("teacher", "exact", "data=mixture or data=mixture_16d: only they have a closed-form denoiser")
+        reason = "only mixtures have a closed-form denoiser"
+        raise ConfigError("teacher", "exact", "exact with data=mixture or data=mixture_16d", reason=reason)
     return _Exact(source)
 
 
@@ -154,6 +157,6 @@ def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
     for tensor in wanted | weights:
         found, here = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
         if found != here:
-            allowed = f"the network that it starts from: {tensor} is {found} there, {here} here"
-            raise ConfigError("network", name, allowed, "or init=random")
+            allowed, reason = "the network of the weights", f"{tensor} is {found} there, {here} here"
+            raise ConfigError("network", name, allowed, "or init=random", reason=reason)
     model.network.load_state_dict(weights)

@@ -146,6 +146,6 @@ def test_runs_side_by_side(digits, points, tmp_path, monkeypatch, capsys):
     column = [float(line.split("|")[5].split("±")[0]) for line in table(runs, "energy").splitlines()[2:6]]
     assert column == sorted(column)
     assert compare([str(digits), "--metric", "nonsense"]) == 2
-    assert "allowed: sw20_identity_train" in capsys.readouterr().err
+    assert "Allowed: sw20_identity_train" in capsys.readouterr().err
     assert compare([str(tmp_path)]) == 2
     assert f"make it by eval.py run={tmp_path}" in capsys.readouterr().err

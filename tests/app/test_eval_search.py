@@ -53,6 +53,6 @@ def test_levels_one_after_the_other(tmp_path, capsys):
 def test_what_cannot_be_searched(tmp_path, capsys):
     folder = trained(tmp_path, *POINTS, "model=teacher")
     assert evaluate(folder, "task=search", "n=20") == Exit.BAD_INPUT
-    assert "a consistency sampler; this one is Heun" in capsys.readouterr().err
+    assert "this one is Heun. Allowed: 2 or more, of a consistency sampler" in capsys.readouterr().err
     assert evaluate(folder, "task=search", "n=20", "sampler=consistency", "task.metric=fd") == Exit.BAD_INPUT
-    assert "task.metric=fd: allowed: sw, energy" in capsys.readouterr().err
+    assert "task.metric=fd is not allowed. Allowed: sw, energy" in capsys.readouterr().err

@@ -1,10 +1,12 @@
 """main(): what it prints and which exit code it gives, without training anything."""
 
+import re
 import sys
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import yaml
 
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.main import main
@@ -46,7 +48,7 @@ def test_a_run_folder_that_cannot_be_made(command, tmp_path):
     (tmp_path / "file").touch()
     code, _, err = command("train", f"hydra.run.dir={tmp_path}/file/run")
     assert code == 5
-    assert f"run folder={tmp_path}/file/run: allowed: one that can be made; {tmp_path}/file is a file" in err
+    assert f"run folder={tmp_path}/file/run is not allowed: {tmp_path}/file is a file. Allowed: a folder that" in err
     assert len(err.splitlines()) == 1
 
 
@@ -59,7 +61,8 @@ def test_two_processes_do_not_train_in_one_folder(command, tmp_path, monkeypatch
         code, _, err = command("train", f"hydra.run.dir={tmp_path}/run")
     assert code == 2
     assert err == (
-        f"error: run folder={tmp_path}/run: allowed: one in which no other process trains; wait for it, or stop it\n"
+        f"error: run folder={tmp_path}/run is not allowed: another process trains in it. "
+        "Allowed: a folder of no other process. Wait for it, or stop it\n"
     )
     assert run.state == "RUNNING"
     assert not (tmp_path / "run/config.yaml").exists()
@@ -73,8 +76,8 @@ def test_an_artifact_that_cannot_be_had_is_one_line(command, tmp_path, monkeypat
     code, _, err = command("train", "ckpt_path=wandb:me/cm/model:v0", f"hydra.run.dir={tmp_path}/run", *more)
     assert code == 2
     assert err == (
-        "error: ckpt_path=wandb:me/cm/model:v0: allowed: an artifact that W&B hands out; log in with wandb login; "
-        "not logged in\n"
+        "error: ckpt_path=wandb:me/cm/model:v0 is not allowed: not logged in. "
+        "Allowed: an artifact that W&B hands out. Log in with wandb login\n"
     )
     assert more or (tmp_path / "run/FAILED").read_text().endswith(err)
     assert not more or not (tmp_path / "run/FAILED").exists()  # a run that is only scored stays what it is
@@ -84,11 +87,40 @@ def test_help_says_what_to_type(command):
     code, out, _ = command("train", "--help")
     assert code == 0
     assert "python train.py ckpt_path=last" in out
-    assert "model: cd, " in out
+    assert "\n  model            the method; default ict\n                   cd, " in out
     assert "max_steps: " not in out  # not the whole configuration
     code, out, _ = command("eval", "--help")
     assert code == 0
     assert "python eval.py run=FOLDER" in out
+    assert "; default ???" not in out
+
+
+@pytest.mark.parametrize("task", ["train", "eval"])
+def test_help_describes_every_group_that_can_be_chosen(command, task):
+    """The comments of the defaults list are the descriptions, so a new group without one fails here."""
+    defaults = yaml.safe_load((ROOT / f"conf/{task}.yaml").read_text())["defaults"]
+    groups = {key.removeprefix("optional ") for entry in defaults if isinstance(entry, dict) for key in entry}
+    quiet = {"hydra", "override hydra/job_logging"} | ({"augment", "network", "paths"} if task == "eval" else set())
+    _, out, _ = command(task, "--help")
+    told = {line.split()[0] for line in out.splitlines() if re.match(r"  \w+ {2,}\w", line)}
+    assert groups - quiet <= told
+
+
+def test_help_lists_options_of_a_further_folder(command, tmp_path):
+    (tmp_path / "mine/loss").mkdir(parents=True)
+    (tmp_path / "mine/loss/own.yaml").write_text("_target_: mine.Loss\n")
+    _, out, _ = command("train", "--help", f"--config-dir={tmp_path}/mine")
+    assert ", norm, own, pseudo_huber" in out
+
+
+@pytest.mark.parametrize(
+    ("started", "train"),
+    [("train.py", "python train.py"), ("/somewhere/bin/consistency-train", "consistency-train")],
+)
+def test_advice_names_the_command_that_was_started(monkeypatch, capsys, started, train):
+    monkeypatch.setattr("sys.argv", [started, "--help"])
+    assert main("train", ROOT) == 0
+    assert f"    {train} ckpt_path=last " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--info", "defaults"], ["--version"], ["--hydra-help"]])
@@ -101,10 +133,13 @@ def test_what_hydra_answers_itself(command, arguments):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--config-path=/tmp"], "--config-path=/tmp: allowed: not given; add configurations with --config-dir"),
-        (["--config-dir=/nowhere"], "--config-dir=/nowhere: allowed: a folder that exists"),
-        (["--config-name=trian"], "allowed: files that can be put together"),
-        (["--experimental-rerun=x.pickle"], "--experimental-rerun=x.pickle: allowed: not given"),
+        (
+            ["--config-path=/tmp"],
+            "--config-path=/tmp is not allowed. Allowed: not given. Add configurations with --config-dir",
+        ),
+        (["--config-dir=/nowhere"], "--config-dir=/nowhere is not allowed. Allowed: a folder that exists"),
+        (["--config-name=trian"], "Allowed: files that can be put together"),
+        (["--experimental-rerun=x.pickle"], "--experimental-rerun=x.pickle is not allowed. Allowed: not given"),
         (["hydra.searchpath=5"], "hydra.searchpath must be a list of strings"),
     ],
 )
@@ -120,4 +155,4 @@ def test_a_further_folder_of_configurations(command, tmp_path):
     (tmp_path / "mine/loss/own.yaml").write_text("_target_: consistency_models.losses.distances.L9\n")
     code, _, err = command("train", "--config-dir=mine", "loss=own")
     assert code == 2
-    assert err.startswith("error: loss._target_=consistency_models.losses.distances.L9: allowed: ")
+    assert err.startswith("error: loss._target_=consistency_models.losses.distances.L9 is not allowed. Allowed: ")

@@ -183,7 +183,7 @@ def test_what_a_training_cannot_go_on_from(kind, arguments, told, tmp_path, caps
     capsys.readouterr()
     assert run(tmp_path / "b", *SMALL, *TINY, *arguments, f"ckpt_path={file}") == Exit.BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: ckpt_path={file}: allowed: ")
+    assert line.startswith(f"error: ckpt_path={file} is not allowed: ")
     assert told in line
     assert f"init=run init.path={file}" in line
 
@@ -228,7 +228,7 @@ def test_wandb_online_without_a_login_is_one_line(tmp_path, monkeypatch, capsys)
     arguments = [argument for argument in TINY if argument != "logger=csv"]
     assert run(tmp_path / "run", *SMALL, *arguments, "logger.wandb.mode=online") == Exit.BAD_INPUT
     told = (tmp_path / "run/FAILED").read_text().splitlines()[-1]
-    assert told.startswith("error: logger.wandb.mode=online: allowed: ")
+    assert told.startswith("error: logger.wandb.mode=online is not allowed: W&B says: ")
     assert "wandb login" in told
 
 
@@ -304,4 +304,4 @@ def test_train_and_test_say_what_is_done(tmp_path):
     assert json.loads(written.read_text())["digest"] == json.loads(first)["digest"]  # scored, not trained
     refused = command("train=false", "test=true")
     assert refused.returncode == 2
-    assert refused.stderr.startswith("error: ckpt_path=null: allowed: with train=false")
+    assert refused.stderr.startswith("error: ckpt_path=null is not allowed: with train=false")

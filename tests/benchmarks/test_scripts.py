@@ -5,6 +5,7 @@ import json
 import gpu
 import host_reads
 import pytest
+import random_numbers
 import sample
 import scaling
 import startup
@@ -129,4 +130,12 @@ def test_quality_against_minutes(tmp_path, capsys):
 def test_a_wrong_choice_is_refused_before_the_first_is_trained(capsys):
     with pytest.raises(SystemExit):
         time_to_quality.main([*FAST, "--choices", "model=ict", "model=ict network.model_channels=48"])
-    assert "network.model_channels=48: allowed: " in capsys.readouterr().err
+    assert "network.model_channels=48 is not allowed: " in capsys.readouterr().err
+
+
+def test_a_process_draws_its_own_rows(tmp_path, capsys):
+    found = found_by(
+        random_numbers, tmp_path, capsys, *FAST, *["--batch", "64", "--shape", "1", "8", "8", "--processes", "1", "4"]
+    )
+    one, four = found["rows"]
+    assert one["megabytes"] == one["megabytes_whole"] == 4 * four["megabytes"]

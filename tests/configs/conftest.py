@@ -43,13 +43,13 @@ def passes(composer, files, tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(composer, files, tmp_path, monkeypatch):
-    """`refused(line)`: the error's lines, for a command that is not; nothing may have been written."""
+    """`refused(line)`: the problems of a command that is not, each once; nothing may have been written."""
     monkeypatch.chdir(tmp_path)
 
     def run(line, multirun=False, task="train", composer=composer):
         with pytest.raises(ConfigError) as caught:
             check(task, composer, files.split(line), multirun)
         assert list(tmp_path.iterdir()) == []
-        return str(caught.value).split("\nerror: ")
+        return list({str(one): one for one in getattr(caught.value, "problems", [caught.value])}.values())
 
     return run

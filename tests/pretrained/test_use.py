@@ -146,12 +146,16 @@ def test_a_student_of_another_shape_is_told_the_first_difference(images):
 @pytest.mark.parametrize(
     ("says", "kind", "overrides"),
     [
-        ("of kind ECMPrecond, Precond; this one is EDMPrecond", "ect", ()),
-        ("of kind OpenAI; this one is EDMPrecond", "openai", ()),
-        ("images of data.image_size=16; this one was made for 8", "edm", ("data.image_size=16",)),
-        ("images of data.channels=1; this one was made for 3", "edm", ("data.channels=1",)),
-        ("a model of 2 classes, as the student; .* 0", "edm", ("data.conditional=true", "data.num_classes=2")),
-        ("teacher.guidance=2.0: allowed: 1.0", "edm", ("teacher.guidance=2.0",)),
+        ("this one is EDMPrecond. Allowed: a file of kind ECMPrecond, Precond", "ect", ()),
+        ("this one is EDMPrecond. Allowed: a file of kind OpenAI", "openai", ()),
+        ("this one was made for 8. Allowed: a model of images of data.image_size=16", "edm", ("data.image_size=16",)),
+        ("this one was made for 3. Allowed: a model of images of data.channels=1", "edm", ("data.channels=1",)),
+        (
+            "this one has 0, .* Allowed: a model of 2 classes, as the student",
+            "edm",
+            ("data.conditional=true", "data.num_classes=2"),
+        ),
+        ("teacher.guidance=2.0 is not allowed: .* Allowed: 1.0", "edm", ("teacher.guidance=2.0",)),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(says, kind, overrides, images):
@@ -160,7 +164,7 @@ def test_a_teacher_that_does_not_fit_is_refused(says, kind, overrides, images):
 
 
 def test_a_conditional_teacher_of_an_unconditional_student_is_refused(images, labelled):
-    with pytest.raises(ConfigError, match="a model of 0 classes, as the student; this one has 2"):
+    with pytest.raises(ConfigError, match=r"this one has 2, .* Allowed: a model of 0 classes, as the student"):
         teacher(labelled, *images)
 
 
@@ -249,9 +253,12 @@ def test_it_is_scored(images, tmp_path):
 @pytest.mark.parametrize(
     ("says", "chosen"),
     [
-        ("data=None: allowed: a choice of its own", ["features=identity"]),
-        ("features=None: allowed: a choice of its own", ["data=digits"]),
-        (r"images of shape \(3, 8, 8\) in no classes.*these are \(1, 8, 8\)", ["data=digits", "features=identity"]),
+        ("data=None is not allowed: .* names none. Allowed: a choice of its own", ["features=identity"]),
+        ("features=None is not allowed: .* names none. Allowed: a choice of its own", ["data=digits"]),
+        (
+            r"these are \(1, 8, 8\) in .*Allowed: images of shape \(3, 8, 8\) in no classes",
+            ["data=digits", "features=identity"],
+        ),
     ],
 )
 def test_it_is_not_scored_against_other_images(says, chosen, tmp_path, capsys):

@@ -18,7 +18,7 @@ GRID = [*ODE, Ancestral]
 MEAN, STD = 0.1, 0.3
 
 
-def denoiser(x, sigma):
+def denoiser(x, sigma, end=None):
     """E[y | x], y ~ N(MEAN, STD²)."""
     sigma = per_image(sigma, x)
     return (STD**2 * x + sigma**2 * MEAN) / (STD**2 + sigma**2)
@@ -47,13 +47,13 @@ class Recorded:
     def __init__(self, function=denoiser):
         self.function, self.sigmas = function, []
 
-    def __call__(self, x, sigma):
+    def __call__(self, x, sigma, **end):
         assert sigma.shape == (len(x),)
         assert sigma.dtype == x.dtype
         assert (sigma == sigma[0]).all()
         assert not torch.is_grad_enabled()
         self.sigmas.append(sigma[0].item())
-        return self.function(x, sigma)
+        return self.function(x, sigma, **end)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -81,7 +81,7 @@ def test_the_host_never_waits_for_the_device(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_clip_keeps_images_in_range(name):
     noise = normal()
-    wild = lambda x, sigma: 5 + x  # noqa: E731
+    wild = lambda x, sigma, end=None: 5 + x  # noqa: E731
     clipped = getattr(samplers, name)(clip=True)(wild, noise, draws(noise))
     assert clipped.abs().max() <= 1
     assert getattr(samplers, name)()(wild, noise, draws(noise)).abs().max() > 1

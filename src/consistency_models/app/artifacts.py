@@ -42,12 +42,11 @@ def fetched(key: str, reference: str) -> Path:
         artifact = wandb.Api().artifact(name)
         folder = Path(artifact.download(root=str(cache_folder() / "artifacts" / artifact.digest.replace("/", "_"))))
     except (wandb.Error, ValueError, OSError) as error:
-        raise ConfigError(
-            key, reference, "an artifact that W&B hands out; log in with wandb login", str(error)
-        ) from error
+        allowed, fix = "an artifact that W&B hands out", "log in with wandb login"
+        raise ConfigError(key, reference, allowed, fix, reason=str(error)) from error
     files = sorted(path for kind in ("*.ckpt", "*.pkl", "*.pt") for path in folder.rglob(kind))
     by_name = {path.name: path for path in files}
     file = by_name.get("best.ckpt") or by_name.get("last.ckpt") or (files[0] if len(files) == 1 else None)
     if file is None:
-        raise ConfigError(key, reference, f"an artifact with one checkpoint; this one has {len(files)}")
+        raise ConfigError(key, reference, "an artifact with one checkpoint", reason=f"this one has {len(files)}")
     return file

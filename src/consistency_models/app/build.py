@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,8 @@ __all__ = [
     "build_method",
     "build_ode_error",
     "build_trainer",
+    "chosen_data",
+    "located",
     "total_steps",
 ]
 
@@ -46,6 +49,7 @@ NOT_ARGUMENTS = (
     "needs_teacher",
     "segments",
     "phases",
+    "two_times",
     "network_classes",
     "clamp",
     "evaluation_images",
@@ -63,6 +67,19 @@ def total_steps(config: dict[str, Any]) -> int:
     return min(limits["max_steps"], -(-images // batch_size)) if images else limits["max_steps"]
 
 
+def located(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with an absolute `data.root`, which other commands find from any folder.
+
+    Without `data.root`, the folder of fetched files takes its place.
+    """
+    data, source = config["data"], config["data"]["source"]
+    root = source.get("root") or _folder_of_fetched(source)
+    if root is None:
+        return config
+    root = os.path.abspath(Path(root).expanduser())
+    return config | {"data": data | {"root": root, "source": source | {"root": root}}}
+
+
 def build_data(config: dict[str, Any], may_fetch: bool = False) -> LightningDataModule:
     """The data module.
 
@@ -76,12 +93,38 @@ def build_data(config: dict[str, Any], may_fetch: bool = False) -> LightningData
     """
     told = set(NOT_ARGUMENTS) - {"name", "_target_"}
     data = {key: value for key, value in config["data"].items() if key not in told}
-    files = getattr(get_object(data["source"]["_target_"]), "published", None)
-    if files is not None:  # `download` is no argument of such a source: it tells what is allowed here
+    if (folder := _folder_of_fetched(data["source"])) is not None:
+        own = data["source"].get("root")
+        if may_fetch and data["source"].get("download") and own in (None, os.path.abspath(folder)):
+            _fetch(_published(data["source"]), folder)
+    if _published(data["source"]) is not None:  # `download` is no argument: a source cannot fetch
         data["source"] = {key: value for key, value in data["source"].items() if key != "download"}
-        if may_fetch and config["data"]["source"].get("download") and data["source"]["root"] is None:
-            _fetch(files, files.folder(None, data["source"]["cache_dir"]))
     return instantiate(data)
+
+
+def chosen_data(config: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+    """The part `data` that eval.py works with: the choice of the command line, or the run's own.
+
+    Args:
+        config: of eval.py; `data.root` alone says where the run's own data lie now.
+        trained: the configuration of the run.
+    """
+    typed, own = config.get("data") or {}, trained.get("data") or {}
+    if "_target_" in typed:
+        return typed
+    if typed and "source" in own:
+        return own | typed | {"source": own["source"] | typed}
+    return own
+
+
+def _published(source: dict[str, Any]) -> Published | None:
+    return getattr(get_object(source["_target_"]), "published", None)
+
+
+def _folder_of_fetched(source: dict[str, Any]) -> Path | None:
+    """Where the published files of a source are kept; None where it has none, or no cache."""
+    files = _published(source)
+    return files.folder(None, source["cache_dir"]) if files and source.get("cache_dir") else None
 
 
 def _fetch(files: Published, folder: Path) -> None:
@@ -140,7 +183,8 @@ def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evalu
         try:
             evaluation.extractor  # noqa: B018
         except (FileNotFoundError, ValueError) as error:
-            raise ConfigError("features.extractor.weights", extractor["weights"], str(error)) from error
+            allowed = "a file of the weights of this feature space"
+            raise ConfigError("features.extractor.weights", extractor["weights"], allowed, reason=str(error)) from error
     real = evaluation.source.images
     if real is None:
         evaluation.reference  # noqa: B018

@@ -59,15 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     entity, _, project = given.project.partition("/")
     if not entity or not project:
-        print(f"error: {given.project}: allowed: ENTITY/PROJECT", file=sys.stderr)
+        print(f"error: project={given.project} is not allowed. Allowed: ENTITY/PROJECT", file=sys.stderr)
         return 2
     try:
         view = workspace(entity, project)
     except ImportError:
-        print(
-            "error: dashboard: allowed: with wandb-workspaces; pip install 'consistency-models[dashboard]'",
-            file=sys.stderr,
-        )
+        fix = "pip install 'consistency-models[dashboard]'"
+        print(f"error: the package wandb-workspaces is not installed. Install it with {fix}", file=sys.stderr)
         return 2
     if given.json:
         print(json.dumps(json.loads(view._to_model().model_dump_json(by_alias=True, exclude_none=True)), indent=2))

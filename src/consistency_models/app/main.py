@@ -1,4 +1,4 @@
-"""What train.py and eval.py call: compose the configuration, check it, then run its job or jobs.
+"""The commands train and eval: compose the configuration, check it, then run its job or jobs.
 
 Nothing heavy is imported until the configuration of every job has been checked: a wrong one costs a second, and neither
 a folder nor a device has been touched.
@@ -9,22 +9,20 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from consistency_models.app.commands import project_root
 from consistency_models.errors import ConfigError, Exit
 
-__all__ = ["main"]
+__all__ = ["evaluate", "main", "train"]
 
-HYDRA_ANSWERS = ("help", "hydra_help", "cfg", "info", "version", "shell_completion", "resolve")
+HYDRA_ANSWERS = ("hydra_help", "cfg", "info", "version", "shell_completion", "resolve")
 
 
 def main(task: str, root: Path) -> int:
@@ -45,34 +43,30 @@ def main(task: str, root: Path) -> int:
     outcomes: list[int] = []
     asked = any(getattr(arguments, name, None) for name in HYDRA_ANSWERS)
     try:
+        if arguments.help:
+            from consistency_models.app.help import help_of
+
+            print(help_of(task, root / "conf", arguments.config_dir))
+            return int(Exit.DONE)
         if not asked:
             from consistency_models.app.checks import check_command
 
             sys.argv[1:] = check_command(task, root / "conf", arguments)
-        with _one_search_path() if asked else nullcontext():
-            hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
+        hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.code)
     return max([*outcomes, Multirun.folder.exit_code if Multirun.folder else 0])
 
 
-@contextmanager
-def _one_search_path() -> Iterator[None]:
-    """Hydra lists the groups once: it reads its whole search path anew for each, 180 times for --help.
+def train() -> int:
+    """The command `consistency-train`: what train.py does, from any folder."""
+    return main("train", project_root())
 
-    Not for jobs: configurations that are composed from the same files again come out damaged.
-    """
-    read, known = ConfigLoaderImpl._parse_overrides_and_create_caching_repo, {}
 
-    def once(loader: ConfigLoaderImpl, name: str | None, overrides: list[str]) -> Any:
-        key = (loader, name, *overrides)
-        if key not in known:
-            known[key] = read(loader, name, overrides)
-        return known[key]
-
-    with patch.object(ConfigLoaderImpl, read.__name__, once):
-        yield
+def evaluate() -> int:
+    """The command `consistency-eval`: what eval.py does, from any folder."""
+    return main("eval", project_root())
 
 
 def _job(task: str, outcomes: list[int]) -> Any:
@@ -102,6 +96,7 @@ def _train(settings: dict[str, Any]) -> tuple[Exit, float | None]:
     from lightning.pytorch.utilities import rank_zero_only
 
     from consistency_models.app.artifacts import resolve_artifacts
+    from consistency_models.app.build import located
     from consistency_models.app.folder import RunFolder
     from consistency_models.app.run import report, run_job
 
@@ -109,10 +104,11 @@ def _train(settings: dict[str, Any]) -> tuple[Exit, float | None]:
     first = rank_zero_only.rank == 0  # of the processes that torchrun or srun has started
     with RunFolder(folder).claimed() if settings["train"] and first else nullcontext(True) as free:
         if not free:
-            busy = ConfigError("run folder", folder, "one in which no other process trains", "wait for it, or stop it")
+            fix, reason = "wait for it, or stop it", "another process trains in it"
+            busy = ConfigError("run folder", folder, "a folder of no other process", fix, reason=reason)
             return report(busy, settings["show_traceback"])[0], None
         try:
-            settings = resolve_artifacts(settings)
+            settings = located(resolve_artifacts(settings))
             if settings["train"]:
                 RunFolder(folder).write_config(settings, list(HydraConfig.get().overrides.task))
         except (ConfigError, OSError) as error:

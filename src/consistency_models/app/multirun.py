@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from consistency_models.app.checks.files import has_checkpoint
 from consistency_models.app.folder import RunFolder, is_run_of
 from consistency_models.app.sweep_folder import SweepFolder
-from consistency_models.errors import Exit
+from consistency_models.errors import ConfigError, Exit
 
 __all__ = ["Multirun", "run_or_resume_job", "state_of"]
 
@@ -76,7 +76,10 @@ class Multirun(Callback):
             Multirun.claim = folder.claim()
             if Multirun.claim is not None:
                 return folder
-        sys.exit(f"error: hydra.sweep.dir={new.path}: allowed: a folder in which no other process is at work")
+        busy = ConfigError(
+            "hydra.sweep.dir", new.path, "a folder of no other process", reason="another process works in it"
+        )
+        sys.exit(f"error: {busy}")
 
 
 def grid(config: DictConfig) -> list[list[str]] | None:

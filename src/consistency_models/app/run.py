@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from lightning import Trainer
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from consistency_models.app import build
+from consistency_models.app.commands import command
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.loggers import MetricsCSV, build_loggers
 from consistency_models.app.strategy import cpu_threads
@@ -56,7 +58,7 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
         code = Exit.STOPPED
         if main:
             run.mark("STOPPED", f"{stop}\n")
-            going_on = f"go on with: python train.py ckpt_path={run.path}"
+            going_on = f"go on with: {command('train')} ckpt_path={run.path}"
             log.info("%s; %s", stop, going_on if newest_good(run.path / "checkpoints") else "nothing was saved yet")
         return code, None
     except Exception as error:
@@ -119,7 +121,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
             if isinstance(logger, MetricsCSV):
                 logger.continue_from(step)
         log.info("resuming %s at step %d", resume, step)
-    trainer.fit(method, datamodule=data, ckpt_path=resume)
+    _fit(trainer, method, data, resume)
     summary = {
         "status": "DONE",
         "model": config["model"]["name"],
@@ -147,6 +149,24 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     return summary.get("metrics", {}).get("final", {}).get(summary.get("monitor"))
 
 
+def _fit(trainer: Trainer, method: Method, data: LightningDataModule, resume: Path | None) -> None:
+    """Train; what Lightning cannot restore from a checkpoint is the checkpoint's fault.
+
+    Raises:
+        CheckpointError: the checkpoint holds another state than this training has.
+    """
+    begun = []
+    trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: begun.append(True)))
+    try:
+        trainer.fit(method, datamodule=data, ckpt_path=resume)
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        if resume is None or begun or type(error) in (ConfigError, DataError, CheckpointError):
+            raise
+        raise CheckpointError(
+            "a training that can be gone on with", f"{type(error).__name__}: {error}", resume
+        ) from error
+
+
 def _resume_path(config: dict[str, Any], run: RunFolder) -> Path | None:
     """The checkpoint to start from, or None; the newest good one of a folder if its last is damaged."""
     asked = config["ckpt_path"]
@@ -169,28 +189,34 @@ def _resume_path(config: dict[str, Any], run: RunFolder) -> Path | None:
 def _compatible(path: Path, method: Method, run: RunFolder) -> int:
     """The step of the checkpoint, after making sure that training can go on from it, and has steps left."""
     content = read(path)
-    have = {name: tuple(value.shape) for name, value in content["model"].items()}
-    want = {name: tuple(value.shape) for name, value in method.model.state_dict().items()}
+    if "config" not in content:
+        raise CheckpointError("a checkpoint of a training", "a file of another kind", path)
+    have = {name: tuple(value.shape) for name, value in {**content["model"], **content.get("method", {})}.items()}
+    own = {n: v for n, v in method.state_dict().items() if not n.startswith(("model.", "target_copy."))}
+    want = {name: tuple(value.shape) for name, value in {**method.model.state_dict(), **own}.items()}
     differing = sorted(name for name in have | want if have.get(name) != want.get(name))
     if differing:
         name = differing[0]
         raise ConfigError(
             "ckpt_path",
             path,
-            f"a checkpoint of the same network; {len(differing)} tensors differ, first {name}: "
-            f"{have.get(name, 'missing')} in the file, {want.get(name, 'missing')} here",
+            "a checkpoint of the same network",
             "use the network and data settings of that run (its config.yaml)",
+            reason=f"{len(differing)} tensors differ, first {name}: "
+            f"{have.get(name, 'missing')} in the file, {want.get(name, 'missing')} here",
         )
     start = f"or start a new training from its weights: init=run init.path={path}"
     if not content["trainer"]:
-        raise ConfigError("ckpt_path", path, "a checkpoint of a training; this one is an export", start)
+        raise ConfigError("ckpt_path", path, "a checkpoint of a training", start, reason="this one is an export")
     if (content["target"] is None) != (method.target_ema is None):
         has = "none" if content["target"] is None else "one"
-        raise ConfigError("ckpt_path", path, f"with model.target_ema as in that run: it has {has}", start)
+        allowed = "a checkpoint of a run with the same model.target_ema"
+        raise ConfigError("ckpt_path", path, allowed, start, reason=f"that run has {has}")
     step, own = content["step"], path.resolve().parent.parent == run.path.resolve()
     if step >= method.total_steps and not own:  # one's own is only to be closed
-        allowed = f"a checkpoint with steps left; this one is of step {step}, and training ends at {method.total_steps}"
-        raise ConfigError("ckpt_path", path, allowed, f"set trainer.max_steps; {start}")
+        reason = f"this one is of step {step}, and training ends at {method.total_steps}"
+        fix = f"set trainer.max_steps; {start}"
+        raise ConfigError("ckpt_path", path, "a checkpoint with steps left", fix, reason=reason)
     return step
 
 
@@ -224,10 +250,10 @@ def _closing_words(run: RunFolder, summary: dict[str, Any], config: dict[str, An
     if (picture := run.path / "samples" / "final.png").exists():
         lines.append(f"look at   {picture}")
     any_steps = " steps=[1,2,4]" if ".Consistency." in config["sampler"]["_target_"] else ""
-    lines.append(f"score it  python eval.py run={run.path}{any_steps}")
-    student = f"python train.py model=cd data={summary['data']} teacher=run teacher.path="
+    lines.append(f"score it  {command('eval')} run={run.path}{any_steps}")
+    student = f"{command('train')} model=cd data={summary['data']} teacher=run teacher.path="
     if summary["model"] == "teacher":
         lines.append(f"next      {student}{run.path}")
     else:
-        lines.append(f"next      python train.py model=teacher data={summary['data']}   then   {student}FOLDER")
+        lines.append(f"next      {command('train')} model=teacher data={summary['data']}   then   {student}FOLDER")
     return "\n".join(lines)

@@ -37,6 +37,7 @@ class CheckpointFormat(CheckpointIO):
                 "config": self.config,
                 "model": _under("model.", weights),
                 "target": target or None,
+                "method": {name: weights[name] for name in weights if not name.startswith(("model.", "target_copy."))},
                 "ema": callbacks.pop("WeightEMA", {}),
                 "optimizer": rest.pop("optimizer_states", [{}])[0],
                 "teacher": self.teacher,
@@ -51,6 +52,7 @@ class CheckpointFormat(CheckpointIO):
         rest = dict(content["trainer"])
         weights = {f"model.{name}": value for name, value in content["model"].items()}
         weights |= {f"target_copy.{name}": value for name, value in (content["target"] or {}).items()}
+        weights |= content.get("method", {})
         return {
             **rest,
             "state_dict": weights,

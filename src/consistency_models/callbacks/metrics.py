@@ -37,7 +37,7 @@ class TrainMetrics(StepCallback):
 
     def on_before_optimizer_step(self, trainer: Trainer, method: LightningModule, optimizer) -> None:
         """The norm of the whole gradient, before clipping."""
-        gradients = [p.grad for p in method.weights if p.grad is not None]
+        gradients = [p.grad for p in method.trainable if p.grad is not None]
         # as torch.nn.utils.get_total_norm, which sorts the gradients by device at each step for 40 % of the time
         norms = torch.stack(torch._foreach_norm(gradients))
         method.monitored["train/gradient_norm"] = [torch.linalg.vector_norm(norms)]

@@ -16,6 +16,7 @@ from consistency_models.data.image_folder import image_folder
 from consistency_models.data.image_set import ImageSet
 from consistency_models.data.published import Published, published
 from consistency_models.errors import DataError
+from consistency_models.trust import loadable
 
 __all__ = ["cifar10"]
 
@@ -29,6 +30,7 @@ BATCH_BYTES = 64 << 20  # a real one has 31 MB
 ARCHIVE_BYTES = 256 << 20  # unpacked; the real one has 186 MB
 
 
+@loadable(cache_dir=None)
 @published(FILES)
 def cifar10(root: str | Path | None = None, bad_images: str = "error", cache_dir: str | Path | None = None) -> ImageSet:
     """CIFAR-10, from whatever lies in root: the archive, or a folder or zip with train/CLASS/* and test/CLASS/*.

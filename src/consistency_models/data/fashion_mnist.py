@@ -16,6 +16,7 @@ from consistency_models.data.files import content_of
 from consistency_models.data.image_set import ImageSet
 from consistency_models.data.published import Published, published
 from consistency_models.errors import DataError
+from consistency_models.trust import loadable
 
 __all__ = ["fashion_mnist"]
 
@@ -35,6 +36,7 @@ MNIST = [5, 0, 4, 1]  # its first training labels
 IDX_BYTES = 64 << 20  # the largest file unpacks to 47 MB
 
 
+@loadable(cache_dir=None)
 @published(FILES)
 def fashion_mnist(
     root: str | Path | None = None, image_size: int = 28, cache_dir: str | Path | None = None

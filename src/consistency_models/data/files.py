@@ -122,7 +122,7 @@ def content_of(path: str | Path) -> bytes:
         OSError: the file cannot be read.
     """
     # A pipe without a writer would block the opening itself.
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise DataError("is no regular file: remove it")

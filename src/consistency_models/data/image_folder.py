@@ -16,10 +16,12 @@ from consistency_models.data.files import Files
 from consistency_models.data.image_set import ImageSet
 from consistency_models.data.layout import classes_of, image_names, ordered, say_left_out, sets_of
 from consistency_models.errors import DataError
+from consistency_models.trust import loadable
 
 __all__ = ["image_folder"]
 
 
+@loadable(cache_dir=None)
 def image_folder(
     root: str | Path,
     image_size: int | None = None,

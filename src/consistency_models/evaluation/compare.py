@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from consistency_models.errors import ConfigError
 from consistency_models.evaluation.html_report import save_page
 from consistency_models.evaluation.plots import family, save_curves, save_ode_error, save_quality
 from consistency_models.evaluation.runs import Cell, Run, cells_of, differing_keys, read_runs
@@ -39,7 +40,7 @@ def rows(cells: Sequence[Cell], metric: str | None = None) -> list[dict[str, Any
     known = list(dict.fromkeys(family(found["metric"]) for _, found in every))
     chosen = next((each for each in known if metric is None or each.startswith(metric)), None)
     if chosen is None:
-        raise ValueError(f"metric={metric}: allowed: {', '.join(known) or 'no run has any result'}")
+        raise ConfigError("metric", metric, ", ".join(known) or "null", reason="" if known else "no run has any result")
     fitting = [
         (cell, found) for cell, found in every if family(found["metric"]) == chosen and found["value"] is not None
     ]

@@ -13,7 +13,7 @@ import argparse
 import sys
 
 from consistency_models import export
-from consistency_models.errors import CheckpointError, Exit
+from consistency_models.errors import CheckpointError, ConfigError, Exit
 from consistency_models.storage.loading import load
 
 FORMATS = ("safetensors", "onnx", "hub", "diffusers", "checkpoint")
@@ -35,7 +35,8 @@ def main() -> Exit:
     extra = {"license": given.license} if given.format == "hub" else {}
     try:
         if given.license and not extra:
-            raise ValueError(f"--license={given.license}: allowed: with --format hub, whose model card states it")
+            reason = f"--format={given.format} writes no model card"
+            raise ConfigError("--license", given.license, "a license with --format hub", reason=reason)
         generator = load(given.run.removeprefix("run="), given.weights)
         getattr(export, f"to_{given.format}")(generator, given.out, **extra)
     except (ValueError, ImportError, OSError) as error:

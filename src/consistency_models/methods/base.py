@@ -3,19 +3,20 @@
     draw levels s < t       x_t = x + t·n       online = f_θ(x_t, t)       target = no_grad[ … ]
     loss = w(s, t) · d(online, target)
 
-A method is a subclass that says what its target is. Optimiser, EMA of the target network, seeds and what is logged are
-done here, once; weights for evaluation, checkpoints and pictures are callbacks.
+A method is a subclass that defines its target. The base class holds the optimiser, the EMA of the target network, the
+seeds and what is logged; weights for evaluation, checkpoints and pictures are callbacks.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from consistency_models.noise.schedules import Levels
 from consistency_models.optim.ema import ema_update
@@ -63,7 +64,10 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 
 
 class Method(LightningModule):
-    """A training method: a subclass defines `target`, and may override the other hooks.
+    """A training method: a subclass defines `target` and may override the other hooks.
+
+    The optimiser trains every parameter of the module that requires a gradient. Submodules of a subclass, such as a
+    learned weighting, are saved in the checkpoint under `method`.
 
     Args:
         model: the preconditioned network f_θ(x, sigma, labels, augment) -> denoised.
@@ -118,14 +122,23 @@ class Method(LightningModule):
         self.teacher_calls = 0  # evaluations of the teacher in this step, counted in images
         self.monitored: dict[str, list[Tensor]] = {}  # device tensors of this step, one a micro-batch
 
-    # What a method says
+    # Hooks
 
     def network_input(self, step: Step) -> Tensor:
-        """What the online network is shown, shape of x: x_t = x + t·noise."""
+        """The input of the online network, shape of x: x_t = x + t·noise."""
         return step.at(step.levels.high)
 
+    def online(self, step: Step) -> Tensor:
+        """The output that is trained: f_θ(x_t, t), or f_θ(x_t, t, end) of a model of two times; shape of x."""
+        levels = step.levels
+        end = levels.end if self.model.two_times else None
+        return self.model(step.x_t, levels.high, step.labels, step.augment, end)
+
     def target(self, step: Step) -> Tensor:
-        """What the online output is pulled to, shape of x; without gradient, with the online pass's dropout masks."""
+        """The value that the online output is trained towards, shape of x.
+
+        Called under `no_grad`, with the dropout masks of the online pass.
+        """
         raise NotImplementedError
 
     def loss(self, step: Step, online: Tensor, target: Tensor) -> Tensor:
@@ -133,9 +146,9 @@ class Method(LightningModule):
         return self.weighting(step.levels) * self.distance(online, target)
 
     def on_step_start(self, k: int, K: int) -> None:
-        """Called before step k of K, for a method that changes what it trains as it goes."""
+        """Called before step k of K, for a method whose parts change during training."""
 
-    # What it can use
+    # Tools of the hooks
 
     @property
     def target_model(self) -> nn.Module:
@@ -146,6 +159,26 @@ class Method(LightningModule):
         """The teacher's denoised images at level sigma (B,); counts the call, or the calls of a guided teacher."""
         self.teacher_calls += len(x) * getattr(self._teacher[0], "calls", 1)
         return self._teacher[0](x, sigma, labels)
+
+    def derivative(
+        self, step: Step, function: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The value of `function` at the primals, and its derivative along the tangents, in forward mode.
+
+        Both are without gradient, in float32 (float64 if the primals are), and with this step's dropout masks.
+        Attention runs as elementary operations, because the fused kernels have no forward-mode derivative. Networks
+        are called eagerly, and beside DDP, which has no part in a pass without gradient.
+
+        Args:
+            step: the training step.
+            function: for instance `lambda x, sigma: self.model(x, sigma, step.labels)`.
+            primals, tangents: of equal shapes.
+        """
+        dtype = torch.promote_types(step.x.dtype, torch.float32)
+        primals, tangents = (tuple(each.to(dtype) for each in part) for part in (primals, tangents))
+        step.rows.seed_dropout()
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), torch.autocast(step.x.device.type, enabled=False):
+            return torch.func.jvp(function, primals, tangents)
 
     # The step
 
@@ -169,11 +202,13 @@ class Method(LightningModule):
         step.x_t = self.network_input(step)
         # The pass with gradient comes first: autocast caches weights, and a copy cached under no_grad has no gradient.
         rows.seed_dropout()
-        online = self.model(step.x_t, levels.high, step.labels, step.augment)
+        online = self.online(step)
         rows.seed_dropout()
         with torch.no_grad():
             target = self.target(step)
         loss = self.loss(step, online, target)
+        if levels.weight is not None:
+            loss = levels.weight * loss
         self.monitor(loss.detach(), levels.high)
         return loss.mean()
 
@@ -193,8 +228,9 @@ class Method(LightningModule):
     # Lightning's part
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser of the model's parameters; its learning rate is set at each step."""
-        optimizer = self.make_optimizer([p for p in self.weights if p.requires_grad])
+        """The optimiser of all trainable parameters; its learning rate is set at each step."""
+        self.trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = self.make_optimizer(self.trainable)
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         # With float16 gradients are unscaled before they are watched, logged and clipped, not within a fused step.

@@ -4,6 +4,7 @@ x            (B, channels, size, size)
 noise_label  (B,), c_noise of the preconditioning; EDM's is ln(σ)/4
 labels       one-hot (B, num_classes), or None
 augment      (B, augment_dim), or None
+end_label    (B,), c_end of the preconditioning; only networks with `two_times` take it, as a fifth argument
 result       (B, channels, size, size)
 """
 

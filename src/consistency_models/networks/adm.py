@@ -23,10 +23,12 @@ from consistency_models.networks.layers import (
     group_norm,
     run,
 )
+from consistency_models.trust import loadable
 
 __all__ = ["DhariwalUNet"]
 
 
+@loadable()
 class DhariwalUNet(nn.Module):
     """U-Net whose blocks are scaled and shifted by the embedding; F(x, noise_label, labels, augment).
 
@@ -47,6 +49,7 @@ class DhariwalUNet(nn.Module):
         head_channels: channels of an attention head; a block with fewer channels has no attention, as published.
         adaptive_scale: the embedding scales and shifts (AdaGN), rather than shifts alone.
         checkpointing: keep no activations within blocks; backward computes them again.
+        two_times: takes a second noise label, whose features enter by a linear layer that is 0 at first.
 
     Raises:
         ValueError: image_size cannot be halved as often as channel_mult has levels.
@@ -71,11 +74,12 @@ class DhariwalUNet(nn.Module):
         head_channels: int = 64,
         adaptive_scale: bool = True,
         checkpointing: bool = False,
+        two_times: bool = False,
     ) -> None:
         super().__init__()
         check_levels(image_size, channel_mult)
         self.image_size, self.channels = image_size, channels
-        self.num_classes, self.augment_dim = num_classes, augment_dim
+        self.num_classes, self.augment_dim, self.two_times = num_classes, augment_dim, two_times
         self.num_blocks, self.label_dropout, self.checkpointing = num_blocks, label_dropout, checkpointing
         self.resolutions = [image_size >> level for level in range(len(channel_mult))]
         emb_channels = model_channels * channel_mult_emb
@@ -94,6 +98,7 @@ class DhariwalUNet(nn.Module):
 
         self.map_noise = PositionalEmbedding(model_channels, endpoint=False)
         self.map_augment = Linear(augment_dim, model_channels, bias=False) if augment_dim else None
+        self.map_end = Linear(model_channels, model_channels, bias=False) if two_times else None
         self.map_layer0 = Linear(model_channels, emb_channels)
         self.map_layer1 = Linear(emb_channels, emb_channels)
         self.map_label = Linear(num_classes, emb_channels, bias=False) if num_classes else None
@@ -131,14 +136,18 @@ class DhariwalUNet(nn.Module):
     def _init_weights(self) -> None:
         """PyTorch's defaults, as published, but zero for what ends a branch, and normal class embeddings."""
         for name, parameter in self.named_parameters():
-            if name.rpartition(".")[0].endswith(("conv1", "proj", "out_conv", "map_augment")):
+            if name.rpartition(".")[0].endswith(("conv1", "proj", "out_conv", "map_augment", "map_end")):
                 nn.init.zeros_(parameter)
         if self.map_label is not None:
             nn.init.normal_(self.map_label.weight)
 
-    def embed(self, noise_label: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+    def embed(
+        self, noise_label: Tensor, labels: Tensor | None, augment: Tensor | None, end_label: Tensor | None
+    ) -> Tensor:
         """The vector (B, emb) that every block sees."""
         emb = self.map_noise(noise_label)
+        if self.map_end is not None:
+            emb = emb + self.map_end(self.map_noise(end_label))
         labels = condition(labels, self.num_classes, emb, self.label_dropout if self.training else 0.0)
         augment = condition(augment, self.augment_dim, emb)
         if self.map_augment is not None:
@@ -149,10 +158,21 @@ class DhariwalUNet(nn.Module):
         return F.silu(emb)
 
     def forward(
-        self, x: Tensor, noise_label: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x: Tensor,
+        noise_label: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+        end_label: Tensor | None = None,
     ) -> Tensor:
-        """F(x), shape (B, out_channels, size, size), for noise_label (B,), one-hot labels and augmentation labels."""
-        emb = self.embed(noise_label, labels, augment)
+        """F(x), shape (B, out_channels, size, size).
+
+        Args:
+            x: shape (B, channels, size, size).
+            noise_label, end_label: shape (B,); the second of a network of two times.
+            labels, augment: one-hot classes and augmentation labels, or None.
+        """
+        emb = self.embed(noise_label, labels, augment, end_label)
         skips = []
         for name, block in self.enc.items():
             x = block(x) if name.endswith("conv") else run(block, x, emb, checkpointing=self.checkpointing)

@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from consistency_models.networks.layers import Linear, condition
+from consistency_models.trust import loadable
 
 __all__ = ["MLP"]
 
 
+@loadable()
 class MLP(nn.Module):
-    """Residual perceptron on the flattened image; F(x, noise_label, labels, augment), images (B, channels, size, size).
+    """Residual perceptron on the flattened image; F(x, noise_label, labels, augment[, end_label]).
 
         h = W_x x + W_e [c, sin(c·f), cos(c·f), labels, augment],  f = 0.5 … 8 in equal ratios, c the noise label
         h ← h + W_i dropout(silu(h)),  i = 1 … depth;   F = W silu(h)
@@ -25,6 +27,7 @@ class MLP(nn.Module):
         dropout: probability before each layer.
         width: hidden units.
         depth: residual layers.
+        two_times: takes a second noise label, by a second W_e that is 0 at first.
     """
 
     def __init__(
@@ -37,11 +40,12 @@ class MLP(nn.Module):
         *,
         width: int = 128,
         depth: int = 3,
+        two_times: bool = False,
     ) -> None:
         super().__init__()
         self.image_size, self.channels = image_size, channels
         self.num_classes, self.augment_dim = num_classes, augment_dim
-        self.dropout = dropout
+        self.dropout, self.two_times = dropout, two_times
         size = channels * image_size**2
         self.register_buffer("freqs", 0.5 * 2 ** torch.linspace(0, 4, 8), persistent=False)
         self.embed = Linear(1 + 2 * len(self.freqs) + num_classes + augment_dim, width)
@@ -50,14 +54,29 @@ class MLP(nn.Module):
         self.last = nn.Linear(width, size)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
+        if two_times:
+            self.embed_end = Linear(1 + 2 * len(self.freqs), width, bias=False)
+            nn.init.zeros_(self.embed_end.weight)
+
+    def features(self, noise_label: Tensor) -> Tensor:
+        """[c, sin(c·f), cos(c·f)], shape (B, 17)."""
+        c = noise_label[:, None]
+        return torch.cat([c, (c * self.freqs).sin(), (c * self.freqs).cos()], 1)
 
     def forward(
-        self, x: Tensor, noise_label: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x: Tensor,
+        noise_label: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+        end_label: Tensor | None = None,
     ) -> Tensor:
-        """F(x), of the shape of x, for noise_label (B,), one-hot labels and augmentation labels."""
-        c = noise_label[:, None]
+        """F(x), of the shape of x, for noise_label (B,), one-hot labels, augmentation labels and end_label (B,)."""
+        c = self.features(noise_label)
         labels, augment = condition(labels, self.num_classes, c), condition(augment, self.augment_dim, c)
-        emb = self.embed(torch.cat([c, (c * self.freqs).sin(), (c * self.freqs).cos(), labels, augment], 1))
+        emb = self.embed(torch.cat([c, labels, augment], 1))
+        if self.two_times:
+            emb = emb + self.embed_end(self.features(end_label))
         h = self.first(x.flatten(1)) + emb
         for layer in self.layers:
             h = h + layer(F.dropout(F.silu(h), self.dropout, self.training))

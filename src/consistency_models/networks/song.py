@@ -23,10 +23,12 @@ from consistency_models.networks.layers import (
     group_norm,
     run,
 )
+from consistency_models.trust import loadable
 
 __all__ = ["SongUNet"]
 
 
+@loadable()
 class SongUNet(nn.Module):
     """U-Net with residual blocks scaled by √½; F(x, noise_label, labels, augment), images (B, channels, size, size).
 
@@ -55,6 +57,7 @@ class SongUNet(nn.Module):
         resample_filter: see `Conv2d`.
         adaptive_scale: the embedding scales and shifts (AdaGN), rather than shifts alone.
         checkpointing: keep no activations within blocks; backward computes them again.
+        two_times: takes a second noise label, whose features enter by a linear layer that is 0 at first.
 
     Raises:
         ValueError: image_size cannot be halved as often as channel_mult has levels; encoder or decoder is unknown.
@@ -84,6 +87,7 @@ class SongUNet(nn.Module):
         resample_filter: Sequence[float] = (1, 1),
         adaptive_scale: bool = False,
         checkpointing: bool = False,
+        two_times: bool = False,
     ) -> None:
         super().__init__()
         check_levels(image_size, channel_mult)
@@ -95,7 +99,7 @@ class SongUNet(nn.Module):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
         self.image_size, self.channels = image_size, channels
-        self.num_classes, self.augment_dim = num_classes, augment_dim
+        self.num_classes, self.augment_dim, self.two_times = num_classes, augment_dim, two_times
         self.num_blocks, self.label_dropout, self.checkpointing = num_blocks, label_dropout, checkpointing
         self.resolutions = [image_size >> level for level in range(levels)]
         out_channels = out_channels or channels
@@ -118,6 +122,7 @@ class SongUNet(nn.Module):
         self.map_noise = embedding(noise_channels)
         self.map_label = Linear(num_classes, noise_channels) if num_classes else None
         self.map_augment = Linear(augment_dim, noise_channels, bias=False) if augment_dim else None
+        self.map_end = Linear(noise_channels, noise_channels, bias=False) if two_times else None
         self.map_layer0 = Linear(noise_channels, emb_channels)
         self.map_layer1 = Linear(emb_channels, emb_channels)
 
@@ -169,11 +174,17 @@ class SongUNet(nn.Module):
                 nn.init.xavier_uniform_(module.weight, 1e-5 if name.endswith(("conv1", "proj", "aux_conv")) else gain)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if self.map_end is not None:
+            nn.init.zeros_(self.map_end.weight)
 
-    def embed(self, noise_label: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+    def embed(
+        self, noise_label: Tensor, labels: Tensor | None, augment: Tensor | None, end_label: Tensor | None
+    ) -> Tensor:
         """The vector (B, emb) that every block sees."""
         features = self.map_noise(noise_label)
         emb = torch.cat(features.chunk(2, 1)[::-1], 1)  # sines first, which is what the published weights expect
+        if self.map_end is not None:
+            emb = emb + self.map_end(self.map_noise(end_label))
         labels = condition(labels, self.num_classes, emb, self.label_dropout if self.training else 0.0)
         augment = condition(augment, self.augment_dim, emb)
         if self.map_label is not None:
@@ -183,10 +194,21 @@ class SongUNet(nn.Module):
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
     def forward(
-        self, x: Tensor, noise_label: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x: Tensor,
+        noise_label: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+        end_label: Tensor | None = None,
     ) -> Tensor:
-        """F(x), shape (B, out_channels, size, size), for noise_label (B,), one-hot labels and augmentation labels."""
-        emb = self.embed(noise_label, labels, augment)
+        """F(x), shape (B, out_channels, size, size).
+
+        Args:
+            x: shape (B, channels, size, size).
+            noise_label, end_label: shape (B,); the second of a network of two times.
+            labels, augment: one-hot classes and augmentation labels, or None.
+        """
+        emb = self.embed(noise_label, labels, augment, end_label)
         enc, dec = self.enc, self.dec
 
         aux, skips = x, []

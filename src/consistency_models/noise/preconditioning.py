@@ -3,20 +3,24 @@
     D(x, σ) = c_skip(σ)·x + c_out(σ)·F(c_in(σ)·x, c_noise(σ))
 
 A preconditioning is any object with these four methods; each maps levels σ of any shape and floating dtype to the same.
+A network of two times is also given `c_end(σ, s)`, the label of the level s where the step from σ ends.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from consistency_models.noise.schedules import per_image
+from consistency_models.trust import loadable
 
-__all__ = ["EDM", "IDDPM", "VE", "VP", "Boundary", "Preconditioned"]
+__all__ = ["EDM", "IDDPM", "VE", "VP", "Boundary", "Flow", "Preconditioned", "TrigFlow"]
 
 
+@loadable()
 class EDM:
     """c_skip = σ_d²/(σ² + σ_d²),  c_out = σ·σ_d/√(σ² + σ_d²),  c_in = 1/√(σ² + σ_d²),  c_noise = ¼·ln σ.
 
@@ -50,7 +54,72 @@ class EDM:
         """¼·ln σ."""
         return sigma.log() / 4
 
+    def c_end(self, sigma: Tensor, end: Tensor) -> Tensor:
+        """¼·ln max(s, 0.002): a finite label for s = 0, too."""
+        return self.c_noise(end.clamp(min=0.002))
 
+
+class TrigFlow(EDM):
+    """EDM's scalings with the sign and the time of TrigFlow.
+
+    a = arctan(σ/σ_d):  c_skip = cos²a,  c_out = -σ_d·sin a,  c_in = cos a/σ_d,  c_noise = a.
+    (sCM, arXiv 2410.11081, Eq. 5 to 7.)
+
+    Args:
+        sigma_data: σ_d, the standard deviation of the data.
+
+    Raises:
+        ValueError: sigma_data is not positive and finite.
+    """
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """-σ_d·sin a."""
+        return -super().c_out(sigma)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """a = arctan(σ/σ_d)."""
+        return (sigma / self.sigma_data).atan()
+
+    def c_end(self, sigma: Tensor, end: Tensor) -> Tensor:
+        """arctan(s/σ_d)."""
+        return self.c_noise(end)
+
+
+class Flow:
+    """The network predicts the velocity of flow matching.
+
+    t = σ/(1 + σ),  z = x/(1 + σ),  D = z - t·F:  c_skip = c_in = 1/(1 + σ),  c_out = -σ/(1 + σ),  c_noise = t.
+    (Rectified flow, arXiv 2209.03003; MeanFlow, arXiv 2505.13447, Sec. 3.)
+
+    Args:
+        gap: a network of two times is given t - r, as in MeanFlow, rather than r, the time of the level s.
+    """
+
+    def __init__(self, gap: bool = True) -> None:
+        self.gap = gap
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """1/(1 + σ)."""
+        return 1 / (1 + sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """-σ/(1 + σ)."""
+        return -sigma / (1 + sigma)
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """1/(1 + σ)."""
+        return 1 / (1 + sigma)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """t = σ/(1 + σ)."""
+        return sigma / (1 + sigma)
+
+    def c_end(self, sigma: Tensor, end: Tensor) -> Tensor:
+        """t - r, or r."""
+        return self.c_noise(sigma) - self.c_noise(end) if self.gap else self.c_noise(end)
+
+
+@loadable()
 class Boundary(EDM):
     """EDM's, moved so that D(x, σ_min) = x exactly, as a consistency function must.
 
@@ -80,6 +149,7 @@ class Boundary(EDM):
         return (sigma - self.sigma_min) * self.sigma_data * self.c_in(sigma)
 
 
+@loadable()
 class VP:
     """c_skip = 1,  c_out = -σ,  c_in = 1/√(σ² + 1),  c_noise = (M - 1)·t(σ): networks of the VP process, DDPM++.
 
@@ -121,6 +191,7 @@ class VP:
         return (self.steps - 1) * self.time(sigma)
 
 
+@loadable()
 class VE:
     """c_skip = 1,  c_out = σ,  c_in = 1,  c_noise = ln ½σ: networks of the VE process, NCSN++.
 
@@ -163,6 +234,7 @@ def iddpm_table(c_1: float, c_2: float, steps: int, dtype: torch.dtype = torch.f
     return u
 
 
+@loadable()
 class IDDPM:
     """c_skip = 1,  c_out = -σ,  c_in = 1/√(σ² + 1),  c_noise = M - 1 - argmin_j |u_j - σ|: networks of improved DDPM.
 
@@ -173,9 +245,14 @@ class IDDPM:
         c_1: C_1, how much noise a step may add.
         c_2: C_2.
         steps: M.
+
+    Raises:
+        ValueError: steps is not from 2 to 10,000.
     """
 
     def __init__(self, c_1: float = 0.001, c_2: float = 0.008, steps: int = 1000) -> None:
+        if not 2 <= steps <= 10_000:
+            raise ValueError(f"steps must be a whole number from 2 to 10,000; got {steps}")
         u = iddpm_table(c_1, c_2, steps)
         self.levels, self.steps = u, steps
         self.sigma_min, self.sigma_max = u[steps - 1].item(), u[0].item()
@@ -204,35 +281,70 @@ class IDDPM:
 class Preconditioned(nn.Module):
     """D(x, σ) = c_skip(σ)·x + c_out(σ)·F(c_in(σ)·x, c_noise(σ)): the denoiser, or the consistency function.
 
+    With a network of two times, D(x, σ, s) is the two-time denoiser: the step from x at level σ to level s ends at
+    D + s/σ·(x - D). Without an end it is the denoiser of level σ, i.e. s = σ.
+
     The scalings are computed in float32, or float64 if x is; the network runs under whatever autocast is active, which
     leaves elementwise operations, all there is around the network, in the dtype of their inputs.
 
     Args:
-        network: F(x, c_noise, labels, augment) -> shape of x; c_noise has shape (B,). Channels beyond those of x, where
-            improved DDPM predicts variances, are not looked at.
-        preconditioning: the four scalings.
+        network: F(x, c_noise, labels, augment) -> shape of x; c_noise has shape (B,). A network whose attribute
+            `two_times` is true takes c_end as a fifth argument. `forward` uses the first channels, as many as x has.
+        preconditioning: the four scalings, and `c_end` for a network of two times.
     """
 
-    def __init__(self, network: nn.Module, preconditioning: EDM | VP | VE | IDDPM) -> None:
+    def __init__(self, network: nn.Module, preconditioning: Any) -> None:
         super().__init__()
         self.network = network
         self.preconditioning = preconditioning
+        self.two_times: bool = getattr(network, "two_times", False)
 
     def forward(
-        self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+        end: Tensor | float | None = None,
     ) -> Tensor:
-        """D(x, σ), shape and dtype of x.
+        """D(x, σ), or D(x, σ, s); shape and dtype of x.
 
         Args:
             x: images with noise of standard deviation σ, shape (B, ...).
             sigma: shape (B,), or one level for all.
             labels: one-hot, shape (B, classes), or None.
             augment: augmentation labels, shape (B, ...), or None.
+            end: s of a network of two times, shape (B,), or one level for all; σ by default.
+
+        Raises:
+            TypeError: an end for a network of one time.
         """
+        sigma = self._levels(sigma, x)
+        F = self.raw(x, sigma, labels, augment, end)[:, : x.shape[1]]
+        c_skip, c_out = (per_image(c(sigma), x) for c in (self.preconditioning.c_skip, self.preconditioning.c_out))
+        return (c_skip * x + c_out * F.to(x.dtype)).to(x.dtype)
+
+    def raw(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+        end: Tensor | float | None = None,
+    ) -> Tensor:
+        """F(c_in(σ)·x, c_noise(σ)), all channels of the network's output; arguments and errors as `forward`."""
+        sigma = self._levels(sigma, x)
+        c_in = per_image(self.preconditioning.c_in(sigma), x)
+        arguments = ((c_in * x).to(x.dtype), self.preconditioning.c_noise(sigma), labels, augment)
+        if self.two_times:
+            end = sigma if end is None else self._levels(end, x)
+            return self.network(*arguments, self.preconditioning.c_end(sigma, end))
+        if end is not None:
+            raise TypeError(f"{type(self.network).__name__} has one time: it takes no end")
+        return self.network(*arguments)
+
+    @staticmethod
+    def _levels(sigma: Tensor | float, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
         sigma = sigma.to(dtype) if isinstance(sigma, Tensor) else x.new_full((), sigma, dtype=dtype)
-        sigma = sigma.expand(len(x))
-        scalings = self.preconditioning
-        c_skip, c_out, c_in = (per_image(c(sigma), x) for c in (scalings.c_skip, scalings.c_out, scalings.c_in))
-        F = self.network((c_in * x).to(x.dtype), scalings.c_noise(sigma), labels, augment)[:, : x.shape[1]]
-        return (c_skip * x + c_out * F.to(x.dtype)).to(x.dtype)
+        return sigma.expand(len(x))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from consistency_models.random import BatchRandom
+from consistency_models.trust import loadable
 
 __all__ = ["ECTSchedule", "KarrasLogNormal", "KarrasUniform", "Levels", "LogNormal", "karras_grid", "per_image"]
 
@@ -27,9 +28,10 @@ class Levels:
     Args:
         high: t, the larger level, shape (B,).
         low: s, the smaller level, shape (B,).
-        end: where the segment of (s, t) ends, shape (B,); only multistep consistency models have one.
+        end: where the step from t ends, shape (B,): a segment's end, or the second time of a two-time model; or None.
         index: s = grid[index] and t = grid[index + 1], int64, shape (B,); stays on the host.
         grid: the grid itself, ascending, float64, shape (N,); stays on the host. Shared between steps: read only.
+        weight: factor on the loss of each image, shape (B,), for rows that have another share in it; None is 1.
     """
 
     high: Tensor
@@ -37,9 +39,10 @@ class Levels:
     end: Tensor | None = None
     index: Tensor | None = None
     grid: Tensor | None = None
+    weight: Tensor | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Levels:
-        """The same levels with `high`, `low` and `end` on the device, copied without waiting for it."""
+        """The same levels with `high`, `low`, `end` and `weight` on the device, copied without waiting for it."""
         pin = torch.device(device).type == "cuda"
 
         def move(level: Tensor | None) -> Tensor | None:
@@ -48,7 +51,7 @@ class Levels:
             level = level.pin_memory() if pin and level.device.type == "cpu" else level
             return level.to(device, dtype, non_blocking=pin)
 
-        return replace(self, high=move(self.high), low=move(self.low), end=move(self.end))
+        return replace(self, **{name: move(getattr(self, name)) for name in ("high", "low", "end", "weight")})
 
 
 def per_image(values: Tensor, x: Tensor) -> Tensor:
@@ -56,6 +59,7 @@ def per_image(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(-1, *(1,) * (x.ndim - 1))
 
 
+@loadable()
 def karras_grid(N: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
     """σ_i = (σ_min^{1/ρ} + i/(N-1)·(σ_max^{1/ρ} - σ_min^{1/ρ}))^ρ,  i = 0 … N-1.
 
@@ -78,6 +82,7 @@ def karras_grid(N: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: 
     return grid
 
 
+@loadable()
 class KarrasUniform:
     """t = σ_{i+1}, s = σ_i on a Karras grid of N(k) levels, i uniform.  (arXiv 2303.01469, Algorithms 2 and 3.)
 
@@ -114,6 +119,7 @@ class KarrasUniform:
         return Levels(high=grid[index + 1].float(), low=grid[index].float(), index=index, grid=grid)
 
 
+@loadable()
 class KarrasLogNormal(KarrasUniform):
     """As `KarrasUniform`, but with ln s about normal: the mass of N(mean, std²) between ln σ_i and ln σ_{i+1}.
 
@@ -157,6 +163,7 @@ def _tables(schedule: KarrasUniform, N: int) -> tuple[Tensor, Tensor]:
     return schedule.grid(N), schedule.probabilities(N).cumsum(0)
 
 
+@loadable()
 class LogNormal:
     """ln t ~ N(mean, std²), s = 0: the continuous levels of diffusion training.  (EDM, arXiv 2206.00364, Table 1.)
 
@@ -177,6 +184,7 @@ class LogNormal:
         return Levels(high=high, low=torch.zeros_like(high))
 
 
+@loadable()
 class ECTSchedule(LogNormal):
     """ln t ~ N(mean, std²) and s = max(0, t·(1 - q^{-(a+1)}·n(t))),  n(t) = 1 + slope·sigmoid(-steepness·t).
 

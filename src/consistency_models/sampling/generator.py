@@ -6,6 +6,7 @@ The noise of image k is a function of (seed, k) alone, so images 0-63 of a run o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +24,7 @@ class Generator:
     """A model with its sampler: `.sample(n, steps=1)` gives images.
 
     Args:
-        model: preconditioned network, `model(x, sigma, labels) -> denoised`.
+        model: preconditioned network, `model(x, sigma, labels=…) -> denoised`, with `end=` if it has two times.
         shape: (C, H, W) of one image.
         make_sampler: `make_sampler(steps=n)` gives the sampler that makes an image in n steps.
         num_classes: classes of a class-conditional model, 0 for an unconditional one.
@@ -50,9 +51,7 @@ class Generator:
     def solver(self, steps: int) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
         """`(x, sigma, labels) -> x` at the ODE's end, from any one level, as the sampler of `steps` steps takes it."""
         sampler = self.make_sampler(steps=steps)
-        return lambda x, sigma, labels=None: sampler.descend(
-            lambda x, sigma: self.model(x, sigma, labels), x, sigma[0].item()
-        )
+        return lambda x, sigma, labels=None: sampler.descend(partial(self.model, labels=labels), x, sigma[0].item())
 
     @torch.no_grad()
     def sample(
@@ -102,7 +101,7 @@ class Generator:
             classes = self.labels(indices) if labels is None else labels[start - first : stop - first]
             onehot = None if classes is None else one_hot(classes, self.num_classes).float().to(device)
             noise = ImageNoise(seed, indices.tolist(), self.shape, device)
-            x = sampler(lambda x, sigma, y=onehot: self.model(x, sigma, y), noise(), noise)
+            x = sampler(partial(self.model, labels=onehot), noise(), noise)
             images.append((x.clamp(-1, 1) if self.clamp else x).float().cpu())
             if progress is not None:
                 progress(len(indices))

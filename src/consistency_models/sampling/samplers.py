@@ -2,10 +2,10 @@
 
     sampler(denoiser, noise, randn) -> images
 
-`denoiser(x, sigma)` takes σ of shape (B,); `noise` and what `randn()` returns are standard normal, shape (B, ...). The
-state has the dtype of `noise`. `sigmas` are the levels, descending, from which a step starts; `nfe` counts the denoiser
-calls. Nothing is clamped unless `clip`: then what the denoiser returns is, each time, and so are the images, to
-[-1, 1].
+`denoiser(x, sigma)` takes σ of shape (B,), and of a model of two times also `end`, the level where the step ends;
+`noise` and what `randn()` returns are standard normal, shape (B, ...). The state has the dtype of `noise`. `sigmas` are
+the levels, descending, from which a step starts; `nfe` counts the denoiser calls. Nothing is clamped unless `clip`:
+then what the denoiser returns is, each time, and so are the images, to [-1, 1].
 
     sampler.descend(denoiser, x, sigma) -> images
 
@@ -25,15 +25,18 @@ from torch import Tensor
 from consistency_models.noise.schedules import karras_grid
 from consistency_models.noise.segments import Spacing, segment_edges
 from consistency_models.sampling import solvers
+from consistency_models.sampling.churn import Churn
 from consistency_models.sampling.solvers import Denoiser
+from consistency_models.trust import loadable
 
-__all__ = ["DPM2", "Ancestral", "Consistency", "Euler", "Heun", "SegmentSampler", "ancestral_step"]
+__all__ = ["DPM2", "Ancestral", "Consistency", "Euler", "FlowMapSampler", "Heun", "SegmentSampler", "ancestral_step"]
 
 
 def _clipped(denoiser: Denoiser) -> Denoiser:
     return lambda x, sigma: denoiser(x, sigma).clamp(-1, 1)
 
 
+@loadable()
 class Consistency:
     """x ← f(x, σ_1); then for every further level, x ← f(x + √(σ_i² - σ_min²)·z, σ_i): one step, or a few.
 
@@ -63,6 +66,7 @@ class Consistency:
         self.nfe = len(sigmas)
 
     @classmethod
+    @loadable()
     def for_steps(
         cls,
         steps: int,
@@ -91,6 +95,7 @@ class Consistency:
         return cls(karras_grid(steps, sigma_mid, sigma_max, rho).flip(0).tolist(), sigma_min, clip)
 
     @classmethod
+    @loadable()
     def from_indices(
         cls,
         ts: Sequence[int],
@@ -132,6 +137,7 @@ class Consistency:
         return (_clipped(denoiser) if self.clip else denoiser)(x, x.new_full((len(x),), sigma))
 
 
+@loadable()
 class SegmentSampler:
     """x ← x̂ + (σ_{j-1}/σ_j)·(x - x̂),  x̂ = f(x, σ_j),  j = S … 1: from segment end to segment end, to σ_0 = 0.
 
@@ -171,6 +177,68 @@ class SegmentSampler:
         return x
 
 
+class FlowMapSampler:
+    """x ← D + s/σ·(x - D),  D = D(x, σ, s): from level to level by a model of two times, in one call each.
+
+    With gamma > 0 a jump ends at s·√(1 - γ²), and noise of standard deviation γ·s follows; γ = 1 is the sampler of
+    consistency models.  (MeanFlow, arXiv 2505.13447, Sec. 4.3; AYF, arXiv 2506.14603, Sec. 3.4.)
+
+    Args:
+        steps: number of calls; by default the levels are equidistant in the time t = σ/(1 + σ), down to 0.
+        sigma_max: σ_1, the standard deviation of the start.
+        sigmas: the levels at which the model is called, descending, in place of steps and sigma_max.
+        gamma: γ in [0, 1].
+        clip: clamp D to [-1, 1].
+
+    Raises:
+        ValueError: steps < 1, gamma outside [0, 1], or sigmas not descending, positive and finite.
+    """
+
+    def __init__(
+        self,
+        steps: int = 1,
+        sigma_max: float = 80.0,
+        sigmas: Sequence[float] | None = None,
+        gamma: float = 0.0,
+        clip: bool = False,
+    ) -> None:
+        if steps < 1 or not 0 <= gamma <= 1 or not 0 < sigma_max < math.inf:
+            raise ValueError(
+                "need steps >= 1, 0 <= gamma <= 1, sigma_max > 0; "
+                f"got steps {steps}, gamma {gamma}, sigma_max {sigma_max}"
+            )
+        if sigmas is None:
+            times = (sigma_max / (1 + sigma_max) * (1 - i / steps) for i in range(1, steps))
+            sigmas = (sigma_max, *(t / (1 - t) for t in times))
+        sigmas = tuple(map(float, sigmas))
+        if not sigmas or not all(a > b for a, b in pairwise((math.inf, *sigmas, 0.0))):
+            raise ValueError(f"sigmas must be one or more positive finite levels in descending order; got {sigmas}")
+        self.sigmas, self.gamma, self.clip = sigmas, gamma, clip
+        self.nfe = len(self.sigmas)
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
+        """Images, shape of noise."""
+        x = noise * self.sigmas[0]
+        for high, low in pairwise((*self.sigmas, 0.0)):
+            x = self._jump(denoiser, x, high, low * math.sqrt(1 - self.gamma**2))
+            if low > 0 and self.gamma > 0:
+                x = x + low * self.gamma * randn()
+        return x.clamp(-1, 1) if self.clip else x
+
+    @torch.no_grad()
+    def descend(self, denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
+        """Images, shape of x, from images at any level sigma: along the levels below it, without noise."""
+        for high, low in pairwise((sigma, *(level for level in self.sigmas if level < sigma), 0.0)):
+            x = self._jump(denoiser, x, high, low)
+        return x.clamp(-1, 1) if self.clip else x
+
+    def _jump(self, denoiser: Denoiser, x: Tensor, high: float, low: float) -> Tensor:
+        denoised = denoiser(x, x.new_full((len(x),), high), end=x.new_full((len(x),), low))
+        denoised = denoised.clamp(-1, 1) if self.clip else denoised
+        return denoised + low / high * (x - denoised)
+
+
 class _ODE:
     """Solve dx/dσ = (x - D(x, σ))/σ from σ_max to 0 on a Karras grid, with optional churn: see `Heun`."""
 
@@ -188,14 +256,8 @@ class _ODE:
         churn_noise: float = 1.0,
         clip: bool = False,
     ) -> None:
-        if not 0 <= churn < math.inf or not 0 <= churn_min <= churn_max or not 0 <= churn_noise < math.inf:
-            raise ValueError(
-                f"need churn >= 0, 0 <= churn_min <= churn_max and churn_noise >= 0; got churn {churn}, "
-                f"churn_min {churn_min}, churn_max {churn_max}, churn_noise {churn_noise}"
-            )
         self.sigmas = tuple(karras_grid(steps, sigma_min, sigma_max, rho).flip(0).tolist())
-        self.churn, self.churn_min, self.churn_max, self.churn_noise = churn, churn_min, churn_max, churn_noise
-        self.clip = clip
+        self.churn, self.clip = Churn(steps, churn, churn_min, churn_max, churn_noise), clip
 
     @property
     def nfe(self) -> int:
@@ -208,12 +270,9 @@ class _ODE:
         D = _clipped(denoiser) if self.clip else denoiser
         x = noise * self.sigmas[0]
         for high, low in pairwise((*self.sigmas, 0.0)):
-            if self.churn > 0:
-                z = randn() * self.churn_noise  # drawn in every step, so that the window moves no later draw
-                gamma = min(self.churn / len(self.sigmas), math.sqrt(2) - 1)
-                gamma = gamma if self.churn_min <= high <= self.churn_max else 0.0
-                x = x + high * math.sqrt((1 + gamma) ** 2 - 1) * z
-                high = high * (1 + gamma)
+            if self.churn.gamma > 0:
+                high, std = self.churn(high)
+                x = x + std * randn()  # drawn in every step, so that the window moves no later draw
             x = self.solver(D, x, high, low)
         return x.clamp(-1, 1) if self.clip else x
 
@@ -226,6 +285,7 @@ class _ODE:
         return x.clamp(-1, 1) if self.clip else x
 
 
+@loadable()
 class Euler(_ODE):
     """The probability-flow ODE by Euler's steps, which are DDIM's: `steps` calls.
 
@@ -235,6 +295,7 @@ class Euler(_ODE):
     solver = solvers.Euler()
 
 
+@loadable()
 class Heun(_ODE):
     """The probability-flow ODE by Heun's steps and a last one of Euler to 0: 2·steps - 1 calls.
 
@@ -254,6 +315,7 @@ class Heun(_ODE):
     solver = solvers.Heun()
 
 
+@loadable()
 class DPM2(_ODE):
     """The probability-flow ODE by the midpoint rule: 2·steps calls.
 
@@ -271,6 +333,7 @@ def ancestral_step(high: float, low: float) -> tuple[float, float]:
     return low**2 / high, low * math.sqrt(1 - (low / high) ** 2)
 
 
+@loadable()
 class Ancestral:
     """Euler's steps down to σ_down, then noise σ_up, with levels of `ancestral_step`: `steps` calls.
 

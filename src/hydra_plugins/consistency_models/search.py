@@ -18,6 +18,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from consistency_models.errors import ConfigError
+
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
@@ -127,7 +129,8 @@ def distribution(override: Override) -> BaseDistribution:
     axis = override.value()
     if isinstance(axis, IntervalSweep):
         if axis.start is None or axis.end is None or not axis.start < axis.end:
-            raise ValueError(f"{override.input_line}: allowed: interval(LOW, HIGH) with LOW < HIGH")
+            value = override.get_value_string()
+            raise ConfigError(override.get_key_element(), value, "interval(LOW, HIGH) with LOW < HIGH")
         return FloatDistribution(axis.start, axis.end, log="log" in axis.tags)
     upwards = isinstance(axis, RangeSweep) and axis.step > 0
     if upwards and all(float(end).is_integer() for end in (axis.start, axis.stop, axis.step)):

@@ -58,6 +58,8 @@ def check(task: str, composer: Composer, lines: Sequence[str], multirun: bool = 
     Raises:
         ConfigError: with one line for each problem of a job, or of several jobs of a multirun.
     """
+    if task == "eval" and not any(line.startswith("data=") for line in lines):  # where the run's own data lie now
+        lines = [f"+{line}" if line.startswith("data.root=") else line for line in lines]
     overrides = composer.parse(lines)
     if task == "train" and not multirun and (merged := continued(composer, overrides)) is not None:
         overrides = merged
@@ -84,8 +86,9 @@ def _check_plugins(config: DictConfig) -> None:
                 fix = "" if meant is None else f"did you mean {key}={show(meant)}?"
                 problems.append(problem(key, value, rule.allowed, fix))
         if name.endswith(".Search") and importlib.util.find_spec("optuna") is None:
-            fix = "pip install 'consistency-models[sweeps]'"
-            problems.append(problem("hydra/sweeper", "search", "another one without the package optuna", fix))
+            fix = "install it with pip install 'consistency-models[sweeps]'"
+            reason = "the package optuna is not installed"
+            problems.append(problem("hydra/sweeper", "search", "another sweeper", fix, reason=reason))
     if problems:
         raise ConfigErrors(problems)
 
@@ -110,4 +113,5 @@ def _of_jobs(those: list[tuple[int, ConfigError]], jobs: list[list[Override]]) -
         return error
     first = " ".join(str(override.input_line) for override in jobs[number])
     where = f"(in {len(those)} of {len(jobs)} jobs; the first is {first})"
-    return problem(error.key, error.value, error.allowed, f"{error.fix} {where}".strip(), error.code)
+    fix = f"{error.fix} {where}".strip()
+    return problem(error.key, error.value, error.allowed, fix, error.code, reason=error.reason)

@@ -181,7 +181,7 @@ class Composer:
             return unknown_key(key, value, own, groups_of(config))
         if override.package is not None:
             return problem(f"{key}@{override.package}", value, f"a group: {', '.join(groups_of(config))}")
-        return problem(override.get_key_element(), value, "what can be merged", one_line(error))
+        return problem(override.get_key_element(), value, "what can be merged", reason=one_line(error))
 
 
 def groups_of(config: DictConfig) -> list[str]:
@@ -244,7 +244,8 @@ def resolved(config: DictConfig, job: int | None = None) -> tuple[dict[str, Any]
         return content, folder
     except Exception as error:
         key = str(getattr(error, "full_key", None) or "hydra.run.dir")
-        raise ConfigErrors([problem(key, "${…}", "interpolations of keys that exist", one_line(error))]) from error
+        allowed = "interpolations of keys that exist"
+        raise ConfigErrors([problem(key, "${…}", allowed, reason=one_line(error))]) from error
     finally:
         HydraConfig.instance().cfg = None
 
@@ -271,11 +272,10 @@ def _sweep(override: Override) -> ConfigError:
     key = override.get_key_element()
     text = (override.input_line or "").partition("=")[2]
     if override.is_hydra_override():
-        return problem(key, text, "one value: Hydra's own settings cannot be swept over")
+        return problem(key, text, "one value", reason="Hydra's own settings cannot be swept over")
     if override.is_interval_sweep():
-        return problem(
-            key, text, "one value, or a list a,b,c with --multirun: an interval needs a sweeper that searches"
-        )
+        allowed = "one value, or a list a,b,c with --multirun"
+        return problem(key, text, allowed, reason="an interval needs a sweeper that searches")
     return problem(key, text, "one value", f"add --multirun to sweep over them, or write {key}=[{text}] for a list")
 
 
@@ -287,9 +287,9 @@ def _of_files(error: Exception, task: str, groups: tuple[str, ...]) -> ConfigErr
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         meant = nearest(option, error.options, 0.5)
-        return problem(group, option, ", ".join(error.options), asked + (f", did you mean {meant}?" if meant else ""))
+        return problem(group, option, ", ".join(error.options), f"did you mean {meant}?" if meant else "", reason=asked)
     if unused := re.search(r"Could not override '([^']+)'\.(?: Did you mean to override (.+)\?)?", text):
         value = next((line.partition("=")[2] for line in groups if line.startswith(f"{unused[1]}=")), "")
-        fix = f"did you mean {unused[2]}={value}?" if unused[2] else asked
-        return problem(unused[1], value, "a group of the defaults list", fix)
-    return problem("config", " ".join([task, *groups]), "files that can be put together", text)
+        fix = f"did you mean {unused[2]}={value}?" if unused[2] else ""
+        return problem(unused[1], value, "a group of the defaults list", fix, reason="" if fix else asked)
+    return problem("config", " ".join([task, *groups]), "files that can be put together", reason=text)

@@ -9,6 +9,7 @@ from pathlib import Path
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.rules import nearest
 from consistency_models.errors import ConfigError, Exit
+from consistency_models.storage.small_files import open_regular
 
 __all__ = ["has_checkpoint", "wrong_checkpoint", "wrong_path"]
 
@@ -21,7 +22,7 @@ SIZE = len(MARK) + 64  # of what stands at the end of a checkpoint, see consiste
 def is_checkpoint(path: Path) -> bool:
     """Whether a digest stands at the end of the file; whether it is the right one is found out when it is read."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(-SIZE, os.SEEK_END)
             return file.read(len(MARK)) == MARK
     except OSError:
@@ -48,8 +49,9 @@ def wrong_path(key: str, path: str, what: str) -> list[ConfigError]:
     except OSError:
         close = None
     meant = existing / close / where.relative_to(existing / first) if close else None
-    fix = f"did you mean {key}={meant}?" if meant else f"{existing or '.'} has no {first or path}"
-    return [problem(key, path, f"{what} that exists", fix)]
+    fix = f"did you mean {key}={meant}?" if meant else ""
+    reason = f"{existing or '.'} has no {first or path}"
+    return [problem(key, path, f"{what} that exists", fix, reason=reason)]
 
 
 def wrong_checkpoint(key: str, path: str) -> list[ConfigError]:
@@ -58,12 +60,12 @@ def wrong_checkpoint(key: str, path: str) -> list[ConfigError]:
         return wrong
     file = Path(path).expanduser()
     if file.is_file():
-        folder, found = file.parent, "has none at its end: it is cut off, damaged or of another kind"
+        folder, found = file.parent, "it has no SHA-256 at its end: it is cut off, damaged or of another kind"
     else:
-        file, folder, found = file / LAST, (file / LAST).parent, f"has no good {LAST}"
+        file, folder, found = file / LAST, (file / LAST).parent, f"it has no good {LAST}"
     if is_checkpoint(file):
         return []
-    allowed = f"a run folder or a checkpoint file of this project, with its SHA-256 at the end; this one {found}"
+    allowed = "a run folder or a checkpoint file of this project, with its SHA-256 at the end"
     good = max(filter(is_checkpoint, folder.glob("*.ckpt")), key=lambda each: each.stat().st_mtime_ns, default=None)
     fix = f"the newest that has one is beside it: {key}={good}" if good else f"there is none in {folder}"
-    return [problem(key, path, allowed, fix, Exit.NO_GOOD_CHECKPOINT)]
+    return [problem(key, path, allowed, fix, Exit.NO_GOOD_CHECKPOINT, reason=found)]

@@ -65,7 +65,9 @@ def check_job(task: str, config: DictConfig, job: int | None = None, typed: Sequ
     problems = [one for path in found if path not in derived for one in wrong(path, found[path])]
     if not problems:
         keys = {_dotted(path[:end]) for path in found for end in range(1, len(path) + 1)}
-        problems = [problem(key, "", "a value; this key is missing") for key in REQUIRED[task] if key not in keys]
+        problems = [
+            problem(key, "", "a value", reason="the key is missing") for key in REQUIRED[task] if key not in keys
+        ]
     if not problems:
         content, choices["run folder"] = resolved(config, job)
         choices["goes on"] = show(job is not None and is_run_of(choices["run folder"], typed))
@@ -95,7 +97,7 @@ def _wrong(task: str, tree: dict[str, Any], path: Path, value: Any, groups: list
             return [unknown_key(key, value, known, groups)]
         rule = target() if path[-1] == "_target_" else ANYTHING  # what only the object itself knows how to judge
     if value == "???":
-        return [problem(key, value, rule.allowed, f"it must be given: {key}=…")]
+        return [problem(key, value, rule.allowed, f"add {key}=…", reason="it must be given")]
     if rule.accepts(value):
         return []
     meant = rule.meant(value)

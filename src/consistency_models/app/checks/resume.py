@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.types import Override, Quote, QuotedString
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from consistency_models.app.checks.composing import Composer
 from consistency_models.app.checks.files import has_checkpoint
 from consistency_models.app.checks.problems import one_line, problem
+from consistency_models.app.checks.strangers import check_links, harmless
 from consistency_models.app.folder import STATES, newest_unfinished
 from consistency_models.errors import Exit
+from consistency_models.storage.small_files import read_yaml
 
 __all__ = ["continued"]
 
@@ -38,26 +39,30 @@ def continued(composer: Composer, overrides: Sequence[Override]) -> list[Overrid
     elif isinstance(asked, str) and Path(asked).expanduser().is_dir():
         folder = Path(asked).expanduser()
         if given is not None and Path(str(given)).resolve() != folder.resolve():
-            allowed = f"left out with ckpt_path={asked}: the run goes on in its own folder"
-            raise problem("hydra.run.dir", given, allowed, "give ckpt_path a file to start a run of its own from it")
+            allowed, reason = f"left out with ckpt_path={asked}", "the run goes on in its own folder"
+            fix = "give ckpt_path a file to start a run of its own from it"
+            raise problem("hydra.run.dir", given, allowed, fix, reason=reason)
     else:
         return None
     folder = folder.absolute()
     started, trained = _read(folder, "overrides.yaml", list), _read(folder, "config.yaml", dict)
     if not has_checkpoint(folder):
-        allowed = "a run folder with a good checkpoint; this one has none in checkpoints/"
-        raise problem("ckpt_path", folder, allowed, "start anew without ckpt_path", Exit.NO_GOOD_CHECKPOINT)
-    now = {o.key_or_group for o in typed} | {"ckpt_path"}
-    before = [o for o in composer.parse(list(map(str, started))) if o.key_or_group not in now]
+        allowed, reason = "a run folder with a good checkpoint", "this one has none in checkpoints/"
+        fix = "start anew without ckpt_path"
+        raise problem("ckpt_path", folder, allowed, fix, Exit.NO_GOOD_CHECKPOINT, reason=reason)
+    check_links("ckpt_path", folder)
+    before = harmless(composer, folder, started, [*(o.key_or_group for o in typed), "ckpt_path"])
     quoted = QuotedString(str(folder), Quote.single).with_quotes()
     own = composer.parse([f"ckpt_path={quoted}", f"hydra.run.dir={quoted}", "hydra.mode=RUN"])
     merged = [*before, *typed, *own]
     config = composer.compose(merged)
-    limits, those = ({key: OmegaConf.select(one, key) for key in LIMITS} for one in (config, DictConfig(trained)))
+    limits = {key: OmegaConf.select(config, key) for key in LIMITS}
+    those = {key: _at(trained, *key.split(".")) for key in LIMITS}
     if config.get("train", True) and _state(folder) == "DONE" and limits == those:
         steps = limits["trainer.max_steps"]
-        allowed = f"a run with steps left; this one is DONE (trainer.max_steps={steps})"
-        raise problem("ckpt_path", folder, allowed, f"train on with, for instance, trainer.max_steps={2 * steps}")
+        reason = f"this one is DONE (trainer.max_steps={steps})"
+        fix = f"train on with, for instance, trainer.max_steps={2 * steps}"
+        raise problem("ckpt_path", folder, "a run with steps left", fix, reason=reason)
     return merged
 
 
@@ -66,17 +71,23 @@ def _last(composer: Composer, overrides: list[Override], given: str | None) -> P
     runs, name = Path(config.paths.runs), str(config.name)
     if given is not None:
         if not (Path(given) / "config.yaml").is_file():
-            allowed = f"last only where a run has begun; hydra.run.dir={given} holds none"
-            raise problem("ckpt_path", "last", allowed, "leave ckpt_path out the first time")
+            allowed, reason = "last only where a run has begun", f"hydra.run.dir={given} holds none"
+            raise problem("ckpt_path", "last", allowed, "leave ckpt_path out the first time", reason=reason)
         return Path(given)
     folder = newest_unfinished(runs, name)
     if folder is None:
         others = sorted({path.parents[1].name for path in runs.glob("*/*/config.yaml")} - {name})
         unfinished = [other for other in others if newest_unfinished(runs, other)]
         fix = f"unfinished runs have name={', '.join(unfinished)}" if unfinished else "start one without ckpt_path"
-        allowed = f"last only where a run is unfinished and has a checkpoint; none is in {runs / name}/*/"
-        raise problem("ckpt_path", "last", allowed, fix)
+        allowed, reason = "last only where a run is unfinished and has a checkpoint", f"none is in {runs / name}/*/"
+        raise problem("ckpt_path", "last", allowed, fix, reason=reason)
     return folder
+
+
+def _at(config: dict[str, Any], group: str, key: str) -> Any:
+    """A value of a stranger's configuration, as it is written: no interpolation is resolved."""
+    node = config.get(group)
+    return node.get(key) if isinstance(node, dict) else None
 
 
 def _state(folder: Path) -> str | None:
@@ -86,11 +97,11 @@ def _state(folder: Path) -> str | None:
 def _read(folder: Path, name: str, kind: type) -> Any:
     """A YAML file that every run folder has."""
     try:
-        content = yaml.safe_load((folder / name).read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = read_yaml(folder / name, folder)
+    except (OSError, ValueError) as error:
         inner = folder.name == "checkpoints" and (folder.parent / name).is_file()
-        fix = f"did you mean ckpt_path={folder.parent}?" if inner else one_line(error)
-        raise problem("ckpt_path", folder, "a run folder (with config.yaml and overrides.yaml)", fix) from error
+        fix, allowed = f"did you mean ckpt_path={folder.parent}?", "a run folder (with config.yaml and overrides.yaml)"
+        raise problem("ckpt_path", folder, allowed, fix if inner else "", reason=one_line(error)) from error
     if not isinstance(content, kind):
-        raise problem("ckpt_path", folder, f"a run folder; its {name} is damaged")
+        raise problem("ckpt_path", folder, "a run folder", reason=f"its {name} is damaged")
     return content

@@ -33,6 +33,7 @@ NOT_ARGUMENTS = (
         "needs_teacher",
         "segments",
         "phases",
+        "two_times",
         "network_classes",
         "clamp",
         "evaluation_images",
@@ -188,7 +189,10 @@ TRAIN: dict[str, Rule] = PATHS | {
     "network.legacy_order": FLAG,
     "network.noise_scale": POSITIVE,
     "network.logvar_channels": COUNT,
+    **{f"network.{name}_balance": SHARE for name in ("res", "attn", "concat", "label")},
+    "network.clip_act": maybe(POSITIVE),
     "network.checkpointing": FLAG,
+    "network.two_times": FLAG,
     # schedule, curriculum
     "schedule._target_": TARGET,
     "schedule.curriculum": CURRICULUM,
@@ -227,6 +231,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "preconditioning.beta_d": POSITIVE,
     "preconditioning.beta_min": POSITIVE,
     "preconditioning.steps": whole(2, 10_000),
+    "preconditioning.gap": FLAG,
     "preconditioning.epsilon": number("(0, 1)"),
     "preconditioning.c_1": SHARE,
     "preconditioning.c_2": POSITIVE,
@@ -264,6 +269,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "sampler._target_": TARGET,
     "sampler._partial_": FLAG,
     "sampler.sigma_mid": LEVEL,
+    "sampler.gamma": SHARE,
     "sampler.sigma_min": LEVEL_OR_0,
     "sampler.sigma_max": LEVEL,
     "sampler.rho": RHO,
@@ -305,8 +311,15 @@ TRAIN: dict[str, Rule] = PATHS | {
     "augment.p": SHARE,
     **{
         f"augment.{name}": NOT_NEGATIVE
-        for name in ("xflip", "yflip", "scale", "rotate_frac", "aniso", "translate_frac")
+        for name in (
+            *("xflip", "yflip", "rotate_int", "translate_int", "scale", "rotate_frac", "aniso", "translate_frac"),
+            *("brightness", "contrast", "lumaflip", "hue", "saturation"),
+            *("scale_std", "rotate_frac_max", "aniso_std", "translate_frac_std"),
+            *("brightness_std", "contrast_std", "hue_max", "saturation_std"),
+        )
     },
+    "augment.translate_int_max": POSITIVE,
+    "augment.aniso_rotate_prob": SHARE,
     # features, evaluation
     "features._target_": TARGET,
     "features._partial_": FLAG,
@@ -316,7 +329,6 @@ TRAIN: dict[str, Rule] = PATHS | {
         one_of("train", "test").meant,
     ),
     "features.batch_size": SIZE,
-    "features.max_bytes": SIZE,
     "features.device": one_of("auto", "cpu", "cuda"),
     "features.extractor._target_": TARGET,
     "features.extractor._partial_": FLAG,
@@ -396,6 +408,7 @@ FREE: dict[str, Rule] = {
     "sweep_size": one_of("small", "paper"),  # of the files of sweeps/
     "data.resident": either(FLAG, one_of("auto")),
     "data.source.sample_size": whole(2),
+    "model.two_times": FLAG,
     "network.out_channels": maybe(SIZE),
     **{f"trainer.{name}": RESERVED for name in ("callbacks", "logger", "plugins", "default_root_dir", "max_epochs")},
     **{

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Found", "find"]
+__all__ = ["Found", "class_attribute", "find"]
 
-KNOWN = ("consistency_models", "torch", "lightning")
+OWN = "consistency_models"
+KNOWN = (OWN, "torch", "lightning")
 """Packages whose sources import by full names, so that a definition can be followed through them."""
 
 Definition = ast.ClassDef | ast.FunctionDef
@@ -28,6 +30,7 @@ class Found:
         rest: what follows that part.
         candidates: the parts that there are.
         arguments: of a class or function of a package in `KNOWN`; None where they are not known.
+        loadable: a file may name it: the definition carries the mark of `consistency_models.trust`.
     """
 
     exists: bool
@@ -36,6 +39,7 @@ class Found:
     rest: str = ""
     candidates: tuple[str, ...] = ()
     arguments: tuple[str, ...] | None = None
+    loadable: bool = False
 
 
 @lru_cache(maxsize=256)
@@ -64,12 +68,29 @@ def find(target: str) -> Found:
         return find(".".join(filter(None, [origin, member])))
     if first not in KNOWN or not isinstance(origin, Definition):
         return Found(True)
+    marked = first == OWN and _is_marked(origin)
     if not member:
-        return Found(True, arguments=_arguments(origin, names))
+        return Found(True, arguments=_arguments(origin, names), loadable=marked)
     methods = {node.name: node for node in origin.body if isinstance(node, ast.FunctionDef)}
     if member not in methods:
         return Found(False, ".".join([*module, parts[0]]), member, "", tuple(methods))
-    return Found(True, arguments=_arguments(methods[member], names))
+    marked = marked and _is_marked(methods[member])
+    return Found(True, arguments=_arguments(methods[member], names), loadable=marked)
+
+
+def _is_marked(node: Definition) -> bool:
+    return any(ast.unparse(decorator).startswith("loadable(") for decorator in node.decorator_list)
+
+
+def class_attribute(target: str, name: str) -> Any:
+    """The literal that a class, by its module and its name, annotates and assigns to `name` in its body; else None."""
+    module, _, class_name = target.rpartition(".")
+    spec = importlib.util.find_spec(module)
+    definition = _names(Path(spec.origin)).get(class_name) if spec and spec.origin else None
+    for node in definition.body if isinstance(definition, ast.ClassDef) else ():
+        if isinstance(node, ast.AnnAssign) and node.value and ast.unparse(node.target) == name:
+            return ast.literal_eval(node.value)
+    return None
 
 
 def _inner(file: Path, parts: list[str]) -> Path | None:

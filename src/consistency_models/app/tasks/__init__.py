@@ -37,7 +37,7 @@ def _load(config: dict[str, Any]) -> Generator:
         raise
     except ValueError as error:
         found = str(error).partition(": ")[2]
-        raise ConfigError("weights", config["weights"], "model, or an average that there is", found) from error
+        raise ConfigError("weights", config["weights"], "model, or an average that there is", reason=found) from error
 
 
 def _sampler(chosen: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -121,7 +121,8 @@ def _edit(
     _measured(config, operator, given.images)
     sampler = _sampler(config, generator)
     if not isinstance(levels, int) and levels[-1] <= getattr(sampler, "sigma_min", 0.0):
-        raise ConfigError("task.levels", list(levels), f"levels above {sampler.sigma_min}, where the model ends")
+        allowed = f"levels above {sampler.sigma_min}"
+        raise ConfigError("task.levels", list(levels), allowed, reason="the model ends there")
     settings = {"seed": config["seed"], "labels": given.labels, "batch_size": config["batch_size"], "x": x}
     calls = levels - 1 if isinstance(levels, int) else len(levels)
     steps = (config["steps"] or [None])[0]
@@ -138,14 +139,14 @@ def _measured(config: Config, operator: Any, images: Tensor) -> Tensor:
     except ValueError as error:
         key = "task.patch" if "patch" in config["task"] else "task"
         value = config["task"].get("patch", _name(config))
-        raise ConfigError(key, value, f"what these images can be measured by: {error}") from error
+        raise ConfigError(key, value, "a value that fits the images", reason=str(error)) from error
 
 
 def _sampler(config: Config, generator: Generator) -> Any:
     """What takes images from any level to the ODE's end, by the one step count given, or the run's first."""
     for key, unset in UNUSED.items():
         if config[key] != unset:
-            raise ConfigError(key, config[key], f"{unset} with task={_name(config)}, which has no use for it")
+            raise ConfigError(key, config[key], str(unset), reason=f"task={_name(config)} has no use for it")
     sampler, steps = samplers_of(config, generator)[0], config["steps"]
     if steps and (len(steps) > 1 or isinstance(sampler, Consistency)):
         allowed = "one number for a model that takes several steps from each level, null for a consistency model"

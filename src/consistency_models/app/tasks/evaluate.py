@@ -97,13 +97,14 @@ def evaluation_of(config: dict[str, Any], generator: Generator) -> Evaluation:
     Raises:
         ConfigError: neither says, or the data are of another shape or other classes than the model's.
     """
-    parts = {group: config.get(group) or generator.config.get(group, {}) for group in ("data", "features")}
+    data = build.chosen_data(config, generator.config)
+    parts = {"data": data, "features": config.get("features") or generator.config.get("features", {})}
     for group, add in (("data", "data=cifar10 data.root=FOLDER"), ("features", "features=classifier")):
         if "_target_" not in parts[group]:
-            raise ConfigError(group, None, f"a choice of its own: {config['run']} names none", f"add {add}")
-    data = build.build_data(parts, may_fetch=bool(config.get("data")))
+            raise ConfigError(group, None, "a choice of its own", f"add {add}", reason=f"{config['run']} names none")
+    data = build.build_data(parts, may_fetch=data is config.get("data"))
     shape, classes = tuple(data.source.images.shape[1:]), data.source.num_classes
     if shape != generator.shape or generator.num_classes not in (0, classes):
         made = f"images of shape {generator.shape} in {generator.num_classes or 'no'} classes, as {config['run']} makes"
-        raise ConfigError("data", parts["data"]["name"], f"{made}; these are {shape} in {classes}")
+        raise ConfigError("data", parts["data"]["name"], made, reason=f"these are {shape} in {classes}")
     return build.build_evaluation(parts, data)

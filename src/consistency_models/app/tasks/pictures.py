@@ -66,7 +66,8 @@ def refuse_points(config: dict[str, Any], generator: Generator) -> None:
     """Editing is for images; points of a mixture are none."""
     if not generator.clamp:
         task = config["task"]["_target_"].rpartition(".")[2]
-        raise ConfigError("task", task, f"evaluate: {config['run']} makes points, and not images of grey or RGB pixels")
+        reason = f"{config['run']} makes points, and not images of grey or RGB pixels"
+        raise ConfigError("task", task, "evaluate", reason=reason)
 
 
 def known_of(mask: str | None, pictures: Pictures, shape: tuple[int, ...]) -> Tensor:
@@ -90,12 +91,13 @@ def known_of(mask: str | None, pictures: Pictures, shape: tuple[int, ...]) -> Te
     found = _decoded("task.mask", path, _size)
     if found not in {(size, size), *([pictures.sizes[0]] if len(set(pictures.sizes)) == 1 else [])}:
         allowed = f"an image of {size}x{size} pixels, as the model makes, or as large as each file of task.image"
-        raise ConfigError("task.mask", mask, f"{allowed}; this one is {found[0]}x{found[1]}")
+        raise ConfigError("task.mask", mask, allowed, reason=f"this one is {found[0]}x{found[1]}")
     pixels = _decoded("task.mask", path, Decoder(size, channels=1, resize="box"))
     known = torch.from_numpy(pixels[0] < 128)
     if known.all() or not known.any():
         which = "black: nothing would be painted" if known.all() else "white: nothing would be kept"
-        raise ConfigError("task.mask", mask, f"black pixels, which are kept, and white ones; this one is all {which}")
+        allowed = "black pixels, which are kept, and white ones"
+        raise ConfigError("task.mask", mask, allowed, reason=f"this one is all {which}")
     return known
 
 
@@ -108,25 +110,26 @@ def labels_of(generator: Generator, n: int, label: int | None, known: Tensor | N
     classes = generator.num_classes
     if not classes:
         if label is not None:
-            raise ConfigError("task.label", label, "null: the model is unconditional")
+            raise ConfigError("task.label", label, "null", reason="the model is unconditional")
         return None
     if label is None and known is None:
-        allowed = f"a class from 0 to {classes - 1}: the model is class-conditional, and these images have no labels"
-        raise ConfigError("task.label", None, allowed)
+        reason = "the model is class-conditional, and these images have no labels"
+        raise ConfigError("task.label", None, f"a class from 0 to {classes - 1}", reason=reason)
     if label is not None and label >= classes:
         raise ConfigError("task.label", label, f"a class from 0 to {classes - 1}, or null")
     return known if label is None else torch.full((n,), label)
 
 
 def _of_data(config: dict[str, Any], generator: Generator) -> tuple[Tensor, Tensor | None, list[str]]:
-    data = config.get("data") or generator.config["data"]
+    data = build.chosen_data(config, generator.config)
     if "_target_" not in data:
         fix = "add task.image=FILE, or data=cifar10 data.root=FOLDER"
-        raise ConfigError("task.image", None, f"an image file or a folder: {config['run']} names no data set", fix)
-    source = build.build_data({"data": data}, may_fetch=bool(config.get("data"))).source
+        reason = f"{config['run']} names no data set"
+        raise ConfigError("task.image", None, "an image file or a folder", fix, reason=reason)
+    source = build.build_data({"data": data}, may_fetch=data is config.get("data")).source
     if source.shape != generator.shape:
-        made = f"images of shape {generator.shape}, as {config['run']} makes; these are {source.shape}"
-        raise ConfigError("data", data["name"], made)
+        made = f"images of shape {generator.shape}, as {config['run']} makes"
+        raise ConfigError("data", data["name"], made, reason=f"these are {source.shape}")
     source = source.test or source
     n = min(config["n"] or 10, source.n)
     labels = source.labels[:n] if source.num_classes == generator.num_classes and source.num_classes else None
@@ -153,7 +156,7 @@ def _decoded(key: str, file: Path, decoder: Callable[[bytes], Any]) -> Any:
         return decoder(content_of(file))
     except Exception as error:  # Pillow raises a dozen kinds for files that are cut off or no images
         allowed = "an image (PNG, JPEG, WebP, BMP, TIFF, GIF, PPM) with 8 bits a channel"
-        raise ConfigError(key, file, allowed, f"this file cannot be used: {error}") from error
+        raise ConfigError(key, file, allowed, reason=f"this file cannot be used: {error}") from error
 
 
 def _size(content: bytes) -> tuple[int, int]:

@@ -40,7 +40,8 @@ def run(
     target = Path(out).expanduser() if out else results_folder(config["run"]) / f"samples_{len(sampler.sigmas)}step"
     target = target if format == "png" or target.suffix else target.with_name(f"{target.name}.{format}")
     if format != "png" and target.exists():
-        raise ConfigError("task.out", target, "an archive that is not there yet", "delete it, or choose another name")
+        fix = "delete it, or choose another name"
+        raise ConfigError("task.out", target, "an archive that does not exist", fix, reason="it exists")
     folder = target if format == "png" else target.with_name(f"{target.name}.part")
     _claim(folder, _settings(config, generator, sampler, classes, by_class))
     labels = {k: choice[k % len(choice)] if choice else None for k in wanted}
@@ -67,11 +68,13 @@ def run(
 def _choice(generator: Generator, classes: list[int] | None, by_class: bool) -> list[int] | None:
     """The classes that take turns; None for an unconditional model."""
     if not generator.clamp or generator.shape[0] not in (1, 3):
-        raise ConfigError("task", "sample", f"a model of images; this one makes {generator.shape} of any values")
+        raise ConfigError(
+            "task", "sample", "a model of images", reason=f"this one makes {generator.shape} of any values"
+        )
     count = generator.num_classes
     if not count and (classes or by_class):
         key, value = ("task.classes", classes) if classes else ("task.by_class", "true")
-        raise ConfigError(key, value, "left out: the model is unconditional")
+        raise ConfigError(key, value, "left out", reason="the model is unconditional")
     if classes and max(classes) >= count:
         raise ConfigError("task.classes", classes, f"classes from 0 to {count - 1}")
     return classes or list(range(count)) or None
@@ -91,8 +94,8 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         known = json.loads(file.read_text()) if file.exists() else {}
         differing = [key for key in settings if known.get(key) != settings[key]]
         if differing:
-            allowed = f"a new folder, or one of the same settings; different here: {', '.join(differing)}"
-            raise ConfigError("task.out", folder, allowed, "choose another folder by task.out=")
+            allowed, fix = "a new folder, or one of the same settings", "choose another folder by task.out="
+            raise ConfigError("task.out", folder, allowed, fix, reason=f"different here: {', '.join(differing)}")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(settings, indent=2) + "\n")
 

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 from torch import Tensor
 
+from consistency_models.app.checks.strangers import check_links
 from consistency_models.app.strategy import cpu_threads
 from consistency_models.errors import ConfigError
 from consistency_models.sampling.generator import Generator
@@ -46,7 +47,8 @@ def samplers_of(config: dict[str, Any], generator: Generator) -> list[Any]:
     try:
         return [generator.make_sampler(steps=count) for count in counts]
     except ValueError as error:
-        raise ConfigError("steps", counts, str(error), "sampler=consistency takes any number, by re-noising") from error
+        fix = "sampler=consistency takes any number, by re-noising"
+        raise ConfigError("steps", counts, "step counts of the sampler", fix, reason=str(error)) from error
 
 
 def _consistency(generator: Generator, sigmas: list[float]) -> Consistency:
@@ -56,10 +58,11 @@ def _consistency(generator: Generator, sigmas: list[float]) -> Consistency:
         if isinstance(own, Consistency):
             fix = ""
             return Consistency(sigmas, own.sigma_min, own.clip)
-        allowed = f"null with the sampler {type(own).__name__}: only a consistency sampler is called at any levels"
+        allowed = f"null with the sampler {type(own).__name__}"
+        reason = "only a consistency sampler is called at any levels"
     except ValueError as error:
-        allowed = str(error)
-    raise ConfigError("sigmas", sigmas, allowed, fix)
+        allowed, reason = "levels of a consistency sampler", str(error)
+    raise ConfigError("sigmas", sigmas, allowed, fix, reason=reason)
 
 
 def sets_of(config: dict[str, Any], n: int) -> list[range]:
@@ -73,13 +76,18 @@ def sets_of(config: dict[str, Any], n: int) -> list[range]:
 
 
 def results_folder(run: str) -> Path:
-    """evaluation/ of the run folder or exported folder, or beside a file that lies elsewhere; made if missing."""
+    """evaluation/ of the run folder or exported folder, or beside a file that lies elsewhere; made if missing.
+
+    Raises:
+        ConfigError: the folder has a link through which results would be written elsewhere.
+    """
     file = checkpoint_file(run)
     folder = file.parent / file.stem
     if file.parent.name == "checkpoints":
         folder = file.parent.parent
     elif Path(run).expanduser().is_dir():
         folder = file.parent
+    check_links("run", folder, ("evaluation", "wandb"))
     folder /= "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -185,7 +193,7 @@ def _devices(device: str, count: int) -> list[str]:
         return [device] * count
     there = torch.cuda.device_count()
     if count > there:
-        raise ConfigError("devices", count, f"1 to {there}: so many GPUs are there", "or device=cpu")
+        raise ConfigError("devices", count, f"1 to {there}", "or device=cpu", reason=f"there are {there} GPUs")
     return [f"cuda:{i}" for i in range(count)]
 
 

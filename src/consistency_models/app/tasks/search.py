@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from consistency_models.app.commands import command
 from consistency_models.app.folder import write_atomically
 from consistency_models.app.tasks.evaluate import evaluation_of, sample_sets
 from consistency_models.app.tasks.sample_workers import Producer, progress_bar, results_folder, samplers_of, sets_of
@@ -55,8 +56,8 @@ def run(config: dict[str, Any], generator: Generator, metric: str | None, grid: 
     wanted = max(config["steps"] or [2])
     own = samplers_of({**config, "sigmas": None, "steps": [1]}, generator)[0]
     if not isinstance(own, Consistency) or wanted < 2:
-        allowed = f"2 or more, of a consistency sampler; this one is {type(own).__name__}"
-        raise ConfigError("steps", [wanted], allowed, "add sampler=consistency")
+        allowed, reason = "2 or more, of a consistency sampler", f"this one is {type(own).__name__}"
+        raise ConfigError("steps", [wanted], allowed, "add sampler=consistency", reason=reason)
     sets = sets_of(config, min(images, generator.config["evaluation"]["n"]))
     evaluation, trace, sigmas, names = evaluation_of(config, generator), [], [own.sigmas[0]], []
     levels = karras_grid(grid, max(own.sigma_min, 0.002), own.sigmas[0]).tolist()  # the ends are no candidates
@@ -71,7 +72,9 @@ def run(config: dict[str, Any], generator: Generator, metric: str | None, grid: 
             progress.remove_task(task)
             found = combined(scores)
             if not math.isfinite(found.value):
-                raise ConfigError("task.metric", found.name, "a metric that is finite; this one is not", what)
+                raise ConfigError(
+                    "task.metric", found.name, "a metric that is finite", reason=f"it is {found.value} at {what}"
+                )
             return found
 
         while len(sigmas) < wanted:
@@ -84,7 +87,8 @@ def run(config: dict[str, Any], generator: Generator, metric: str | None, grid: 
 
             below = [i for i in range(1, grid - 1) if levels[i] < sigmas[-1]]
             if not below:
-                raise ConfigError("task.grid", grid, f"more points: {len(sigmas)} steps end at the lowest level")
+                reason = f"{len(sigmas)} steps end at the lowest level"
+                raise ConfigError("task.grid", grid, "more points", reason=reason)
             best = ternary_search(value, below[0], below[-1])
             sigmas.append(levels[best])
             trace += [
@@ -97,7 +101,7 @@ def run(config: dict[str, Any], generator: Generator, metric: str | None, grid: 
     save_search(folder / "search.png", trace, name)
     written = ",".join(f"{sigma:.6g}" for sigma in sigmas)
     print(f"{name}: {next(t['value'] for t in reversed(trace) if t['best']):.4g} with {len(trace)} trials, in {folder}")
-    print(f"use them  python eval.py run={config['run']} sigmas=[{written}]")
+    print(f"use them  {command('eval')} run={config['run']} sigmas=[{written}]")
 
 
 def _chosen(scores: list[Any], metric: str | None) -> Any:

@@ -1,0 +1,23 @@
+"""The two commands, train and eval: their names, and the folder of their configurations."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+__all__ = ["command", "project_root"]
+
+
+def command(task: str) -> str:
+    """The command for `task`, "train" or "eval", in the form in which this process was started.
+
+    Returns:
+        `consistency-train` of a console command, `python train.py` otherwise.
+    """
+    return f"consistency-{task}" if Path(sys.argv[0]).name.startswith("consistency-") else f"python {task}.py"
+
+
+def project_root() -> Path:
+    """The folder that holds conf/ and sweeps/: the package of a wheel, the repository of an editable install."""
+    package = Path(__file__).resolve().parents[1]
+    return package if (package / "conf").is_dir() else package.parents[1]
