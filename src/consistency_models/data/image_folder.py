@@ -55,7 +55,9 @@ def image_folder(
     if bad_images not in ("error", "skip"):
         raise ValueError(f"data.source.bad_images must be error or skip; got {bad_images}")
     decoder = Decoder(image_size, channels, resize, value_range and tuple(value_range), max_pixels)
-    train, test = sets_of(Files.open(root))
+    files = Files.open(root)
+    say_left_out(files)
+    train, test = sets_of(files)
     read = partial(_read, decoder=decoder, skip=bad_images == "skip", cache_dir=cache_dir)
     images, labels, classes = read(train)
     return _image_set(name, images, labels, classes, test and _image_set(name, *read(test, classes=classes)))
@@ -73,7 +75,6 @@ def _read(
 ) -> tuple[Tensor, Tensor | None, Sequence]:
     """Images, labels and classes (those given, or those found) of the files of one set."""
     names = image_names(files)
-    say_left_out(files, names)
     if not names:
         raise DataError(
             f"{files.origin} holds no image; files named {', '.join(SUFFIXES)} are looked for: set data.root"

@@ -12,7 +12,7 @@ from consistency_models.data.decoding import SUFFIXES
 from consistency_models.data.files import Files
 from consistency_models.errors import DataError
 
-__all__ = ["classes_of", "image_names", "ordered", "sets_of"]
+__all__ = ["classes_of", "image_names", "ordered", "say_left_out", "sets_of"]
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +102,9 @@ def _refuse_inner_sets(files: Files) -> None:
         )
 
 
-def say_left_out(files: Files, names: list[str]) -> None:
+def say_left_out(files: Files) -> None:
     """Log how many files are no images, by suffix, with the first name; and what was left out for other reasons."""
-    others = [name for name in files.stamps.keys() - set(names) if not name.endswith("dataset.json")]
+    others = [name for name in files.stamps.keys() - set(image_names(files)) if not name.endswith("dataset.json")]
     if others:
         kinds = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in others)
         counts = ", ".join(f"{count} {suffix}" for suffix, count in kinds.most_common())
