@@ -38,8 +38,9 @@ NOT_ARGUMENTS = (
         "clamp",
         "evaluation_images",
         "guidance",
+        "class_names",
     ),  # see app.build
-    "max_images",  # see app.run
+    *("max_images", "download"),  # see app.run and app.build
     *("_target_", "_partial_", "_convert_", "_recursive_", "_args_"),  # Hydra's own
 )
 """Last parts of keys that are not handed to the object they stand in."""
@@ -144,6 +145,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "recipe.sigma_mid": LEVEL,
     "recipe.dropout": BELOW_1,
     "recipe.fourier_scale": POSITIVE,
+    "recipe.warmup_steps": COUNT,
     # model
     "model._target_": TARGET,
     "model.name": TEXT,
@@ -152,6 +154,13 @@ TRAIN: dict[str, Rule] = PATHS | {
     "model.phases": list_of(SIZE),
     "model.weight_inside": FLAG,
     "model.solver": node("${solver}"),
+    "model.log_weight": NULL,
+    "model.log_weight._target_": TARGET,
+    "model.log_weight.sigma_data": POSITIVE,
+    "model.tangent_norm": maybe(POSITIVE),
+    "model.tangent_rms": FLAG,
+    "model.tangent_clip": maybe(POSITIVE),
+    "model.warmup_steps": COUNT,
     "model.target_ema": NULL,
     "model.target_ema._target_": TARGET,
     "model.target_ema.decay": BELOW_1,
@@ -184,6 +193,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "network.decoder": one_of("standard", "skip"),
     "network.resample_filter": list_of(POSITIVE),
     "network.adaptive_scale": FLAG,
+    "network.double_norm": FLAG,
     "network.resblock_updown": FLAG,
     "network.legacy_order": FLAG,
     "network.noise_scale": POSITIVE,
@@ -293,13 +303,15 @@ TRAIN: dict[str, Rule] = PATHS | {
     "data.network_classes": maybe(COUNT),
     "data.source._target_": TARGET,
     "data.source.name": TEXT,
-    "data.source.root": TEXT,
+    "data.source.root": maybe(TEXT),
     "data.source.image_size": SIZE,
     "data.source.channels": one_of(1, 3),
     "data.source.resize": FILTERS,
     "data.source.bad_images": one_of("error", "skip"),
     "data.source.cache_dir": maybe(TEXT),
     "data.source.download": FLAG,
+    "data.source.value_range": maybe(list_of(ANY, least=2, most=2)),
+    "data.source.max_pixels": SIZE,
     "data.source.dimension": whole(2),  # pictures are of two coordinates
     "data.source.components": SIZE,
     "data.source.seed": COUNT,
