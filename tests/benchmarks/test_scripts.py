@@ -141,6 +141,8 @@ def test_a_wrong_choice_is_refused_before_the_first_is_trained(capsys):
 
 
 def test_a_process_draws_its_own_rows(tmp_path, capsys):
-    found = found_by(random_numbers, tmp_path, capsys, *FAST, *["--batch", "64", "--shape", "1", "8", "8", "--processes", "1", "4"])
+    found = found_by(
+        random_numbers, tmp_path, capsys, *FAST, *["--batch", "64", "--shape", "1", "8", "8", "--processes", "1", "4"]
+    )
     one, four = found["rows"]
     assert one["megabytes"] == one["megabytes_whole"] == 4 * four["megabytes"]

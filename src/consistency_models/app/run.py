@@ -103,7 +103,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     torch.set_num_threads(cpu_threads(config["trainer"]))
     started = time.perf_counter()
     resume = _resume_path(config, run)
-    data = build.build_data(config)
+    data = build.build_data(config, may_fetch=True)
     torch.manual_seed(seed_of(config["seed"], "weights"))  # the initial weights; training steps seed themselves
     method = build.build_method(config)
     generator = build.build_generator(config, method.model)
