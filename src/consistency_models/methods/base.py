@@ -19,6 +19,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from consistency_models.noise.preconditioning import Preconditioned
 from consistency_models.noise.schedules import Levels
 from consistency_models.optim.ema import ema_update
 from consistency_models.random import BatchRandom
@@ -93,7 +94,7 @@ class Method(LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Preconditioned,
         schedule: Callable[[BatchRandom, int, int], Levels],
         distance: nn.Module,
         weighting: Callable[[Levels], Tensor],

@@ -213,8 +213,13 @@ def data(config: Config, choices: Choices) -> Problems:
     """Data that are there, as they are, with what is asked of them."""
     data, source, name = config["data"], config["data"]["source"], choices.get("data")
     if "root" in source:
-        if not source.get("download"):
+        if source["root"] is not None:
             yield from wrong_path("data.root", source["root"], "a folder, or an archive,")
+        elif "download" not in source:
+            yield problem("data.root", None, "a folder or a zip of images", "it must be given: data.root=…")
+        elif source.get("cache_dir") is None:
+            fix = "null keeps no files, and there is no data.root"
+            yield problem("data.source.cache_dir", None, "a folder for the files that are fetched", fix)
     elif data["root"] is not None:
         yield problem("data.root", data["root"], "null", "leave data.root out", reason=f"data={name} reads no files")
     for key, allowed in zip(("image_size", "channels", "num_classes"), FACTS.get(source["_target_"], ())):

@@ -38,8 +38,9 @@ NOT_ARGUMENTS = (
         "clamp",
         "evaluation_images",
         "guidance",
+        "class_names",
     ),  # see app.build
-    "max_images",  # see app.run
+    *("max_images", "download"),  # see app.run and app.build
     *("_target_", "_partial_", "_convert_", "_recursive_", "_args_"),  # Hydra's own
 )
 """Last parts of keys that are not handed to the object they stand in."""
@@ -304,13 +305,15 @@ TRAIN: dict[str, Rule] = PATHS | {
     "data.network_classes": maybe(COUNT),
     "data.source._target_": TARGET,
     "data.source.name": TEXT,
-    "data.source.root": TEXT,
+    "data.source.root": maybe(TEXT),
     "data.source.image_size": SIZE,
     "data.source.channels": one_of(1, 3),
     "data.source.resize": FILTERS,
     "data.source.bad_images": one_of("error", "skip"),
     "data.source.cache_dir": maybe(TEXT),
     "data.source.download": FLAG,
+    "data.source.value_range": maybe(list_of(ANY, least=2, most=2)),
+    "data.source.max_pixels": SIZE,
     "data.source.dimension": whole(2),  # pictures are of two coordinates
     "data.source.components": SIZE,
     "data.source.seed": COUNT,
