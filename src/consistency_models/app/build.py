@@ -16,13 +16,9 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from consistency_models.app.strategy import strategy_of
-<<<<<<< HEAD
 from consistency_models.callbacks.images_seen import ImagesSeen
-from consistency_models.errors import ConfigError
-=======
 from consistency_models.data import Published
 from consistency_models.errors import ConfigError, DataError
->>>>>>> main
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.features import to_float
 from consistency_models.evaluation.ode_error import HeunSolution, ODEError
@@ -43,12 +39,9 @@ __all__ = [
     "build_method",
     "build_ode_error",
     "build_trainer",
-<<<<<<< HEAD
-    "prepare_distance",
-=======
     "chosen_data",
     "located",
->>>>>>> main
+    "prepare_distance",
     "total_steps",
 ]
 
@@ -76,12 +69,6 @@ def total_steps(config: dict[str, Any], images_seen: ImagesSeen) -> int:
     return min(limits["max_steps"], images_seen.steps_until(images)) if images else limits["max_steps"]
 
 
-<<<<<<< HEAD
-def build_data(config: dict[str, Any]) -> LightningDataModule:
-    """The data module."""
-    not_arguments = set(NOT_ARGUMENTS) - {"name", "_target_"}
-    return instantiate({key: value for key, value in config["data"].items() if key not in not_arguments})
-=======
 def located(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with an absolute `data.root`, which other commands find from any folder.
 
@@ -150,7 +137,6 @@ def _fetch(files: Published, folder: Path) -> None:
         raise DataError(
             f"data.root=null: {error}: put {files.names} into {folder}, or set data.root to the folder of the files"
         ) from error
->>>>>>> main
 
 
 def build_method(config: dict[str, Any], images_seen: ImagesSeen | None = None) -> Method:

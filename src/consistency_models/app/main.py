@@ -105,11 +105,8 @@ def _train_and_test(config: dict[str, Any]) -> tuple[Exit, float | None]:
     from lightning.pytorch.utilities import rank_zero_only
 
     from consistency_models.app.artifacts import resolve_artifacts
-<<<<<<< HEAD
-    from consistency_models.app.checks.files import has_checkpoint
-=======
     from consistency_models.app.build import located
->>>>>>> main
+    from consistency_models.app.checks.files import has_checkpoint
     from consistency_models.app.folder import RunFolder
     from consistency_models.app.run import report, run_job
 
@@ -127,15 +124,9 @@ def _train_and_test(config: dict[str, Any]) -> tuple[Exit, float | None]:
             taken = ConfigError("run folder", folder, "a folder without checkpoints", fix, reason=reason)
             return report(taken, config["show_traceback"])[0], None
         try:
-<<<<<<< HEAD
-            config = resolve_artifacts(config)
+            config = located(resolve_artifacts(config))
             if config["train"]:
                 RunFolder(folder).write_config(config, list(HydraConfig.get().overrides.task))
-=======
-            settings = located(resolve_artifacts(settings))
-            if settings["train"]:
-                RunFolder(folder).write_config(settings, list(HydraConfig.get().overrides.task))
->>>>>>> main
         except (ConfigError, OSError) as error:
             code, text = report(error, config["show_traceback"])
             if config["train"]:

@@ -113,15 +113,10 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     quiet()
     torch.set_num_threads(cpu_threads(config["trainer"]))
     started = time.perf_counter()
-<<<<<<< HEAD
     resume = checkpoint_of(config)
     origin = origin_of(resume) if resume is not None else None
     images_seen = origin.images_seen(config) if origin is not None else ImagesSeen(config["data"]["batch_size"])
-    data = build.build_data(config)
-=======
-    resume = _resume_path(config, run)
     data = build.build_data(config, may_fetch=True)
->>>>>>> main
     torch.manual_seed(seed_of(config["seed"], "weights"))  # the initial weights; training steps seed themselves
     method = build.build_method(config, images_seen)
     if origin is not None:
