@@ -71,6 +71,7 @@ class MetricsCSV(Logger):
                 csv.DictWriter(file, self.columns).writerow(row)
 
     def _write_all(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # the folder may have been moved away
         part = self.path.with_name(f".{self.path.name}.part")
         with open(part, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
