@@ -65,6 +65,13 @@ def test_a_read_is_found(read):
     assert len(case.audit()[1]) == 1
 
 
+def test_a_read_within_a_derivative_is_found():
+    case = Case(["model=sct", *TINY], "cpu")
+    raw = case.method.model.raw
+    case.method.model.raw = lambda x, *arguments: (x.mean().item(), raw(x, *arguments))[1]
+    assert "_local_scalar_dense" in case.audit()[1]
+
+
 def test_numbers_of_the_host_may_be_read():
     with host_reads.host_reads(Case(["model=ict", *TINY], "cpu").method, "cpu") as reads:
         torch.rand(3).sum().item()
@@ -134,6 +141,8 @@ def test_a_wrong_choice_is_refused_before_the_first_is_trained(capsys):
 
 
 def test_a_process_draws_its_own_rows(tmp_path, capsys):
-    found = found_by(random_numbers, tmp_path, capsys, *FAST, *"--batch 64 --shape 1 8 8 --processes 1 4".split())
+    found = found_by(
+        random_numbers, tmp_path, capsys, *FAST, *["--batch", "64", "--shape", "1", "8", "8", "--processes", "1", "4"]
+    )
     one, four = found["rows"]
     assert one["megabytes"] == one["megabytes_whole"] == 4 * four["megabytes"]

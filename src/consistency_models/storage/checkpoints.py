@@ -28,7 +28,7 @@ __all__ = ["CheckpointError", "digest_of", "is_marked", "newest_good", "read", "
 SCHEMA = 1
 MARK = b"sha256:"
 COMMENT = len(MARK) + 64
-KEYS = {"config": dict, "model": dict, "ema": dict, "optimizer": dict, "trainer": dict, "step": int}
+KEYS: dict[str, Any] = {"config": dict, "model": dict, "ema": dict, "optimizer": dict, "trainer": dict, "step": int}
 KEYS |= {"target": dict | None, "teacher": dict | None}
 MAX_ITEMS = 1_000_000
 END_RECORD = 22  # bytes of a zip's end record without its comment
@@ -58,7 +58,14 @@ def write(content: dict[str, Any], path: str | Path) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
         _sync_folder(path.parent)
-    except RuntimeError as error:  # torch's zip writer reports a full disk so
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except RuntimeError as error:  # torch's zip writer hides the system's error behind one of its own
+        cause = error.__context__
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)
@@ -164,7 +171,8 @@ def _check_read(content: dict[str, Any]) -> None:
     for key, kind in (KEYS if "config" in content else {}).items():
         if not isinstance(content.get(key), kind):
             raise ValueError(f"{key} is a {type(content.get(key)).__name__}")
-    waiting, count = [content], 0
+    waiting: list[Any] = [content]
+    count = 0
     while waiting:
         value = waiting.pop()
         count += 1
