@@ -47,6 +47,7 @@ NOT_ARGUMENTS = (
     "clamp",
     "evaluation_images",
     "guidance",
+    "weak",
 )
 """Keys of `model`, `data` and `teacher` that tell other parts of the configuration something; no arguments of
 the class."""

@@ -13,6 +13,7 @@ from consistency_models.noise.curricula import (
     Progressive,
     Square,
 )
+from consistency_models.noise.pairs import LogNormalPair
 from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary, Preconditioned
 from consistency_models.noise.schedules import (
     ECTSchedule,
@@ -43,6 +44,7 @@ __all__ = [
     "Levels",
     "Linear",
     "LogNormal",
+    "LogNormalPair",
     "Phases",
     "Preconditioned",
     "Progressive",
