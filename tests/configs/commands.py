@@ -43,8 +43,8 @@ class DummyFiles:
 
 def every_option():
     """Command lines in which every option of every group occurs, with partners that it makes sense with."""
-    for i, recipe in enumerate(GROUPS["recipe"]):
-        model, data = recipe.split("_", 1)
+    trained_on = sorted({*GROUPS["budget"], *(recipe.split("_", 1)[1] for recipe in GROUPS["recipe"])})
+    for i, (model, data) in enumerate(itertools.product(GROUPS["model"], trained_on)):
         yield " ".join([_with_model(model), _of_data(data), *(_turn(group, i) for group in ANYWHERE)])
     networks = [name for name in GROUPS["network"] if not name.endswith(("64", "256"))]
     of_two_times = [name for name in GROUPS["schedule"] if "two_times: true" in _text(_model_of("schedule", name))]

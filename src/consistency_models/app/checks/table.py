@@ -205,6 +205,8 @@ TRAIN: dict[str, Rule] = PATHS | {
     "network.legacy_order": FLAG,
     "network.noise_scale": POSITIVE,
     "network.logvar_channels": COUNT,
+    **{f"network.{name}_balance": SHARE for name in ("res", "attn", "concat", "label")},
+    "network.clip_act": maybe(POSITIVE),
     "network.checkpointing": FLAG,
     "network.two_times": FLAG,
     # schedule, curriculum
@@ -329,8 +331,15 @@ TRAIN: dict[str, Rule] = PATHS | {
     "augment.p": SHARE,
     **{
         f"augment.{name}": NOT_NEGATIVE
-        for name in ("xflip", "yflip", "scale", "rotate_frac", "aniso", "translate_frac")
+        for name in (
+            *("xflip", "yflip", "rotate_int", "translate_int", "scale", "rotate_frac", "aniso", "translate_frac"),
+            *("brightness", "contrast", "lumaflip", "hue", "saturation"),
+            *("scale_std", "rotate_frac_max", "aniso_std", "translate_frac_std"),
+            *("brightness_std", "contrast_std", "hue_max", "saturation_std"),
+        )
     },
+    "augment.translate_int_max": POSITIVE,
+    "augment.aniso_rotate_prob": SHARE,
     # features, evaluation
     "features._target_": TARGET,
     "features._partial_": FLAG,

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Found", "find"]
+__all__ = ["Found", "class_attribute", "find"]
 
 KNOWN = ("consistency_models", "torch", "lightning")
 """Packages whose sources import by full names, so that a definition can be followed through them."""
@@ -70,6 +71,17 @@ def find(target: str) -> Found:
     if member not in methods:
         return Found(False, ".".join([*module, parts[0]]), member, "", tuple(methods))
     return Found(True, arguments=_arguments(methods[member], names))
+
+
+def class_attribute(target: str, name: str) -> Any:
+    """The literal that a class, by its module and its name, annotates and assigns to `name` in its body; else None."""
+    module, _, class_name = target.rpartition(".")
+    spec = importlib.util.find_spec(module)
+    definition = _names(Path(spec.origin)).get(class_name) if spec and spec.origin else None
+    for node in definition.body if isinstance(definition, ast.ClassDef) else ():
+        if isinstance(node, ast.AnnAssign) and node.value and ast.unparse(node.target) == name:
+            return ast.literal_eval(node.value)
+    return None
 
 
 def _inner(file: Path, parts: list[str]) -> Path | None:
