@@ -115,9 +115,8 @@ def two_times(config: Config, choices: Choices) -> Problems:
     if sampler.startswith("consistency_models.") and (".Consistency" in sampler or ".SegmentSampler" in sampler):
         reason = f"{model} is called with the level where a step ends, which this sampler does not tell"
         yield problem("sampler", choices.get("sampler"), "flow_map, euler, heun", reason=reason)
-    scalings = config["preconditioning"]["_target_"]
-    flow_map = config["model"]["_target_"].rpartition(".")[2] in FLOW_MAPS
-    if flow_map and scalings.startswith("consistency_models.") and not scalings.endswith(".Flow"):
+    scalings, method = config["preconditioning"]["_target_"], config["model"]["_target_"].rpartition(".")[2]
+    if method in FLOW_MAPS and scalings.startswith("consistency_models.") and not scalings.endswith(".Flow"):
         reason = f"the network of {model} predicts a velocity"
         yield problem("preconditioning", choices.get("preconditioning"), "flow", reason=reason)
 
