@@ -164,10 +164,15 @@ def weights_of_pretrained(model: nn.Module, path: str | Path, teacher: nn.Module
 
 
 def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
-    """Copy weights; those for augmentation labels are left out where the student has no such labels, as in ECT."""
+    """Copy weights; those for augmentation labels are left out where the student has no such labels, as in ECT.
+
+    The layers of a second time, which are zero at first, keep their weights where the source has one time.
+    """
     weights, wanted = source.network.state_dict(), model.network.state_dict()
     if "map_augment.weight" not in wanted:
         weights.pop("map_augment.weight", None)
+    if not getattr(source.network, "two_times", False):
+        weights |= {name: tensor for name, tensor in wanted.items() if name.partition(".")[0].endswith("_end")}
     for tensor in wanted | weights:
         found, here = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
         if found != here:

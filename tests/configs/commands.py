@@ -72,6 +72,8 @@ def every_option():
     for experiment in GROUPS["experiment"]:
         line = f"experiment={experiment} data.root={{root}}"
         uses_teacher = "override /teacher: run" in (CONF / f"experiment/{experiment}.yaml").read_text()
+        starts_from_run = "override /init: run" in (CONF / f"experiment/{experiment}.yaml").read_text()
+        line += " init.path={run}" if starts_from_run else ""
         yield f"{line} teacher.path={{run}}" if uses_teacher else line
 
 
@@ -91,8 +93,9 @@ def _with_model(model):
 
 def _model_of(group, option):
     """A model that has chosen this option; otherwise one that has a use for the group."""
-    chosen = [model for model in GROUPS["model"] if f"override /{group}: {option}\n" in _text(model)]
-    alike = [model for model in GROUPS["model"] if f"override /{group}: {option.split('_')[0]}_" in _text(model)]
+    models = [model for model in GROUPS["model"] if "trigflow" not in _text(model)]  # with any preconditioning
+    chosen = [model for model in models if f"override /{group}: {option}\n" in _text(model)]
+    alike = [model for model in models if f"override /{group}: {option.split('_')[0]}_" in _text(model)]
     return next(iter(chosen or alike), "cd" if group == "solver" else "ict")
 
 

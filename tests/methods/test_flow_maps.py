@@ -192,13 +192,15 @@ def test_alpha_falls_between_its_ends():
 
 def test_the_exact_map_is_a_fixed_point_of_ayf():
     made = step(equal=[0])
-    ayf = exact(AlignYourFlow, teacher=exact_denoiser, warmup=1, q_max=1.0)
+    ayf = exact(AlignYourFlow, teacher=exact_denoiser, warmup_steps=1, q_max=1.0)
+    made.online = ayf.online(made)
     assert_close(ayf.target(made), ayf.online(made), rtol=1e-6, atol=1e-6)
 
 
 def test_ayf_pulls_by_less_than_one_whatever_the_error():
     made = step()
     ayf = trained_on(AlignYourFlow, random_mlp(), teacher=lambda x, *_: 1e3 * x)
+    made.online = ayf.online(made)
     pull = (ayf.target(made) - ayf.online(made)).flatten(1).norm(dim=1)
     assert ((pull > 0.9) & (pull < 1)).all()
 
@@ -208,7 +210,10 @@ def test_ayf_warms_up():
     made, network = step(), random_mlp()
     targets = []
     for warmup in (10**9, 1000, 1):
-        ayf = trained_on(AlignYourFlow, network, teacher=exact_denoiser, warmup=warmup, q_max=0.9, c=None)
+        ayf = trained_on(
+            AlignYourFlow, network, teacher=exact_denoiser, warmup_steps=warmup, q_max=0.9, tangent_norm=None
+        )
+        made.online = ayf.online(made)
         targets.append(ayf.target(made))
     velocity = marginal_velocity(made)
     assert_close(targets[0], velocity, rtol=1e-5, atol=1e-5)
@@ -245,8 +250,8 @@ def test_guidance_leaves_the_network_in_train_mode():
         (MeanFlow, {"interval": (0.8, 0.2)}),
         (AlphaFlow, {"start": 0.5, "stop": 0.5}),
         (AlphaFlow, {"clamp": 0.5}),
-        (AlignYourFlow, {"warmup": 0}),
-        (AlignYourFlow, {"c": 0.0}),
+        (AlignYourFlow, {"warmup_steps": -1}),
+        (AlignYourFlow, {"tangent_norm": 0.0}),
     ],
 )
 def test_refused(kind, arguments):

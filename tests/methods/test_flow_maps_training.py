@@ -20,7 +20,7 @@ GUIDED = ("model=meanflow", "model.label_dropout=0.3", "model.omega=0.5", "model
 DERIVATIVES = {
     "meanflow": GUIDED,
     "alphaflow": ("model=alphaflow", "model.stop=0.1"),  # from the second step on by the derivative
-    "ayf": ("model=ayf", "teacher=exact", "data=mixture", "model.warmup=1", "model.c=0.1"),
+    "ayf": ("model=ayf", "teacher=exact", "data=mixture", "model.warmup_steps=1", "model.tangent_norm=0.1"),
 }
 
 

@@ -38,6 +38,7 @@ def flow_step(x, noise, t, r, labels=None, step=0):
 def loss_of(trained, step):
     """Online output, target, and the loss of each image."""
     online = trained.online(step)
+    step.online = online.detach()
     with torch.no_grad():
         target = trained.target(step)
     return online, target, trained.loss(step, online, target)
@@ -179,7 +180,7 @@ def test_ayf(path, name):
     if setting["guidance"] is not None:
         teacher = Guided(teacher, setting["guidance"], weak)
     student = Preconditioned(network, Flow(gap=False))
-    trained = method(AlignYourFlow, student, teacher, warmup=100, q_max=setting["q"], c=setting["c"])
+    trained = method(AlignYourFlow, student, teacher, warmup_steps=100, q_max=setting["q"], tangent_norm=setting["c"])
     step = flow_step(case["x0"], case["noise"], case["t"], case["r"], step=100)
     with torch.no_grad():
         assert_close(trained.velocity(step), case[f"{name}_v"], **EXACT)

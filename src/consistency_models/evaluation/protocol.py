@@ -74,7 +74,7 @@ def combined(scores: Sequence[Score]) -> Score:
     return replace(scores[0], value=mean, spread=statistics.stdev(values), best=best)
 
 
-@loadable()
+@loadable(reference_bytes=None)
 class Evaluation:
     """Measures generated images against real ones, whose own features are computed once.
 
@@ -87,6 +87,7 @@ class Evaluation:
         reference: train, test, or an npz file: see `Reference.of`.
         batch_size: images whose features are computed at a time.
         device: where that is done; auto is a GPU if there is one.
+        reference_bytes: what the arrays of an npz file may take in memory: see `Reference.of`.
 
     Attributes:
         progress: `progress(what, done, total)` is called as the features of a set of images are computed; None.
@@ -103,11 +104,12 @@ class Evaluation:
         reference: str = "train",
         batch_size: int = 512,
         device: str = "cpu",
+        reference_bytes: int | None = None,
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.data, self.metrics, self.batch_size, self.device = data, metrics, batch_size, torch.device(device)
-        self.source = Reference.of(data, reference)
+        self.source = Reference.of(data, reference, reference_bytes)
         self.make_extractor = extractor
         self.progress: Callable[[str, int, int], None] | None = None
 

@@ -14,6 +14,8 @@ from consistency_models.methods.flow_map import FlowMap
 from consistency_models.methods.ict import ImprovedConsistencyTraining
 from consistency_models.methods.mcm import MultistepConsistency
 from consistency_models.methods.meanflow import MeanFlow
+from consistency_models.methods.scd import ContinuousConsistencyDistillation
+from consistency_models.methods.sct import ContinuousConsistencyTraining
 from consistency_models.methods.teacher import Diffusion
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "AlphaFlow",
     "ConsistencyDistillation",
     "ConsistencyTraining",
+    "ContinuousConsistencyDistillation",
+    "ContinuousConsistencyTraining",
     "Diffusion",
     "DirectConsistency",
     "EasyConsistencyTuning",

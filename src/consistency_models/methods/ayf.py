@@ -22,24 +22,27 @@ class AlignYourFlow(FlowMap):
     """LightningModule for AYF-EMD.
 
     Args:
-        warmup: H, steps in which q grows.
+        warmup_steps: H, in which q grows; 0 is q_max from the start.
         q_max: the largest q, in [0, 1]; below 1 it leaves a pull towards straight paths.
-        c: added to the norm of g; None: g is not normalised, which is better in few dimensions.
+        tangent_norm: c; None leaves g as it is, which is better in few dimensions.
         arguments: as for `FlowMap`, with a teacher, guided or autoguided if it shall be.
 
     Raises:
-        ValueError: warmup < 1, q_max outside [0, 1], or c not positive.
+        ValueError: warmup_steps < 0, q_max outside [0, 1], or tangent_norm not positive.
     """
 
     needs_teacher = True
 
-    def __init__(self, *, warmup: int = 10_000, q_max: float = 0.99, c: float | None = 0.1, **arguments) -> None:
+    def __init__(
+        self, *, warmup_steps: int = 10_000, q_max: float = 0.99, tangent_norm: float | None = 0.1, **arguments
+    ) -> None:
         super().__init__(**arguments)
-        if warmup < 1 or not 0 <= q_max <= 1 or (c is not None and not c > 0):
+        if warmup_steps < 0 or not 0 <= q_max <= 1 or (tangent_norm is not None and not tangent_norm > 0):
             raise ValueError(
-                f"need warmup >= 1, q_max in [0, 1], c > 0 or None; got warmup {warmup}, q_max {q_max}, c {c}"
+                "need warmup_steps >= 0, q_max in [0, 1], tangent_norm > 0 or None; "
+                f"got warmup_steps {warmup_steps}, q_max {q_max}, tangent_norm {tangent_norm}"
             )
-        self.warmup, self.q_max, self.c = warmup, q_max, c
+        self.warmup_steps, self.q_max, self.tangent_norm = warmup_steps, q_max, tangent_norm
 
     def velocity(self, step: Step) -> Tensor:
         """The teacher's dz/dt = (x - D)/σ - D, shape of x."""
@@ -47,10 +50,11 @@ class AlignYourFlow(FlowMap):
         return (step.x_t - denoised) / per_image(step.levels.high, denoised) - denoised
 
     def target(self, step: Step) -> Tensor:
-        """u⁻ + g, shape of x."""
-        v, q = self.velocity(step), min(step.rows.step / self.warmup, self.q_max)
+        """u⁻ + g, shape of x; u⁻ is the online output, so that u - u⁻ is 0 at any precision."""
+        v = self.velocity(step)
+        q = self.q_max if step.rows.step >= self.warmup_steps else min(step.rows.step / self.warmup_steps, self.q_max)
         u, du_dt = self.derivative_along(step, v)
         g = v - u - q * per_image(gap(step.levels), v) * du_dt
-        if self.c is not None:
-            g = g / (per_image(g.flatten(1).norm(dim=1), g) + self.c)
-        return u + g
+        if self.tangent_norm is not None:
+            g = g / (per_image(g.flatten(1).norm(dim=1), g) + self.tangent_norm)
+        return step.online + g

@@ -6,10 +6,12 @@ import torch
 
 from consistency_models.noise.schedules import Levels, LogNormal
 from consistency_models.random import BatchRandom
+from consistency_models.trust import loadable
 
 __all__ = ["LogNormalPair"]
 
 
+@loadable()
 class LogNormalPair(LogNormal):
     """ln t ~ N(mean, std²),  ln r ~ N(end_mean, end_std²),  r ≤ t,  and r = t in a share of the rows.
 

@@ -177,6 +177,7 @@ class SegmentSampler:
         return x
 
 
+@loadable()
 class FlowMapSampler:
     """x ← D + s/σ·(x - D),  D = D(x, σ, s): from level to level by a model of two times, in one call each.
 
@@ -233,7 +234,7 @@ class FlowMapSampler:
             x = self._jump(denoiser, x, high, low)
         return x.clamp(-1, 1) if self.clip else x
 
-    def _jump(self, denoiser: Denoiser, x: Tensor, high: float, low: float) -> Tensor:
+    def _jump(self, denoiser: Callable[..., Tensor], x: Tensor, high: float, low: float) -> Tensor:
         denoised = denoiser(x, x.new_full((len(x),), high), end=x.new_full((len(x),), low))
         denoised = denoised.clamp(-1, 1) if self.clip else denoised
         return denoised + low / high * (x - denoised)

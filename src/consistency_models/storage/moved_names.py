@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 __all__ = ["current_config", "current_override", "current_target"]
@@ -95,7 +94,9 @@ def current_config(config: Any, path: str = "") -> Any:
 
 def current_override(override: str) -> str:
     """An override of the command line with the present names of its key and of the option that it chooses."""
-    prefix, key, equals, value = re.fullmatch(r"([+~]*)([^=]*)(=?)(.*)", override, re.DOTALL).groups()
+    signed, equals, value = override.partition("=")
+    key = signed.lstrip("+~")
+    prefix = signed.removesuffix(key)
     if key == "recipe" and value in DATA_RECIPES:
         return "~recipe"
     options = ",".join(OPTIONS.get((key, option), option) for option in value.split(","))

@@ -188,6 +188,20 @@ def schedule(config: Config, choices: Choices) -> Problems:
             yield problem("model.phases", schedule["steps"], allowed)
 
 
+def tangent(config: Config, choices: Choices) -> Problems:
+    """A tangent in coordinates that the method knows, and a norm where one is chosen."""
+    model = config["model"]
+    if "tangent_rms" not in model:
+        return
+    if model.get("tangent_rms") and model["tangent_norm"] is None:
+        fix = "set model.tangent_norm=0.1"
+        reason = "it says how the norm is taken"
+        yield problem("model.tangent_rms", True, "false with model.tangent_norm=null", fix, reason=reason)
+    if config["preconditioning"]["_target_"].rpartition(".")[2] not in ("TrigFlow", "EDM"):
+        reason = f"model={choices.get('model')} needs EDM's scalings, up to the sign of F"
+        yield problem("preconditioning", choices.get("preconditioning"), "trigflow, edm", reason=reason)
+
+
 def steps(config: Config, choices: Choices) -> Problems:
     """A model of S segments is sampled in S steps."""
     segments, wanted = config["sampler"].get("segments"), config["evaluation"]["steps"]
@@ -213,6 +227,9 @@ def network(config: Config, choices: Choices) -> Problems:
                 f"network.{own}", network[own], f"{show(config['data'][key])}, which is data.{key}", "leave it out"
             )
             return
+    if network.get("double_norm") and not network.get("adaptive_scale"):
+        allowed, fix = "false with network.adaptive_scale=false", "add network.adaptive_scale=true"
+        yield problem("network.double_norm", True, allowed, fix, reason="there is no scale to normalise")
     multipliers, base = network.get("channel_mult"), network.get("model_channels")
     fixed = FACTS.get(config["data"]["source"]["_target_"])
     if not multipliers or not base or (fixed and size not in fixed[0]):
@@ -446,7 +463,7 @@ def ways(config: Config, choices: Choices) -> Problems:
 
 
 TRAIN = (
-    *(teacher, guidance, two_times, init, levels, schedule, steps, curriculum, network, data, augment, features),
-    *(trainer, outputs, solver, checkpoint),
+    *(teacher, guidance, two_times, init, levels, schedule, tangent, steps, curriculum, network, data, augment),
+    *(features, trainer, outputs, solver, checkpoint),
 )
 EVAL = (scored_run, sample_sets, ways)

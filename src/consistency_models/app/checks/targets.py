@@ -12,7 +12,8 @@ from typing import Any
 
 __all__ = ["Found", "class_attribute", "find"]
 
-KNOWN = ("consistency_models", "torch", "lightning")
+OWN = "consistency_models"
+KNOWN = (OWN, "torch", "lightning")
 """Packages whose sources import by full names, so that a definition can be followed through them."""
 
 Definition = ast.ClassDef | ast.FunctionDef
@@ -29,6 +30,7 @@ class Found:
         rest: what follows that part.
         candidates: the parts that there are.
         arguments: of a class or function of a package in `KNOWN`; None where they are not known.
+        loadable: a file may name it: the definition carries the mark of `consistency_models.trust`.
     """
 
     exists: bool
@@ -37,6 +39,7 @@ class Found:
     rest: str = ""
     candidates: tuple[str, ...] = ()
     arguments: tuple[str, ...] | None = None
+    loadable: bool = False
 
 
 @lru_cache(maxsize=256)
@@ -65,12 +68,18 @@ def find(target: str) -> Found:
         return find(".".join(filter(None, [origin, member])))
     if first not in KNOWN or not isinstance(origin, Definition):
         return Found(True)
+    marked = first == OWN and _is_marked(origin)
     if not member:
-        return Found(True, arguments=_arguments(origin, names))
+        return Found(True, arguments=_arguments(origin, names), loadable=marked)
     methods = {node.name: node for node in origin.body if isinstance(node, ast.FunctionDef)}
     if member not in methods:
         return Found(False, ".".join([*module, parts[0]]), member, "", tuple(methods))
-    return Found(True, arguments=_arguments(methods[member], names))
+    marked = marked and _is_marked(methods[member])
+    return Found(True, arguments=_arguments(methods[member], names), loadable=marked)
+
+
+def _is_marked(node: Definition) -> bool:
+    return any(ast.unparse(decorator).startswith("loadable(") for decorator in node.decorator_list)
 
 
 def class_attribute(target: str, name: str) -> Any:
