@@ -106,10 +106,10 @@ def two_times(config: Config, choices: Choices) -> Problems:
     """A method of two times has a network, a preconditioning and a sampler of two times."""
     if not config["model"].get("two_times"):
         return
-    model, name = f"model={choices.get('model')}", config["network"]["_target_"].rpartition(".")[2]
-    if not config["network"].get("two_times"):
+    model, target = f"model={choices.get('model')}", config["network"]["_target_"]
+    if target.startswith("consistency_models.") and not config["network"].get("two_times"):
         allowed = "a network with the argument two_times: small, ddpmpp, ncsnpp, adm, dit, mlp"
-        reason = f"{model} calls the network with two times, and {name} takes one"
+        reason = f"{model} calls the network with two times, and {target.rpartition('.')[2]} takes one"
         yield problem("network", choices.get("network"), allowed, "did you mean network=small?", reason=reason)
     sampler = config["sampler"]["_target_"]
     if sampler.startswith("consistency_models.") and (".Consistency" in sampler or ".SegmentSampler" in sampler):
