@@ -92,7 +92,7 @@ def test_keys_that_are_no_arguments_are_those_that_build_leaves_out():
     from consistency_models.app.build import NOT_ARGUMENTS as LEFT_OUT
 
     assert set(LEFT_OUT) <= set(NOT_ARGUMENTS)
-    assert {key for key in NOT_ARGUMENTS if not key.startswith("_")} - set(LEFT_OUT) == {"max_images"}
+    assert {key for key in NOT_ARGUMENTS if not key.startswith("_")} - set(LEFT_OUT) == {"max_images", "download"}
 
 
 def test_what_a_model_says_of_teachers_is_what_its_class_says(trees):

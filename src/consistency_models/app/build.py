@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_object
 from lightning import Callback, LightningDataModule, Trainer
 from torch import nn
 from torch.nn.functional import one_hot
 
 from consistency_models.app.strategy import strategy_of
-from consistency_models.errors import ConfigError
+from consistency_models.callbacks.images_seen import ImagesSeen
+from consistency_models.data import Published
+from consistency_models.errors import ConfigError, DataError
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.features import to_float
 from consistency_models.evaluation.ode_error import HeunSolution, ODEError
+from consistency_models.evaluation.protocol import SMALLEST_TO_SPLIT
 from consistency_models.methods.base import Method
 from consistency_models.sampling.generator import Generator
+from consistency_models.storage.fetching import fetch
 from consistency_models.storage.loading import build_model, instantiate
 from consistency_models.teachers import build_teacher
 
@@ -33,6 +39,9 @@ __all__ = [
     "build_method",
     "build_ode_error",
     "build_trainer",
+    "chosen_data",
+    "located",
+    "prepare_distance",
     "total_steps",
 ]
 
@@ -48,26 +57,91 @@ NOT_ARGUMENTS = (
     "evaluation_images",
     "guidance",
     "weak",
+    "class_names",
 )
 """Keys of `model`, `data` and `teacher` that tell other parts of the configuration something; no arguments of
 the class."""
 
 
-def total_steps(config: dict[str, Any]) -> int:
+def total_steps(config: dict[str, Any], images_seen: ImagesSeen) -> int:
     """K: optimiser steps until `trainer.max_steps` or `trainer.max_images`, whichever comes first."""
-    limits, batch_size = config["trainer"], config["data"]["batch_size"]
+    limits = config["trainer"]
     images = limits["max_images"]
-    return min(limits["max_steps"], -(-images // batch_size)) if images else limits["max_steps"]
+    return min(limits["max_steps"], images_seen.steps_until(images)) if images else limits["max_steps"]
 
 
-def build_data(config: dict[str, Any]) -> LightningDataModule:
-    """The data module."""
+def located(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with an absolute `data.root`, which other commands find from any folder.
+
+    Without `data.root`, the folder of fetched files takes its place.
+    """
+    data, source = config["data"], config["data"]["source"]
+    root = source.get("root") or _folder_of_fetched(source)
+    if root is None:
+        return config
+    root = os.path.abspath(Path(root).expanduser())
+    return config | {"data": data | {"root": root, "source": source | {"root": root}}}
+
+
+def build_data(config: dict[str, Any], may_fetch: bool = False) -> LightningDataModule:
+    """The data module.
+
+    Args:
+        config: the resolved configuration, of which `data` is used.
+        may_fetch: download the published files of the data set where they are missing and `data.source.download` allows
+            it. False for a configuration from a checkpoint: a file never makes this program download.
+
+    Raises:
+        DataError: files are missing and cannot be fetched, or are not what the configuration states.
+    """
     told = set(NOT_ARGUMENTS) - {"name", "_target_"}
-    return instantiate({key: value for key, value in config["data"].items() if key not in told})
+    data = {key: value for key, value in config["data"].items() if key not in told}
+    if (folder := _folder_of_fetched(data["source"])) is not None:
+        own = data["source"].get("root")
+        if may_fetch and data["source"].get("download") and own in (None, os.path.abspath(folder)):
+            _fetch(_published(data["source"]), folder)
+    if _published(data["source"]) is not None:  # `download` is no argument: a source cannot fetch
+        data["source"] = {key: value for key, value in data["source"].items() if key != "download"}
+    return instantiate(data)
 
 
-def build_method(config: dict[str, Any]) -> Method:
-    """The method with its network, teacher and initial weights."""
+def chosen_data(config: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+    """The part `data` that eval.py works with: the choice of the command line, or the run's own.
+
+    Args:
+        config: of eval.py; `data.root` alone says where the run's own data lie now.
+        trained: the configuration of the run.
+    """
+    typed, own = config.get("data") or {}, trained.get("data") or {}
+    if "_target_" in typed:
+        return typed
+    if typed and "source" in own:
+        return own | typed | {"source": own["source"] | typed}
+    return own
+
+
+def _published(source: dict[str, Any]) -> Published | None:
+    return getattr(get_object(source["_target_"]), "published", None)
+
+
+def _folder_of_fetched(source: dict[str, Any]) -> Path | None:
+    """Where the published files of a source are kept; None where it has none, or no cache."""
+    files = _published(source)
+    return files.folder(None, source["cache_dir"]) if files and source.get("cache_dir") else None
+
+
+def _fetch(files: Published, folder: Path) -> None:
+    try:
+        for url, checksum in files.files.items():
+            fetch(url, folder / url.rpartition("/")[2], checksum)
+    except OSError as error:
+        raise DataError(
+            f"data.root=null: {error}: put {files.names} into {folder}, or set data.root to the folder of the files"
+        ) from error
+
+
+def build_method(config: dict[str, Any], images_seen: ImagesSeen | None = None) -> Method:
+    """The method with its network, teacher and initial weights; `images_seen` by the run that it goes on with."""
     model = build_model(config)
     teacher = build_teacher(config)
     if config["init"]["_target_"]:
@@ -86,7 +160,7 @@ def build_method(config: dict[str, Any]) -> Method:
         weighting=instantiate(config["weighting"]),
         optimizer=instantiate(config["optimizer"]),
         learning_rate=instantiate(config["learning_rate"]),
-        total_steps=total_steps(config),
+        total_steps=total_steps(config, images_seen or ImagesSeen(config["data"]["batch_size"])),
         teacher=teacher,
         augment=instantiate(config["augment"]) if config["augment"].get("_target_") else None,
     )
@@ -114,18 +188,38 @@ def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evalu
         except (FileNotFoundError, ValueError) as error:
             allowed = "a file of the weights of this feature space"
             raise ConfigError("features.extractor.weights", extractor["weights"], allowed, reason=str(error)) from error
-    if evaluation.source.images is None:
+    real = evaluation.source.images
+    if real is None:
         evaluation.reference  # noqa: B018
+    elif len(real) < SMALLEST_TO_SPLIT:
+        log.warning("%d real images: no floor is computed; it needs %d", len(real), SMALLEST_TO_SPLIT)
     return evaluation
+
+
+def prepare_distance(config: dict[str, Any], distance: nn.Module) -> None:
+    """Find or fetch the weights of a distance that has some: now, not at the first step.
+
+    Raises:
+        ConfigError: the weights cannot be had.
+    """
+    prepare = getattr(distance, "prepare", None)
+    if prepare is None:
+        return
+    try:
+        prepare()
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError("loss.weights", config["loss"].get("weights"), str(error)) from error
 
 
 def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | None) -> Callable[..., ODEError] | None:
     """What measures the distance to the true solution of the ODE, once given a device; None where no truth is known.
 
-    The truth is exact where the data have one (a mixture), otherwise the teacher's ODE, finely solved.
+    The truth is exact where the data have one (a mixture), otherwise the teacher's ODE, finely solved. A consistency
+    model as teacher has no ODE: its output is no mean of images.
     """
     points, classes = config["evaluation"]["ode_points"], config["data"]["network_classes"]
-    if not points or not (hasattr(source, "consistency") or teacher is not None):
+    is_denoiser = teacher is not None and not getattr(teacher, "is_consistency_model", False)
+    if not points or not (hasattr(source, "consistency") or is_denoiser):
         return None
 
     def measure(device: torch.device | str) -> ODEError:
@@ -139,21 +233,23 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
     return measure
 
 
-def build_trainer(config: dict[str, Any], folder: Path, steps: int, **parts: Any) -> Trainer:
+def build_trainer(config: dict[str, Any], folder: Path, steps: int, **shared: Any) -> Trainer:
     """Lightning's trainer without what is done here: sampling, saving, bars, validation.
 
     Args:
         config: the resolved configuration.
         folder: the run folder.
         steps: optimiser steps.
-        parts: `callbacks`, `logger`, `plugins`.
+        shared: `callbacks`, `logger`, `plugins`.
     """
     ours = ("_target_", "max_images", "max_steps", "strategy")
     # By instantiate, because a profiler is an object.
     options = instantiate({key: value for key, value in config["trainer"].items() if key not in ours})
+    if options["accumulate_grad_batches"] == "auto":
+        options["accumulate_grad_batches"] = 1  # until MicroBatches has tried what fits
     return Trainer(
         **options,
-        **parts,
+        **shared,
         strategy=strategy_of(config["trainer"], folder),
         max_steps=steps,
         max_epochs=-1,
@@ -168,7 +264,7 @@ def build_trainer(config: dict[str, Any], folder: Path, steps: int, **parts: Any
     )
 
 
-def build_callbacks(config: dict[str, Any], **parts: Any) -> list[Callback]:
-    """The callbacks in the order of their group; those that are marked `_partial_` are given `parts`."""
-    made = [instantiate(node) for node in config["callbacks"].values() if node]
-    return [callback(**parts) if isinstance(callback, partial) else callback for callback in made]
+def build_callbacks(config: dict[str, Any], **objects: Any) -> list[Callback]:
+    """The callbacks in the order of their group; those that are marked `_partial_` are given `objects`."""
+    made = [instantiate(object_config) for object_config in config["callbacks"].values() if object_config]
+    return [callback(**objects) if isinstance(callback, partial) else callback for callback in made]

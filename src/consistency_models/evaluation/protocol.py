@@ -19,7 +19,9 @@ from consistency_models.random import seed_of
 from consistency_models.storage.cache import cached, source_fingerprint
 from consistency_models.trust import loadable
 
-__all__ = ["Evaluation", "Score", "combined"]
+__all__ = ["SMALLEST_TO_SPLIT", "Evaluation", "Score", "combined"]
+
+SMALLEST_TO_SPLIT = 4  # images: each half needs two for its covariance
 
 
 @dataclass(frozen=True)
@@ -190,13 +192,13 @@ class Evaluation:
 
         The bias of a distance falls about as 1/n. A half has n/2 images, so a perfect generator of n images, scored
         against all n, comes out at about half the floor; one that has learned these very images by heart, below that.
-        For a share, such as Agreement, the floor is what real images reach.  None where there are no images to split.
-        It is the same for all runs on the same data, and kept.
+        For a share, such as Agreement, the floor is what real images reach. None where there are fewer than
+        `SMALLEST_TO_SPLIT` images. It is the same for all runs on the same data, and kept.
 
         Args:
             splits: how many, at least 2.
         """
-        if self.reference.points is None:
+        if self.source.images is None or len(self.source.images) < SMALLEST_TO_SPLIT:
             return []
         metrics = self._applicable(self.reference)
         code = source_fingerprint(FeatureSet, *map(type, metrics))

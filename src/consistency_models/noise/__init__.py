@@ -14,7 +14,7 @@ from consistency_models.noise.curricula import (
     Square,
 )
 from consistency_models.noise.pairs import LogNormalPair
-from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary, Preconditioned
+from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary, Flow, Preconditioned, TrigFlow
 from consistency_models.noise.schedules import (
     ECTSchedule,
     KarrasLogNormal,
@@ -39,6 +39,7 @@ __all__ = [
     "Cosine",
     "Doubling",
     "ECTSchedule",
+    "Flow",
     "KarrasLogNormal",
     "KarrasUniform",
     "Levels",
@@ -50,6 +51,7 @@ __all__ = [
     "Progressive",
     "Segments",
     "Square",
+    "TrigFlow",
     "cosine_grid",
     "karras_grid",
     "per_image",

@@ -17,7 +17,7 @@ from consistency_models.app.checks.files import has_checkpoint, wrong_checkpoint
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.rules import show
 from consistency_models.app.checks.targets import class_attribute
-from consistency_models.errors import ConfigError, Exit
+from consistency_models.errors import ConfigError, Exit, pasteable
 
 __all__ = ["EVAL", "TRAIN"]
 
@@ -255,8 +255,13 @@ def data(config: Config, choices: Choices) -> Problems:
     """Data that are there, as they are, with what is asked of them."""
     data, source, name = config["data"], config["data"]["source"], choices.get("data")
     if "root" in source:
-        if not source.get("download"):
+        if source["root"] is not None:
             yield from wrong_path("data.root", source["root"], "a folder, or an archive,")
+        elif "download" not in source:
+            yield problem("data.root", None, "a folder or a zip of images", "it must be given: data.root=…")
+        elif source.get("cache_dir") is None:
+            fix = "null keeps no files, and there is no data.root"
+            yield problem("data.source.cache_dir", None, "a folder for the files that are fetched", fix)
     elif data["root"] is not None:
         yield problem("data.root", data["root"], "null", "leave data.root out", reason=f"data={name} reads no files")
     for key, allowed in zip(("image_size", "channels", "num_classes"), FACTS.get(source["_target_"], ())):
@@ -334,7 +339,8 @@ def trainer(config: Config, choices: Choices) -> Problems:
         yield problem(f"trainer.{key}", trainer[key], "1 with trainer.strategy=auto", "add trainer=ddp to use more")
     if trainer["accelerator"] == "mps" and count not in (1, "auto"):
         yield problem("trainer.devices", devices, "1 with trainer.accelerator=mps")
-    parts = trainer["accumulate_grad_batches"] * trainer["num_nodes"] * (count if count != "auto" else 1)
+    micro_batches = trainer["accumulate_grad_batches"]
+    parts = trainer["num_nodes"] * (micro_batches if micro_batches != "auto" else 1) * (count if count != "auto" else 1)
     if batch % parts:
         reason = "devices x nodes x trainer.accumulate_grad_batches micro-batches share a batch evenly"
         fix = f"did you mean data.batch_size={max(round(batch / parts), 1) * parts}?"
@@ -395,7 +401,7 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
         fix = "choose another by paths.runs or hydra.run.dir"
         yield problem("run folder", folder, "a folder that can be made", fix, Exit.STORAGE, reason=reason)
     if has_checkpoint(folder) and not goes_on:
-        fix = f"go on with it by ckpt_path={folder}, or choose another folder"
+        fix = f"go on with it by {pasteable('ckpt_path', folder)}, or choose another folder"
         reason = "its checkpoints would be overwritten"
         yield problem("run folder", folder, "a folder without checkpoints", fix, reason=reason)
 

@@ -39,8 +39,9 @@ NOT_ARGUMENTS = (
         "evaluation_images",
         "guidance",
         "weak",
+        "class_names",
     ),  # see app.build
-    "max_images",  # see app.run
+    *("max_images", "download"),  # see app.run and app.build
     *("_target_", "_partial_", "_convert_", "_recursive_", "_args_"),  # Hydra's own
 )
 """Last parts of keys that are not handed to the object they stand in."""
@@ -53,9 +54,11 @@ WEIGHTS = either(text("model, or the name of an average"), BELOW_1)
 CURRICULUM = node("${curriculum}")
 FILTERS = one_of("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 EXISTING = Rule("a path that exists", lambda value: isinstance(value, str) and Path(value).expanduser().exists())
-PRECISION = one_of(
-    *("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine"),
-    *("transformer-engine-float16", "32", "16", "bf16", "64", 32, 16, 64),
+PRECISION = Rule(
+    "32-true, 16-mixed or bf16-mixed: weights, averages and levels are float32, since a step changes a weight by less "
+    "than half precision can hold, and images and noise are drawn in float32",
+    (PRECISIONS := one_of("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16)).accepts,
+    PRECISIONS.meant,
 )
 RESERVED = Rule("not given: the trainer of every run has its own", lambda value: False)
 
@@ -323,13 +326,15 @@ TRAIN: dict[str, Rule] = PATHS | {
     "data.network_classes": maybe(COUNT),
     "data.source._target_": TARGET,
     "data.source.name": TEXT,
-    "data.source.root": TEXT,
+    "data.source.root": maybe(TEXT),
     "data.source.image_size": SIZE,
     "data.source.channels": one_of(1, 3),
     "data.source.resize": FILTERS,
     "data.source.bad_images": one_of("error", "skip"),
     "data.source.cache_dir": maybe(TEXT),
     "data.source.download": FLAG,
+    "data.source.value_range": maybe(list_of(ANY, least=2, most=2)),
+    "data.source.max_pixels": SIZE,
     "data.source.dimension": whole(2),  # pictures are of two coordinates
     "data.source.components": SIZE,
     "data.source.seed": COUNT,
@@ -387,7 +392,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "trainer.precision": PRECISION,
     "trainer.max_steps": SIZE,
     "trainer.max_images": maybe(SIZE),
-    "trainer.accumulate_grad_batches": SIZE,
+    "trainer.accumulate_grad_batches": either(one_of("auto"), SIZE),
     "trainer.gradient_clip_val": maybe(POSITIVE),
     "trainer.deterministic": maybe(either(FLAG, one_of("warn"))),
     "trainer.detect_anomaly": FLAG,
