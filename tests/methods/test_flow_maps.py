@@ -258,3 +258,10 @@ def test_refused(kind, arguments):
     teacher = exact_denoiser if kind is AlignYourFlow else None
     with pytest.raises(ValueError, match="need"):
         exact(kind, teacher=teacher, **arguments)
+
+
+def test_a_schedule_without_pairs_is_refused():
+    made = step()
+    made.levels.end = None
+    with pytest.raises(ValueError, match="LogNormalPair"):
+        exact(MeanFlow).online(made)

@@ -14,7 +14,7 @@ import math
 from torch import Tensor
 
 from consistency_models.methods.base import Step
-from consistency_models.methods.flow_map import gap
+from consistency_models.methods.flow_map import end_of, gap
 from consistency_models.methods.meanflow import MeanFlow
 from consistency_models.noise.schedules import per_image
 
@@ -71,7 +71,7 @@ class AlphaFlow(MeanFlow):
                 moved = alpha * gap(step.levels)
                 sigma = (t - moved) / (1 - t + moved)
                 z = step.x_t * per_image(1 - t, v) - per_image(moved, v) * v
-                u = self.u(step, z * per_image(1 + sigma, z), sigma, step.levels.end)
+                u = self.u(step, z * per_image(1 + sigma, z), sigma, end_of(step.levels))
                 target = alpha * v + (1 - alpha) * u
         return target if self.clip is None else target.clamp(-self.clip, self.clip)
 

@@ -57,4 +57,5 @@ class AlignYourFlow(FlowMap):
         g = v - u - q * per_image(gap(step.levels), v) * du_dt
         if self.tangent_norm is not None:
             g = g / (per_image(g.flatten(1).norm(dim=1), g) + self.tangent_norm)
+        assert step.online is not None
         return step.online + g

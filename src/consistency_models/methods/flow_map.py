@@ -13,12 +13,24 @@ from torch import Tensor
 from consistency_models.methods.base import Method, Step
 from consistency_models.noise.schedules import Levels, per_image
 
-__all__ = ["FlowMap", "gap"]
+__all__ = ["FlowMap", "end_of", "gap"]
+
+
+def end_of(levels: Levels) -> Tensor:
+    """The level of r, shape (B,).
+
+    Raises:
+        ValueError: the schedule draws none.
+    """
+    if levels.end is None:
+        raise ValueError("a model of two times needs a schedule that draws pairs, Levels.end; choose LogNormalPair")
+    return levels.end
 
 
 def gap(levels: Levels) -> Tensor:
     """t - r in the time of flow matching, shape (B,), without cancellation: (σ - σ_r)/((1 + σ)(1 + σ_r))."""
-    return (levels.high - levels.end) / ((1 + levels.high) * (1 + levels.end))
+    t, r = levels.high, end_of(levels)
+    return (t - r) / ((1 + t) * (1 + r))
 
 
 class FlowMap(Method):
@@ -35,17 +47,17 @@ class FlowMap(Method):
 
     def online(self, step: Step) -> Tensor:
         """u(z, t, r), shape of x."""
-        return self.u(step, step.x_t, step.levels.high, step.levels.end)
+        return self.u(step, step.x_t, step.levels.high, end_of(step.levels))
 
     def derivative_along(self, step: Step, v: Tensor) -> tuple[Tensor, Tensor]:
         """u(z, t, r), and du/dt at fixed r along the velocity v = dz/dt; both of the shape of x, without gradient.
 
         In the suite's coordinates dσ/dt = (1 + σ)², and x = (1 + σ)·z gives dx/dt = (1 + σ)·(v + x).
         """
-        rate = 1 + step.levels.high
+        rate, end = 1 + step.levels.high, end_of(step.levels)
         return self.derivative(
             step,
-            lambda x, sigma: self.u(step, x, sigma, step.levels.end),
+            lambda x, sigma: self.u(step, x, sigma, end),
             (step.x_t, step.levels.high),
             (per_image(rate, v) * (v + step.x_t), rate.square()),
         )

@@ -74,19 +74,18 @@ class MeanFlow(FlowMap):
 
     def velocity(self, step: Step) -> Tensor:
         """v = n - x0, guided where that is asked for; shape of x, without gradient."""
-        v, t = step.noise - step.x, step.levels.high
-        if (self.omega, self.kappa) == (1, 0):
+        v, t, classes = step.noise - step.x, step.levels.high, step.labels
+        if (self.omega, self.kappa) == (1, 0) or classes is None:
             return v
         training = self.model.training
         self.model.eval()  # guidance sees no dropout
         hidden, shown = (
-            self.u(replace(step, labels=labels), step.x_t, t, t)
-            for labels in (torch.zeros_like(step.labels), step.labels)
+            self.u(replace(step, labels=labels), step.x_t, t, t) for labels in (torch.zeros_like(classes), classes)
         )
         self.model.train(training)
         guided = self.omega * v + (1 - self.omega - self.kappa) * hidden + self.kappa * shown
         time = t / (1 + t)
-        inside = (time >= self.interval[0]) & (time <= self.interval[1]) & (step.labels.sum(1) > 0)
+        inside = (time >= self.interval[0]) & (time <= self.interval[1]) & (classes.sum(1) > 0)
         return torch.where(per_image(inside, v), guided, v)
 
     def target(self, step: Step) -> Tensor:
