@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from consistency_models import pretrained
+from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError
 from consistency_models.storage.loading import instantiate, load
 
@@ -35,23 +36,24 @@ def build_teacher(config: dict[str, Any]) -> nn.Module | None:
     Raises:
         ConfigError: it was made for other images or classes than the student, or cannot be guided.
     """
-    data, guidance = config["data"], config["teacher"].get("guidance", 1.0)
+    data, guidance = DataSpec.of(config["data"]), config["teacher"].get("guidance", 1.0)
     if not config["teacher"]["_target_"]:
         return None
     teacher = instantiate({key: value for key, value in config["teacher"].items() if key != "guidance"})
     network = getattr(teacher, "network", None)  # a closed form has none, and is of the data by construction
     if network is not None:
-        for key, value in (("image_size", network.image_size), ("channels", network.channels)):
-            if value != data[key]:
-                allowed, reason = f"a model of images of data.{key}={data[key]}", f"this one was made for {value}"
+        for key in ("image_size", "channels"):
+            value, own = getattr(network, key), getattr(data, key)
+            if value != own:
+                allowed, reason = f"a model of images of data.{key}={own}", f"this one was made for {value}"
                 raise ConfigError("teacher.path", config["teacher"]["path"], allowed, reason=reason)
-        if network.num_classes != data["network_classes"]:
-            allowed = f"a model of {data['network_classes']} classes, as the student"
+        if network.num_classes != data.num_classes:
+            allowed = f"a model of {data.num_classes} classes, as the student"
             reason = f"this one has {network.num_classes}, where 0 is unconditional"
             raise ConfigError("teacher.path", config["teacher"]["path"], allowed, "see data.conditional", reason=reason)
     if guidance == 1:
         return teacher
-    if not data["network_classes"] or (network is not None and not _hides_labels(network)):
+    if not data.num_classes or (network is not None and not _hides_labels(network)):
         reason = "the teacher is unconditional, or was not trained with network.label_dropout"
         raise ConfigError("teacher.guidance", guidance, "1.0", reason=reason)
     return Guided(teacher, guidance)

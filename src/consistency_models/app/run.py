@@ -27,6 +27,7 @@ from consistency_models.app.strategy import cpu_threads
 from consistency_models.callbacks.checkpoint_format import CheckpointFormat
 from consistency_models.callbacks.finite import NonFiniteError
 from consistency_models.callbacks.signals import StoppedBySignal, stoppable
+from consistency_models.data_spec import listed
 from consistency_models.errors import ConfigError, DataError, Exit
 from consistency_models.methods.base import Method
 from consistency_models.random import seed_of
@@ -104,6 +105,11 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     started = time.perf_counter()
     resume = _resume_path(config, run)
     data = build.build_data(config, may_fetch=True)
+    if names := getattr(data.source, "class_names", ()):
+        log.info("classes: %s", listed(names))
+        config = config | {"data": config["data"] | {"class_names": list(names)}}
+        if rank_zero_only.rank == 0:
+            run.write_config(config)
     torch.manual_seed(seed_of(config["seed"], "weights"))  # the initial weights; training steps seed themselves
     method = build.build_method(config)
     generator = build.build_generator(config, method.model)
@@ -116,7 +122,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     shared = {"callbacks": callbacks, "logger": loggers, "plugins": [CheckpointFormat(config, teacher)]}
     trainer = build.build_trainer(config, run.path, method.total_steps, **shared)
     if resume is not None:
-        step = _compatible(resume, method, run)
+        step = _compatible(resume, method, run, config["data"].get("class_names"))
         for logger in loggers:
             if isinstance(logger, MetricsCSV):
                 logger.continue_from(step)
@@ -186,7 +192,7 @@ def _resume_path(config: dict[str, Any], run: RunFolder) -> Path | None:
         return good
 
 
-def _compatible(path: Path, method: Method, run: RunFolder) -> int:
+def _compatible(path: Path, method: Method, run: RunFolder, class_names: list[str] | None) -> int:
     """The step of the checkpoint, after making sure that training can go on from it, and has steps left."""
     content = read(path)
     if "config" not in content:
@@ -212,6 +218,12 @@ def _compatible(path: Path, method: Method, run: RunFolder) -> int:
         has = "none" if content["target"] is None else "one"
         allowed = "a checkpoint of a run with the same model.target_ema"
         raise ConfigError("ckpt_path", path, allowed, start, reason=f"that run has {has}")
+    if class_names and content["config"]["data"]["network_classes"]:
+        by_text = sorted(class_names) if all(map(str.isdigit, class_names)) else class_names  # as earlier versions did
+        trained = content["config"]["data"].get("class_names") or by_text
+        if trained != class_names:
+            reason = f"that run has {listed(trained)}; the data have {listed(class_names)}"
+            raise ConfigError("ckpt_path", path, "a checkpoint of a run with the same classes", start, reason=reason)
     step, own = content["step"], path.resolve().parent.parent == run.path.resolve()
     if step >= method.total_steps and not own:  # one's own is only to be closed
         reason = f"this one is of step {step}, and training ends at {method.total_steps}"
