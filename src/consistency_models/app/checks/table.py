@@ -54,9 +54,11 @@ WEIGHTS = either(text("model, or the name of an average"), BELOW_1)
 CURRICULUM = node("${curriculum}")
 FILTERS = one_of("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 EXISTING = Rule("a path that exists", lambda value: isinstance(value, str) and Path(value).expanduser().exists())
-PRECISION = one_of(
-    *("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine"),
-    *("transformer-engine-float16", "32", "16", "bf16", "64", 32, 16, 64),
+PRECISION = Rule(
+    "32-true, 16-mixed or bf16-mixed: weights, averages and levels are float32, since a step changes a weight by less "
+    "than half precision can hold, and images and noise are drawn in float32",
+    (PRECISIONS := one_of("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16)).accepts,
+    PRECISIONS.meant,
 )
 RESERVED = Rule("not given: the trainer of every run has its own", lambda value: False)
 
@@ -370,7 +372,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "trainer.precision": PRECISION,
     "trainer.max_steps": SIZE,
     "trainer.max_images": maybe(SIZE),
-    "trainer.accumulate_grad_batches": SIZE,
+    "trainer.accumulate_grad_batches": either(one_of("auto"), SIZE),
     "trainer.gradient_clip_val": maybe(POSITIVE),
     "trainer.deterministic": maybe(either(FLAG, one_of("warn"))),
     "trainer.detect_anomaly": FLAG,

@@ -32,7 +32,8 @@ from consistency_models.sampling.samplers import Consistency
 
 __all__ = ["colorize", "denoise", "inpaint", "interpolate", "stroke", "superres"]
 
-Config, Levels = dict[str, Any], int | Sequence[float]
+Config = dict[str, Any]
+Levels = int | Sequence[float]
 SHOWN = 40  # images in a picture
 ROUNDING = 0.0025  # the noise of 8 bits is 2/255/√12 = 0.00226
 UNUSED = {"sigmas": None, "seeds": None, "repeats": 1, "devices": 1}
