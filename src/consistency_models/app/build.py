@@ -57,6 +57,7 @@ NOT_ARGUMENTS = (
     "clamp",
     "evaluation_images",
     "guidance",
+    "weak",
     "class_names",
 )
 """Keys of `model`, `data` and `teacher` that tell other parts of the configuration something; no arguments of
