@@ -38,16 +38,21 @@ class TimeEmbedding(nn.Module):
         return self.mlp(self.features(t))
 
 
-class Modulation(nn.Sequential):
-    """silu, then a linear layer to `parts` vectors of the width for each image; zero at first (adaLN-zero)."""
+class ClassEmbedding(nn.Module):
+    """Rows of a table for one-hot classes; a row of zeros is the null class, the last row of the table.
 
-    def __init__(self, width: int, parts: int) -> None:
-        super().__init__(nn.SiLU(), Linear(width, parts * width))
-        self.parts = parts
+    Args:
+        num_classes: without the null class.
+        width: of the result.
+    """
 
-    def forward(self, emb: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-        """`parts` tensors (B, 1, width), in the dtype of x."""
-        return super().forward(emb)[:, None].to(x.dtype).chunk(self.parts, 2)
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(B, num_classes) to (B, width)."""
+        return torch.cat([labels, 1 - labels.sum(1, keepdim=True)], 1) @ self.embedding_table.weight
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -87,11 +92,12 @@ class Block(nn.Module):
         self.dropout = dropout
         self.attn = Attention(width, heads)
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
-        self.adaLN_modulation = Modulation(width, 6)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 6 * width))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """(B, N, width) and (B, width) to (B, N, width)."""
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(emb, x)
+        parts = self.adaLN_modulation(emb)[:, None].to(x.dtype)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts.chunk(6, 2)
         x = x + gate_1 * self.attn(modulated(x, shift_1, scale_1))
         h = F.gelu(self.mlp["fc1"](modulated(x, shift_2, scale_2)), approximate="tanh")
         return x + gate_2 * self.mlp["fc2"](F.dropout(h, self.dropout, self.training))
@@ -108,11 +114,12 @@ class FinalLayer(nn.Module):
     def __init__(self, width: int, values: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, values)
-        self.adaLN_modulation = Modulation(width, 2)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """(B, N, width) and (B, width) to (B, N, values)."""
-        return self.linear(modulated(x, *self.adaLN_modulation(emb, x)))
+        shift, scale = self.adaLN_modulation(emb)[:, None].to(x.dtype).chunk(2, 2)
+        return self.linear(modulated(x, shift, scale))
 
 
 def sincos_positions(width: int, size: int) -> Tensor:
@@ -182,9 +189,7 @@ class DiT(nn.Module):
         self.register_buffer("pos_embed", sincos_positions(width, image_size // patch_size), persistent=False)
         self.t_embedder = TimeEmbedding(embedding(256), width)
         self.t_embedder_end = TimeEmbedding(embedding(256), width) if two_times else None
-        self.y_embedder = None
-        if num_classes:
-            self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding(num_classes + 1, width)})
+        self.y_embedder = ClassEmbedding(num_classes, width) if num_classes else None
         self.map_augment = Linear(augment_dim, width, bias=False) if augment_dim else None
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
         self.final_layer = FinalLayer(width, patch_size**2 * self.out_channels)
@@ -208,14 +213,13 @@ class DiT(nn.Module):
         self, noise_label: Tensor, labels: Tensor | None, augment: Tensor | None, end_label: Tensor | None
     ) -> Tensor:
         """The vector (B, width) that every block sees."""
-        emb = self.t_embedder(noise_label)
+        emb: Tensor = self.t_embedder(noise_label)
         if self.t_embedder_end is not None:
             emb = emb + self.t_embedder_end(end_label)
         labels = condition(labels, self.num_classes, emb, self.label_dropout if self.training else 0.0)
         augment = condition(augment, self.augment_dim, emb)
         if self.y_embedder is not None:
-            table = self.y_embedder["embedding_table"].weight
-            emb = emb + torch.cat([labels, 1 - labels.sum(1, keepdim=True)], 1) @ table
+            emb = emb + self.y_embedder(labels)
         if self.map_augment is not None:
             emb = emb + self.map_augment(augment)
         return emb
