@@ -167,14 +167,14 @@ def test_what_is_typed_again_is_the_user_s_own_choice(trained, tmp_path, compose
 
 
 def test_a_package_that_is_trusted_may_be_named_by_a_folder(trained, tmp_path, composer, monkeypatch):
-    (tmp_path / "my_package.py").write_text("class Distance:\n    pass\n")
+    (tmp_path / "folders_package.py").write_text("class Distance:\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    folder = folder_with(trained, tmp_path / "run", ["loss={_target_:my_package.Distance}"])
+    folder = folder_with(trained, tmp_path / "run", ["loss={_target_:folders_package.Distance}"])
     command = [f"ckpt_path={folder}", "trainer.max_steps=50"]
-    with pytest.raises(ConfigError, match="CONSISTENCY_MODELS_TRUST=my_package"):
+    with pytest.raises(ConfigError, match="CONSISTENCY_MODELS_TRUST=folders_package"):
         check("train", composer, command)
-    monkeypatch.setenv("CONSISTENCY_MODELS_TRUST", "my_package")
-    assert check("train", composer, command)[0] == "loss={_target_:my_package.Distance}"
+    monkeypatch.setenv("CONSISTENCY_MODELS_TRUST", "folders_package")
+    assert check("train", composer, command)[0] == "loss={_target_:folders_package.Distance}"
 
 
 def laughs(depth):

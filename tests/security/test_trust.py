@@ -166,19 +166,19 @@ def test_data_that_a_file_names_makes_no_folder_and_asks_no_network(source, tmp_
 
 
 def test_the_advice_can_be_followed(tmp_path, monkeypatch):
-    (tmp_path / "my_package").mkdir()
-    (tmp_path / "my_package/__init__.py").write_text("def network():\n    return 1\n\n\nfrom os import system\n")
+    (tmp_path / "trusted_package").mkdir()
+    (tmp_path / "trusted_package/__init__.py").write_text("def network():\n    return 1\n\n\nfrom os import system\n")
     monkeypatch.syspath_prepend(tmp_path)
-    node = {"network": {"_target_": "my_package.network"}}
+    node = {"network": {"_target_": "trusted_package.network"}}
     with pytest.raises(CheckpointError) as caught:
         checked_config(node)
     name, value = re.search(r", set (\w+)=(\w+);", str(caught.value)).groups()
     monkeypatch.setenv(name, value)
     assert checked_config(node) == node
     monkeypatch.delenv(name)
-    assert checked_config(node, ["my_package"]) == node
+    assert checked_config(node, ["trusted_package"]) == node
     with pytest.raises(CheckpointError):  # of a module of the standard library, which the package imports
-        checked_config({"network": {"_target_": "my_package.system"}}, ["my_package"])
+        checked_config({"network": {"_target_": "trusted_package.system"}}, ["trusted_package"])
 
 
 @pytest.mark.parametrize(
