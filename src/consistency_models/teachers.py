@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from consistency_models import pretrained
@@ -60,12 +59,8 @@ def build_teacher(config: dict[str, Any]) -> nn.Module | None:
 def run_teacher(path: str, weights: str | None = None) -> nn.Module:
     """The model of another run, with its averaged weights."""
     generator = load(path, weights)
-    if ".Consistency" in generator.config["sampler"]["_target_"]:
-        rank_zero_warn(
-            f"teacher.path={path} is a consistency model: it gives the end of a trajectory, not the mean of the images "
-            "behind x_t that a method asks its teacher for; a run of model=teacher gives that"
-        )
     generator.model.origin = generator.origin
+    generator.model.consistent = ".Consistency" in generator.config["sampler"]["_target_"]
     return generator.model
 
 
@@ -77,6 +72,7 @@ def official_teacher(path: str, kinds: Sequence[str]) -> nn.Module:
             "teacher.path", path, f"a file of kind {', '.join(kinds)}", reason=f"this one is {loaded.kind}"
         )
     loaded.model.origin = {"path": str(path), "digest": loaded.digest}
+    loaded.model.consistent = "ECMPrecond" in kinds
     return loaded.model
 
 
@@ -97,6 +93,7 @@ class Guided(nn.Module):
     def __init__(self, model: nn.Module, guidance: float) -> None:
         super().__init__()
         self.model, self.guidance, self.origin = model, guidance, model.origin
+        self.consistent = getattr(model, "consistent", False)
 
     @property
     def network(self) -> nn.Module:
@@ -119,6 +116,8 @@ def exact_teacher(source: Any, path: None = None) -> nn.Module:
 
 class _Exact(nn.Module):
     """A module around the closed form, so that it moves and counts as any other teacher."""
+
+    consistent = False
 
     def __init__(self, source: Any) -> None:
         super().__init__()

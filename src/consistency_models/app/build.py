@@ -20,7 +20,7 @@ from consistency_models.data import Published
 from consistency_models.errors import ConfigError, DataError
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.features import to_float
-from consistency_models.evaluation.ode_error import HeunSolution, ODEError
+from consistency_models.evaluation.ode_error import SIGMAS, HeunSolution, ODEError
 from consistency_models.evaluation.protocol import SMALLEST_TO_SPLIT
 from consistency_models.methods.base import Method
 from consistency_models.sampling.generator import Generator
@@ -167,7 +167,8 @@ def build_generator(config: dict[str, Any], model: nn.Module) -> Generator:
     """What samples from the model that is being trained."""
     data = config["data"]
     shape = (data["channels"], data["image_size"], data["image_size"])
-    return Generator(model, shape, instantiate(config["sampler"]), data["network_classes"], data["clamp"])
+    lowest = config["model"].get("transition") or 0.0
+    return Generator(model, shape, instantiate(config["sampler"]), data["network_classes"], data["clamp"], lowest)
 
 
 def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evaluation:
@@ -196,10 +197,14 @@ def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evalu
 def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | None) -> Callable[..., ODEError] | None:
     """What measures the distance to the true solution of the ODE, once given a device; None where no truth is known.
 
-    The truth is exact where the data have one (a mixture), otherwise the teacher's ODE, finely solved.
+    The truth is exact where the data have one (a mixture), otherwise the ODE of a diffusion teacher, finely solved. A
+    model that is trained above a transition is measured there.
     """
     points, classes = config["evaluation"]["ode_points"], config["data"]["network_classes"]
-    if not points or not (hasattr(source, "consistency") or teacher is not None):
+    has_ode = teacher is not None and not getattr(teacher, "consistent", False)
+    lowest = (config.get("model") or {}).get("transition") or 0.0
+    sigmas = [sigma for sigma in SIGMAS if sigma >= lowest]
+    if not points or len(sigmas) < 2 or not (hasattr(source, "consistency") or has_ode):
         return None
 
     def measure(device: torch.device | str) -> ODEError:
@@ -208,7 +213,7 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
         exact = getattr(source, "consistency", None)
         solution = exact or HeunSolution(teacher.to(device).eval(), config["evaluation"]["ode_steps"])
         cache_key = source.digest if exact else None
-        return ODEError(solution, images, labels, config["data"]["sigma_data"], cache_key=cache_key)
+        return ODEError(solution, images, labels, config["data"]["sigma_data"], sigmas, cache_key=cache_key)
 
     return measure
 

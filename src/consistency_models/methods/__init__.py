@@ -12,6 +12,7 @@ from consistency_models.methods.ict import ImprovedConsistencyTraining
 from consistency_models.methods.mcm import MultistepConsistency
 from consistency_models.methods.scd import ContinuousConsistencyDistillation
 from consistency_models.methods.sct import ContinuousConsistencyTraining
+from consistency_models.methods.tcm import TruncatedConsistency
 from consistency_models.methods.teacher import Diffusion
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "MidTraining",
     "MultistepConsistency",
     "Step",
+    "TruncatedConsistency",
 ]

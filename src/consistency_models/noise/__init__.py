@@ -24,6 +24,7 @@ from consistency_models.noise.schedules import (
     per_image,
 )
 from consistency_models.noise.segments import Phases, Segments, cosine_grid, segment_edges
+from consistency_models.noise.truncated import TruncatedStudentT
 
 __all__ = [
     "EDM",
@@ -48,6 +49,7 @@ __all__ = [
     "Progressive",
     "Segments",
     "Square",
+    "TruncatedStudentT",
     "cosine_grid",
     "karras_grid",
     "per_image",

@@ -104,7 +104,8 @@ def _generator_of(config: dict[str, Any], model: nn.Module) -> Generator:
     make_sampler = instantiate(config["sampler"])
     for n in steps:
         make_sampler(steps=n)
-    generator = Generator(model, shape, make_sampler, data["network_classes"], data["clamp"])
+    lowest = float((config.get("model") or {}).get("transition") or 0)
+    generator = Generator(model, shape, make_sampler, data["network_classes"], data["clamp"], lowest)
     generator.steps = steps
     return generator
 
