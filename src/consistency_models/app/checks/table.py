@@ -146,6 +146,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "recipe.dropout": BELOW_1,
     "recipe.fourier_scale": POSITIVE,
     "recipe.warmup_steps": COUNT,
+    "recipe.limit": number("(0, 1)"),
     # model
     "model._target_": TARGET,
     "model.name": TEXT,
