@@ -16,7 +16,9 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from consistency_models.app.strategy import strategy_of
+from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.data import Published
+from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError, DataError
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.features import to_float
@@ -40,6 +42,7 @@ __all__ = [
     "build_trainer",
     "chosen_data",
     "located",
+    "prepare_distance",
     "total_steps",
 ]
 
@@ -54,17 +57,18 @@ NOT_ARGUMENTS = (
     "clamp",
     "evaluation_images",
     "guidance",
+    "weak",
     "class_names",
 )
 """Keys of `model`, `data` and `teacher` that tell other parts of the configuration something; no arguments of
 the class."""
 
 
-def total_steps(config: dict[str, Any]) -> int:
+def total_steps(config: dict[str, Any], images_seen: ImagesSeen) -> int:
     """K: optimiser steps until `trainer.max_steps` or `trainer.max_images`, whichever comes first."""
-    limits, batch_size = config["trainer"], config["data"]["batch_size"]
+    limits = config["trainer"]
     images = limits["max_images"]
-    return min(limits["max_steps"], -(-images // batch_size)) if images else limits["max_steps"]
+    return min(limits["max_steps"], images_seen.steps_until(images)) if images else limits["max_steps"]
 
 
 def located(config: dict[str, Any]) -> dict[str, Any]:
@@ -137,8 +141,8 @@ def _fetch(files: Published, folder: Path) -> None:
         ) from error
 
 
-def build_method(config: dict[str, Any]) -> Method:
-    """The method with its network, teacher and initial weights."""
+def build_method(config: dict[str, Any], images_seen: ImagesSeen | None = None) -> Method:
+    """The method with its network, teacher and initial weights; `images_seen` by the run that it goes on with."""
     model = build_model(config)
     teacher = build_teacher(config)
     if config["init"]["_target_"]:
@@ -157,7 +161,7 @@ def build_method(config: dict[str, Any]) -> Method:
         weighting=instantiate(config["weighting"]),
         optimizer=instantiate(config["optimizer"]),
         learning_rate=instantiate(config["learning_rate"]),
-        total_steps=total_steps(config),
+        total_steps=total_steps(config, images_seen or ImagesSeen(config["data"]["batch_size"])),
         teacher=teacher,
         augment=instantiate(config["augment"]) if config["augment"].get("_target_") else None,
     )
@@ -165,10 +169,9 @@ def build_method(config: dict[str, Any]) -> Method:
 
 def build_generator(config: dict[str, Any], model: nn.Module) -> Generator:
     """What samples from the model that is being trained."""
-    data = config["data"]
-    shape = (data["channels"], data["image_size"], data["image_size"])
+    data, sampler = DataSpec.of(config["data"]), instantiate(config["sampler"])
     lowest = config["model"].get("transition") or 0.0
-    return Generator(model, shape, instantiate(config["sampler"]), data["network_classes"], data["clamp"], lowest)
+    return Generator(model, data.shape, sampler, data.num_classes, data.clamp, data.class_names, lowest)
 
 
 def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evaluation:
@@ -194,45 +197,63 @@ def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evalu
     return evaluation
 
 
+def prepare_distance(config: dict[str, Any], distance: nn.Module) -> None:
+    """Find or fetch the weights of a distance that has some: now, not at the first step.
+
+    Raises:
+        ConfigError: the weights cannot be had.
+    """
+    prepare = getattr(distance, "prepare", None)
+    if prepare is None:
+        return
+    try:
+        prepare()
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError("loss.weights", config["loss"].get("weights"), str(error)) from error
+
+
 def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | None) -> Callable[..., ODEError] | None:
     """What measures the distance to the true solution of the ODE, once given a device; None where no truth is known.
 
-    The truth is exact where the data have one (a mixture), otherwise the ODE of a diffusion teacher, finely solved. A
-    model that is trained above a transition is measured there.
+    The truth is exact where the data have one (a mixture), otherwise the teacher's ODE, finely solved. A consistency
+    model as teacher has no ODE: its output is no mean of images. A model that is trained above a transition is measured
+    there.
     """
-    points, classes = config["evaluation"]["ode_points"], config["data"]["network_classes"]
-    has_ode = teacher is not None and not getattr(teacher, "consistent", False)
+    points, data = config["evaluation"]["ode_points"], DataSpec.of(config["data"])
+    is_denoiser = teacher is not None and not getattr(teacher, "is_consistency_model", False)
     lowest = (config.get("model") or {}).get("transition") or 0.0
     sigmas = [sigma for sigma in SIGMAS if sigma >= lowest]
-    if not points or len(sigmas) < 2 or not (hasattr(source, "consistency") or has_ode):
+    if not points or len(sigmas) < 2 or not (hasattr(source, "consistency") or is_denoiser):
         return None
 
     def measure(device: torch.device | str) -> ODEError:
         images = to_float(source.images[:points]).to(device)
-        labels = one_hot(source.labels[:points], classes).float().to(device) if classes else None
+        labels = one_hot(source.labels[:points], data.num_classes).float().to(device) if data.num_classes else None
         exact = getattr(source, "consistency", None)
         solution = exact or HeunSolution(teacher.to(device).eval(), config["evaluation"]["ode_steps"])
         cache_key = source.digest if exact else None
-        return ODEError(solution, images, labels, config["data"]["sigma_data"], sigmas, cache_key=cache_key)
+        return ODEError(solution, images, labels, data.sigma_data, sigmas, cache_key=cache_key)
 
     return measure
 
 
-def build_trainer(config: dict[str, Any], folder: Path, steps: int, **parts: Any) -> Trainer:
+def build_trainer(config: dict[str, Any], folder: Path, steps: int, **shared: Any) -> Trainer:
     """Lightning's trainer without what is done here: sampling, saving, bars, validation.
 
     Args:
         config: the resolved configuration.
         folder: the run folder.
         steps: optimiser steps.
-        parts: `callbacks`, `logger`, `plugins`.
+        shared: `callbacks`, `logger`, `plugins`.
     """
     ours = ("_target_", "max_images", "max_steps", "strategy")
     # By instantiate, because a profiler is an object.
     options = instantiate({key: value for key, value in config["trainer"].items() if key not in ours})
+    if options["accumulate_grad_batches"] == "auto":
+        options["accumulate_grad_batches"] = 1  # until MicroBatches has tried what fits
     return Trainer(
         **options,
-        **parts,
+        **shared,
         strategy=strategy_of(config["trainer"], folder),
         max_steps=steps,
         max_epochs=-1,
@@ -247,7 +268,7 @@ def build_trainer(config: dict[str, Any], folder: Path, steps: int, **parts: Any
     )
 
 
-def build_callbacks(config: dict[str, Any], **parts: Any) -> list[Callback]:
-    """The callbacks in the order of their group; those that are marked `_partial_` are given `parts`."""
-    made = [instantiate(node) for node in config["callbacks"].values() if node]
-    return [callback(**parts) if isinstance(callback, partial) else callback for callback in made]
+def build_callbacks(config: dict[str, Any], **objects: Any) -> list[Callback]:
+    """The callbacks in the order of their group; those that are marked `_partial_` are given `objects`."""
+    made = [instantiate(object_config) for object_config in config["callbacks"].values() if object_config]
+    return [callback(**objects) if isinstance(callback, partial) else callback for callback in made]

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from consistency_models.noise.preconditioning import Preconditioned
 from consistency_models.noise.schedules import Levels
 from consistency_models.optim.ema import ema_update
 from consistency_models.random import BatchRandom
@@ -96,7 +97,7 @@ class Method(LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Preconditioned,
         schedule: Callable[[BatchRandom, int, int], Levels],
         distance: nn.Module,
         weighting: Callable[[Levels], Tensor],
@@ -113,7 +114,7 @@ class Method(LightningModule):
                 f"{type(self).__name__} {'needs a teacher' if self.needs_teacher else 'has no use for a teacher'}: "
                 f"choose teacher={'run, exact, …' if self.needs_teacher else 'none'}"
             )
-        consistent = getattr(teacher, "consistent", self.teacher_is_consistent)
+        consistent = getattr(teacher, "is_consistency_model", self.teacher_is_consistent)
         if consistent != self.teacher_is_consistent:
             kinds = (
                 "a consistency model, which gives the end of a trajectory",
@@ -137,6 +138,7 @@ class Method(LightningModule):
         self.skipped = False  # set by FiniteGuard: this step changes nothing
         self.teacher_calls = 0  # evaluations of the teacher in this step, counted in images
         self.monitored: dict[str, list[Tensor]] = {}  # device tensors of this step, one a micro-batch
+        self.losses_by_level: list[Tensor] = []  # (2, B) of each micro-batch of this step: levels, and losses
 
     # Hooks
 
@@ -210,7 +212,7 @@ class Method(LightningModule):
             noise=rows.randn("noise", *x.shape[1:], device=self.device),
             x_t=x,
             levels=levels,
-            labels=self.encode_labels(batch.labels),
+            labels=self.encode_labels(batch.labels, rows),
             augment=augment,
             progress=k / K,
             rows=rows,
@@ -230,18 +232,22 @@ class Method(LightningModule):
         self.monitor(loss.detach(), levels.high)
         return loss.mean()
 
-    def encode_labels(self, labels: Tensor | None) -> Tensor | None:
-        """One-hot float labels (B, classes), or None for an unconditional network."""
+    def encode_labels(self, labels: Tensor | None, rows: BatchRandom) -> Tensor | None:
+        """One-hot float labels (B, classes), or None for an unconditional network; a zero row is the null class.
+
+        Args:
+            labels: classes (B,), or None.
+            rows: this micro-batch's random numbers, for a method that hides some labels.
+        """
         classes = getattr(self.model.network, "num_classes", 0)
         if not classes or labels is None:
             return None
         return (labels[:, None] == torch.arange(classes, device=labels.device)).float()  # one_hot asks the CPU's labels
 
     def monitor(self, loss: Tensor, high: Tensor) -> None:
-        """Keep this micro-batch's loss for the log, and by quartile of the levels."""
+        """Keep this micro-batch's loss for the log, and the loss of each image with its level."""
         self.monitored.setdefault("train/loss", []).append(loss.mean())
-        for i, quartile in enumerate(loss[high.argsort()].tensor_split(4), start=1):
-            self.monitored.setdefault(f"train/loss_quartile{i}", []).append(quartile.mean())
+        self.losses_by_level.append(torch.stack([high.float(), loss.float()]))
 
     # Lightning's part
 
@@ -271,6 +277,7 @@ class Method(LightningModule):
         if batch.rows.step != getattr(self, "_begun", None):
             self._begun = batch.rows.step
             self.monitored.clear()
+            self.losses_by_level.clear()
             factor = self.learning_rate(batch.rows.step, self.total_steps, batch.rows.total)
             for group in self.trainer.optimizers[0].param_groups:
                 group["lr"] = group["initial_lr"] * factor

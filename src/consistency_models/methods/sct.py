@@ -89,6 +89,7 @@ class ContinuousConsistencyTraining(Method):
     def target(self, step: Step) -> Tensor:
         """D⁻ - σ_d·sin a·ĝ, shape of x; D⁻ is the online output, so that F - F⁻ is 0 at any precision."""
         c_out = per_image(self.model.preconditioning.c_out(step.levels.high), step.x_t)
+        assert step.online is not None
         return step.online + self.sign * c_out * self.normalized(self.tangent(step))
 
     def loss(self, step: Step, online: Tensor, target: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from consistency_models.noise.curricula import (
     Progressive,
     Square,
 )
-from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary, Preconditioned
+from consistency_models.noise.pairs import LogNormalPair
+from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary, Flow, Preconditioned, TrigFlow
 from consistency_models.noise.schedules import (
     ECTSchedule,
     KarrasLogNormal,
@@ -39,16 +40,19 @@ __all__ = [
     "Cosine",
     "Doubling",
     "ECTSchedule",
+    "Flow",
     "KarrasLogNormal",
     "KarrasUniform",
     "Levels",
     "Linear",
     "LogNormal",
+    "LogNormalPair",
     "Phases",
     "Preconditioned",
     "Progressive",
     "Segments",
     "Square",
+    "TrigFlow",
     "TruncatedStudentT",
     "cosine_grid",
     "karras_grid",

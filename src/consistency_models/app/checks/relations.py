@@ -17,7 +17,7 @@ from consistency_models.app.checks.files import has_checkpoint, wrong_checkpoint
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.rules import show
 from consistency_models.app.checks.targets import class_attribute
-from consistency_models.errors import ConfigError, Exit
+from consistency_models.errors import ConfigError, Exit, pasteable
 
 __all__ = ["EVAL", "TRAIN"]
 
@@ -33,6 +33,7 @@ PAIRS = (
     ("karras_lognormal", "karras_uniform"),
     "pairs of levels above 0",
 )
+FLOW_MAPS = ("MeanFlow", "AlphaFlow", "AlignYourFlow")  # methods whose network predicts an average velocity
 SCHEDULES = {  # of methods that cannot do with just any: classes, the options for them, why
     **dict.fromkeys(("ConsistencyDistillation", "ConsistencyTraining", "ImprovedConsistencyTraining"), PAIRS),
     **dict.fromkeys(("DirectConsistency", "MidTraining"), PAIRS),
@@ -42,6 +43,7 @@ SCHEDULES = {  # of methods that cannot do with just any: classes, the options f
         ("segments_cosine", "segments_karras", "phases_karras"),
         "segments",
     ),
+    **dict.fromkeys(FLOW_MAPS, (("LogNormalPair",), ("lognormal_pair",), "pairs of times")),
 }
 A_RUN = "a finished run: its folder or a checkpoint file"
 OFFICIAL = "an official checkpoint, a file"
@@ -78,6 +80,46 @@ def teacher(config: Config, choices: Choices) -> Problems:
     elif given and _is(config, "teacher", "exact_teacher") and not _is(config["data"], "source", "Mixture"):
         allowed, fix = f"run with data={choices.get('data')}", "or choose data=mixture or data=mixture_16d"
         yield problem("teacher", chosen, allowed, fix, reason="only mixtures have a closed-form denoiser")
+
+
+def guidance(config: Config, choices: Choices) -> Problems:
+    """A weaker teacher that guides, and guidance of a method by classes that there are."""
+    teacher, model = config["teacher"], config["model"]
+    if teacher.get("weak") is not None:
+        if teacher.get("guidance") == 1:
+            reason = "with teacher.guidance=1 the weaker teacher is not used"
+            yield problem("teacher.weak", teacher["weak"], "null", "or set teacher.guidance, e.g. to 2", reason=reason)
+        yield from wrong_checkpoint("teacher.weak", teacher["weak"])
+    for key, none in (("omega", 1), ("kappa", 0), ("label_dropout", 0)):
+        if model.get(key, none) != none and not config["data"]["network_classes"]:
+            fix = "set data.conditional=true"
+            yield problem(f"model.{key}", model[key], f"{none}", fix, reason="the network is told no classes")
+    if (model.get("omega", 1), model.get("kappa", 0)) != (1, 0) and not model.get("label_dropout", 0):
+        reason = "guidance asks the network without a class, which it learns from hidden labels"
+        yield problem("model.label_dropout", model.get("label_dropout"), "a number in (0, 1]", reason=reason)
+    if "interval" in model and not model["interval"][0] <= model["interval"][1]:
+        yield problem("model.interval", model["interval"], "two ascending times", "did you swap them?")
+    if not model.get("start", 0) < model.get("stop", 1):
+        yield problem("model.start", model["start"], f"less than model.stop={model.get('stop')}", "did you swap them?")
+
+
+def two_times(config: Config, choices: Choices) -> Problems:
+    """A method of two times has a network, a preconditioning and a sampler of two times."""
+    if not config["model"].get("two_times"):
+        return
+    model, target = f"model={choices.get('model')}", config["network"]["_target_"]
+    if target.startswith("consistency_models.") and not config["network"].get("two_times"):
+        allowed = "a network with the argument two_times: small, ddpmpp, ncsnpp, adm, dit, mlp"
+        reason = f"{model} calls the network with two times, and {target.rpartition('.')[2]} takes one"
+        yield problem("network", choices.get("network"), allowed, "did you mean network=small?", reason=reason)
+    sampler = config["sampler"]["_target_"]
+    if sampler.startswith("consistency_models.") and (".Consistency" in sampler or ".SegmentSampler" in sampler):
+        reason = f"{model} is called with the level where a step ends, which this sampler does not tell"
+        yield problem("sampler", choices.get("sampler"), "flow_map, euler, heun", reason=reason)
+    scalings, method = config["preconditioning"]["_target_"], config["model"]["_target_"].rpartition(".")[2]
+    if method in FLOW_MAPS and scalings.startswith("consistency_models.") and not scalings.endswith(".Flow"):
+        reason = f"the network of {model} predicts a velocity"
+        yield problem("preconditioning", choices.get("preconditioning"), "flow", reason=reason)
 
 
 def init(config: Config, choices: Choices) -> Problems:
@@ -169,7 +211,7 @@ def schedule(config: Config, choices: Choices) -> Problems:
 def tangent(config: Config, choices: Choices) -> Problems:
     """A tangent in coordinates that the method knows, and a norm where one is chosen."""
     model = config["model"]
-    if "tangent_norm" not in model:
+    if "tangent_rms" not in model:
         return
     if model.get("tangent_rms") and model["tangent_norm"] is None:
         fix = "set model.tangent_norm=0.1"
@@ -317,7 +359,8 @@ def trainer(config: Config, choices: Choices) -> Problems:
         yield problem(f"trainer.{key}", trainer[key], "1 with trainer.strategy=auto", "add trainer=ddp to use more")
     if trainer["accelerator"] == "mps" and count not in (1, "auto"):
         yield problem("trainer.devices", devices, "1 with trainer.accelerator=mps")
-    parts = trainer["accumulate_grad_batches"] * trainer["num_nodes"] * (count if count != "auto" else 1)
+    micro_batches = trainer["accumulate_grad_batches"]
+    parts = trainer["num_nodes"] * (micro_batches if micro_batches != "auto" else 1) * (count if count != "auto" else 1)
     if batch % parts:
         reason = "devices x nodes x trainer.accumulate_grad_batches micro-batches share a batch evenly"
         fix = f"did you mean data.batch_size={max(round(batch / parts), 1) * parts}?"
@@ -378,7 +421,7 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
         fix = "choose another by paths.runs or hydra.run.dir"
         yield problem("run folder", folder, "a folder that can be made", fix, Exit.STORAGE, reason=reason)
     if has_checkpoint(folder) and not goes_on:
-        fix = f"go on with it by ckpt_path={folder}, or choose another folder"
+        fix = f"go on with it by {pasteable('ckpt_path', folder)}, or choose another folder"
         reason = "its checkpoints would be overwritten"
         yield problem("run folder", folder, "a folder without checkpoints", fix, reason=reason)
 
@@ -446,7 +489,7 @@ def ways(config: Config, choices: Choices) -> Problems:
 
 
 TRAIN = (
-    *(teacher, init, levels, schedule, tangent, steps, curriculum, network, data, augment, features),
-    *(trainer, outputs, solver, checkpoint),
+    *(teacher, guidance, two_times, init, levels, schedule, tangent, steps, curriculum, network, data, augment),
+    *(features, trainer, outputs, solver, checkpoint),
 )
 EVAL = (scored_run, sample_sets, ways)

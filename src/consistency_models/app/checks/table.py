@@ -38,6 +38,7 @@ NOT_ARGUMENTS = (
         "clamp",
         "evaluation_images",
         "guidance",
+        "weak",
         "class_names",
     ),  # see app.build
     *("max_images", "download"),  # see app.run and app.build
@@ -49,13 +50,16 @@ COUNT, SIZE, FLAG, TARGET, TEXT, NULL = whole(0), whole(1), flag(), target(), te
 POSITIVE, NOT_NEGATIVE, ANY = number("(0, inf)"), number("[0, inf)"), number("(-inf, inf)")
 LEVEL, LEVEL_OR_0, RHO = number("(0, 1e6]"), number("[0, 1e6]"), number("[0.1, 1000]")
 SHARE, BELOW_1 = number("[0, 1]"), number("[0, 1)")
+CLASS = either(COUNT, text("the name of a class"))
 WEIGHTS = either(text("model, or the name of an average"), BELOW_1)
 CURRICULUM = node("${curriculum}")
 FILTERS = one_of("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 EXISTING = Rule("a path that exists", lambda value: isinstance(value, str) and Path(value).expanduser().exists())
-PRECISION = one_of(
-    *("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine"),
-    *("transformer-engine-float16", "32", "16", "bf16", "64", 32, 16, 64),
+PRECISION = Rule(
+    "32-true, 16-mixed or bf16-mixed: weights, averages and levels are float32, since a step changes a weight by less "
+    "than half precision can hold, and images and noise are drawn in float32",
+    (PRECISIONS := one_of("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16)).accepts,
+    PRECISIONS.meant,
 )
 RESERVED = Rule("not given: the trainer of every run has its own", lambda value: False)
 
@@ -105,7 +109,7 @@ TASKS: dict[str, Rule] = {  # of eval.py's tasks; each takes some of them
     # sample, search
     "task.out": maybe(TEXT),
     "task.format": one_of("png", "zip", "npz"),
-    "task.classes": maybe(list_of(COUNT, distinct=True)),
+    "task.classes": maybe(list_of(CLASS, distinct=True)),
     "task.by_class": FLAG,
     "task.metric": maybe(TEXT),
     "task.grid": whole(3, 10_000),
@@ -113,7 +117,7 @@ TASKS: dict[str, Rule] = {  # of eval.py's tasks; each takes some of them
     # editing
     "task.image": maybe(EXISTING),
     "task.mask": maybe(EXISTING),
-    "task.label": maybe(COUNT),
+    "task.label": maybe(CLASS),
     "task.levels": either(
         whole(2),
         DESCENDING,
@@ -154,6 +158,20 @@ TRAIN: dict[str, Rule] = PATHS | {
     "model.segments": SIZE,
     "model.phases": list_of(SIZE),
     "model.weight_inside": FLAG,
+    "model.power": NOT_NEGATIVE,
+    "model.eps": POSITIVE,
+    "model.label_dropout": SHARE,
+    "model.omega": ANY,
+    "model.kappa": ANY,
+    "model.interval": list_of(SHARE, least=2, most=2),
+    "model.own_velocity": FLAG,
+    "model.start": SHARE,
+    "model.stop": SHARE,
+    "model.steepness": POSITIVE,
+    "model.clamp": number("[0, 0.5)"),
+    "model.clip": maybe(POSITIVE),
+    "model.q_max": SHARE,
+    "model.two_times": FLAG,
     "model.solver": node("${solver}"),
     "model.transition": LEVEL_OR_0,
     "model.diffusion": NULL,
@@ -213,6 +231,11 @@ TRAIN: dict[str, Rule] = PATHS | {
     "schedule.rho": RHO,
     "schedule.mean": ANY,
     "schedule.std": POSITIVE,
+    "schedule.end_mean": maybe(ANY),
+    "schedule.end_std": maybe(POSITIVE),
+    "schedule.swap": FLAG,
+    "schedule.equal": SHARE,
+    "schedule.by_position": FLAG,
     "schedule.q": number("(1, inf)"),
     "schedule.slope": NOT_NEGATIVE,
     "schedule.steepness": NOT_NEGATIVE,
@@ -278,6 +301,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "teacher.source": node("${data.source}"),
     "teacher.kinds": list_of(TEXT, distinct=True),
     "teacher.guidance": NOT_NEGATIVE,
+    "teacher.weak": maybe(TEXT),
     "init._target_": maybe(TARGET),
     "init.path": maybe(TEXT),
     "init.weights": maybe(WEIGHTS),
@@ -379,7 +403,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "trainer.precision": PRECISION,
     "trainer.max_steps": SIZE,
     "trainer.max_images": maybe(SIZE),
-    "trainer.accumulate_grad_batches": SIZE,
+    "trainer.accumulate_grad_batches": either(one_of("auto"), SIZE),
     "trainer.gradient_clip_val": maybe(POSITIVE),
     "trainer.deterministic": maybe(either(FLAG, one_of("warn"))),
     "trainer.detect_anomaly": FLAG,
@@ -427,7 +451,6 @@ FREE: dict[str, Rule] = {
     "sweep_size": one_of("small", "paper"),  # of the files of sweeps/
     "data.resident": either(FLAG, one_of("auto")),
     "data.source.sample_size": whole(2),
-    "model.two_times": FLAG,
     "model.diffusion._target_": TARGET,
     "model.diffusion.path": TEXT,
     "model.diffusion.weights": maybe(WEIGHTS),
