@@ -200,6 +200,14 @@ def test_an_image_is_augmented_alike_in_any_division_of_the_batch():
         assert torch.equal(part_labels, labels[start : start + 4])
 
 
+def test_the_host_never_waits_for_the_device():
+    """A meta tensor has no values: whatever asked for one would fail."""
+    images, labels = AugmentPipe(**EVERY)(torch.empty(4, 3, 8, 8, device="meta"), rows(4))
+    assert images.shape == (4, 3, 8, 8)
+    assert labels.shape == (4, 19)
+    assert images.device == labels.device == torch.device("meta")
+
+
 def test_autocast_changes_nothing():
     images = torch.rand(4, 3, 16, 16)
     pipe = AugmentPipe(**EVERY)
