@@ -207,6 +207,8 @@ TRAIN: dict[str, Rule] = PATHS | {
     "network.embedding._target_": TARGET,
     "network.embedding._partial_": FLAG,
     "network.embedding.scale": POSITIVE,
+    "network.embedding.endpoint": FLAG,
+    "network.patch_size": SIZE,
     "network.encoder": one_of("standard", "skip", "residual"),
     "network.decoder": one_of("standard", "skip"),
     "network.resample_filter": list_of(POSITIVE),
