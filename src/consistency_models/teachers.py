@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from consistency_models import pretrained
+from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError
 from consistency_models.storage.loading import instantiate, load
 
@@ -35,7 +36,8 @@ def build_teacher(config: dict[str, Any]) -> nn.Module | None:
     Raises:
         ConfigError: it was made for other images or classes than the student, or cannot be guided.
     """
-    data, guidance, weak = config["data"], config["teacher"].get("guidance", 1.0), config["teacher"].get("weak")
+    data, guidance = DataSpec.of(config["data"]), config["teacher"].get("guidance", 1.0)
+    weak = config["teacher"].get("weak")
     if not config["teacher"]["_target_"]:
         return None
     teacher = instantiate({key: value for key, value in config["teacher"].items() if key not in ("guidance", "weak")})
@@ -47,22 +49,23 @@ def build_teacher(config: dict[str, Any]) -> nn.Module | None:
         _check_fits(weaker, "teacher.weak", weak, data)
         return Guided(teacher, guidance, weaker)
     network = getattr(teacher, "network", None)
-    if not data["network_classes"] or (network is not None and not _hides_labels(network)):
+    if not data.num_classes or (network is not None and not _hides_labels(network)):
         reason = "the teacher is unconditional, or was not trained with network.label_dropout"
         raise ConfigError("teacher.guidance", guidance, "1.0, or any with teacher.weak=FOLDER", reason=reason)
     return Guided(teacher, guidance)
 
 
-def _check_fits(teacher: nn.Module, key: str, path: str, data: dict[str, Any]) -> None:
+def _check_fits(teacher: nn.Module, key: str, path: str, data: DataSpec) -> None:
     network = getattr(teacher, "network", None)
     if network is None:  # a closed form is of the data by construction
         return
-    for name, value in (("image_size", network.image_size), ("channels", network.channels)):
-        if value != data[name]:
-            allowed, reason = f"a model of images of data.{name}={data[name]}", f"this one was made for {value}"
+    for name in ("image_size", "channels"):
+        value, own = getattr(network, name), getattr(data, name)
+        if value != own:
+            allowed, reason = f"a model of images of data.{name}={own}", f"this one was made for {value}"
             raise ConfigError(key, path, allowed, reason=reason)
-    if network.num_classes != data["network_classes"]:
-        allowed = f"a model of {data['network_classes']} classes, as the student"
+    if network.num_classes != data.num_classes:
+        allowed = f"a model of {data.num_classes} classes, as the student"
         reason = f"this one has {network.num_classes}, where 0 is unconditional"
         raise ConfigError(key, path, allowed, "see data.conditional", reason=reason)
 

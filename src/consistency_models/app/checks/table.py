@@ -50,6 +50,7 @@ COUNT, SIZE, FLAG, TARGET, TEXT, NULL = whole(0), whole(1), flag(), target(), te
 POSITIVE, NOT_NEGATIVE, ANY = number("(0, inf)"), number("[0, inf)"), number("(-inf, inf)")
 LEVEL, LEVEL_OR_0, RHO = number("(0, 1e6]"), number("[0, 1e6]"), number("[0.1, 1000]")
 SHARE, BELOW_1 = number("[0, 1]"), number("[0, 1)")
+CLASS = either(COUNT, text("the name of a class"))
 WEIGHTS = either(text("model, or the name of an average"), BELOW_1)
 CURRICULUM = node("${curriculum}")
 FILTERS = one_of("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -108,7 +109,7 @@ TASKS: dict[str, Rule] = {  # of eval.py's tasks; each takes some of them
     # sample, search
     "task.out": maybe(TEXT),
     "task.format": one_of("png", "zip", "npz"),
-    "task.classes": maybe(list_of(COUNT, distinct=True)),
+    "task.classes": maybe(list_of(CLASS, distinct=True)),
     "task.by_class": FLAG,
     "task.metric": maybe(TEXT),
     "task.grid": whole(3, 10_000),
@@ -116,7 +117,7 @@ TASKS: dict[str, Rule] = {  # of eval.py's tasks; each takes some of them
     # editing
     "task.image": maybe(EXISTING),
     "task.mask": maybe(EXISTING),
-    "task.label": maybe(COUNT),
+    "task.label": maybe(CLASS),
     "task.levels": either(
         whole(2),
         DESCENDING,
@@ -207,6 +208,8 @@ TRAIN: dict[str, Rule] = PATHS | {
     "network.embedding._target_": TARGET,
     "network.embedding._partial_": FLAG,
     "network.embedding.scale": POSITIVE,
+    "network.embedding.endpoint": FLAG,
+    "network.patch_size": SIZE,
     "network.encoder": one_of("standard", "skip", "residual"),
     "network.decoder": one_of("standard", "skip"),
     "network.resample_filter": list_of(POSITIVE),
