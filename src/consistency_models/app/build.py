@@ -18,6 +18,7 @@ from torch.nn.functional import one_hot
 from consistency_models.app.strategy import strategy_of
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.data import Published
+from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError, DataError
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.features import to_float
@@ -56,6 +57,7 @@ NOT_ARGUMENTS = (
     "clamp",
     "evaluation_images",
     "guidance",
+    "weak",
     "class_names",
 )
 """Keys of `model`, `data` and `teacher` that tell other parts of the configuration something; no arguments of
@@ -167,9 +169,8 @@ def build_method(config: dict[str, Any], images_seen: ImagesSeen | None = None) 
 
 def build_generator(config: dict[str, Any], model: nn.Module) -> Generator:
     """What samples from the model that is being trained."""
-    data = config["data"]
-    shape = (data["channels"], data["image_size"], data["image_size"])
-    return Generator(model, shape, instantiate(config["sampler"]), data["network_classes"], data["clamp"])
+    data, sampler = DataSpec.of(config["data"]), instantiate(config["sampler"])
+    return Generator(model, data.shape, sampler, data.num_classes, data.clamp, data.class_names)
 
 
 def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evaluation:
@@ -216,18 +217,18 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
     The truth is exact where the data have one (a mixture), otherwise the teacher's ODE, finely solved. A consistency
     model as teacher has no ODE: its output is no mean of images.
     """
-    points, classes = config["evaluation"]["ode_points"], config["data"]["network_classes"]
+    points, data = config["evaluation"]["ode_points"], DataSpec.of(config["data"])
     is_denoiser = teacher is not None and not getattr(teacher, "is_consistency_model", False)
     if not points or not (hasattr(source, "consistency") or is_denoiser):
         return None
 
     def measure(device: torch.device | str) -> ODEError:
         images = to_float(source.images[:points]).to(device)
-        labels = one_hot(source.labels[:points], classes).float().to(device) if classes else None
+        labels = one_hot(source.labels[:points], data.num_classes).float().to(device) if data.num_classes else None
         exact = getattr(source, "consistency", None)
         solution = exact or HeunSolution(teacher.to(device).eval(), config["evaluation"]["ode_steps"])
         cache_key = source.digest if exact else None
-        return ODEError(solution, images, labels, config["data"]["sigma_data"], cache_key=cache_key)
+        return ODEError(solution, images, labels, data.sigma_data, cache_key=cache_key)
 
     return measure
 

@@ -200,7 +200,7 @@ class Method(LightningModule):
             noise=rows.randn("noise", *x.shape[1:], device=self.device),
             x_t=x,
             levels=levels,
-            labels=self.encode_labels(batch.labels),
+            labels=self.encode_labels(batch.labels, rows),
             augment=augment,
             progress=k / K,
             rows=rows,
@@ -220,8 +220,13 @@ class Method(LightningModule):
         self.monitor(loss.detach(), levels.high)
         return loss.mean()
 
-    def encode_labels(self, labels: Tensor | None) -> Tensor | None:
-        """One-hot float labels (B, classes), or None for an unconditional network."""
+    def encode_labels(self, labels: Tensor | None, rows: BatchRandom) -> Tensor | None:
+        """One-hot float labels (B, classes), or None for an unconditional network; a zero row is the null class.
+
+        Args:
+            labels: classes (B,), or None.
+            rows: this micro-batch's random numbers, for a method that hides some labels.
+        """
         classes = getattr(self.model.network, "num_classes", 0)
         if not classes or labels is None:
             return None

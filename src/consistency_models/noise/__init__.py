@@ -13,6 +13,7 @@ from consistency_models.noise.curricula import (
     Progressive,
     Square,
 )
+from consistency_models.noise.pairs import LogNormalPair
 from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary, Flow, Preconditioned, TrigFlow
 from consistency_models.noise.schedules import (
     ECTSchedule,
@@ -44,6 +45,7 @@ __all__ = [
     "Levels",
     "Linear",
     "LogNormal",
+    "LogNormalPair",
     "Phases",
     "Preconditioned",
     "Progressive",

@@ -29,6 +29,7 @@ class Generator:
         make_sampler: `make_sampler(steps=n)` gives the sampler that makes an image in n steps.
         num_classes: classes of a class-conditional model, 0 for an unconditional one.
         clamp: images live in [-1, 1] and are clamped to it.
+        class_names: of each class, where they are known.
     """
 
     def __init__(
@@ -38,7 +39,9 @@ class Generator:
         make_sampler: Callable[..., Any],
         num_classes: int = 0,
         clamp: bool = True,
+        class_names: Sequence[str] = (),
     ) -> None:
+        self.class_names = tuple(class_names)
         self.model, self.shape, self.make_sampler = model, tuple(shape), make_sampler
         self.num_classes, self.clamp = num_classes, clamp
         # What `load` knows of the file: the name of an average, its configuration, step counts, path and digest.
@@ -49,6 +52,10 @@ class Generator:
     def labels(self, indices: Tensor) -> Tensor | None:
         """The class of each image where none is asked for: they take turns, so that all are equally frequent."""
         return indices % self.num_classes if self.num_classes else None
+
+    def names(self, labels: Tensor | None) -> list[str] | None:
+        """The names of these classes, (n,) numbers, or None where names or classes are not known."""
+        return [self.class_names[label] for label in labels] if self.class_names and labels is not None else None
 
     def solver(self, steps: int) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
         """`(x, sigma, labels) -> x` at the ODE's end, from any one level, as the sampler of `steps` steps takes it."""

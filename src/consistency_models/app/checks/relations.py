@@ -33,6 +33,7 @@ PAIRS = (
     ("karras_lognormal", "karras_uniform"),
     "pairs of levels above 0",
 )
+FLOW_MAPS = ("MeanFlow", "AlphaFlow", "AlignYourFlow")  # methods whose network predicts an average velocity
 SCHEDULES = {  # of methods that cannot do with just any: classes, the options for them, why
     **dict.fromkeys(("ConsistencyDistillation", "ConsistencyTraining", "ImprovedConsistencyTraining"), PAIRS),
     **dict.fromkeys(("DirectConsistency", "MidTraining"), PAIRS),
@@ -41,6 +42,7 @@ SCHEDULES = {  # of methods that cannot do with just any: classes, the options f
         ("segments_cosine", "segments_karras", "phases_karras"),
         "segments",
     ),
+    **dict.fromkeys(FLOW_MAPS, (("LogNormalPair",), ("lognormal_pair",), "pairs of times")),
 }
 A_RUN = "a finished run: its folder or a checkpoint file"
 OFFICIAL = "an official checkpoint, a file"
@@ -77,6 +79,46 @@ def teacher(config: Config, choices: Choices) -> Problems:
     elif given and _is(config, "teacher", "exact_teacher") and not _is(config["data"], "source", "Mixture"):
         allowed, fix = f"run with data={choices.get('data')}", "or choose data=mixture or data=mixture_16d"
         yield problem("teacher", chosen, allowed, fix, reason="only mixtures have a closed-form denoiser")
+
+
+def guidance(config: Config, choices: Choices) -> Problems:
+    """A weaker teacher that guides, and guidance of a method by classes that there are."""
+    teacher, model = config["teacher"], config["model"]
+    if teacher.get("weak") is not None:
+        if teacher.get("guidance") == 1:
+            reason = "with teacher.guidance=1 the weaker teacher is not used"
+            yield problem("teacher.weak", teacher["weak"], "null", "or set teacher.guidance, e.g. to 2", reason=reason)
+        yield from wrong_checkpoint("teacher.weak", teacher["weak"])
+    for key, none in (("omega", 1), ("kappa", 0), ("label_dropout", 0)):
+        if model.get(key, none) != none and not config["data"]["network_classes"]:
+            fix = "set data.conditional=true"
+            yield problem(f"model.{key}", model[key], f"{none}", fix, reason="the network is told no classes")
+    if (model.get("omega", 1), model.get("kappa", 0)) != (1, 0) and not model.get("label_dropout", 0):
+        reason = "guidance asks the network without a class, which it learns from hidden labels"
+        yield problem("model.label_dropout", model.get("label_dropout"), "a number in (0, 1]", reason=reason)
+    if "interval" in model and not model["interval"][0] <= model["interval"][1]:
+        yield problem("model.interval", model["interval"], "two ascending times", "did you swap them?")
+    if not model.get("start", 0) < model.get("stop", 1):
+        yield problem("model.start", model["start"], f"less than model.stop={model.get('stop')}", "did you swap them?")
+
+
+def two_times(config: Config, choices: Choices) -> Problems:
+    """A method of two times has a network, a preconditioning and a sampler of two times."""
+    if not config["model"].get("two_times"):
+        return
+    model, target = f"model={choices.get('model')}", config["network"]["_target_"]
+    if target.startswith("consistency_models.") and not config["network"].get("two_times"):
+        allowed = "a network with the argument two_times: small, ddpmpp, ncsnpp, adm, dit, mlp"
+        reason = f"{model} calls the network with two times, and {target.rpartition('.')[2]} takes one"
+        yield problem("network", choices.get("network"), allowed, "did you mean network=small?", reason=reason)
+    sampler = config["sampler"]["_target_"]
+    if sampler.startswith("consistency_models.") and (".Consistency" in sampler or ".SegmentSampler" in sampler):
+        reason = f"{model} is called with the level where a step ends, which this sampler does not tell"
+        yield problem("sampler", choices.get("sampler"), "flow_map, euler, heun", reason=reason)
+    scalings, method = config["preconditioning"]["_target_"], config["model"]["_target_"].rpartition(".")[2]
+    if method in FLOW_MAPS and scalings.startswith("consistency_models.") and not scalings.endswith(".Flow"):
+        reason = f"the network of {model} predicts a velocity"
+        yield problem("preconditioning", choices.get("preconditioning"), "flow", reason=reason)
 
 
 def init(config: Config, choices: Choices) -> Problems:
@@ -149,7 +191,7 @@ def schedule(config: Config, choices: Choices) -> Problems:
 def tangent(config: Config, choices: Choices) -> Problems:
     """A tangent in coordinates that the method knows, and a norm where one is chosen."""
     model = config["model"]
-    if "tangent_norm" not in model:
+    if "tangent_rms" not in model:
         return
     if model.get("tangent_rms") and model["tangent_norm"] is None:
         fix = "set model.tangent_norm=0.1"
@@ -427,7 +469,7 @@ def ways(config: Config, choices: Choices) -> Problems:
 
 
 TRAIN = (
-    *(teacher, init, levels, schedule, tangent, steps, curriculum, network, data, augment, features),
-    *(trainer, outputs, solver, checkpoint),
+    *(teacher, guidance, two_times, init, levels, schedule, tangent, steps, curriculum, network, data, augment),
+    *(features, trainer, outputs, solver, checkpoint),
 )
 EVAL = (scored_run, sample_sets, ways)

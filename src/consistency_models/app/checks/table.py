@@ -38,6 +38,7 @@ NOT_ARGUMENTS = (
         "clamp",
         "evaluation_images",
         "guidance",
+        "weak",
         "class_names",
     ),  # see app.build
     *("max_images", "download"),  # see app.run and app.build
@@ -49,6 +50,7 @@ COUNT, SIZE, FLAG, TARGET, TEXT, NULL = whole(0), whole(1), flag(), target(), te
 POSITIVE, NOT_NEGATIVE, ANY = number("(0, inf)"), number("[0, inf)"), number("(-inf, inf)")
 LEVEL, LEVEL_OR_0, RHO = number("(0, 1e6]"), number("[0, 1e6]"), number("[0.1, 1000]")
 SHARE, BELOW_1 = number("[0, 1]"), number("[0, 1)")
+CLASS = either(COUNT, text("the name of a class"))
 WEIGHTS = either(text("model, or the name of an average"), BELOW_1)
 CURRICULUM = node("${curriculum}")
 FILTERS = one_of("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -107,7 +109,7 @@ TASKS: dict[str, Rule] = {  # of eval.py's tasks; each takes some of them
     # sample, search
     "task.out": maybe(TEXT),
     "task.format": one_of("png", "zip", "npz"),
-    "task.classes": maybe(list_of(COUNT, distinct=True)),
+    "task.classes": maybe(list_of(CLASS, distinct=True)),
     "task.by_class": FLAG,
     "task.metric": maybe(TEXT),
     "task.grid": whole(3, 10_000),
@@ -115,7 +117,7 @@ TASKS: dict[str, Rule] = {  # of eval.py's tasks; each takes some of them
     # editing
     "task.image": maybe(EXISTING),
     "task.mask": maybe(EXISTING),
-    "task.label": maybe(COUNT),
+    "task.label": maybe(CLASS),
     "task.levels": either(
         whole(2),
         DESCENDING,
@@ -155,6 +157,20 @@ TRAIN: dict[str, Rule] = PATHS | {
     "model.segments": SIZE,
     "model.phases": list_of(SIZE),
     "model.weight_inside": FLAG,
+    "model.power": NOT_NEGATIVE,
+    "model.eps": POSITIVE,
+    "model.label_dropout": SHARE,
+    "model.omega": ANY,
+    "model.kappa": ANY,
+    "model.interval": list_of(SHARE, least=2, most=2),
+    "model.own_velocity": FLAG,
+    "model.start": SHARE,
+    "model.stop": SHARE,
+    "model.steepness": POSITIVE,
+    "model.clamp": number("[0, 0.5)"),
+    "model.clip": maybe(POSITIVE),
+    "model.q_max": SHARE,
+    "model.two_times": FLAG,
     "model.solver": node("${solver}"),
     "model.log_weight": NULL,
     "model.log_weight._target_": TARGET,
@@ -212,6 +228,11 @@ TRAIN: dict[str, Rule] = PATHS | {
     "schedule.rho": RHO,
     "schedule.mean": ANY,
     "schedule.std": POSITIVE,
+    "schedule.end_mean": maybe(ANY),
+    "schedule.end_std": maybe(POSITIVE),
+    "schedule.swap": FLAG,
+    "schedule.equal": SHARE,
+    "schedule.by_position": FLAG,
     "schedule.q": number("(1, inf)"),
     "schedule.slope": NOT_NEGATIVE,
     "schedule.steepness": NOT_NEGATIVE,
@@ -270,6 +291,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "teacher.source": node("${data.source}"),
     "teacher.kinds": list_of(TEXT, distinct=True),
     "teacher.guidance": NOT_NEGATIVE,
+    "teacher.weak": maybe(TEXT),
     "init._target_": maybe(TARGET),
     "init.path": maybe(TEXT),
     "init.weights": maybe(WEIGHTS),
@@ -419,7 +441,6 @@ FREE: dict[str, Rule] = {
     "sweep_size": one_of("small", "paper"),  # of the files of sweeps/
     "data.resident": either(FLAG, one_of("auto")),
     "data.source.sample_size": whole(2),
-    "model.two_times": FLAG,
     "network.out_channels": maybe(SIZE),
     **{f"trainer.{name}": RESERVED for name in ("callbacks", "logger", "plugins", "default_root_dir", "max_epochs")},
     **{

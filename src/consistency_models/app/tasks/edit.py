@@ -41,7 +41,7 @@ UNUSED = {"sigmas": None, "seeds": None, "repeats": 1, "devices": 1}
 
 
 def inpaint(
-    config: Config, generator: Generator, image: str | None, mask: str | None, label: int | None, levels: Levels
+    config: Config, generator: Generator, image: str | None, mask: str | None, label: int | str | None, levels: Levels
 ) -> None:
     """Keep the black pixels of a mask, paint the white ones anew."""
     given = pictures_of(config, generator, image, label)
@@ -50,7 +50,7 @@ def inpaint(
     _write(config, given.names, {"input": given.images, "kept": operator.measure(given.images), "result": results})
 
 
-def colorize(config: Config, generator: Generator, image: str | None, label: int | None, levels: Levels) -> None:
+def colorize(config: Config, generator: Generator, image: str | None, label: int | str | None, levels: Levels) -> None:
     """Keep the brightness, find colours."""
     given, operator = pictures_of(config, generator, image, label), Colorization()
     results = _edit(config, generator, given, operator, levels)
@@ -58,7 +58,7 @@ def colorize(config: Config, generator: Generator, image: str | None, label: int
 
 
 def superres(
-    config: Config, generator: Generator, image: str | None, label: int | None, patch: int, levels: Levels
+    config: Config, generator: Generator, image: str | None, label: int | str | None, patch: int, levels: Levels
 ) -> None:
     """Keep the mean of each patch, find what is within it."""
     given, operator = pictures_of(config, generator, image, label), SuperResolution(patch)
@@ -67,7 +67,7 @@ def superres(
 
 
 def stroke(
-    config: Config, generator: Generator, image: str | None, label: int | None, patch: int, levels: Levels
+    config: Config, generator: Generator, image: str | None, label: int | str | None, patch: int, levels: Levels
 ) -> None:
     """From a painting, with noise, to an image; images of the data set are made as coarse as a painting first."""
     given = pictures_of(config, generator, image, label)
@@ -79,7 +79,7 @@ def stroke(
 
 
 def denoise(
-    config: Config, generator: Generator, image: str | None, label: int | None, noise: float, sigma: float | None
+    config: Config, generator: Generator, image: str | None, label: int | str | None, noise: float, sigma: float | None
 ) -> None:
     """One call at the level of the noise; images of the data set are given some first."""
     given = pictures_of(config, generator, image, label)
@@ -99,7 +99,7 @@ def denoise(
     _write(config, given.names, rows | {"result": results})
 
 
-def interpolate(config: Config, generator: Generator, ends: list[list[int]], label: int | None) -> None:
+def interpolate(config: Config, generator: Generator, ends: list[list[int]], label: int | str | None) -> None:
     """BatchRandom of images from the noise of one sample to that of another."""
     refuse_points(config, generator)
     columns, rows, names = config["n"] or 10, [], []
