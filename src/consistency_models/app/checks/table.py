@@ -136,6 +136,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "test": FLAG,
     "ckpt_path": maybe(text("last, a run folder, a checkpoint file")),
     "show_traceback": FLAG,
+    "plan": FLAG,
     "compile": FLAG,
     "channels_last": FLAG,
     # what a recipe sets; the groups take it up
