@@ -363,6 +363,9 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("model=scd", "teacher", "run, edm, openai, ect, or exact", "add teacher=run"),
     ("model=sct teacher=exact data=mixture", "teacher", "none", "model=cd"),
     ("model=mcm schedule=karras_uniform", "schedule", "it needs segments", "did you mean schedule=segments_cosine?"),
+    ("network=dit network.patch_size=3", "network.patch_size", "a divisor of data.image_size=8", ""),
+    ("network=dit network.heads=5", "network.width", "a multiple of 4 and of network.heads=5", ""),
+    ("network=dit data=mixture", "network.patch_size", "a divisor of data.image_size=1", ""),
     # two times
     ("model=meanflow network=edm2", "network", "two_times: small", "did you mean network=small?"),
     ("model=meanflow network=openai_adm", "network", "two_times: small", "did you mean network=small?"),

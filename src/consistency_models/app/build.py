@@ -141,9 +141,17 @@ def _fetch(files: Published, folder: Path) -> None:
         ) from error
 
 
-def build_method(config: dict[str, Any], images_seen: ImagesSeen | None = None) -> Method:
-    """The method with its network, teacher and initial weights; `images_seen` by the run that it goes on with."""
-    model = build_model(config)
+def build_method(
+    config: dict[str, Any], images_seen: ImagesSeen | None = None, model: nn.Module | None = None
+) -> Method:
+    """The method with its network, teacher and initial weights.
+
+    Args:
+        config: the resolved configuration.
+        images_seen: of the run that is continued; by default the run begins with the first image.
+        model: the preconditioned network; by default a fresh one.
+    """
+    model = build_model(config) if model is None else model
     teacher = build_teacher(config)
     if config["init"]["_target_"]:
         instantiate(config["init"], model=model, teacher=teacher)

@@ -230,6 +230,12 @@ def network(config: Config, choices: Choices) -> Problems:
     if network.get("double_norm") and not network.get("adaptive_scale"):
         allowed, fix = "false with network.adaptive_scale=false", "add network.adaptive_scale=true"
         yield problem("network.double_norm", True, allowed, fix, reason="there is no scale to normalise")
+    patch, width, heads = network.get("patch_size", 1), network.get("width", 1), network.get("heads") or 1
+    if size % patch:
+        yield problem("network.patch_size", patch, f"a divisor of data.image_size={size}", "patches tile the image")
+    if width % heads or ("patch_size" in network and width % 4):
+        reason = "heads share the width, and positions take a quarter of it for each of sine and cosine"
+        yield problem("network.width", width, f"a multiple of 4 and of network.heads={heads}", reason=reason)
     multipliers, base = network.get("channel_mult"), network.get("model_channels")
     fixed = FACTS.get(config["data"]["source"]["_target_"])
     if not multipliers or not base or (fixed and size not in fixed[0]):

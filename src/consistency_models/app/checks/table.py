@@ -136,6 +136,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "test": FLAG,
     "ckpt_path": maybe(text("last, a run folder, a checkpoint file")),
     "show_traceback": FLAG,
+    "plan": FLAG,
     "compile": FLAG,
     "channels_last": FLAG,
     # what a recipe sets; the groups take it up
@@ -207,6 +208,8 @@ TRAIN: dict[str, Rule] = PATHS | {
     "network.embedding._target_": TARGET,
     "network.embedding._partial_": FLAG,
     "network.embedding.scale": POSITIVE,
+    "network.embedding.endpoint": FLAG,
+    "network.patch_size": SIZE,
     "network.encoder": one_of("standard", "skip", "residual"),
     "network.decoder": one_of("standard", "skip"),
     "network.resample_filter": list_of(POSITIVE),
