@@ -13,6 +13,7 @@ from torch import nn
 from consistency_models import pretrained
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError
+from consistency_models.sampling.samplers import Consistency
 from consistency_models.storage.loading import instantiate, load
 
 __all__ = [
@@ -85,7 +86,7 @@ def official_teacher(path: str, kinds: Sequence[str]) -> nn.Module:
             "teacher.path", path, f"a file of kind {', '.join(kinds)}", reason=f"this one is {loaded.kind}"
         )
     loaded.model.origin = {"path": str(path), "digest": loaded.digest}
-    loaded.model.is_consistency_model = "ECMPrecond" in kinds
+    loaded.model.is_consistency_model = loaded.recipe["sampler"].func == Consistency.for_steps
     return loaded.model
 
 
