@@ -136,6 +136,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "test": FLAG,
     "ckpt_path": maybe(text("last, a run folder, a checkpoint file")),
     "show_traceback": FLAG,
+    "plan": FLAG,
     "compile": FLAG,
     "channels_last": FLAG,
     # what a recipe sets; the groups take it up
@@ -150,6 +151,7 @@ TRAIN: dict[str, Rule] = PATHS | {
     "recipe.dropout": BELOW_1,
     "recipe.fourier_scale": POSITIVE,
     "recipe.warmup_steps": COUNT,
+    "recipe.limit": number("(0, 1)"),
     # model
     "model._target_": TARGET,
     "model.name": TEXT,
@@ -172,6 +174,8 @@ TRAIN: dict[str, Rule] = PATHS | {
     "model.q_max": SHARE,
     "model.two_times": FLAG,
     "model.solver": node("${solver}"),
+    "model.transition": LEVEL_OR_0,
+    "model.diffusion": NULL,
     "model.log_weight": NULL,
     "model.log_weight._target_": TARGET,
     "model.log_weight.sigma_data": POSITIVE,
@@ -239,6 +243,13 @@ TRAIN: dict[str, Rule] = PATHS | {
     "schedule.slope": NOT_NEGATIVE,
     "schedule.steepness": NOT_NEGATIVE,
     "schedule.stages": SIZE,
+    "schedule.transition": LEVEL_OR_0,
+    "schedule.scale": POSITIVE,
+    "schedule.df": POSITIVE,
+    "schedule.limit": number("(0, 1)"),
+    "schedule.first_stage": COUNT,
+    "schedule.share": BELOW_1,
+    "schedule.boundary_weight": NOT_NEGATIVE,
     "schedule.segments": SIZE,
     "schedule.steps": list_of(SIZE),
     "schedule.spacing._target_": TARGET,
@@ -443,6 +454,9 @@ FREE: dict[str, Rule] = {
     "sweep_size": one_of("small", "paper"),  # of the files of sweeps/
     "data.resident": either(FLAG, one_of("auto")),
     "data.source.sample_size": whole(2),
+    "model.diffusion._target_": TARGET,
+    "model.diffusion.path": TEXT,
+    "model.diffusion.weights": maybe(WEIGHTS),
     "network.out_channels": maybe(SIZE),
     **{f"trainer.{name}": RESERVED for name in ("callbacks", "logger", "plugins", "default_root_dir", "max_epochs")},
     **{
