@@ -1,7 +1,8 @@
 """The commands train and eval: compose the configuration, check it, then run its job or jobs.
 
 Nothing heavy is imported until the configuration of every job has been checked: a wrong one costs a second, and neither
-a folder nor a device has been touched.
+a folder nor a device has been touched. Even Hydra is imported after the signals are listened to: a job that a scheduler
+stops while it starts ends with the exit code that asks for a requeue.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ import os
 import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
-
-from hydra._internal.utils import get_args_parser
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from typing import TYPE_CHECKING, Any
 
 from consistency_models.app.commands import project_root
 from consistency_models.callbacks.stopping import StoppedBySignal, stoppable
 from consistency_models.errors import ConfigError, Exit, pasteable
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 __all__ = ["evaluate", "main", "train"]
 
@@ -32,7 +32,26 @@ def main(task: str, root: Path) -> int:
     Returns:
         The exit code (`Exit`); of a multirun, the highest of its jobs.
     """
+    try:
+        with stoppable():
+            return _run(task, root)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return int(error.code)
+    except (StoppedBySignal, KeyboardInterrupt) as stop:
+        text = str(stop) or "stopped by SIGINT outside training"
+        print(text, file=sys.stderr)
+        multirun = sys.modules.get("consistency_models.app.multirun")  # it may not have been imported yet
+        folder = multirun.Multirun.run_folder if multirun else None
+        if folder is not None and folder.state in (None, "RUNNING"):
+            folder.mark("STOPPED", f"{text}\n")
+        return int(Exit.STOPPED)
+
+
+def _run(task: str, root: Path) -> int:
+    """What `main` does, without the ends that it turns into exit codes."""
     import hydra
+    from hydra._internal.utils import get_args_parser
 
     from consistency_models.app.multirun import Multirun
 
@@ -42,34 +61,21 @@ def main(task: str, root: Path) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     arguments = get_args_parser().parse_args()
     outcomes: list[int] = []
-    asked = any(getattr(arguments, name, None) for name in HYDRA_ANSWERS)
-    try:
-        with stoppable():
-            if arguments.help:
-                from consistency_models.app.help import help_of
+    if arguments.help:
+        from consistency_models.app.help import help_of
 
-                print(help_of(task, root / "conf", arguments.config_dir))
-                return int(Exit.DONE)
-            if not asked:
-                from consistency_models.app.checks import check_command, config_to_plan
+        print(help_of(task, root / "conf", arguments.config_dir))
+        return int(Exit.DONE)
+    if not any(getattr(arguments, name, None) for name in HYDRA_ANSWERS):
+        from consistency_models.app.checks import check_command, config_to_plan
 
-                sys.argv[1:] = check_command(task, root / "conf", arguments)
-                if task == "train" and (config := config_to_plan(root / "conf", arguments)) is not None:
-                    from consistency_models.app.plan import plan
+        sys.argv[1:] = check_command(task, root / "conf", arguments)
+        if task == "train" and (config := config_to_plan(root / "conf", arguments)) is not None:
+            from consistency_models.app.plan import plan
 
-                    print(plan(config))
-                    return int(Exit.DONE)
-            hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(error.code)
-    except (StoppedBySignal, KeyboardInterrupt) as stop:
-        text = str(stop) or "stopped by SIGINT outside training"
-        print(text, file=sys.stderr)
-        folder = Multirun.run_folder
-        if folder is not None and folder.state in (None, "RUNNING"):
-            folder.mark("STOPPED", f"{text}\n")
-        return int(Exit.STOPPED)
+            print(plan(config))
+            return int(Exit.DONE)
+    hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
     return max([*outcomes, Multirun.folder.exit_code if Multirun.folder else 0])
 
 
@@ -86,6 +92,8 @@ def evaluate() -> int:
 def _job(task: str, outcomes: list[int]) -> Any:
     def job(composed: DictConfig) -> float | None:
         from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+        from omegaconf import OmegaConf
 
         from consistency_models.app.multirun import run_or_resume_job
 
