@@ -15,8 +15,8 @@ from typing import Any
 
 from consistency_models.app.checks.files import has_checkpoint, wrong_checkpoint, wrong_path
 from consistency_models.app.checks.problems import problem
-from consistency_models.app.checks.rules import show
 from consistency_models.errors import ConfigError, Exit
+from consistency_models.values import show
 
 __all__ = ["EVAL", "TRAIN"]
 
