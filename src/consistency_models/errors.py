@@ -87,6 +87,9 @@ def naming(path: Path | str, expected: str) -> Iterator[None]:
     except CheckpointError as error:
         raise CheckpointError(error.expected, error.found, error.path or path) from error.__cause__
     except Exception as error:
+        cause = error.__cause__  # what a constructor said, without Hydra's wrapping
+        if isinstance(cause, CheckpointError):
+            raise CheckpointError(cause.expected, cause.found, cause.path or path) from error
         raise CheckpointError(expected, f"{type(error).__name__}: {error}", path) from error
 
 

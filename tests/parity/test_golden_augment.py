@@ -1,5 +1,7 @@
 """EDM's augmentation, against official code with the same random draws."""
 
+import re
+
 import pytest
 import torch
 from parity.golden import cases, load
@@ -12,11 +14,13 @@ class Injected:
     """BatchRandom whose draws are the file's, in the order of the official calls."""
 
     def __init__(self, case, name):
-        self.left = [case[key] for key in sorted(case) if key.startswith(f"{name}/draw")]
+        self.left = [(key, case[key]) for key in sorted(case) if key.startswith(f"{name}/draw")]
 
     def rand(self, stream, *shape, dtype=torch.float32):
-        draw = self.left.pop(0).to(dtype)
-        return (draw.T if draw.ndim == 2 else draw).reshape(-1, *shape)
+        key, draw = self.left.pop(0)
+        below = re.search(r"randint(\d+)$", key)
+        draw = (draw + 0.5) / int(below[1]) if below else draw  # of a whole number, the middle of its share of [0, 1)
+        return draw.to(dtype).reshape(*shape, -1).movedim(-1, 0)
 
     randn = rand
 

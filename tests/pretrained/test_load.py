@@ -52,6 +52,21 @@ def test_dropout_is_limited_as_the_file_says(dropout_res, expected, tmp_path):
     assert {name.partition("x")[0] for name in found} == {"8", "4"}
 
 
+OPTIONS = {"attn_balance": 0.2, "res_balance": 0.4, "concat_balance": 0.6, "label_balance": 0.7, "clip_act": None}
+OPTIONS |= {"channel_mult_noise": 2, "channel_mult_emb": 3, "resample_filter": [1, 3, 3, 1]}
+
+
+def test_edm2_s_options_are_read_from_the_file(tmp_path):
+    loaded = pretrained.load(precond(tmp_path / "a.pkl", True, **OPTIONS)).model
+    unet = loaded.network.unet
+    assert (unet.label_balance, unet.concat_balance) == (0.7, 0.6)
+    for name, block in [*unet.enc.items(), *unet.dec.items()]:
+        if not name.endswith("conv"):
+            assert (block.res_balance, block.attn_balance, block.clip_act) == (0.4, 0.2, None)
+            assert block.filter.shape == (1, 1, 4, 4)
+    assert (unet.emb_noise.weight.shape, len(unet.emb_fourier.freqs)) == ((48, 32), 32)
+
+
 @pytest.mark.parametrize(
     ("uncertainty", "size", "kind", "steps", "second"),
     [

@@ -2,6 +2,7 @@
 
 from itertools import pairwise, product
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -40,6 +41,75 @@ def test_order_and_the_same_images_by_every_process(noise, schedule, scaled, alp
 def test_linear_and_unscaled_is_edm_s_sampler(noise):
     got = GeneralODESampler(edm_levels(12), Linear())(gaussian, noise, None)
     assert_close(got, Heun(12)(gaussian, noise, None), rtol=1e-12, atol=0)
+
+
+CHURN = {"churn": 4.0, "churn_min": 0.05, "churn_max": 40.0, "churn_noise": 1.1}
+
+
+def test_linear_and_unscaled_is_edm_s_sampler_with_churn_too(noise):
+    draws = torch.randn(2, 12, *noise.shape, generator=torch.Generator().manual_seed(1)).double()
+    got, expected = (
+        sampler(gaussian, noise, iter(draws[0]).__next__)
+        for sampler in (GeneralODESampler(edm_levels(12), Linear(), **CHURN), Heun(12, **CHURN))
+    )
+    assert_close(got, expected, rtol=1e-12, atol=0)
+
+
+def by_hand(sigmas, name, scaled, alpha, x, draws):
+    """EDM's general stochastic sampler in NumPy, with slopes by central differences of its σ(t) and s(t)."""
+    B = 2 * (np.log1p(0.002**2) / 1e-3 - np.log1p(80**2)) / (1e-3 - 1)
+    b = np.log1p(80**2) - B / 2
+    level = {"VP": lambda t: np.sqrt(np.exp(B / 2 * t**2 + b * t) - 1), "VE": np.sqrt, "Linear": lambda t: t}[name]
+    time = {
+        "VP": lambda u: (np.sqrt(b**2 + 2 * B * np.log(1 + u**2)) - b) / B,
+        "VE": np.square,
+        "Linear": lambda u: u,
+    }[name]
+
+    def scale(t):
+        return 1 / np.sqrt(1 + level(t) ** 2) if scaled else 1.0
+
+    def slope(x, t):
+        e = 1e-6 * t
+        rate, rate_of_s = ((f(t + e) - f(t - e)) / (2 * e) for f in (level, scale))
+        D = x / scale(t) * 0.25 / (0.25 + level(t) ** 2)
+        return (rate / level(t) + rate_of_s / scale(t)) * x - rate * scale(t) / level(t) * D
+
+    x = x * sigmas[0] * scale(time(sigmas[0]))
+    for u, v, z in zip(sigmas, [*sigmas[1:], 0.0], draws):
+        t, following = time(u), time(v) if v else 0.0
+        gamma = min(4.0 / len(sigmas), np.sqrt(2) - 1) if 0.05 <= u <= 40 else 0.0
+        t_hat = time(u * (1 + gamma))
+        x = scale(t_hat) / scale(t) * x
+        x = x + scale(t_hat) * 1.1 * np.sqrt(max(level(t_hat) ** 2 - level(t) ** 2, 0)) * z
+        h, d = following - t_hat, slope(x, t_hat)
+        if v and alpha:
+            d = (1 - 0.5 / alpha) * d + 0.5 / alpha * slope(x + alpha * h * d, t_hat + alpha * h)
+        x = x + h * d
+    return x
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("levels", LEVELS, ids=lambda f: f.__name__)
+def test_churn_with_every_schedule_scaling_and_choice_of_levels(noise, schedule, levels):
+    sigmas = levels(7, sigma_min=0.02, sigma_max=60)
+    draws = torch.randn(7, *noise.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for scaled, alpha in product((False, True), (0, 0.5, 1)):
+        sampler = GeneralODESampler(sigmas, schedule, scaled, alpha, **CHURN)
+        got = sampler(gaussian, noise, iter(draws).__next__)
+        expected = by_hand(sigmas, type(schedule).__name__, scaled, alpha, noise.numpy(), draws.numpy())
+        np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-7 * np.abs(expected).max())
+
+
+def test_without_churn_nothing_is_drawn_and_outside_its_window_nothing_changes(noise):
+    plain = GeneralODESampler(edm_levels(6), VE())(gaussian, noise, None)
+    outside = GeneralODESampler(edm_levels(6), VE(), churn=3, churn_min=100)(gaussian, noise, lambda: noise)
+    assert torch.equal(plain, outside)
+
+
+def test_a_churn_without_meaning_is_refused():
+    with pytest.raises(ValueError, match="need churn >= 0"):
+        GeneralODESampler([2.0, 1.0], Linear(), churn_min=2, churn_max=1)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)

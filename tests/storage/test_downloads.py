@@ -1,6 +1,7 @@
 """Files of weights: where they are looked for, and that only the published ones are taken."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ def published(tmp_path, monkeypatch):
     monkeypatch.setenv("CONSISTENCY_MODELS_WEIGHTS", str(tmp_path / "mine"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     digest = hashlib.sha256(content).hexdigest()
-    return Weights("somebody", f"https://example.org/a/net-{digest[:8]}.pth", digest[:8]), content
+    return Weights("somebody", f"https://example.org/a/net-{digest[:8]}.pth", digest), content
 
 
 def put(content, folder, name):
@@ -35,8 +36,25 @@ def test_it_is_found_on_disk(published, tmp_path, folder):
 def test_another_content_under_its_name_is_refused(published, tmp_path):
     weights, content = published
     put(content + b"!", tmp_path / "mine", weights.name)
-    with pytest.raises(ValueError, match=rf"mine/{weights.name} has SHA-256 .* the published file {weights.sha256}"):
+    with pytest.raises(
+        ValueError, match=rf"mine/{weights.name} has SHA-256 .* the published file {weights.sha256[:16]}"
+    ):
         weights.path()
+
+
+def test_the_first_digits_are_not_enough(published, tmp_path):
+    weights, content = published
+    put(content, tmp_path / "mine", weights.name)
+    alike = replace(weights, sha256=weights.sha256[:-1] + ("0" if weights.sha256[-1] != "0" else "1"))
+    with pytest.raises(ValueError, match="it is damaged or another one"):
+        alike.path()
+
+
+def test_it_is_not_downloaded_for_a_file_that_names_it(published, monkeypatch):
+    weights, _ = published
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("asked the network"))
+    with pytest.raises(FileNotFoundError, match=f"put {weights.url} into that folder"):
+        weights.use(dict, download=False)
 
 
 def test_it_is_downloaded_once_and_checked(published, monkeypatch):

@@ -1,97 +1,52 @@
 """Augmentation of clean images whose parameters the network is told, so that it does not learn to generate them.
 
-(EDM, arXiv 2206.00364, App. F.2; the way of resampling is StyleGAN2-ADA's, arXiv 2006.06676, App. B.)
+(EDM, arXiv 2206.00364, App. F.2; colours as in StyleGAN2-ADA, arXiv 2006.06676, App. B.)
 """
 
 from __future__ import annotations
 
-from math import log, pi
+from functools import reduce
+from math import inf, pi
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from consistency_models.data.affine import LUMA, recolour, rotation, scaling, translation, turned_about_grey, warp
 from consistency_models.random import BatchRandom
+from consistency_models.trust import loadable
 
 __all__ = ["AugmentPipe"]
 
-# Low-pass filter of the symlet with six vanishing moments: Σ h = √2, Σ h_k·h_(k+2m) = δ_m.
-SYM6 = (
-    *(0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633),
-    *(0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252),
-    *(-0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148),
-)
+
+def reflected(size: int, shift: Tensor) -> Tensor:
+    """Where each of `size` pixels comes from when their row moves by `shift` and reflects; (B,) to (B, size)."""
+    period = max(2 * size - 2, 1)
+    i = torch.arange(size) - shift[:, None]
+    return size - 1 - (size - 1 - i % period).abs()
 
 
-def matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor, e: Tensor, f: Tensor) -> Tensor:
-    """[[a, b, c], [d, e, f], [0, 0, 1]] for each image: (B,) each to (B, 3, 3)."""
-    zero, one = torch.zeros_like(a), torch.ones_like(a)
-    return torch.stack([a, b, c, d, e, f, zero, zero, one], 1).unflatten(1, (3, 3))
-
-
-def scaling(x: Tensor, y: Tensor) -> Tensor:
-    """(B,) each to (B, 3, 3)."""
-    zero = torch.zeros_like(x)
-    return matrix(x, zero, zero, zero, y, zero)
-
-
-def rotation(angle: Tensor) -> Tensor:
-    """Counter-clockwise; (B,) to (B, 3, 3)."""
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    return matrix(cos, -sin, zero, sin, cos, zero)
-
-
-def translation(x: Tensor, y: Tensor) -> Tensor:
-    """(B,) each to (B, 3, 3)."""
-    zero, one = torch.zeros_like(x), torch.ones_like(x)
-    return matrix(one, zero, x, zero, one, y)
-
-
-def stretch(w: Tensor) -> Tensor:
-    """2^(0.2·w)."""
-    return (0.2 * log(2) * w).exp()
-
-
-def warp(images: Tensor, inverse: Tensor) -> Tensor:
-    """Images seen through an affine map, low-pass filtered so that nothing aliases.
-
-    Args:
-        images: (B, C, H, W).
-        inverse: (B, 3, 3), from pixels of the result to pixels of `images`, both with their origin in the centre.
-    """
-    n, c, h, w = images.shape
-    filters = images.new_tensor(SYM6)[None, None]
-    rows, columns = filters[..., None, :], filters[..., None]
-    # Every image reflects as far as it can: a margin that depended on the batch would need its values on the host, and
-    # would round an image's pixels differently in another batch.
-    x = F.pad(images, [w - 1, w - 1, h - 1, h - 1], mode="reflect").flatten(0, 1)[:, None]
-    x = F.conv_transpose2d(x, rows, stride=(1, 2), padding=(0, 5))
-    x = F.conv_transpose2d(x, columns, stride=(2, 1), padding=(5, 0)).unflatten(0, (n, c))[:, :, 0]
-    # The grid has half of the filter, three pixels, beyond each side; it is in twice the resolution, half a pixel off.
-    grid_h, grid_w = 2 * (h + 6), 2 * (w + 6)
-    half = inverse.new_full((n,), 0.5)
-    inverse = scaling(4 * half, 4 * half) @ inverse @ scaling(half, half)
-    inverse = translation(-half, -half) @ inverse @ translation(half, half)
-    to_unit = scaling(4 * half / x.shape[3], 4 * half / x.shape[2])
-    theta = to_unit @ inverse @ scaling(half * grid_w, half * grid_h)
-    theta = theta[:, :2].to(images.device, images.dtype, non_blocking=True)
-    x = F.grid_sample(x, F.affine_grid(theta, [n, c, grid_h, grid_w], align_corners=False), align_corners=False)
-    x = F.conv2d(x.flatten(0, 1)[:, None], rows, stride=(1, 2), padding=(0, 5))
-    x = F.conv2d(x, columns, stride=(2, 1), padding=(5, 0)).unflatten(0, (n, c))[:, :, 0]
-    return x[:, :, 3:-3, 3:-3].contiguous()
-
-
+@loadable()
 class AugmentPipe:
-    """Flips, scaling, rotation, stretching and translation, each at random: images to images and labels.
+    """Flips, turns, shifts, stretches and changes of colour, each at random: images to images and labels.
 
-    Each argument but p multiplies the probability p of one transformation; 0 leaves it out, and its labels with it.
+    Each argument named in `LABELS` multiplies the probability p of one transformation; 0 leaves it out, and its labels
+    with it. In this order, with w ~ N(0, 1) and N pixels along an axis:
 
-        flips      with probability ½·min(xflip·p, 1);     label 0 or 1
-        scale      by 2^(0.2·w), w ~ N(0, 1);              label w
-        rotate     by θ ~ U(-π, π);                        labels cos θ - 1, sin θ
-        aniso      by 2^(0.2·w) along the angle r and the inverse across; r ~ U(-π, π) or, half of the time, 0;
-                                                           labels w·cos r, w·sin r
-        translate  by (w_x·W/8, w_y·H/8), w ~ N(0, 1);     labels w_x, w_y
+        xflip, yflip    with probability ½·min(xflip·p, 1);             label 0 or 1
+        rotate_int      by k quarter turns, k in {0, 1, 2, 3};          labels [k in {1, 2}], [k in {2, 3}]
+        translate_int   by d whole pixels to the right and up, d = round(u·N·translate_int_max), u ~ U(-1, 1);
+                                                                        labels d_x/(N_x·translate_int_max), d_y/(…)
+        scale           by 2^(scale_std·w);                             label w
+        rotate_frac     by θ ~ U(-π, π)·rotate_frac_max;                labels cos θ - 1, sin θ
+        aniso           by 2^(aniso_std·w) along the angle r and the inverse across; r ~ U(-π, π) with probability
+                        aniso_rotate_prob, else 0;                      labels w·cos r, w·sin r
+        translate_frac  by (w_x·N_x, w_y·N_y)·translate_frac_std;       labels w_x, w_y
+        brightness      plus brightness_std·w;                          label w
+        contrast        times 2^(contrast_std·w);                       label w
+        lumaflip        grey reversed, with probability ½·min(lumaflip·p, 1);    label 0 or 1
+        hue             turned about grey by θ ~ U(-π, π)·hue_max;      labels cos θ - 1, sin θ
+        saturation      the distance from grey times 2^(saturation_std·w);       label w
 
     A transformation that an image is spared has label 0; w, r and -w, r ± π have the same labels, as published. The
     draws are made on the host, one stream each: they depend on (seed, step, row) alone and never wait for the device.
@@ -100,91 +55,218 @@ class AugmentPipe:
         p: probability of each transformation at multiplier 1.
         xflip: horizontal flips; 1e8 flips half of all images, whatever p.
         yflip: vertical flips.
+        rotate_int: quarter turns, of square images.
+        translate_int: shifts by whole pixels; what leaves the image comes back reflected.
+        translate_int_max: their range, as a share of the image.
         scale: scaling.
         rotate_frac: rotation by any angle.
         aniso: stretching.
         translate_frac: translation by fractions of a pixel.
+        scale_std: standard deviation of the scaling's log₂.
+        rotate_frac_max: range of rotations; 1 is the full circle.
+        aniso_std: standard deviation of the stretch's log₂.
+        aniso_rotate_prob: probability of a stretch along any angle rather than along the rows.
+        translate_frac_std: standard deviation of translations, as a share of the image.
+        brightness: a constant added to all channels.
+        contrast: a factor of all channels.
+        lumaflip: reversal of grey.
+        hue: rotation of colours about grey.
+        saturation: a factor of the distance from grey.
+        brightness_std: standard deviation of the constant.
+        contrast_std: standard deviation of the contrast's log₂.
+        hue_max: range of hues; 1 is the full circle.
+        saturation_std: standard deviation of the saturation's log₂.
 
     Raises:
-        ValueError: p is not in [0, 1], a multiplier is negative, or all are 0.
+        ValueError: p or aniso_rotate_prob is not in [0, 1]; a multiplier, a standard deviation or a range is negative
+            or not finite; translate_int_max is 0; or all multipliers are 0.
     """
+
+    LABELS: ClassVar[dict[str, int]] = {
+        "xflip": 1,
+        "yflip": 1,
+        "rotate_int": 2,
+        "translate_int": 2,
+        "scale": 1,
+        "rotate_frac": 2,
+        "aniso": 2,
+        "translate_frac": 2,
+        "brightness": 1,
+        "contrast": 1,
+        "lumaflip": 1,
+        "hue": 2,
+        "saturation": 1,
+    }
+    """Labels of each transformation, in the order of the labels."""
+
+    COLOURS: ClassVar[tuple[str, ...]] = ("brightness", "contrast", "lumaflip", "hue", "saturation")
+    """Transformations of images of three channels or of one."""
 
     def __init__(
         self,
         p: float = 1.0,
         xflip: float = 0.0,
         yflip: float = 0.0,
+        rotate_int: float = 0.0,
+        translate_int: float = 0.0,
+        translate_int_max: float = 0.125,
         scale: float = 0.0,
         rotate_frac: float = 0.0,
         aniso: float = 0.0,
         translate_frac: float = 0.0,
+        scale_std: float = 0.2,
+        rotate_frac_max: float = 1.0,
+        aniso_std: float = 0.2,
+        aniso_rotate_prob: float = 0.5,
+        translate_frac_std: float = 0.125,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        lumaflip: float = 0.0,
+        hue: float = 0.0,
+        saturation: float = 0.0,
+        brightness_std: float = 0.2,
+        contrast_std: float = 0.5,
+        hue_max: float = 1.0,
+        saturation_std: float = 1.0,
     ) -> None:
-        if not 0 <= p <= 1:
-            raise ValueError(f"p must be a probability, in [0, 1]; got {p}")
-        self.p = p
-        self.chances = {
-            "xflip": xflip,
-            "yflip": yflip,
-            "scale": scale,
-            "rotate_frac": rotate_frac,
-            "aniso": aniso,
-            "translate_frac": translate_frac,
-        }
-        for name, multiplier in self.chances.items():
-            if not multiplier >= 0:
-                raise ValueError(f"{name} multiplies a probability and must be at least 0; got {multiplier}")
+        given = {name: value for name, value in locals().items() if name != "self"}
+        for name in ("p", "aniso_rotate_prob"):
+            if not 0 <= given[name] <= 1:
+                raise ValueError(f"{name} must be a probability, in [0, 1]; got {given[name]}")
+        for name, value in given.items():
+            if not 0 <= value < inf:
+                kind = "multiplies a probability" if name in self.LABELS else "is a range or a standard deviation"
+                raise ValueError(f"{name} {kind} and must be finite and at least 0; got {value}")
+        if translate_int_max == 0:
+            raise ValueError("translate_int_max must be above 0: labels are divided by it; translate_int=0 for none")
+        self.p, self.aniso_rotate_prob = p, aniso_rotate_prob
+        self.chances = {name: given[name] for name in self.LABELS}
+        self.translate_int_max, self.translate_frac_std = translate_int_max, translate_frac_std
+        self.scale_std, self.aniso_std, self.rotate_frac_max = scale_std, aniso_std, rotate_frac_max
+        self.brightness_std, self.contrast_std, self.saturation_std = brightness_std, contrast_std, saturation_std
+        self.hue_max = hue_max
         if not self.augment_dim:
             raise ValueError("at least one transformation must have a multiplier above 0; use augment=none for none")
 
     @property
     def augment_dim(self) -> int:
-        """Labels an image, which the network must have been built for; 9 with all transformations."""
-        widths = {"xflip": 1, "yflip": 1, "scale": 1, "rotate_frac": 2, "aniso": 2, "translate_frac": 2}
-        return sum(width for name, width in widths.items() if self.chances[name] > 0)
+        """Labels an image, which the network must have been built for: 9 with EDM's six, 19 with all."""
+        return sum(width for name, width in self.LABELS.items() if self.chances[name] > 0)
 
     def __call__(self, images: Tensor, rows: BatchRandom) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) augmented, and what was done to them (B, augment_dim), on the device of the images."""
+        """Images (B, C, H, W) augmented, and what was done to them (B, augment_dim), on the device of the images.
 
-        def spared(name: str) -> Tensor:
-            return rows.rand(f"augment/{name}/spared") >= self.chances[name] * self.p
+        Raises:
+            ValueError: quarter turns of images that are not square, or colours of images that have neither 3 channels
+                nor 1.
+        """
+        labels: list[Tensor] = []
+        images = self._move_pixels(images, rows, labels)
+        inverse, colour = self._geometry(images, rows, labels), self._colour(rows, labels)
+        with torch.autocast(images.device.type, enabled=False):
+            images = images if inverse is None else warp(images, inverse)
+            images = images if colour is None else recolour(images, colour)
+        return images, torch.stack([label.float() for label in labels], 1).to(images.device, non_blocking=True)
 
-        def normal(name: str, *shape: int) -> Tensor:
-            return rows.randn(f"augment/{name}", *shape, dtype=torch.float64)
+    def _spared(self, rows: BatchRandom, name: str, drawn: Tensor) -> Tensor:
+        """`drawn`, with 0 for the images that this transformation spares."""
+        spared = rows.rand(f"augment/{name}/spared") >= self.chances[name] * self.p
+        return drawn.masked_fill(spared.view(-1, *[1] * (drawn.ndim - 1)), 0)
 
-        def angle(name: str) -> Tensor:
-            return (2 * rows.rand(f"augment/{name}/angle", dtype=torch.float64) - 1) * pi
+    def _coin(self, rows: BatchRandom, name: str) -> Tensor:
+        return self._spared(rows, name, rows.rand(f"augment/{name}") >= 0.5)
 
-        wanted = {name for name, multiplier in self.chances.items() if multiplier > 0}
-        labels, maps = [], []
+    def _normal(self, rows: BatchRandom, name: str, *shape: int) -> Tensor:
+        return self._spared(rows, name, rows.randn(f"augment/{name}", *shape, dtype=torch.float64))
+
+    def _angle(self, rows: BatchRandom, name: str, share: float) -> Tensor:
+        angle = (2 * rows.rand(f"augment/{name}/angle", dtype=torch.float64) - 1) * pi * share
+        return self._spared(rows, name, angle)
+
+    def _move_pixels(self, images: Tensor, rows: BatchRandom, labels: list[Tensor]) -> Tensor:
+        """Images whose pixels are in other places, unchanged; what was done is appended to labels."""
+
+        def where(mask: Tensor, moved: Tensor, images: Tensor) -> Tensor:
+            return torch.where(mask.to(images.device, non_blocking=True)[:, None, None, None], moved, images)
+
+        height, width = images.shape[2:]
         for name, axis in (("xflip", 3), ("yflip", 2)):
-            if name in wanted:
-                flip = (rows.rand(f"augment/{name}") >= 0.5) & ~spared(name)
-                mask = flip.to(images.device, non_blocking=True)[:, None, None, None]
-                images = torch.where(mask, images.flip(axis), images)
+            if self.chances[name] > 0:
+                flip = self._coin(rows, name)
+                images = where(flip, images.flip(axis), images)
                 labels += [flip]
-        if "scale" in wanted:
-            w = normal("scale").masked_fill(spared("scale"), 0)
-            maps += [scaling(stretch(-w), stretch(-w))]
+        if self.chances["rotate_int"] > 0:
+            if height != width:
+                raise ValueError(f"rotate_int turns square images; got height {height}, width {width}")
+            turns = self._spared(rows, "rotate_int", (4 * rows.rand("augment/rotate_int")).floor())
+            across, down = (turns == 1) | (turns == 2), turns >= 2
+            images = where(across, images.flip(3), images)
+            images = where(down, images.flip(2), images)
+            images = where(across ^ down, images.transpose(2, 3), images)
+            labels += [across, down]
+        if self.chances["translate_int"] > 0:
+            w = 2 * rows.rand("augment/translate_int", 2, dtype=torch.float64) - 1
+            longest = torch.tensor([width, height]) * self.translate_int_max
+            shift = (self._spared(rows, "translate_int", w) * longest).round()
+            x, y = reflected(width, shift[:, 0].long()), reflected(height, -shift[:, 1].long())
+            x, y = (index.to(images.device, non_blocking=True) for index in (x, y))
+            every = torch.arange(len(images), device=images.device)[:, None, None, None]
+            channel = torch.arange(images.shape[1], device=images.device)[:, None, None]
+            images = images[every, channel, y[:, None, :, None], x[:, None, None, :]]
+            labels += [*(shift / longest).unbind(1)]
+        return images
+
+    def _geometry(self, images: Tensor, rows: BatchRandom, labels: list[Tensor]) -> Tensor | None:
+        """The map (B, 3, 3) from the result's pixels to the images', or None; what it does is appended to labels."""
+        maps = []
+        if self.chances["scale"] > 0:
+            w = self._normal(rows, "scale")
+            s = (-self.scale_std * w).exp2()
+            maps += [scaling(s, s)]
             labels += [w]
-        if "rotate_frac" in wanted:
-            w = angle("rotate_frac").masked_fill(spared("rotate_frac"), 0)
+        if self.chances["rotate_frac"] > 0:
+            w = self._angle(rows, "rotate_frac", self.rotate_frac_max)
             maps += [rotation(w)]
             labels += [w.cos() - 1, w.sin()]
-        if "aniso" in wanted:
-            w, r = normal("aniso"), angle("aniso")
-            w = w.masked_fill(spared("aniso"), 0)
-            r = r.masked_fill(rows.rand("augment/aniso/upright") >= 0.5, 0)
-            maps += [rotation(-r) @ scaling(stretch(-w), stretch(w)) @ rotation(r)]
+        if self.chances["aniso"] > 0:
+            w = rows.randn("augment/aniso", dtype=torch.float64)
+            r = (2 * rows.rand("augment/aniso/angle", dtype=torch.float64) - 1) * pi
+            w = self._spared(rows, "aniso", w)
+            r = r.masked_fill(rows.rand("augment/aniso/upright") >= self.aniso_rotate_prob, 0)
+            s = (self.aniso_std * w).exp2()
+            maps += [rotation(-r) @ scaling(1 / s, s) @ rotation(r)]
             labels += [w * r.cos(), w * r.sin()]
-        if "translate_frac" in wanted:
-            w = normal("translate_frac", 2).masked_fill(spared("translate_frac")[:, None], 0)
-            maps += [translation(-w[:, 0] * images.shape[3] / 8, -w[:, 1] * images.shape[2] / 8)]
-            labels += [*w.unbind(1)]
-        if maps:
-            inverse = maps[0]
-            for further in maps[1:]:
-                inverse = inverse @ further
-            with torch.autocast(images.device.type, enabled=False):
-                images = warp(images, inverse)
-        labels = torch.stack([label.to(torch.float32) for label in labels], 1)
-        return images, labels.to(images.device, non_blocking=True)
+        if self.chances["translate_frac"] > 0:
+            w_x, w_y = self._normal(rows, "translate_frac", 2).unbind(1)
+            height, width = (self.translate_frac_std * size for size in images.shape[2:])
+            maps += [translation(-w_x * width, -w_y * height)]
+            labels += [w_x, w_y]
+        return reduce(torch.matmul, maps) if maps else None
+
+    def _colour(self, rows: BatchRandom, labels: list[Tensor]) -> Tensor | None:
+        """The map (B, 3, 4) of colours, or None; what it does is appended to labels."""
+        if not any(self.chances[name] > 0 for name in self.COLOURS):
+            return None
+        colour = torch.eye(3, 4, dtype=torch.float64).repeat(len(rows), 1, 1)
+        if self.chances["brightness"] > 0:
+            w = self._normal(rows, "brightness")
+            colour[:, :, 3] += self.brightness_std * w[:, None]
+            labels += [w]
+        if self.chances["contrast"] > 0:
+            w = self._normal(rows, "contrast")
+            colour = (self.contrast_std * w).exp2()[:, None, None] * colour
+            labels += [w]
+        if self.chances["lumaflip"] > 0:
+            flip = self._coin(rows, "lumaflip")
+            colour = colour - 2 * flip[:, None, None] * (LUMA @ colour)
+            labels += [flip]
+        if self.chances["hue"] > 0:
+            w = self._angle(rows, "hue", self.hue_max)
+            colour = turned_about_grey(w) @ colour
+            labels += [w.cos() - 1, w.sin()]
+        if self.chances["saturation"] > 0:
+            w = self._normal(rows, "saturation")
+            grey = LUMA @ colour
+            colour = grey + (self.saturation_std * w).exp2()[:, None, None] * (colour - grey)
+            labels += [w]
+        return colour

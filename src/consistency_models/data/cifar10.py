@@ -16,6 +16,7 @@ import torch
 from consistency_models.data.image_folder import image_folder
 from consistency_models.data.image_set import ImageSet
 from consistency_models.errors import DataError
+from consistency_models.trust import loadable
 
 __all__ = ["cifar10"]
 
@@ -26,6 +27,7 @@ TRAIN, TEST = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
 BATCH_BYTES = 64 << 20  # a real one has 31 MB
 
 
+@loadable(download=False, cache_dir=None)
 def cifar10(
     root: str | Path, download: bool = False, bad_images: str = "error", cache_dir: str | Path | None = None
 ) -> ImageSet:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 from consistency_models.data.image_set import ImageSet
+from consistency_models.trust import loadable
 
 __all__ = ["digits"]
 
 
+@loadable()
 def digits() -> ImageSet:
     """The digits of UCI ML's "Optical Recognition of Handwritten Digits" test set; pixels 0 … 16 become 0 … 255.
 

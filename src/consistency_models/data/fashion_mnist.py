@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 from consistency_models.data.image_set import ImageSet
 from consistency_models.errors import DataError
+from consistency_models.trust import loadable
 
 __all__ = ["fashion_mnist"]
 
 
+@loadable()
 def fashion_mnist(root: str | Path, image_size: int = 28) -> ImageSet:
     """Fashion-MNIST from its four idx files, gzipped or not; MNIST's files have the same names and form, and work, too.
 

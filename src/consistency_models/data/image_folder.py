@@ -15,12 +15,14 @@ from consistency_models.data.decoding import Decoder, cached
 from consistency_models.data.files import Files
 from consistency_models.data.image_set import ImageSet
 from consistency_models.errors import DataError
+from consistency_models.trust import loadable
 
 __all__ = ["image_folder"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 
+@loadable(cache_dir=None)
 def image_folder(
     root: str | Path,
     image_size: int | None = None,

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from consistency_models.data.batch import Batch, Slot
 from consistency_models.random import BatchRandom, seed_of
+from consistency_models.trust import loadable
 
 __all__ = ["GaussianMixture", "Mixture"]
 
@@ -189,6 +190,7 @@ def _rows(level: Tensor | float, x: Tensor) -> Tensor:
     return level.to(x).expand(len(x)) if isinstance(level, Tensor) else x.new_full((len(x),), level)
 
 
+@loadable()
 @dataclass(frozen=True)
 class Mixture:
     """A mixture as a data source: fresh points in every step, as images of shape (d, 1, 1); the class is the component.

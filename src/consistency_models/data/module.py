@@ -14,12 +14,14 @@ from consistency_models.data.image_set import ImageSet
 from consistency_models.data.mixture import Mixture
 from consistency_models.data.sampler import StepSampler
 from consistency_models.errors import DataError
+from consistency_models.trust import loadable
 
 __all__ = ["DataModule"]
 
 RESIDENT_BYTES = 2 << 30  # a set up to this size is kept on the GPU
 
 
+@loadable()
 class DataModule(LightningDataModule):
     """Micro-batches of a source, from the trainer's global step on.
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from consistency_models.evaluation.features import resized_to, to_bytes, to_rgb
 from consistency_models.storage.downloads import Weights
+from consistency_models.trust import loadable
 
 __all__ = ["DINOv2"]
 
@@ -22,6 +23,7 @@ SIZE, PATCH = 224, 14
 NAMES = {384: "dinov2_vits14", 768: "dinov2_vitb14", 1024: "dinov2"}  # by width; the unmarked one is the papers'
 
 
+@loadable(download=False)
 class DINOv2(nn.Module):
     """The class token of DINOv2's ViT-L/14, of 1024 values: the space of FD_DINOv2.
 
@@ -32,6 +34,7 @@ class DINOv2(nn.Module):
         data: not used; every extractor is given the data set.
         weights: `dinov2_vitl14_pretrain.pth`, or the file of ViT-S/14 or ViT-B/14, whose numbers have another name; by
             default the first is looked for, and if need be downloaded (1.2 GB): see `Weights`.
+        download: whether weights that are not on disk may be downloaded.
 
     Raises:
         FileNotFoundError, ValueError: see `Weights.use`.
@@ -39,9 +42,9 @@ class DINOv2(nn.Module):
 
     protocol = "8 bits, bicubic antialiased 224"
 
-    def __init__(self, data=None, weights: str | Path | None = None) -> None:
+    def __init__(self, data=None, weights: str | Path | None = None, download: bool = True) -> None:
         super().__init__()
-        self.network = WEIGHTS.use(_network, weights)
+        self.network = WEIGHTS.use(_network, weights, download)
         width = self.network.hidden_dim
         self.name = NAMES.get(width, f"dinov2_width{width}")
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))

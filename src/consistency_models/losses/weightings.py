@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from consistency_models.noise.schedules import Levels
+from consistency_models.trust import loadable
 
 __all__ = ["EDM", "SNR", "InverseGap", "SNRPlusOne", "TruncatedSNR", "Uniform"]
 
 
+@loadable()
 class Uniform:
     """λ = 1.  (Consistency Models, arXiv 2303.01469, Sec. 4.)"""
 
@@ -23,6 +25,7 @@ class Uniform:
         return torch.ones_like(levels.high)
 
 
+@loadable()
 class SNR:
     """λ = 1/t², the signal-to-noise ratio.  (Progressive Distillation, arXiv 2202.00512, Sec. 4.)"""
 
@@ -31,6 +34,7 @@ class SNR:
         return levels.high**-2
 
 
+@loadable()
 class SNRPlusOne:
     """λ = 1/t² + 1.  (Progressive Distillation, arXiv 2202.00512, Sec. 4; multistep consistency models, 2403.06807.)"""
 
@@ -39,6 +43,7 @@ class SNRPlusOne:
         return levels.high**-2 + 1
 
 
+@loadable()
 class TruncatedSNR:
     """λ = max(1/t², 1).  (Progressive Distillation, arXiv 2202.00512, Sec. 4.)"""
 
@@ -47,6 +52,7 @@ class TruncatedSNR:
         return (levels.high**-2).clamp(min=1)
 
 
+@loadable()
 class EDM:
     """λ = (t² + σ_d²)/(t·σ_d)² = 1/t² + 1/σ_d².  (EDM, arXiv 2206.00364, Table 1.)
 
@@ -67,6 +73,7 @@ class EDM:
         return levels.high**-2 + self.sigma_data**-2
 
 
+@loadable()
 class InverseGap:
     """λ = 1/(t - s).  (iCT, arXiv 2310.14189, Sec. 3.1; ECT, arXiv 2406.14548.)"""
 

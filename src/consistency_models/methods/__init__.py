@@ -1,1 +1,26 @@
 """Training methods: one LightningModule a file, named as the option `model=` that selects it."""
+
+from __future__ import annotations
+
+from consistency_models.methods.base import Method, Step
+from consistency_models.methods.cd import ConsistencyDistillation
+from consistency_models.methods.cmt import MidTraining
+from consistency_models.methods.ct import ConsistencyTraining
+from consistency_models.methods.dcm import DirectConsistency
+from consistency_models.methods.ect import EasyConsistencyTuning
+from consistency_models.methods.ict import ImprovedConsistencyTraining
+from consistency_models.methods.mcm import MultistepConsistency
+from consistency_models.methods.teacher import Diffusion
+
+__all__ = [
+    "ConsistencyDistillation",
+    "ConsistencyTraining",
+    "Diffusion",
+    "DirectConsistency",
+    "EasyConsistencyTuning",
+    "ImprovedConsistencyTraining",
+    "Method",
+    "MidTraining",
+    "MultistepConsistency",
+    "Step",
+]

@@ -23,10 +23,12 @@ from consistency_models.networks.layers import (
     group_norm,
     run,
 )
+from consistency_models.trust import loadable
 
 __all__ = ["DhariwalUNet"]
 
 
+@loadable()
 class DhariwalUNet(nn.Module):
     """U-Net whose blocks are scaled and shifted by the embedding; F(x, noise_label, labels, augment).
 

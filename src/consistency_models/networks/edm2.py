@@ -6,7 +6,7 @@ Parameter names are those of the published checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import pi, sqrt
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from consistency_models.networks.layers import attention, check_levels, condition, run
+from consistency_models.trust import loadable
 
 __all__ = ["EDM2"]
 
@@ -35,10 +36,10 @@ def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
     return a.lerp(b, t) / sqrt((1 - t) ** 2 + t**2)
 
 
-def mp_cat(a: Tensor, b: Tensor) -> Tensor:
-    """Channels of a, then of b, scaled so that both contribute equally and the mean square stays.  (Eq. 103, t = ½.)"""
-    c = sqrt((a.shape[1] + b.shape[1]) / 2)
-    return torch.cat([a * (c / sqrt(a.shape[1])), b * (c / sqrt(b.shape[1]))], 1)
+def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Channels of a, then of b, which contribute (1 - t)² to t²; the mean square stays.  (Eq. 103.)"""
+    c = sqrt((a.shape[1] + b.shape[1]) / ((1 - t) ** 2 + t**2))
+    return torch.cat([a * (c * (1 - t) / sqrt(a.shape[1])), b * (c * t / sqrt(b.shape[1]))], 1)
 
 
 class MPFourier(nn.Module):
@@ -93,6 +94,10 @@ class Block(nn.Module):
         resample: "up", "down" or None.
         heads: attention heads; 0 for no attention.
         dropout: probability.
+        resample_filter: 1-D filter of the resampling, of even length.
+        res_balance: share t of the residual branch.
+        attn_balance: share t of the attention.
+        clip_act: bound of the outputs; None for none.
     """
 
     def __init__(
@@ -104,9 +109,17 @@ class Block(nn.Module):
         resample: str | None = None,
         heads: int = 0,
         dropout: float = 0.0,
+        resample_filter: Sequence[float] = (1, 1),
+        res_balance: float = 0.3,
+        attn_balance: float = 0.3,
+        clip_act: float | None = 256,
     ) -> None:
         super().__init__()
         self.encoder, self.resample, self.heads, self.dropout = encoder, resample, heads, dropout
+        self.res_balance, self.attn_balance, self.clip_act = res_balance, attn_balance, clip_act
+        f = torch.as_tensor(resample_filter, dtype=torch.float32)
+        self.box = list(resample_filter) == [1, 1]
+        self.register_buffer("filter", torch.outer(f, f)[None, None] / f.sum() ** 2, persistent=False)
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.conv_res0 = MPConv(out_channels if encoder else in_channels, out_channels, 3)
         self.emb_linear = MPConv(emb_channels, out_channels, 0)
@@ -118,21 +131,25 @@ class Block(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """H' = H, 2H for "up", H/2 for "down"."""
         if self.resample == "up":
-            x = F.interpolate(x, scale_factor=2)
+            x = F.interpolate(x, scale_factor=2) if self.box else self._filtered(x, F.conv_transpose2d, 4)
         if self.resample == "down":
-            x = F.avg_pool2d(x, 2)
+            x = F.avg_pool2d(x, 2) if self.box else self._filtered(x, F.conv2d, 1)
         skip = x if self.conv_skip is None else self.conv_skip(x)
         if self.encoder:
             x = skip = normalize(skip, 1)
         y = self.conv_res0(mp_silu(x))
         scale = self.emb_linear(emb, self.emb_gain)[:, :, None, None] + 1
         y = F.dropout(mp_silu(y * scale.to(y.dtype)), self.dropout, self.training)
-        x = mp_sum(skip, self.conv_res1(y).to(skip.dtype), 0.3)
+        x = mp_sum(skip, self.conv_res1(y).to(skip.dtype), self.res_balance)
         if self.heads:
             qkv = self.attn_qkv(x).unflatten(1, (self.heads, -1, 3))  # order (head, dim, 3)
             q, k, v = normalize(qkv, 2).unbind(3)
-            x = mp_sum(x, self.attn_proj(attention(q, k, v)).to(x.dtype), 0.3)
-        return x.clamp(-256, 256)
+            x = mp_sum(x, self.attn_proj(attention(q, k, v)).to(x.dtype), self.attn_balance)
+        return x if self.clip_act is None else x.clamp(-self.clip_act, self.clip_act)
+
+    def _filtered(self, x: Tensor, convolution: Callable[..., Tensor], gain: int) -> Tensor:
+        weight = (gain * self.filter).to(x.dtype).expand(x.shape[1], -1, -1, -1)
+        return convolution(x, weight, stride=2, padding=(weight.shape[-1] - 1) // 2, groups=x.shape[1])
 
 
 class UNet(nn.Module):
@@ -151,21 +168,30 @@ class UNet(nn.Module):
         num_blocks: int,
         attn_resolutions: Sequence[int],
         head_channels: int,
+        channel_mult_noise: int | None,
+        channel_mult_emb: int | None,
+        label_balance: float,
+        concat_balance: float,
         checkpointing: bool,
+        **blocks,
     ) -> None:
         super().__init__()
+        self.label_balance, self.concat_balance = label_balance, concat_balance
         self.num_classes, self.label_dropout, self.checkpointing = num_classes, label_dropout, checkpointing
         resolutions = [image_size >> level for level in range(len(channel_mult))]
         levels = list(zip(resolutions, (model_channels * mult for mult in channel_mult)))
-        emb_channels = max(c for _, c in levels)
+        noise_channels = levels[0][1] if channel_mult_noise is None else model_channels * channel_mult_noise
+        widest = max(c for _, c in levels)
+        emb_channels = widest if channel_mult_emb is None else model_channels * channel_mult_emb
 
         def block(c_in: int, c_out: int, resolution: int, attn: bool = False, **kwargs) -> Block:
             drop = dropout if resolution <= (dropout_resolution or image_size) else 0.0
-            return Block(c_in, c_out, emb_channels, heads=c_out // head_channels if attn else 0, dropout=drop, **kwargs)
+            heads = c_out // head_channels if attn else 0
+            return Block(c_in, c_out, emb_channels, heads=heads, dropout=drop, **kwargs, **blocks)
 
         self.out_gain = nn.Parameter(torch.zeros([]))
-        self.emb_fourier = MPFourier(levels[0][1])
-        self.emb_noise = MPConv(levels[0][1], emb_channels, 0)
+        self.emb_fourier = MPFourier(noise_channels)
+        self.emb_noise = MPConv(noise_channels, emb_channels, 0)
         self.emb_label = MPConv(num_classes, emb_channels, 0) if num_classes else None
 
         self.enc, widths = nn.ModuleDict(), []
@@ -203,7 +229,7 @@ class UNet(nn.Module):
         emb = self.emb_noise(self.emb_fourier(noise_label))
         labels = condition(labels, self.num_classes, emb, self.label_dropout if self.training else 0.0)
         if self.emb_label is not None:
-            emb = mp_sum(emb, self.emb_label(labels * sqrt(self.num_classes)), 0.5)
+            emb = mp_sum(emb, self.emb_label(labels * sqrt(self.num_classes)), self.label_balance)
         emb = mp_silu(emb)
 
         x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
@@ -212,11 +238,12 @@ class UNet(nn.Module):
             x = block(x) if name.endswith("conv") else run(block, x, emb, checkpointing=self.checkpointing)
             skips.append(x)
         for name, block in self.dec.items():
-            x = mp_cat(x, skips.pop()) if "block" in name else x
+            x = mp_cat(x, skips.pop(), self.concat_balance) if "block" in name else x
             x = run(block, x, emb, checkpointing=self.checkpointing)
         return self.out_conv(x, self.out_gain)
 
 
+@loadable()
 class EDM2(nn.Module):
     """Magnitude-preserving U-Net, and the head that tells how uncertain its loss is; F(x, noise_label, labels).
 
@@ -235,11 +262,20 @@ class EDM2(nn.Module):
         num_blocks: residual blocks a level (the decoder has one more).
         attn_resolutions: resolutions with attention; the start of the decoder has it always.
         head_channels: channels of an attention head.
+        channel_mult_noise: multiplier of the noise level's Fourier features; that of the finest level by default.
+        channel_mult_emb: multiplier of the embedding's channels; that of the widest level by default.
+        resample_filter: 1-D filter of the resampling, of even length.
+        res_balance: share t of the residual branch in each block, against 1 - t of the main branch, in [0, 1].
+        attn_balance: share of the attention, likewise.
+        concat_balance: share of the encoder's features where the decoder takes them in.
+        label_balance: share of the class in the embedding.
+        clip_act: outputs of blocks are clamped to [-clip_act, clip_act]; null for not at all.
         logvar_channels: width of the uncertainty head, 128 as published; 0, for losses that do not train it, for none.
         checkpointing: keep no activations within blocks; backward computes them again.
 
     Raises:
-        ValueError: image_size cannot be halved as often as channel_mult has levels, or augment_dim is not 0.
+        ValueError: image_size cannot be halved as often as channel_mult has levels, augment_dim is not 0, the filter's
+            length is odd, or a balance is not in [0, 1].
     """
 
     def __init__(
@@ -257,6 +293,14 @@ class EDM2(nn.Module):
         num_blocks: int = 3,
         attn_resolutions: Sequence[int] = (16, 8),
         head_channels: int = 64,
+        channel_mult_noise: int | None = None,
+        channel_mult_emb: int | None = None,
+        resample_filter: Sequence[float] = (1, 1),
+        res_balance: float = 0.3,
+        attn_balance: float = 0.3,
+        concat_balance: float = 0.5,
+        label_balance: float = 0.5,
+        clip_act: float | None = 256,
         logvar_channels: int = 0,
         checkpointing: bool = False,
     ) -> None:
@@ -264,11 +308,22 @@ class EDM2(nn.Module):
         check_levels(image_size, channel_mult)
         if augment_dim:
             raise ValueError(f"augment_dim must be 0 for EDM2; got {augment_dim}: network=adm takes labels")
+        if len(resample_filter) % 2:
+            raise ValueError(f"resample_filter must have an even length; got {list(resample_filter)}")
+        balances = {"res": res_balance, "attn": attn_balance, "concat": concat_balance, "label": label_balance}
+        for name, value in balances.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}_balance must be in [0, 1], 0.5 for equal shares; got {value}")
         self.image_size, self.channels = image_size, channels
         self.num_classes, self.augment_dim = num_classes, augment_dim
         self.unet = UNet(
             *(image_size, channels, num_classes, dropout, dropout_resolution, label_dropout, model_channels),
-            *(channel_mult, num_blocks, attn_resolutions, head_channels, checkpointing),
+            *(channel_mult, num_blocks, attn_resolutions, head_channels, channel_mult_noise, channel_mult_emb),
+            *(label_balance, concat_balance, checkpointing),
+            resample_filter=resample_filter,
+            res_balance=res_balance,
+            attn_balance=attn_balance,
+            clip_act=clip_act,
         )
         if logvar_channels:
             self.logvar_fourier = MPFourier(logvar_channels)

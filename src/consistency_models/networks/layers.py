@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from consistency_models.trust import loadable
+
 __all__ = [
     "Conv2d",
     "FourierEmbedding",
@@ -100,6 +102,7 @@ class Linear(nn.Linear):
             return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
+@loadable()
 class PositionalEmbedding(nn.Module):
     """[cos(s·x·f_i), sin(s·x·f_i)] with f_i = 10000^(-i / (n/2 - e)), i < n/2.  (DDPM, arXiv 2006.11239.)
 
@@ -121,6 +124,7 @@ class PositionalEmbedding(nn.Module):
         return F.pad(torch.cat([phase.cos(), phase.sin()], 1), (0, self.channels % 2))
 
 
+@loadable()
 class FourierEmbedding(nn.Module):
     """[cos(2π·x·f_i), sin(2π·x·f_i)] with fixed f_i ~ N(0, scale²).  (Fourier Features, arXiv 2006.10739.)
 

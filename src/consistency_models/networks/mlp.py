@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from consistency_models.networks.layers import Linear, condition
+from consistency_models.trust import loadable
 
 __all__ = ["MLP"]
 
 
+@loadable()
 class MLP(nn.Module):
     """Residual perceptron on the flattened image; F(x, noise_label, labels, augment[, end_label]).
 

@@ -13,10 +13,12 @@ from consistency_models.networks.edm2 import EDM2
 from consistency_models.networks.layers import FourierEmbedding, PositionalEmbedding
 from consistency_models.networks.openai_adm import OpenAIUNet
 from consistency_models.networks.song import SongUNet as Song
+from consistency_models.trust import loadable
 
 __all__ = ["DhariwalUNet", "Precond", "SongUNet", "UNetModel"]
 
 
+@loadable()
 def SongUNet(
     img_resolution: int,
     in_channels: int,
@@ -54,6 +56,7 @@ def SongUNet(
     )
 
 
+@loadable()
 def DhariwalUNet(
     img_resolution: int,
     in_channels: int,
@@ -81,6 +84,7 @@ def DhariwalUNet(
     )
 
 
+@loadable()
 def UNetModel(
     image_size: int,
     in_channels: int,
@@ -115,6 +119,7 @@ def UNetModel(
     )
 
 
+@loadable()
 def Precond(
     img_resolution: int,
     img_channels: int,
@@ -128,6 +133,14 @@ def Precond(
     attn_resolutions: Sequence[int] = (16, 8),
     channels_per_head: int = 64,
     dropout: float = 0.0,
+    channel_mult_noise: int | None = None,
+    channel_mult_emb: int | None = None,
+    label_balance: float = 0.5,
+    concat_balance: float = 0.5,
+    resample_filter: Sequence[float] = (1, 1),
+    res_balance: float = 0.3,
+    attn_balance: float = 0.3,
+    clip_act: float | None = 256,
     dropout_res: int | None = None,
 ) -> EDM2:
     """EDM2's and, with dropout_res, ECT's.
@@ -143,5 +156,13 @@ def Precond(
         num_blocks=num_blocks,
         attn_resolutions=attn_resolutions,
         head_channels=channels_per_head,
+        channel_mult_noise=channel_mult_noise,
+        channel_mult_emb=channel_mult_emb,
+        label_balance=label_balance,
+        concat_balance=concat_balance,
+        resample_filter=resample_filter,
+        res_balance=res_balance,
+        attn_balance=attn_balance,
+        clip_act=clip_act,
         logvar_channels=logvar_channels,
     )

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from consistency_models.networks.layers import Linear, PositionalEmbedding, attention, check_levels, condition, run
+from consistency_models.trust import loadable
 
 __all__ = ["OpenAIUNet"]
 
@@ -137,6 +138,7 @@ class AttentionBlock(nn.Module):
         return x + self.proj_out(attention(q, k, v))
 
 
+@loadable()
 class OpenAIUNet(nn.Module):
     """U-Net of `cd_imagenet64_*.pt`, `ct_bedroom256.pt` and their like; F(x, noise_label, labels).
 

@@ -23,10 +23,12 @@ from consistency_models.networks.layers import (
     group_norm,
     run,
 )
+from consistency_models.trust import loadable
 
 __all__ = ["SongUNet"]
 
 
+@loadable()
 class SongUNet(nn.Module):
     """U-Net with residual blocks scaled by √½; F(x, noise_label, labels, augment), images (B, channels, size, size).
 

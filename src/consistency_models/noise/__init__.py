@@ -1,1 +1,55 @@
 """Noise levels: schedules that draw them, curricula of their number, segments, and preconditioning."""
+
+from __future__ import annotations
+
+from consistency_models.noise.curricula import (
+    AdaptiveDecay,
+    Annealed,
+    Constant,
+    ConstantDecay,
+    Cosine,
+    Doubling,
+    Linear,
+    Progressive,
+    Square,
+)
+from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary, Preconditioned
+from consistency_models.noise.schedules import (
+    ECTSchedule,
+    KarrasLogNormal,
+    KarrasUniform,
+    Levels,
+    LogNormal,
+    karras_grid,
+    per_image,
+)
+from consistency_models.noise.segments import Phases, Segments, cosine_grid, segment_edges
+
+__all__ = [
+    "EDM",
+    "IDDPM",
+    "VE",
+    "VP",
+    "AdaptiveDecay",
+    "Annealed",
+    "Boundary",
+    "Constant",
+    "ConstantDecay",
+    "Cosine",
+    "Doubling",
+    "ECTSchedule",
+    "KarrasLogNormal",
+    "KarrasUniform",
+    "Levels",
+    "Linear",
+    "LogNormal",
+    "Phases",
+    "Preconditioned",
+    "Progressive",
+    "Segments",
+    "Square",
+    "cosine_grid",
+    "karras_grid",
+    "per_image",
+    "segment_edges",
+]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from consistency_models.trust import loadable
+
 __all__ = [
     "AdaptiveDecay",
     "Annealed",
@@ -28,6 +30,7 @@ def _progress(k: int, K: int) -> float:
     return min(k, K) / K
 
 
+@loadable()
 class Constant:
     """N(k) = N.  (Consistency distillation: 18 on CIFAR-10, 40 elsewhere; arXiv 2303.01469, Table 3.)
 
@@ -54,6 +57,7 @@ class _Growing:
         self.s0, self.s1 = s0, s1
 
 
+@loadable()
 class Progressive(_Growing):
     """N(k) = max(1, ⌈√(k/K·((s1+1)² - s0²) + s0²) - 1⌉) + 1: grows as a square root from s0 to s1 + 1.
 
@@ -72,6 +76,7 @@ class Progressive(_Growing):
         return max(1, math.ceil(math.sqrt(squared) - 1)) + 1
 
 
+@loadable()
 class Doubling(_Growing):
     """N(k) = min(s0·2^⌊k/K'⌋, s1) + 1,  K' = ⌊K/(log₂⌊s1/s0⌋ + 1)⌋, at least 1.  (iCT, arXiv 2310.14189, Eq. 9.)
 
@@ -90,6 +95,7 @@ class Doubling(_Growing):
         return min(self.s0 * 2**doublings, self.s1) + 1
 
 
+@loadable()
 class Annealed(_Growing):
     """N(k) = round(T(k)) + 1,  T(k) = s0·(s1/s0)^min(k/L, 1),  L = min(steps, K/2): log-linear, then constant.
 
@@ -134,6 +140,7 @@ class _Shape(_Growing):
         return round(self.s0 + self.shape(_progress(k, K)) * (self.s1 - self.s0)) + 1
 
 
+@loadable()
 class Linear(_Shape):
     """N(k) = round(s0 + u·(s1 - s0)) + 1,  u = k/K.
 
@@ -148,6 +155,7 @@ class Linear(_Shape):
         return u
 
 
+@loadable()
 class Square(_Shape):
     """N(k) = round(s0 + u²·(s1 - s0)) + 1,  u = k/K.  Source and errors as `Linear`."""
 
@@ -156,6 +164,7 @@ class Square(_Shape):
         return u * u
 
 
+@loadable()
 class Cosine(_Shape):
     """N(k) = round(s0 + (1 - cos πu)/2·(s1 - s0)) + 1,  u = k/K.  Source and errors as `Linear`."""
 
@@ -169,6 +178,7 @@ def _check_decay(name: str, decay: float) -> None:
         raise ValueError(f"{name} must lie in [0, 1], 0 for a target that is the model itself; got {decay}")
 
 
+@loadable()
 class ConstantDecay:
     """μ(k) = decay.  0: the target is the model itself.
 
@@ -185,6 +195,7 @@ class ConstantDecay:
         return self.decay
 
 
+@loadable()
 class AdaptiveDecay:
     """μ(k) = exp(s0·ln μ0/(N(k) - 1)): the target follows more slowly as the grid gets finer.
 

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from consistency_models.noise.schedules import per_image
+from consistency_models.trust import loadable
 
 __all__ = ["EDM", "IDDPM", "VE", "VP", "Boundary", "Flow", "Preconditioned", "TrigFlow"]
 
 
+@loadable()
 class EDM:
     """c_skip = σ_d²/(σ² + σ_d²),  c_out = σ·σ_d/√(σ² + σ_d²),  c_in = 1/√(σ² + σ_d²),  c_noise = ¼·ln σ.
 
@@ -117,6 +119,7 @@ class Flow:
         return self.c_noise(sigma) - self.c_noise(end) if self.gap else self.c_noise(end)
 
 
+@loadable()
 class Boundary(EDM):
     """EDM's, moved so that D(x, σ_min) = x exactly, as a consistency function must.
 
@@ -146,6 +149,7 @@ class Boundary(EDM):
         return (sigma - self.sigma_min) * self.sigma_data * self.c_in(sigma)
 
 
+@loadable()
 class VP:
     """c_skip = 1,  c_out = -σ,  c_in = 1/√(σ² + 1),  c_noise = (M - 1)·t(σ): networks of the VP process, DDPM++.
 
@@ -187,6 +191,7 @@ class VP:
         return (self.steps - 1) * self.time(sigma)
 
 
+@loadable()
 class VE:
     """c_skip = 1,  c_out = σ,  c_in = 1,  c_noise = ln ½σ: networks of the VE process, NCSN++.
 
@@ -229,6 +234,7 @@ def iddpm_table(c_1: float, c_2: float, steps: int, dtype: torch.dtype = torch.f
     return u
 
 
+@loadable()
 class IDDPM:
     """c_skip = 1,  c_out = -σ,  c_in = 1/√(σ² + 1),  c_noise = M - 1 - argmin_j |u_j - σ|: networks of improved DDPM.
 
@@ -239,9 +245,14 @@ class IDDPM:
         c_1: C_1, how much noise a step may add.
         c_2: C_2.
         steps: M.
+
+    Raises:
+        ValueError: steps is not from 2 to 10,000.
     """
 
     def __init__(self, c_1: float = 0.001, c_2: float = 0.008, steps: int = 1000) -> None:
+        if not 2 <= steps <= 10_000:
+            raise ValueError(f"steps must be a whole number from 2 to 10,000; got {steps}")
         u = iddpm_table(c_1, c_2, steps)
         self.levels, self.steps = u, steps
         self.sigma_min, self.sigma_max = u[steps - 1].item(), u[0].item()

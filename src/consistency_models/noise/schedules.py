@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from consistency_models.random import BatchRandom
+from consistency_models.trust import loadable
 
 __all__ = ["ECTSchedule", "KarrasLogNormal", "KarrasUniform", "Levels", "LogNormal", "karras_grid", "per_image"]
 
@@ -58,6 +59,7 @@ def per_image(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(-1, *(1,) * (x.ndim - 1))
 
 
+@loadable()
 def karras_grid(N: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
     """σ_i = (σ_min^{1/ρ} + i/(N-1)·(σ_max^{1/ρ} - σ_min^{1/ρ}))^ρ,  i = 0 … N-1.
 
@@ -80,6 +82,7 @@ def karras_grid(N: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: 
     return grid
 
 
+@loadable()
 class KarrasUniform:
     """t = σ_{i+1}, s = σ_i on a Karras grid of N(k) levels, i uniform.  (arXiv 2303.01469, Algorithms 2 and 3.)
 
@@ -116,6 +119,7 @@ class KarrasUniform:
         return Levels(high=grid[index + 1].float(), low=grid[index].float(), index=index, grid=grid)
 
 
+@loadable()
 class KarrasLogNormal(KarrasUniform):
     """As `KarrasUniform`, but with ln s about normal: the mass of N(mean, std²) between ln σ_i and ln σ_{i+1}.
 
@@ -159,6 +163,7 @@ def _tables(schedule: KarrasUniform, N: int) -> tuple[Tensor, Tensor]:
     return schedule.grid(N), schedule.probabilities(N).cumsum(0)
 
 
+@loadable()
 class LogNormal:
     """ln t ~ N(mean, std²), s = 0: the continuous levels of diffusion training.  (EDM, arXiv 2206.00364, Table 1.)
 
@@ -179,6 +184,7 @@ class LogNormal:
         return Levels(high=high, low=torch.zeros_like(high))
 
 
+@loadable()
 class ECTSchedule(LogNormal):
     """ln t ~ N(mean, std²) and s = max(0, t·(1 - q^{-(a+1)}·n(t))),  n(t) = 1 + slope·sigmoid(-steepness·t).
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from consistency_models.noise.schedules import Levels
 from consistency_models.random import BatchRandom
+from consistency_models.trust import loadable
 
 __all__ = ["Phases", "Segments", "cosine_grid", "segment_edges"]
 
@@ -23,6 +24,7 @@ Spacing = Callable[[int], Tensor]
 """N -> N ascending levels up to σ_max, float64: `cosine_grid` or `karras_grid`."""
 
 
+@loadable()
 def cosine_grid(N: int, sigma_max: float = 80.0, kappa: float = 1.0) -> Tensor:
     """σ_i = κ·tan(i/(N-1)·arctan(σ_max/κ)),  i = 0 … N-1.
 
@@ -57,6 +59,7 @@ def segment_edges(segments: int, spacing: Spacing) -> Tensor:
     return edges
 
 
+@loadable()
 class Segments:
     """t and s neighbours on a grid of T(k) steps, both in the same one of S segments, whose end p <= s is `levels.end`.
 
@@ -96,6 +99,7 @@ class Segments:
         return Levels(grid[index + 1].float(), grid[index].float(), end.float(), index, grid)
 
 
+@loadable()
 class Phases:
     """Segments in phases of equal length: T_0 steps in T_1 segments, then T_1 steps in T_2 segments, and so on to S.
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from consistency_models.trust import loadable
+
 __all__ = ["Constant", "HalfLife", "PowerFunction", "ema_update"]
 
 
@@ -31,6 +33,7 @@ def ema_update(targets: list[Tensor], sources: list[Tensor], decay: float) -> No
         torch._foreach_lerp_(targets, sources, 1 - decay)
 
 
+@loadable()
 class Constant:
     """The same decays at every step.
 
@@ -52,6 +55,7 @@ class Constant:
         return list(self._decays)
 
 
+@loadable()
 class HalfLife:
     """β = ½^(batch/h),  h = min(images, ramp·images seen before the step).  (EDM, arXiv 2206.00364, App. F.2.)
 
@@ -77,6 +81,7 @@ class HalfLife:
         return [0.5 ** (batch_size / half_life) if half_life > 0 else 0.0]
 
 
+@loadable()
 class PowerFunction:
     """β = (1 - 1/(step + 1))^(γ + 1): the average over all steps t with weights ∝ t^γ.
 

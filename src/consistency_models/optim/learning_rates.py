@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 
+from consistency_models.trust import loadable
+
 __all__ = ["InverseSqrt", "Linear"]
 
 
+@loadable()
 class Linear:
     """min(images seen/warmup_images, 1)·min((1 - k/K)/decay, 1): constant but for a linear start and a linear end.
 
@@ -38,6 +41,7 @@ class Linear:
         return start * end
 
 
+@loadable()
 class InverseSqrt:
     """min(images seen/warmup_images, 1)/√max(k/reference_steps, 1).  (EDM2, arXiv 2312.02696, Sec. 2 and its code.)
 

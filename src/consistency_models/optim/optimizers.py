@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim.radam import radam
 
+from consistency_models.trust import loadable
+
 __all__ = ["RAdam"]
 
 
+@loadable()
 class RAdam(torch.optim.RAdam):
     """torch's RAdam (Liu et al., arXiv 1908.03265, Algorithm 2) in one multi-tensor kernel: Adam's.
 

@@ -15,6 +15,7 @@ from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundar
 from consistency_models.pretrained.build import Pretrained, fill
 from consistency_models.pretrained.reader import Snapshot, read_snapshot
 from consistency_models.sampling.samplers import Consistency, Heun
+from consistency_models.trust import loadable
 
 __all__ = ["load_snapshot"]
 
@@ -27,6 +28,7 @@ DEFAULTS |= {"beta_d": 19.9, "beta_min": 0.1, "epsilon_t": 1e-5, "M": 1000, "C_1
 """Of what a snapshot of an older version may not say."""
 
 
+@loadable()
 def iddpm(c_1: float, c_2: float, levels: list[float]) -> IDDPM:
     """With the levels that a file holds, to the last bit of float32."""
     scalings = IDDPM(c_1, c_2, len(levels) - 1)

@@ -1,1 +1,31 @@
-"""From noise to images: solvers of the probability-flow ODE, samplers, the generator, and zero-shot editing."""
+"""From noise to images: samplers, the generator that runs them, zero-shot editing, and one-step solvers of the ODE.
+
+`Euler`, `Heun` and `DPM2` are samplers: many steps, from noise to images. Single steps, as methods with a teacher take
+them, are the classes of the same names in `sampling.solvers`.
+"""
+
+from __future__ import annotations
+
+from consistency_models.sampling import solvers
+from consistency_models.sampling.editing import Colorization, Inpainting, SuperResolution, edit, estimate_sigma, slerp
+from consistency_models.sampling.general_ode import GeneralODESampler
+from consistency_models.sampling.generator import Generator
+from consistency_models.sampling.samplers import DPM2, Ancestral, Consistency, Euler, Heun, SegmentSampler
+
+__all__ = [
+    "DPM2",
+    "Ancestral",
+    "Colorization",
+    "Consistency",
+    "Euler",
+    "GeneralODESampler",
+    "Generator",
+    "Heun",
+    "Inpainting",
+    "SegmentSampler",
+    "SuperResolution",
+    "edit",
+    "estimate_sigma",
+    "slerp",
+    "solvers",
+]

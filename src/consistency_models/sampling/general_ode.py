@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from math import exp, expm1, log, log1p, sqrt
+from math import exp, expm1, inf, log, log1p, sqrt
 
 import torch
 from torch import Tensor
 
 from consistency_models.noise.preconditioning import iddpm_table
 from consistency_models.noise.schedules import karras_grid
+from consistency_models.sampling.churn import Churn
 from consistency_models.sampling.solvers import Denoiser
+from consistency_models.trust import loadable
 
 __all__ = ["VE", "VP", "GeneralODESampler", "Linear", "edm_levels", "iddpm_levels", "ve_levels", "vp_levels"]
 
 
+@loadable()
 class VP:
     """σ(t) = √(e^(½·β_d·t² + β_min·t) - 1), with β such that σ(1) = σ_max and σ(ε) = σ_min.
 
@@ -50,6 +53,7 @@ class VP:
         return (sqrt(self.beta_min**2 + 2 * self.beta_d * log1p(sigma**2)) - self.beta_min) / self.beta_d
 
 
+@loadable()
 class VE:
     """σ(t) = √t."""
 
@@ -66,6 +70,7 @@ class VE:
         return sigma**2
 
 
+@loadable()
 class Linear:
     """σ(t) = t: EDM and DDIM."""
 
@@ -82,17 +87,20 @@ class Linear:
         return sigma
 
 
+@loadable()
 def vp_levels(steps: int, **vp) -> list[float]:
     """σ(t) of `VP`, which takes `vp`, for t from 1 to ε in equal steps."""
     schedule = VP(**vp)
     return [schedule.sigma(1 + i / (steps - 1) * (schedule.epsilon - 1)) for i in range(steps)]
 
 
+@loadable()
 def ve_levels(steps: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> list[float]:
     """From σ_max to σ_min in equal ratios."""
     return [exp(log(sigma_max) + i / (steps - 1) * log(sigma_min / sigma_max)) for i in range(steps)]
 
 
+@loadable()
 def iddpm_levels(
     steps: int, sigma_min: float = 0.002, sigma_max: float = 81.0, c_1: float = 0.001, c_2: float = 0.008, M: int = 1000
 ) -> list[float]:
@@ -101,32 +109,51 @@ def iddpm_levels(
     return [table[round((len(table) - 1) / (steps - 1) * i)] for i in range(steps)]
 
 
+@loadable()
 def edm_levels(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> list[float]:
     """The Karras grid, from σ_max."""
     return karras_grid(steps, sigma_min, sigma_max, rho).flip(0).tolist()
 
 
+@loadable()
 class GeneralODESampler:
     """Solve the general ODE from the first level to 0, by Euler's steps or by second-order ones.
+
+    With churn, each step from σ in [churn_min, churn_max] first goes back to σ̂ = σ(t̂) = σ·(1 + γ), as in `Churn`, by
+    x ← s(t̂)/s(t)·x + s(t̂)·churn_noise·√(σ̂² - σ²)·z.
 
     Args:
         sigmas: the levels, descending; 0 comes after them. At least two.
         schedule: σ(t).
         scaled: s(t) = 1/√(1 + σ²), the variance-preserving process, instead of s = 1.
         alpha: where in the step the second call is; 1 is Heun's method, ½ the midpoint's, 0 none, which is Euler's.
+        churn: EDM's S_churn; 0 is deterministic.
+        churn_min: S_min.
+        churn_max: S_max.
+        churn_noise: S_noise.
 
     Raises:
-        ValueError: sigmas are not two or more positive levels in descending order, or alpha is not in [0, 1].
+        ValueError: sigmas are not two or more positive levels in descending order, alpha is not in [0, 1], or a churn
+            without meaning.
     """
 
     def __init__(
-        self, sigmas: Sequence[float], schedule: VP | VE | Linear, scaled: bool = False, alpha: float = 1.0
+        self,
+        sigmas: Sequence[float],
+        schedule: VP | VE | Linear,
+        scaled: bool = False,
+        alpha: float = 1.0,
+        churn: float = 0.0,
+        churn_min: float = 0.0,
+        churn_max: float = inf,
+        churn_noise: float = 1.0,
     ) -> None:
         if len(sigmas) < 2 or not all(a > b > 0 for a, b in pairwise(sigmas)):
             raise ValueError(f"sigmas must be two or more positive levels in descending order; got {sigmas}")
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], 0 for Euler's method; got {alpha}")
         self.sigmas, self.schedule, self.scaled, self.alpha = tuple(sigmas), schedule, scaled, alpha
+        self.churn = Churn(len(sigmas), churn, churn_min, churn_max, churn_noise)
         self.nfe = len(sigmas) if alpha == 0 else 2 * len(sigmas) - 1
 
     def scale(self, t: float) -> float:
@@ -145,7 +172,11 @@ class GeneralODESampler:
         """Images, shape of noise."""
         times = [self.schedule.time(sigma) for sigma in self.sigmas]
         x = noise * self.sigmas[0] * self.scale(times[0])
-        for t, following in pairwise((*times, 0.0)):
+        for sigma, (t, following) in zip(self.sigmas, pairwise((*times, 0.0))):
+            if self.churn.gamma > 0:
+                sigma, std = self.churn(sigma)
+                before, t = self.scale(t), self.schedule.time(sigma)
+                x = self.scale(t) * (x / before + std * randn())  # drawn in every step, as by the other samplers
             h = following - t
             slope = self.slope(denoiser, x, t)
             if self.alpha and following:

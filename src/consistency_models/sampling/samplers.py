@@ -25,7 +25,9 @@ from torch import Tensor
 from consistency_models.noise.schedules import karras_grid
 from consistency_models.noise.segments import Spacing, segment_edges
 from consistency_models.sampling import solvers
+from consistency_models.sampling.churn import Churn
 from consistency_models.sampling.solvers import Denoiser
+from consistency_models.trust import loadable
 
 __all__ = ["DPM2", "Ancestral", "Consistency", "Euler", "FlowMapSampler", "Heun", "SegmentSampler", "ancestral_step"]
 
@@ -34,6 +36,7 @@ def _clipped(denoiser: Denoiser) -> Denoiser:
     return lambda x, sigma: denoiser(x, sigma).clamp(-1, 1)
 
 
+@loadable()
 class Consistency:
     """x ← f(x, σ_1); then for every further level, x ← f(x + √(σ_i² - σ_min²)·z, σ_i): one step, or a few.
 
@@ -63,6 +66,7 @@ class Consistency:
         self.nfe = len(sigmas)
 
     @classmethod
+    @loadable()
     def for_steps(
         cls,
         steps: int,
@@ -91,6 +95,7 @@ class Consistency:
         return cls(karras_grid(steps, sigma_mid, sigma_max, rho).flip(0).tolist(), sigma_min, clip)
 
     @classmethod
+    @loadable()
     def from_indices(
         cls,
         ts: Sequence[int],
@@ -132,6 +137,7 @@ class Consistency:
         return (_clipped(denoiser) if self.clip else denoiser)(x, x.new_full((len(x),), sigma))
 
 
+@loadable()
 class SegmentSampler:
     """x ← x̂ + (σ_{j-1}/σ_j)·(x - x̂),  x̂ = f(x, σ_j),  j = S … 1: from segment end to segment end, to σ_0 = 0.
 
@@ -250,14 +256,8 @@ class _ODE:
         churn_noise: float = 1.0,
         clip: bool = False,
     ) -> None:
-        if not 0 <= churn < math.inf or not 0 <= churn_min <= churn_max or not 0 <= churn_noise < math.inf:
-            raise ValueError(
-                f"need churn >= 0, 0 <= churn_min <= churn_max and churn_noise >= 0; got churn {churn}, "
-                f"churn_min {churn_min}, churn_max {churn_max}, churn_noise {churn_noise}"
-            )
         self.sigmas = tuple(karras_grid(steps, sigma_min, sigma_max, rho).flip(0).tolist())
-        self.churn, self.churn_min, self.churn_max, self.churn_noise = churn, churn_min, churn_max, churn_noise
-        self.clip = clip
+        self.churn, self.clip = Churn(steps, churn, churn_min, churn_max, churn_noise), clip
 
     @property
     def nfe(self) -> int:
@@ -270,12 +270,9 @@ class _ODE:
         D = _clipped(denoiser) if self.clip else denoiser
         x = noise * self.sigmas[0]
         for high, low in pairwise((*self.sigmas, 0.0)):
-            if self.churn > 0:
-                z = randn() * self.churn_noise  # drawn in every step, so that the window moves no later draw
-                gamma = min(self.churn / len(self.sigmas), math.sqrt(2) - 1)
-                gamma = gamma if self.churn_min <= high <= self.churn_max else 0.0
-                x = x + high * math.sqrt((1 + gamma) ** 2 - 1) * z
-                high = high * (1 + gamma)
+            if self.churn.gamma > 0:
+                high, std = self.churn(high)
+                x = x + std * randn()  # drawn in every step, so that the window moves no later draw
             x = self.solver(D, x, high, low)
         return x.clamp(-1, 1) if self.clip else x
 
@@ -288,6 +285,7 @@ class _ODE:
         return x.clamp(-1, 1) if self.clip else x
 
 
+@loadable()
 class Euler(_ODE):
     """The probability-flow ODE by Euler's steps, which are DDIM's: `steps` calls.
 
@@ -297,6 +295,7 @@ class Euler(_ODE):
     solver = solvers.Euler()
 
 
+@loadable()
 class Heun(_ODE):
     """The probability-flow ODE by Heun's steps and a last one of Euler to 0: 2·steps - 1 calls.
 
@@ -316,6 +315,7 @@ class Heun(_ODE):
     solver = solvers.Heun()
 
 
+@loadable()
 class DPM2(_ODE):
     """The probability-flow ODE by the midpoint rule: 2·steps calls.
 
@@ -333,6 +333,7 @@ def ancestral_step(high: float, low: float) -> tuple[float, float]:
     return low**2 / high, low * math.sqrt(1 - (low / high) ** 2)
 
 
+@loadable()
 class Ancestral:
     """Euler's steps down to σ_down, then noise σ_up, with levels of `ancestral_step`: `steps` calls.
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from consistency_models.noise.schedules import per_image
+from consistency_models.trust import loadable
 
 __all__ = ["ADDIM", "DPM2", "Denoiser", "Euler", "Heun"]
 
@@ -51,6 +52,7 @@ class _OneStep:
         return x + per_image(_rows(low, x) - _rows(high, x), x) * self.slope(denoiser, x, high, low)
 
 
+@loadable()
 class Euler(_OneStep):
     """x_s = x_t + (s - t)·d,  d = (x_t - D(x_t, t))/t.
 
@@ -65,6 +67,7 @@ class Euler(_OneStep):
         return _slope(denoiser, x, _rows(high, x))
 
 
+@loadable()
 class ADDIM(_OneStep):
     """x_s = D + σ'·ε,  ε = (x_t - D)/t,  σ'² = s² + (d/‖ε‖²)·(1 - s/t)²·v: DDIM with the noise that D averages away.
 
@@ -108,6 +111,7 @@ class ADDIM(_OneStep):
         return per_image(1 - added, x) * epsilon
 
 
+@loadable()
 class Heun(_OneStep):
     """x_s = x_t + (s - t)·(d + d')/2,  d' = (x' - D(x', s))/s at Euler's x'; where s = 0, Euler's step itself.
 
@@ -128,6 +132,7 @@ class Heun(_OneStep):
         return torch.where(per_image(low, x) > 0, mean, slope)
 
 
+@loadable()
 class DPM2(_OneStep):
     """x_s = x_t + (s - t)·d',  d' at Euler's point of level m = ((t^⅓ + s^⅓)/2)³: the midpoint rule.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,16 @@ from typing import Any
 import torch
 
 from consistency_models.errors import CheckpointError
+from consistency_models.storage.small_files import open_regular
 
 __all__ = ["CheckpointError", "digest_of", "is_marked", "newest_good", "read", "write"]
 
 SCHEMA = 1
 MARK = b"sha256:"
 COMMENT = len(MARK) + 64
+KEYS = {"config": dict, "model": dict, "ema": dict, "optimizer": dict, "trainer": dict, "step": int}
+KEYS |= {"target": dict | None, "teacher": dict | None}
+MAX_ITEMS = 1_000_000
 END_RECORD = 22  # bytes of a zip's end record without its comment
 
 
@@ -67,7 +72,7 @@ def digest_of(path: str | Path) -> str:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(0, size - COMMENT))
             comment = file.read()
@@ -94,7 +99,7 @@ def digest_of(path: str | Path) -> str:
 def is_marked(path: str | Path) -> bool:
     """Whether the file ends as this project's checkpoints do; whether it is a good one, `digest_of` finds out."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(-COMMENT, os.SEEK_END)
             return file.read(len(MARK)) == MARK
     except OSError:
@@ -102,17 +107,25 @@ def is_marked(path: str | Path) -> bool:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The checkpoint at `path`, on the CPU.
+    """The checkpoint at `path`, on the CPU. Its content takes little more memory than the file.
 
     Raises:
-        CheckpointError: see `digest_of`; or a schema that this version does not know.
+        CheckpointError: see `digest_of`; a schema that this version does not know; or another content than `write`
+            writes.
     """
     digest_of(path)
     try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+        packed = [part.filename for part in parts if part.compress_type != zipfile.ZIP_STORED]
+        if packed or sum(part.file_size for part in parts) > os.path.getsize(path):
+            raise ValueError(f"the zip is compressed ({packed[:1]}) or its parts overlap")
         content = torch.load(path, map_location="cpu", weights_only=True)
         schema = content["schema"]
+        if schema == SCHEMA:
+            _check_read(content)
     except Exception as error:
-        reason = str(error).split(" This file can")[0].splitlines()[0]
+        reason = (str(error) or type(error).__name__).split(" This file can")[0].splitlines()[0]
         raise CheckpointError("plain tensors, numbers, strings, lists and dicts", reason, path) from error
     if schema != SCHEMA:
         raise CheckpointError(f"schema {SCHEMA}", f"{schema}: written by another version", path)
@@ -138,6 +151,35 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _check_read(content: dict[str, Any]) -> None:
+    """Refuse what `write` never writes, and what a short file can make large.
+
+    Lists that hold one list several times have exponentially many items, and a tensor with strides of 0 any number.
+
+    Raises:
+        ValueError: the content is one of these.
+    """
+    for key, kind in (KEYS if "config" in content else {}).items():
+        if not isinstance(content.get(key), kind):
+            raise ValueError(f"{key} is a {type(content.get(key)).__name__}")
+    waiting, count = [content], 0
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if count > MAX_ITEMS:
+            raise ValueError(f"more than {MAX_ITEMS:,} items")
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, torch.Tensor):
+            dense = value.layout == torch.strided and value.device.type == "cpu"
+            if not dense or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise ValueError(f"a tensor of shape {tuple(value.shape)} that its bytes do not fill")
+        elif type(value) not in (int, float, str, bool, bytes, type(None)):
+            raise ValueError(f"a {type(value).__name__}")
 
 
 def _check_plain(value: Any, where: str) -> None:

@@ -35,7 +35,7 @@ class Weights:
     Args:
         origin: whose file it is.
         url: where it is published; its last part is the file's name.
-        sha256: hexadecimal SHA-256 of the file, or the first 8 digits or more.
+        sha256: hexadecimal SHA-256 of the file, all 64 digits.
     """
 
     origin: str
@@ -47,11 +47,11 @@ class Weights:
         """Name of the file."""
         return self.url.rpartition("/")[2]
 
-    def path(self, given: str | Path | None = None) -> Path:
-        """The file: `given` as it is, or the published one.
+    def path(self, given: str | Path | None = None, download: bool = True) -> Path:
+        """The file: `given` as it is, or the published one, which is downloaded where `download` allows it.
 
         Raises:
-            FileNotFoundError: it is not there, and could not be downloaded.
+            FileNotFoundError: it is not there, and could not or may not be downloaded.
             ValueError: a file of this name has another content.
         """
         if given is not None:
@@ -60,8 +60,13 @@ class Weights:
             return Path(given).expanduser()
         for folder in (weights_folder(), Path(torch.hub.get_dir()) / "checkpoints"):
             if (folder / self.name).is_file():
-                return self._verified(folder / self.name)
+                return self.verified(folder / self.name)
         file = weights_folder() / self.name
+        if not download:
+            raise FileNotFoundError(
+                f"{self.origin}'s {self.name} is not in {file.parent}, and a file that names these weights may not "
+                f"have them fetched: put {self.url} into that folder, or choose features= on the command line"
+            )
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{file}.lock"):  # the other processes of the run wait, and then find it
@@ -74,24 +79,29 @@ class Weights:
             ) from error
         return file
 
-    def use(self, build: Callable[[dict[str, Tensor]], T], given: str | Path | None = None) -> T:
+    def use(self, build: Callable[[dict[str, Tensor]], T], given: str | Path | None = None, download: bool = True) -> T:
         """`build(state)`, where `state` is the file's content: tensors by name, on the CPU; nothing else is unpickled.
 
         Raises:
             FileNotFoundError, ValueError: see `path`.
             ValueError: the content is damaged or none that `build` takes.
         """
-        path = self.path(given)
+        path = self.path(given, download)
         try:
             return build(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).split(" This file can")[0][:500]
             raise ValueError(f"weights: {path} is not {self.origin}'s {self.name}: {reason}") from error
 
-    def _verified(self, path: Path) -> Path:
+    def verified(self, path: Path) -> Path:
+        """The path, after comparing the file's SHA-256.
+
+        Raises:
+            ValueError: the file is not the published one.
+        """
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-        if not found.startswith(self.sha256):
+        if found != self.sha256:
             raise ValueError(
                 f"weights: {path} has SHA-256 {found[:16]}..., the published file {self.sha256[:16]}...: it is damaged "
                 f"or another one; remove it, or download {self.url} again"

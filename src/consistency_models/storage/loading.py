@@ -1,30 +1,41 @@
 """Generators from files: checkpoints and run folders of our own, exports, and official checkpoints of others.
 
-A file says which classes its model is made of; only networks, samplers, data and the like of this package are taken, or
-of packages that the user trusts by name.
+A file says which classes its model is made of. Only networks, samplers, data sets and the like of this package, or
+classes of packages that the user trusts by name, are built: see `consistency_models.trust`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from consistency_models.errors import CheckpointError, import_extra, naming
 from consistency_models.noise.preconditioning import Preconditioned
 from consistency_models.pretrained.convert import checkpoint_of
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage.checkpoints import digest_of, is_marked, read
-from consistency_models.storage.moved_names import current_config
+from consistency_models.storage.moved_names import current_config, current_target
+from consistency_models.storage.small_files import open_regular
+from consistency_models.trust import advice, fixed_arguments
 
 __all__ = ["build_model", "checkpoint_file", "instantiate", "load", "read_safetensors"]
 
 HEADER, HEADER_SCHEMA = "consistency_models", 1  # of exports: under which key they say what they are
+PARTS = ("network", "preconditioning", "sampler", "data", "features")  # of a configuration, what is built from a file
+MAX_SIZE, MAX_STEPS = 4096, 10_000
 
 
 def instantiate(node: Any, **arguments: Any) -> Any:
@@ -39,7 +50,12 @@ def build_model(config: dict[str, Any]) -> nn.Module:
     return Preconditioned(instantiate(config["network"]), instantiate(config["preconditioning"]))
 
 
-def load(path: str | Path, weights: str | float | None = None, device: torch.device | str = "cpu") -> Generator:
+def load(
+    path: str | Path,
+    weights: str | float | None = None,
+    device: torch.device | str = "cpu",
+    trust: Sequence[str] = (),
+) -> Generator:
     """A generator from a checkpoint, a run folder, an export or an official checkpoint.
 
     Args:
@@ -48,36 +64,95 @@ def load(path: str | Path, weights: str | float | None = None, device: torch.dev
         weights: which weights: "model", or the name of an average such as "0.999" (a decay may be given as the number);
             by default the first average.
         device: where it shall run.
+        trust: packages whose classes the file may name, beside those in CONSISTENCY_MODELS_TRUST (a,b,…): see `trust`.
 
     Raises:
-        CheckpointError: the file is damaged, or asks for something other than a network, a sampler or the like of this
-            package or of one that is trusted.
+        CheckpointError: the file is damaged, its weights are not those of the network that it describes, or it asks for
+            something other than a network, a sampler or the like of this package or of one that is trusted.
         ValueError: no such weights.
         ModuleNotFoundError: an export, and the extra `export` is not installed.
     """
     path = checkpoint_file(path)
     content = _content(path)
-    config = current_config(content["config"])
-    _check_targets(config, path)
-    model = build_model(config)
     chosen = next(iter(content["ema"]), "model") if weights is None else str(weights)
     if chosen != "model" and chosen not in content["ema"]:
         raise ValueError(f"weights={chosen!r}: {path} has {['model', *content['ema']]}")
-    model.load_state_dict(content["model"])
-    if chosen != "model":
-        model.load_state_dict(content["ema"][chosen], strict=False)  # buffers are not averaged
-    data = config["data"]
-    generator = Generator(
-        model.to(device).eval().requires_grad_(False),
-        (data["channels"], data["image_size"], data["image_size"]),
-        instantiate(config["sampler"]),
-        data["network_classes"],
-        data["clamp"],
-    )
+    with naming(path, "a model with its weights, and how it is sampled from"):
+        config = current_config(checked_config(content["config"], trust))
+        average = {} if chosen == "model" else content["ema"][chosen]
+        model = filled_model(config, {**content["model"], **average})
+        generator = _generator_of(config, model.to(device).eval().requires_grad_(False))
     generator.weights, generator.config = chosen, config
-    generator.steps = tuple(config["evaluation"]["steps"])
     generator.origin = content["origin"]
     return generator
+
+
+def _generator_of(config: dict[str, Any], model: nn.Module) -> Generator:
+    """The generator of a model.
+
+    Raises:
+        CheckpointError: the images are not those of the network, or the sampler does not take the numbers of steps.
+    """
+    data, steps = config["data"], tuple(config["evaluation"]["steps"])
+    for key, own in (("channels", "channels"), ("image_size", "image_size"), ("network_classes", "num_classes")):
+        found = getattr(model.network, own, data[key])
+        if type(data[key]) is not int or data[key] != found or not 0 <= found <= MAX_SIZE:
+            raise CheckpointError(f"data.{key} as the network has it, up to {MAX_SIZE}", f"{data[key]} and {found}")
+    if not steps or any(type(n) is not int or not 1 <= n <= MAX_STEPS for n in steps):
+        raise CheckpointError(f"evaluation.steps with numbers from 1 to {MAX_STEPS}", f"{steps}")
+    shape = (data["channels"], data["image_size"], data["image_size"])
+    make_sampler = instantiate(config["sampler"])
+    for n in steps:
+        make_sampler(steps=n)
+    generator = Generator(model, shape, make_sampler, data["network_classes"], data["clamp"])
+    generator.steps = steps
+    return generator
+
+
+def filled_model(config: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
+    """The preconditioned network that a configuration describes, with these weights, which must be all of its own.
+
+    Names and shapes of this package's networks are compared before memory is asked for. A network with more parts than
+    there are weights for is given up while it is built.
+
+    Raises:
+        CheckpointError: a name, a shape or the number of parts differs.
+    """
+    if str(config["network"]["_target_"]).startswith("consistency_models."):  # others may read tensors in between
+        with torch.device("meta"), _at_most(len(weights)):
+            network = instantiate(config["network"])
+        expected = {f"network.{name}": tuple(value.shape) for name, value in network.state_dict().items()}
+        found = {name: tuple(value.shape) for name, value in weights.items() if name.startswith("network.")}
+        for name in {**expected, **found}:
+            if expected.get(name) != found.get(name):
+                raise CheckpointError(f"{name} of shape {expected.get(name)}", f"{found.get(name)}")
+    model = build_model(config)
+    model.load_state_dict(weights)
+    return model
+
+
+@contextmanager
+def _at_most(tensors: int) -> Iterator[None]:
+    """Stop a constructor that makes many more modules, parameters and buffers than there are tensors."""
+    made = itertools.count()
+
+    def count(*_: Any) -> None:
+        if next(made) > 1000 + 20 * tensors:
+            raise CheckpointError(f"a network of {tensors} tensors", "the arguments of a larger one")
+
+    hooks = [
+        register(count)
+        for register in (
+            register_module_module_registration_hook,
+            register_module_parameter_registration_hook,
+            register_module_buffer_registration_hook,
+        )
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def checkpoint_file(path: str | Path) -> Path:
@@ -112,10 +187,10 @@ def read_safetensors(path: Path | str) -> dict[str, Any]:
     """
     safetensors = import_extra("safetensors")
     with naming(path, "a safetensors file that consistency_models.export wrote"):
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         with safetensors.safe_open(path, framework="pt") as file:
-            said = json.loads(file.metadata()[HEADER])
+            said = json.loads((file.metadata() or {})[HEADER])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
         if said["schema"] != HEADER_SCHEMA:
             raise CheckpointError(f"schema {HEADER_SCHEMA}", f"{said['schema']}: written by another version")
@@ -123,37 +198,49 @@ def read_safetensors(path: Path | str) -> dict[str, Any]:
         return {"config": said["config"], "model": weights, "ema": {}, "origin": origin}
 
 
-MODEL = ("networks", "noise", "pretrained.edm", "sampling")
-TRUSTED = dict.fromkeys(("network", "preconditioning", "sampler"), MODEL)
-TRUSTED |= {"data": ("data",), "features": ("evaluation",)}
-"""Parts of a configuration that are built from a file, and the modules of this package that they may name: there are
-others in it that write files."""
+def checked_config(config: dict[str, Any], trust: Sequence[str] = ()) -> dict[str, Any]:
+    """The configuration in a file, after making sure that its objects can be built: see `trust.fixed_arguments`.
+
+    The result is a copy of plain dicts and lists, in which arguments that a file cannot choose have their fixed values.
+
+    Raises:
+        CheckpointError: a part in `PARTS` names something else, or holds an interpolation, which could become anything.
+    """
+    copy = _plain(config)
+    for part in PARTS:
+        _check_targets(part, copy.get(part), trust)
+    return copy
 
 
-def _check_targets(config: dict[str, Any], path: Path) -> None:
-    """Refuse a configuration that would run anything but what it is there to describe."""
-    for part, modules in TRUSTED.items():
-        for target in _targets(config.get(part)):
-            if not _is_trusted(target, modules):
-                expected = f"classes of this package, or of one in CONSISTENCY_MODELS_TRUST={target.split('.')[0]}"
-                raise CheckpointError(expected, f"{part} asks for {target}", path)
-        if "${" in str(config.get(part)):  # it would be resolved, and could become a target that is not written here
-            raise CheckpointError("plain values, without ${", f"{part} with one", path)
+def _plain(value: Any) -> Any:
+    """A copy without tuples, which Hydra takes for lists.
+
+    Raises:
+        CheckpointError: something that no configuration holds.
+    """
+    if isinstance(value, dict) and all(type(key) is str for key in value):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if type(value) not in (int, float, str, bool, type(None)):
+        raise CheckpointError("a configuration of text, numbers, lists and dicts", value)
+    return value
 
 
-def _is_trusted(target: str, modules: tuple[str, ...]) -> bool:
-    """Whether it is from these modules, or from a package that the user names in CONSISTENCY_MODELS_TRUST (a,b,…)."""
-    from hydra.utils import get_object
-
-    named = {name.strip() for name in os.environ.get("CONSISTENCY_MODELS_TRUST", "").split(",")}
-    packages = [*(f"consistency_models.{module}" for module in modules), *named - {"", "consistency_models"}]
-    prefixes = tuple(f"{package}." for package in packages)
-    # consistency_models.sampling.samplers.math.pow begins like ours and is not: ask the object where it is from.
-    return target.startswith(prefixes) and f"{get_object(target).__module__}.".startswith(prefixes)
-
-
-def _targets(node: Any) -> list[str]:
+def _check_targets(part: str, node: Any, trust: Sequence[str]) -> None:
+    """Check all objects in a node, and fix the arguments that a file cannot choose."""
+    if (
+        isinstance(node, str) and "${" in node
+    ):  # it would be resolved, and could become a target that is not written here
+        raise CheckpointError("plain values, without ${", f"{part} with one")
     if isinstance(node, dict):
-        own = [str(node["_target_"])] if "_target_" in node else []
-        return own + [t for value in node.values() for t in _targets(value)]
-    return [t for value in node for t in _targets(value)] if isinstance(node, list) else []
+        if "_target_" in node:
+            target = current_target(str(node["_target_"]))
+            fixed = fixed_arguments(target, trust)
+            if fixed is None:
+                raise CheckpointError(advice(target), f"{part} asks for {target}")
+            node |= fixed
+        _check_targets(part, [*node, *node.values()], trust)
+    elif isinstance(node, list):
+        for item in node:
+            _check_targets(part, item, trust)

@@ -15,6 +15,7 @@ from typing import Any
 
 from consistency_models.app.checks.files import has_checkpoint, wrong_checkpoint, wrong_path
 from consistency_models.app.checks.problems import problem
+from consistency_models.app.checks.targets import fact
 from consistency_models.errors import ConfigError, Exit
 from consistency_models.values import show
 
@@ -41,7 +42,6 @@ SCHEDULES = {  # of methods that cannot do with just any: classes, the options f
         "segments",
     ),
 }
-LABELS = {"xflip": 1, "yflip": 1, "scale": 1, "rotate_frac": 2, "aniso": 2, "translate_frac": 2}  # see AugmentPipe
 A_RUN = "a finished run: its folder or a checkpoint file"
 OFFICIAL = "an official checkpoint, a file"
 PRETRAINED = ("InceptionV3", "DINOv2", "EfficientNetLite0")  # feature spaces of photographs
@@ -222,8 +222,13 @@ def augment(config: Config, choices: Choices) -> Problems:
     if width and (_is(config, "network", "EDM2") or _is(config, "network", "OpenAIUNet")):
         reason = f"network={choices.get('network')} takes no augmentation labels"
         yield problem("network.augment_dim", width, "0", "network=adm takes augmentation labels", reason=reason)
-    elif str(augment.get("_target_")).endswith(".AugmentPipe"):
-        labels = sum(LABELS[name] for name in LABELS if augment.get(name, 0) > 0)
+    elif augment.get("_target_") and (widths := fact(augment, "LABELS")):
+        labels = sum(width for name, width in widths.items() if augment.get(name, 0) > 0)
+        colours, channels = fact(augment, "COLOURS", ()), config["data"]["channels"]
+        for name in colours if channels not in (1, 3) else ():
+            if augment.get(name, 0) > 0:
+                reason = f"data={choices.get('data')} has {channels} channels; colours need 3 or 1"
+                yield problem(f"augment.{name}", augment[name], "0", reason=reason)
         if not labels:
             yield problem("augment", choices.get("augment"), "one transformation or more above 0, or augment=none")
         elif width != labels:

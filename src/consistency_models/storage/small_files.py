@@ -1,0 +1,115 @@
+"""Small text files of run folders, read as files that a stranger may have made: bounded, regular, without surprises.
+
+Nothing here imports torch: the command check reads with it, too.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+__all__ = ["link_outwards", "open_regular", "read_json", "read_text", "read_yaml"]
+
+MAX_BYTES = 1 << 28  # a metrics.csv of a million rows
+MAX_YAML = 1 << 18  # a config.yaml has 10 kB; a YAML file of 256 kB is parsed in two seconds
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: the file is missing or cannot be read, or is a folder, a pipe, a socket or a device.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_text(path: str | Path, folder: str | Path | None = None, limit: int = MAX_BYTES) -> str:
+    """The text of a file, UTF-8.
+
+    Args:
+        path: the file.
+        folder: where the file must lie, with its links resolved; by default anywhere.
+        limit: bytes that the file may have.
+
+    Raises:
+        OSError: see `open_regular`.
+        ValueError: the file is too large, no UTF-8, or a link that leads out of the folder.
+    """
+    if folder is not None and not _is_inside(path, os.path.realpath(folder)):
+        raise ValueError(f"{path} is a link that leads out of {folder}")
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{path} has more than {limit:,} bytes")
+    return content.decode()
+
+
+def read_json(path: str | Path, folder: str | Path | None = None) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        OSError, ValueError: see `read_text`; the file is no JSON.
+    """
+    try:
+        return json.loads(read_text(path, folder))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+
+
+def read_yaml(path: str | Path, folder: str | Path | None = None) -> Any:
+    """The content of a YAML file without anchors, of at most 256 kB: what a run writes has none.
+
+    Raises:
+        OSError, ValueError: see `read_text`; the file is no YAML, or has aliases.
+    """
+    text = read_text(path, folder, MAX_YAML)
+    try:
+        return yaml.load(text, _WithoutAliases)
+    except Exception as error:  # constructors raise a dozen kinds for scalars that are none
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    """An alias can stand for a node that holds aliases, and so on: 1 kB becomes more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not allowed", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+def link_outwards(folder: str | Path, without: tuple[str, ...] = ()) -> Path | None:
+    """The first link below the folder that leads out of it, or None.
+
+    Args:
+        folder: may itself be a link.
+        without: names at the top of the folder that are not looked into.
+    """
+    inside = os.path.realpath(folder)
+    return next((path for path in _links(inside, without) if not _is_inside(path, inside)), None)
+
+
+def _is_inside(path: str | Path, folder: str) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(folder)  # Path.resolve raises for a link to itself
+
+
+def _links(folder: str | Path, without: tuple[str, ...] = ()) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                yield Path(entry.path)
+            elif entry.is_dir(follow_symlinks=False) and entry.name not in without:
+                yield from _links(Path(entry.path))
