@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import MinLen
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from consistency_models import pretrained
 from consistency_models.errors import ConfigError
 from consistency_models.storage.loading import instantiate, load
+from consistency_models.values import Distinct, Text, Weights, checked
 
 __all__ = [
     "Guided",
@@ -57,7 +59,8 @@ def build_teacher(config: dict[str, Any]) -> nn.Module | None:
     return Guided(teacher, guidance)
 
 
-def run_teacher(path: str, weights: str | None = None) -> nn.Module:
+@checked
+def run_teacher(path: Text, weights: Weights | None = None) -> nn.Module:
     """The model of another run, with its averaged weights."""
     generator = load(path, weights)
     if ".Consistency" in generator.config["sampler"]["_target_"]:
@@ -69,7 +72,8 @@ def run_teacher(path: str, weights: str | None = None) -> nn.Module:
     return generator.model
 
 
-def official_teacher(path: str, kinds: Sequence[str]) -> nn.Module:
+@checked
+def official_teacher(path: Text, kinds: Annotated[Sequence[Text], MinLen(1), Distinct]) -> nn.Module:
     """The model in an official checkpoint, which must be of one of these kinds: see `pretrained.Pretrained.kind`."""
     loaded = pretrained.load(path)
     if loaded.kind not in kinds:
@@ -137,14 +141,16 @@ def weights_of_teacher(model: nn.Module, teacher: nn.Module | None, path: None =
     _copy(teacher, model, "teacher")
 
 
+@checked
 def weights_of_run(
-    model: nn.Module, path: str | Path, teacher: nn.Module | None = None, weights: str | None = None
+    model: nn.Module, path: Text | Path, teacher: nn.Module | None = None, weights: Weights | None = None
 ) -> None:
     """Start from the weights of another run."""
     _copy(load(path, weights).model, model, f"init.path={path}")
 
 
-def weights_of_pretrained(model: nn.Module, path: str | Path, teacher: nn.Module | None = None) -> None:
+@checked
+def weights_of_pretrained(model: nn.Module, path: Text | Path, teacher: nn.Module | None = None) -> None:
     """Start from the weights of an official checkpoint."""
     _copy(pretrained.load(path).model, model, f"init.path={path}")
 

@@ -32,6 +32,7 @@ __all__ = [
     "ExistingPath",
     "Infinite",
     "NotNegative",
+    "NpzFile",
     "Positive",
     "Rho",
     "Share",
@@ -70,6 +71,7 @@ Descending = Annotated[
     doc("a list of descending levels, each a number > 0 and <= 1000000"),
 ]
 ExistingPath = Annotated[str, Predicate(lambda path: Path(path).expanduser().exists()), doc("a path that exists")]
+NpzFile = Annotated[str, Predicate(lambda path: path.endswith(".npz")), doc("the path of an npz file")]
 Weights = Annotated[Text | BelowOne, doc("model, or the name of an average, or a number >= 0 and < 1")]
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
@@ -194,7 +196,7 @@ def describe(kind: Any) -> str:
         return "an object with its _target_"
     bounds = [f"{sign} {_number(getattr(item, name))}" for item in metadata for sign, name in _bound(item)]
     infinite = ", or inf" if Infinite in metadata else ""
-    return " ".join([PLAIN.get(base, f"a {getattr(base, '__name__', base)}"), " and ".join(bounds)]).strip() + infinite
+    return " ".join([PLAIN.get(base, "any value"), " and ".join(bounds)]).strip() + infinite
 
 
 def _describe_list(base: Any, metadata: list[Any]) -> str:

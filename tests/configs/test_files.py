@@ -17,7 +17,7 @@ CASES = {  # text of an experiment, key, part of what is allowed, part of the fi
         "keys of callbacks",
         "callbacks.samples.every_n_steps=5?",
     ),
-    "trainer: null": ("trainer", "keys below it: _target_", ""),
+    "trainer: null": ("trainer", "keys below it: accelerator", ""),
     "trainer: [1]": ("config", "files that can be put together", "NAME"),
     "optimizer: {lr: -1}": ("optimizer.lr", "a number > 0", ""),
     "optimizer: {lr: .nan}": ("optimizer.lr", "a number > 0", ""),

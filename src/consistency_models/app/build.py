@@ -13,6 +13,7 @@ from lightning import Callback, LightningDataModule, Trainer
 from torch import nn
 from torch.nn.functional import one_hot
 
+from consistency_models.app.checks.table import NOT_ARGUMENTS
 from consistency_models.app.strategy import strategy_of
 from consistency_models.errors import ConfigError
 from consistency_models.evaluation import Evaluation
@@ -36,20 +37,10 @@ __all__ = [
     "total_steps",
 ]
 
-NOT_ARGUMENTS = (
-    "name",
-    "_target_",
-    "needs_teacher",
-    "segments",
-    "phases",
-    "two_times",
-    "network_classes",
-    "clamp",
-    "evaluation_images",
-    "guidance",
-)
-"""Keys of `model`, `data` and `teacher` that tell other parts of the configuration something; no arguments of
-the class."""
+
+def arguments_of(config: dict[str, Any], group: str) -> dict[str, Any]:
+    """The object of a group, without the keys that tell other parts of the configuration something."""
+    return {key: value for key, value in config[group].items() if key not in NOT_ARGUMENTS[group]}
 
 
 def total_steps(config: dict[str, Any]) -> int:
@@ -61,8 +52,7 @@ def total_steps(config: dict[str, Any]) -> int:
 
 def build_data(config: dict[str, Any]) -> LightningDataModule:
     """The data module."""
-    told = set(NOT_ARGUMENTS) - {"name", "_target_"}
-    return instantiate({key: value for key, value in config["data"].items() if key not in told})
+    return instantiate(arguments_of(config, "data"))
 
 
 def build_method(config: dict[str, Any]) -> Method:
@@ -76,9 +66,8 @@ def build_method(config: dict[str, Any]) -> Method:
             network.to(memory_format=torch.channels_last)
         if config["compile"]:
             network.compile()  # in place: no _orig_mod in the names of a checkpoint
-    extra = {key: value for key, value in config["model"].items() if key not in NOT_ARGUMENTS}
     return instantiate(
-        {"_target_": config["model"]["_target_"], **extra},
+        arguments_of(config, "model"),
         model=model,
         schedule=instantiate(config["schedule"]),
         distance=instantiate(config["loss"]),

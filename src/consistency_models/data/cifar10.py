@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from consistency_models.data.image_folder import image_folder
 from consistency_models.data.image_set import ImageSet
 from consistency_models.errors import DataError
 from consistency_models.trust import loadable
+from consistency_models.values import Text, checked, facts
 
 __all__ = ["cifar10"]
 
@@ -28,8 +30,13 @@ BATCH_BYTES = 64 << 20  # a real one has 31 MB
 
 
 @loadable(download=False, cache_dir=None)
+@facts(image_size=(32,), channels=(3,), num_classes=(10,))
+@checked
 def cifar10(
-    root: str | Path, download: bool = False, bad_images: str = "error", cache_dir: str | Path | None = None
+    root: Text | Path,
+    download: bool = False,
+    bad_images: Literal["error", "skip"] = "error",
+    cache_dir: Text | Path | None = None,
 ) -> ImageSet:
     """CIFAR-10, from whatever lies in root: the archive, or a folder or zip with train/CLASS/* and test/CLASS/*.
 

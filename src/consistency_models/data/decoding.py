@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from filelock import FileLock
@@ -22,6 +23,7 @@ from PIL import Image, ImageOps
 
 from consistency_models.data.files import Files
 from consistency_models.errors import DataError
+from consistency_models.values import Size, checked
 
 __all__ = ["Decoder", "cached"]
 
@@ -29,6 +31,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # none that call
 CHUNK = 1024  # images that are decoded ahead
 
 
+Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]  # of Pillow
+
+
+@checked
 @dataclass(frozen=True)
 class Decoder:
     """An image file to (C, H, W) uint8.
@@ -41,25 +47,11 @@ class Decoder:
         image_size: H and W of the result, at least 1; None keeps the file's.
         channels: 1 (grey) or 3 (RGB).
         resize: Pillow's filter: nearest, box, bilinear, hamming, bicubic or lanczos; all but the first are antialiased.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
-    image_size: int | None = None
-    channels: int = 3
-    resize: str = "lanczos"
-
-    def __post_init__(self) -> None:
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(
-                f"data.image_size must be at least 1, or null to keep the files' size; got {self.image_size}"
-            )
-        if self.channels not in (1, 3):
-            raise ValueError(f"data.channels must be 1 (grey) or 3 (RGB); got {self.channels}")
-        filters = [filter.name.lower() for filter in Image.Resampling]
-        if self.resize not in filters:
-            raise ValueError(f"data.source.resize must be one of {', '.join(filters)}; got {self.resize}")
+    image_size: Size | None = None
+    channels: Literal[1, 3] = 3
+    resize: Filter = "lanczos"
 
     def __call__(self, content: bytes) -> np.ndarray:
         """(C, H, W) uint8.

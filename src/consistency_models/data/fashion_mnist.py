@@ -6,6 +6,7 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,12 +15,15 @@ from torch.nn import functional as F
 from consistency_models.data.image_set import ImageSet
 from consistency_models.errors import DataError
 from consistency_models.trust import loadable
+from consistency_models.values import Text, checked, facts
 
 __all__ = ["fashion_mnist"]
 
 
 @loadable()
-def fashion_mnist(root: str | Path, image_size: int = 28) -> ImageSet:
+@facts(image_size=(28, 32), channels=(1,), num_classes=(10,))
+@checked
+def fashion_mnist(root: Text | Path, image_size: Literal[28, 32] = 28) -> ImageSet:
     """Fashion-MNIST from its four idx files, gzipped or not; MNIST's files have the same names and form, and work, too.
 
     Args:
@@ -28,12 +32,7 @@ def fashion_mnist(root: str | Path, image_size: int = 28) -> ImageSet:
 
     Raises:
         DataError: a file is missing, cut off or not of this form.
-        ValueError: image_size is neither 28 nor 32.
     """
-    if image_size not in (28, 32):
-        raise ValueError(
-            f"data.image_size must be 28, or 32 for a black frame, with data=fashion_mnist; got {image_size}"
-        )
     root, frame = Path(root).expanduser(), (image_size - 28) // 2
 
     def read(part: str, test: ImageSet | None = None) -> ImageSet:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from consistency_models.evaluation.references import Reference, identity_of
 from consistency_models.random import seed_of
 from consistency_models.storage.cache import cached, source_fingerprint
 from consistency_models.trust import loadable
+from consistency_models.values import NpzFile, Size, checked
 
 __all__ = ["Evaluation", "Score", "combined"]
 
@@ -95,14 +97,15 @@ class Evaluation:
         DataError: the reference cannot be had.
     """
 
+    @checked
     def __init__(
         self,
         data,
         extractor: Callable[..., nn.Module],
         metrics: Sequence[Callable[[FeatureSet, FeatureSet], float]],
-        reference: str = "train",
-        batch_size: int = 512,
-        device: str = "cpu",
+        reference: Literal["train", "test"] | NpzFile = "train",
+        batch_size: Size = 512,
+        device: Literal["auto", "cpu", "cuda"] = "cpu",
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

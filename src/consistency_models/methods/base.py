@@ -87,6 +87,8 @@ class Method(LightningModule):
 
     needs_teacher: bool | None = False
     """True: cannot do without; False: has no use for one; None: works with and without."""
+    needs_levels: str | None = None
+    """What the schedule must draw, in the words of the schedule's `levels`; None: any levels."""
 
     def __init__(
         self,

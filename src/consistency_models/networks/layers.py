@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from consistency_models.trust import loadable
+from consistency_models.values import Positive, checked
 
 __all__ = [
     "Conv2d",
@@ -112,7 +113,8 @@ class PositionalEmbedding(nn.Module):
         endpoint: e = 1, so that the lowest frequency is exactly 1/10000; else e = 0.
     """
 
-    def __init__(self, channels: int, scale: float = 1.0, endpoint: bool = True) -> None:
+    @checked
+    def __init__(self, channels: int, scale: Positive = 1.0, endpoint: bool = True) -> None:
         super().__init__()
         self.channels, self.scale = channels, scale
         exponents = torch.arange(channels // 2, dtype=torch.float32) / (channels // 2 - endpoint)
@@ -133,7 +135,8 @@ class FourierEmbedding(nn.Module):
         scale: 16 for NCSN++ (arXiv 2011.13456); improved consistency training takes 0.02 (arXiv 2310.14189, Sec. 3.2).
     """
 
-    def __init__(self, channels: int, scale: float = 16.0) -> None:
+    @checked
+    def __init__(self, channels: int, scale: Positive = 16.0) -> None:
         super().__init__()
         self.register_buffer("freqs", torch.randn(channels // 2) * scale)
 

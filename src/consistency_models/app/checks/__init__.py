@@ -65,7 +65,7 @@ def check(task: str, composer: Composer, lines: Sequence[str], multirun: bool = 
         _check_plugins(config)
         _check_jobs(task, composer, composer.cells(overrides, config))
     else:
-        check_job(task, config if fixed == overrides else composer.compose(overrides))
+        check_job(composer, task, config if fixed == overrides else composer.compose(overrides))
     return [str(override.input_line) for override in overrides]
 
 
@@ -90,7 +90,7 @@ def _check_jobs(task: str, composer: Composer, jobs: list[list[Override]]) -> No
     for number, overrides in enumerate(jobs):
         try:
             typed = [str(override.input_line) for override in overrides if not override.is_hydra_override()]
-            check_job(task, composer.compose(overrides), number, typed)
+            check_job(composer, task, composer.compose(overrides), number, typed)
         except ConfigErrors as error:
             for one in error.problems:
                 found.setdefault(str(one), []).append((number, one))

@@ -145,6 +145,12 @@ class Composer:
         """The options of a group."""
         return sorted(self.repository.get_group_options(group))
 
+    def contents(self, group: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The options of a group, each with what its file says."""
+        for option in self.options(group):
+            content = self.repository.load_config(f"{group}/{option}").config
+            yield option, OmegaConf.to_container(content)
+
     def _is_group(self, override: Override) -> bool:
         key = override.key_or_group
         return not isinstance(override.value(), dict) and self.repository.group_exists(key) and bool(self.options(key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from consistency_models.app.checks import relations
-from consistency_models.app.checks.composing import groups_of, leaves, plain, resolved
+from consistency_models.app.checks.composing import Composer, groups_of, leaves, plain, resolved
 from consistency_models.app.checks.problems import ConfigErrors, problem, unknown_key
 from consistency_models.app.checks.rules import meant, meant_target, nearest
-from consistency_models.app.checks.table import EVAL, FOREIGN, NOT_ARGUMENTS, PATHS, TRAIN, kind_of
+from consistency_models.app.checks.table import EVAL, FOREIGN, HYDRA, NOT_ARGUMENTS, PATHS, TRAIN, kind_of
 from consistency_models.app.checks.targets import find
 from consistency_models.app.folder import is_run_of
 from consistency_models.errors import ConfigError
@@ -44,8 +45,10 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 Path = tuple[Any, ...]
 
 
-def check_job(task: str, config: DictConfig, job: int | None = None, typed: Sequence[str] = ()) -> None:
-    """Check the configuration of a job, as it was composed; takes it apart.
+def check_job(
+    composer: Composer, task: str, config: DictConfig, job: int | None = None, typed: Sequence[str] = ()
+) -> None:
+    """Check the configuration of a job, as `composer` has composed it; takes it apart.
 
     `job` is its number in a multirun, and `typed` are then its overrides: it may go on in the folder that it has begun.
 
@@ -55,7 +58,8 @@ def check_job(task: str, config: DictConfig, job: int | None = None, typed: Sequ
     Raises:
         ConfigErrors: it has problems.
     """
-    choices = {str(group): str(option) for group, option in config.hydra.runtime.choices.items()}
+    chosen = {str(group): str(option) for group, option in config.hydra.runtime.choices.items()}
+    choices = relations.Choices(chosen, composer.contents)
     groups, tree = groups_of(config), plain(config)
     found = dict(leaves(tree))
     derived = [path for path, value in found.items() if "${" in str(value)]
@@ -68,22 +72,30 @@ def check_job(task: str, config: DictConfig, job: int | None = None, typed: Sequ
     if not problems:
         content, choices["run folder"] = resolved(config, job)
         choices["goes on"] = show(job is not None and is_run_of(choices["run folder"], typed))
-        problems = [one for path in derived for one in wrong(task, content, path, groups)]
+        problems = [one for path in derived for one in wrong(task, content, path, groups, _written(tree, path))]
     if not problems:
         problems = [one for relation in RELATIONS[task] for one in relation(content, choices)]
     if problems:
         raise ConfigErrors(problems)
 
 
-def wrong(task: str, tree: dict[str, Any], path: Path, groups: list[str]) -> list[ConfigError]:
-    """The problem of one key of a configuration, or nothing."""
+def _written(tree: dict[str, Any], path: Path) -> str:
+    """The key whose value another key takes over by `${…}`."""
+    key = dotted(path)
+    while path and isinstance(value := at(tree, path), str) and (link := re.fullmatch(r"\$\{([\w.]+)\}", value)):
+        key, path = link[1], tuple(link[1].split("."))
+    return key
+
+
+def wrong(task: str, tree: dict[str, Any], path: Path, groups: list[str], written: str = "") -> list[ConfigError]:
+    """The problem of one key of a configuration, or nothing; `written` is the key that is named, if it is another."""
     key, value, objects = dotted(path), at(tree, path), list(_objects(tree, path))
     for where in objects:
-        if problems := _of_argument(task, tree, path, where, groups):
+        if problems := _of_argument(task, tree, path, where, groups, written):
             return problems
     kind = kind_of(task, key)
     if kind is not None:
-        return _of_value(key, value, kind)
+        return _of_value(written or key, value, kind)
     below = _below(task, key)
     if below and not isinstance(value, dict):
         return [problem(key, value, f"keys below it: {', '.join(below)}", f"did you mean {key}.{below[0]}=…?")]
@@ -107,20 +119,24 @@ def _of_value(key: str, value: Any, kind: Any) -> list[ConfigError]:
     return [problem(key, value, describe(kind), "" if close is None else f"did you mean {key}={show(close)}?")]
 
 
-def _of_argument(task: str, tree: dict[str, Any], path: Path, where: Path, groups: list[str]) -> list[ConfigError]:
+def _of_argument(
+    task: str, tree: dict[str, Any], path: Path, where: Path, groups: list[str], written: str
+) -> list[ConfigError]:
     """The problem of the argument of the object at `where` in which `path` lies."""
     node, argument, own = at(tree, where), path[len(where)], path[: len(where) + 1]
     target, key, arguments = node["_target_"], dotted(own), find(node["_target_"]).arguments
-    if argument in NOT_ARGUMENTS or arguments is None:
+    settings = NOT_ARGUMENTS.get(dotted(where), ())
+    if argument in settings or argument in HYDRA or arguments is None:
         return []
     if argument not in arguments:
-        close = nearest(argument, [*arguments, *(part for part in node if part in NOT_ARGUMENTS)])
+        close = nearest(argument, [*arguments, *(part for part in node if part in settings)])
         fix = f"did you mean {dotted((*where, close))}={show(at(tree, path))}?" if close else ""
         allowed = f"arguments of {target.rpartition('.')[2]}: {', '.join(arguments) or 'none'}"
         return [problem(dotted(path), at(tree, path), allowed, fix)]
     value = _with_objects(node[argument])
     if kind_of(task, key) or "${" in str(value):
         return []
+    key = written if written and own == path else key
     foreign = next((kinds for prefix, kinds in FOREIGN.items() if target.startswith(prefix)), {})
     problems = _of_value(key, value, foreign.get(argument, arguments[argument]))
     if problems and argument in groups and not problems[0].fix:

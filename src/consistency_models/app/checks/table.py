@@ -31,12 +31,13 @@ from consistency_models.values import (
 
 __all__ = ["EVAL", "FREE", "NOT_ARGUMENTS", "TRAIN", "kind_of"]
 
-NOT_ARGUMENTS = (
-    *("name", "segments", "phases", "network_classes", "clamp", "evaluation_images", "guidance"),
-    "max_images",  # of the trainer
-    *("_target_", "_partial_", "_convert_", "_recursive_", "_args_"),  # Hydra's own
-)
-"""Keys that are not handed to the object in which they stand: other parts of the configuration use them."""
+NOT_ARGUMENTS = {
+    "model": ("name", "segments", "phases", "two_times"),
+    "data": ("network_classes", "clamp", "evaluation_images"),
+    "teacher": ("guidance",),
+    "trainer": ("max_images",),
+}
+"""Keys of a group that are not handed to its object: other parts of the configuration use them."""
 
 Target = Annotated[
     str, Predicate(lambda name: find(name).exists), doc("the full name of a class or function that can be imported")
@@ -113,6 +114,7 @@ TRAIN: dict[str, Any] = PATHS | {
     "teacher.guidance": NotNegative,
     "init._target_": Target | None,
     "init.path": Text | None,
+    "network.num_classes": Count | None,  # null, if the data do not say how many: see relations.data
     "data.source": Object,
     "data.name": Text,
     "data.root": Text | None,
@@ -151,9 +153,9 @@ TRAIN: dict[str, Any] = PATHS | {
 }
 
 FREE: dict[str, Any] = {
-    **{f"callbacks.{name}": NoneType for name in ("metrics", "finite", "ema", "samples", "validation", "checkpoint")},
-    **{f"callbacks.{name}": NoneType for name in ("signals", "progress")},
-    "model.target_ema": NoneType,
+    **{f"callbacks.{name}": Object | None for name in ("metrics", "finite", "ema", "samples", "validation")},
+    **{f"callbacks.{name}": Object | None for name in ("checkpoint", "signals", "progress")},
+    "model.two_times": bool,
     "sweep_size": Literal["small", "paper"],  # of the files of sweeps/
     **{f"trainer.{name}": Reserved for name in ("callbacks", "logger", "plugins", "default_root_dir", "max_epochs")},
     **{f"trainer.{name}": Reserved for name in ("use_distributed_sampler", "enable_checkpointing")},
@@ -162,7 +164,7 @@ FREE: dict[str, Any] = {
     "trainer.limit_val_batches": Reserved,
 }
 
-HYDRA: dict[str, Any] = {"_target_": Target, "_partial_": bool, "_recursive_": bool}
+HYDRA: dict[str, Any] = {"_target_": Target, "_partial_": bool, "_recursive_": bool, "_convert_": Text, "_args_": list}
 """Hydra's own keys of every object."""
 
 FOREIGN: dict[str, dict[str, Any]] = {

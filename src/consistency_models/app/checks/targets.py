@@ -92,16 +92,24 @@ def _locate(target: str) -> tuple[_Source, list[str]] | None:
         spec = importlib.util.find_spec(first) if first else None
     except ValueError:
         spec = None
-    if spec is None or spec.origin is None:
+    if spec is None or (spec.origin is None and not (parts and spec.submodule_search_locations)):
         return None
-    source = _read(Path(spec.origin), first)
-    while parts and source.is_package and not (len(parts) == 1 and parts[0] in source.names):
-        folder = source.file.parent / parts[0]
-        file = next((path for path in (folder / "__init__.py", folder.with_suffix(".py")) if path.is_file()), None)
-        if file is None:
+    if spec.origin is None:  # a folder of packages that has no file of its own
+        name, folders = f"{first}.{parts.pop(0)}", map(Path, spec.submodule_search_locations or ())
+        file = next((path for folder in folders if (path := _module(folder, name.rpartition(".")[2]))), None)
+    else:
+        name, file = first, Path(spec.origin)
+    source = None if file is None else _read(file, name)
+    while source and parts and source.is_package and not (len(parts) == 1 and parts[0] in source.names):
+        if (file := _module(source.file.parent, parts[0])) is None:
             break
         source = _read(file, f"{source.name}.{parts.pop(0)}")
-    return source, parts
+    return source and (source, parts)
+
+
+def _module(folder: Path, name: str) -> Path | None:
+    """The file of a module or package in a folder."""
+    return next((path for path in (folder / name / "__init__.py", folder / f"{name}.py") if path.is_file()), None)
 
 
 @dataclass(frozen=True)
@@ -169,7 +177,7 @@ class _Source:
                 part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
             ]
             return {part.target.id: self._kind(part.annotation, part.value) for part in fields}
-        if decorators or node.keywords or len(node.bases) > 1:
+        if decorators - {"loadable", "checked", "final"} or node.keywords or len(node.bases) > 1:
             return None
         if node.bases and ast.unparse(node.bases[0]) not in ("object", "nn.Module"):
             inherited = self.found(node.bases[0]).arguments
