@@ -46,7 +46,7 @@ class HostReads(TorchDispatchMode):
 
     def is_on_device(self, tensor: Any) -> bool:
         """Whether it was computed on the device."""
-        return isinstance(tensor, Tensor) and _memory(tensor) in self._on_device
+        return _has_memory(tensor) and _memory(tensor) in self._on_device
 
     def note(self, name: str) -> None:
         """The host has read a device tensor."""
@@ -63,7 +63,7 @@ class HostReads(TorchDispatchMode):
             self.note(packet.__name__)
         out = function(*args, **kwargs or {})
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):  # memory is used again: what is computed on the host alone is the host's
+            if _has_memory(tensor):  # memory is used again: what is computed on the host alone is the host's
                 (self._on_device.add if device else self._on_device.discard)(_memory(tensor))
         return out
 
@@ -119,6 +119,10 @@ def host_reads(method: torch.nn.Module, device: str) -> Iterator[list[str]]:
         stack.enter_context(reads)
         stack.enter_context(_PythonReads(reads))
         yield reads.found
+
+
+def _has_memory(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and not tensor._is_zerotensor()  # the derivative of what is constant has none
 
 
 def _memory(tensor: Tensor) -> int:

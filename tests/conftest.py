@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from parity.golden import FOLDER, load
+from parity.golden import OURS, load
 
 
 @pytest.fixture(scope="session")
 def golden():
     """`golden("exact/ict.npz")`: reference numbers by name, as tensors."""
-    return lambda name: load(FOLDER / name)
+    return lambda name: load(OURS / name)
 
 
 @pytest.fixture(scope="session")

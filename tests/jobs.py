@@ -51,8 +51,7 @@ def run(folder, *overrides, **extra):
 def distilling():
     """The methods of conf/ that cannot do without a teacher."""
     for file in sorted((ROOT / "conf/model").glob("*.yaml")):
-        schedule = re.search(r"override /schedule: (\w+)", file.read_text())[1]
-        config = yaml.safe_load(file.read_text())
-        config["schedule"] = yaml.safe_load((ROOT / f"conf/schedule/{schedule}.yaml").read_text())
-        if needs_teacher(config):
+        schedule = re.search(r"override /schedule: (\w+)", file.read_text())
+        node = yaml.safe_load((ROOT / f"conf/schedule/{schedule[1]}.yaml").read_text()) if schedule else {}
+        if needs_teacher(yaml.safe_load(file.read_text()) | {"schedule": node}):
             yield file.stem

@@ -1,20 +1,23 @@
 """Random numbers that are a function of (seed, step, position in the global batch), and of nothing else.
 
-Everything random of a training step is drawn for the whole global batch from a generator that is seeded by
-(seed, step, stream), and every process keeps its own rows. One process, two processes and accumulated micro-batches
-therefore train on the same numbers, and a run that is resumed at step k draws what it would have drawn anyway: there is
-no generator state to save.
+The rows of a global batch are divided into blocks of `BLOCK` neighbours. Each block has a generator of its own, seeded
+by (seed, step, stream, first row), and a process draws the blocks that its rows are in. One process, two processes and
+accumulated micro-batches therefore train on the same numbers, and each pays for its own rows only. A run that is
+resumed at step k draws the numbers of step k again: no generator state is saved.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 __all__ = ["BatchRandom", "seed_of"]
+
+BLOCK = 16  # rows that share a generator
 
 
 def seed_of(*key: int | str) -> int:
@@ -42,21 +45,28 @@ class BatchRandom:
     def __len__(self) -> int:
         return self.local_slice.stop - self.local_slice.start
 
-    def generator(self, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
-        """A fresh generator for the global batch; each purpose has a stream of its own ("noise", "levels", …)."""
-        return torch.Generator(device).manual_seed(seed_of(self.seed, self.step, stream))
-
     def randn(self, stream: str, *shape: int, device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
-        """Standard normal draws of my rows, shape (len(self), *shape)."""
-        return torch.randn(self.total, *shape, generator=self.generator(stream, device), device=device, dtype=dtype)[
-            self.local_slice
-        ]
+        """Standard normal draws of these rows, shape (len(self), *shape); each purpose has a stream of its own."""
+        return self._draw(Tensor.normal_, stream, shape, device, dtype)
 
     def rand(self, stream: str, *shape: int, device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
-        """Uniform draws in [0, 1) of my rows, shape (len(self), *shape)."""
-        return torch.rand(self.total, *shape, generator=self.generator(stream, device), device=device, dtype=dtype)[
-            self.local_slice
-        ]
+        """Uniform draws in [0, 1) of these rows, shape (len(self), *shape)."""
+        return self._draw(Tensor.uniform_, stream, shape, device, dtype)
+
+    def _draw(self, fill: Callable[..., Tensor], stream: str, shape: tuple[int, ...], device, dtype) -> Tensor:
+        generator = torch.Generator(device)
+        start, stop = self.local_slice.start, self.local_slice.stop
+        drawn = torch.empty(stop - start, *shape, device=device, dtype=dtype)
+        for first in range(start - start % BLOCK, stop, BLOCK):
+            last = min(first + BLOCK, self.total)
+            generator.manual_seed(seed_of(self.seed, self.step, stream, first))
+            if start <= first and last <= stop:
+                fill(drawn[first - start : last - start], generator=generator)
+            else:  # the numbers of a block depend on its size, so that a part of a block is cut out of the whole
+                block = fill(drawn.new_empty(last - first, *shape), generator=generator)
+                own = slice(max(first, start), min(last, stop))
+                drawn[own.start - start : own.stop - start] = block[own.start - first : own.stop - first]
+        return drawn
 
     def seed_dropout(self) -> None:
         """Seed the default generators of every device, so that the next pass draws this step's dropout masks.

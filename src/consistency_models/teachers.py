@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from consistency_models import pretrained
+from consistency_models.data.mixture import Mixture
 from consistency_models.errors import ConfigError
 from consistency_models.storage.loading import instantiate, load
 from consistency_models.values import Distinct, Text, Weights, checked
@@ -113,7 +114,7 @@ class Guided(nn.Module):
         return unconditional + self.guidance * (self.model(x, sigma, labels) - unconditional)
 
 
-def exact_teacher(source: Any, path: None = None) -> nn.Module:
+def exact_teacher(source: Mixture, path: None = None) -> nn.Module:
     """The closed-form denoiser of a Gaussian mixture."""
     if not hasattr(source, "denoised"):
         reason = "only mixtures have a closed-form denoiser"

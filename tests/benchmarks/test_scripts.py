@@ -5,6 +5,7 @@ import json
 import gpu
 import host_reads
 import pytest
+import random_numbers
 import sample
 import scaling
 import startup
@@ -62,6 +63,13 @@ def test_a_read_is_found(read):
     loss = case.method.loss
     case.method.loss = lambda *arguments: (read(loss(*arguments).detach().mean()[None]), loss(*arguments))[1]
     assert len(case.audit()[1]) == 1
+
+
+def test_a_read_within_a_derivative_is_found():
+    case = Case(["model=sct", *TINY], "cpu")
+    raw = case.method.model.raw
+    case.method.model.raw = lambda x, *arguments: (x.mean().item(), raw(x, *arguments))[1]
+    assert "_local_scalar_dense" in case.audit()[1]
 
 
 def test_numbers_of_the_host_may_be_read():
@@ -130,3 +138,11 @@ def test_a_wrong_choice_is_refused_before_the_first_is_trained(capsys):
     with pytest.raises(SystemExit):
         time_to_quality.main([*FAST, "--choices", "model=ict", "model=ict network.model_channels=48"])
     assert "network.model_channels=48 is not allowed: " in capsys.readouterr().err
+
+
+def test_a_process_draws_its_own_rows(tmp_path, capsys):
+    found = found_by(
+        random_numbers, tmp_path, capsys, *FAST, *["--batch", "64", "--shape", "1", "8", "8", "--processes", "1", "4"]
+    )
+    one, four = found["rows"]
+    assert one["megabytes"] == one["megabytes_whole"] == 4 * four["megabytes"]

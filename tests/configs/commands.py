@@ -45,8 +45,8 @@ class DummyFiles:
 
 def every_option():
     """Command lines in which every option of every group occurs, with partners that it makes sense with."""
-    for i, recipe in enumerate(GROUPS["recipe"]):
-        model, data = recipe.split("_", 1)
+    trained_on = sorted({*GROUPS["budget"], *(recipe.split("_", 1)[1] for recipe in GROUPS["recipe"])})
+    for i, (model, data) in enumerate(itertools.product(GROUPS["model"], trained_on)):
         yield " ".join([_with_model(model), _of_data(data), *(_turn(group, i) for group in ANYWHERE)])
     networks = [name for name in GROUPS["network"] if not name.endswith(("64", "256"))]
     lines = max(len(networks), len(GROUPS["schedule"]), len(GROUPS["loss"]))
@@ -71,6 +71,8 @@ def every_option():
     for experiment in GROUPS["experiment"]:
         line = f"experiment={experiment} data.root={{root}}"
         uses_teacher = "override /teacher: run" in (CONF / f"experiment/{experiment}.yaml").read_text()
+        starts_from_run = "override /init: run" in (CONF / f"experiment/{experiment}.yaml").read_text()
+        line += " init.path={run}" if starts_from_run else ""
         yield f"{line} teacher.path={{run}}" if uses_teacher else line
 
 
@@ -89,8 +91,9 @@ def _with_model(model):
 
 def _model_of(group, option):
     """A model that has chosen this option; otherwise one that has a use for the group."""
-    chosen = [model for model in GROUPS["model"] if f"override /{group}: {option}" in _text(model)]
-    alike = [model for model in GROUPS["model"] if f"override /{group}: {option.split('_')[0]}_" in _text(model)]
+    models = [model for model in GROUPS["model"] if "trigflow" not in _text(model)]  # with any preconditioning
+    chosen = [model for model in models if f"override /{group}: {option}" in _text(model)]
+    alike = [model for model in models if f"override /{group}: {option.split('_')[0]}_" in _text(model)]
     return next(iter(chosen or alike), "cd" if group == "solver" else "ict")
 
 

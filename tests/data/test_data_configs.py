@@ -48,6 +48,7 @@ def test_makes_its_data_module(name, root, monkeypatch):
     with open_dict(config):
         for key in TOLD:
             del config.data[key]
+        config.data.source.pop("download", None)
     module = instantiate(config.data)
     assert isinstance(module, DataModule)
     assert module.name == name

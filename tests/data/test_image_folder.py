@@ -1,11 +1,13 @@
 """Folders and zips of images: what is read, what is kept for the next run, what is refused."""
 
 import contextlib
+import io
 import json
 import os
 import shutil
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -189,7 +191,7 @@ def test_a_full_disk_is_done_without(folder, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("consistency_models.data.decoding._write_header", full)
+    monkeypatch.setattr("consistency_models.data.decoded_cache._write_header", full)
     with pytest.warns(UserWarning, match="No space left"):
         images = image_folder(folder, cache_dir=tmp_path / "cache")
     assert images.n == 5
@@ -248,18 +250,72 @@ def test_images_of_two_sizes(folder, pixels):
     refused(folder, "dog/5.png is 16x16, but cat/0.png is 8x8; all images must have one size: set data.image_size")
 
 
-def test_images_of_another_mode_or_size_can_be_left_out(folder, pixels):
-    write(folder, {"cat/deep.png": Image.fromarray(np.zeros((8, 8), np.uint16)), "dog/wide.png": pixels(5)[:, :4]})
-    write(folder, {"dog/small.png": pixels(6, size=4)})
-    with pytest.warns(UserWarning, match="3 of 8 images cannot be used .*: cat/deep.png, dog/small.png, dog/wide.png"):
+def test_images_of_another_range_or_size_can_be_left_out(folder, pixels):
+    write(folder, {"cat/deep.tiff": encoded(Image.fromarray(np.full((8, 8), 2, np.float32)), "TIFF")})
+    write(folder, {"dog/wide.png": pixels(5)[:, :4], "dog/small.png": pixels(6, size=4)})
+    with pytest.warns(UserWarning, match="3 of 8 images cannot be used .*: cat/deep.tiff, dog/small.png, dog/wide.png"):
         images = image_folder(folder, bad_images="skip")
     assert torch.equal(images.images, expected(pixels, 0, 1, 2, 3, 4))
     assert images.labels.tolist() == [0, 0, 1, 1, 1]
 
 
-def test_images_of_sixteen_bits(tmp_path):
-    root = write(tmp_path / "deep", {"0.png": Image.fromarray(np.zeros((4, 4), np.uint16))})
-    refused(root, "0.png has pixels of mode I;16; 8 bits a channel are allowed")
+@pytest.mark.parametrize(
+    ("kind", "dtype", "value_range", "values", "grey"),
+    [
+        ("PNG", np.uint16, None, [0, 257, 32768, 65535], [0, 1, 128, 255]),
+        ("TIFF", np.uint16, None, [0, 257, 32768, 65535], [0, 1, 128, 255]),
+        ("TIFF", ">u2", (0, 4095), [0, 16, 2048, 4095], [0, 1, 128, 255]),
+        ("TIFF", np.int32, (-1000, 1000), [-1000, 200, 500, 1000], [0, 153, 191, 255]),
+        ("TIFF", np.float32, None, [0, 0.25, 0.5, 1], [0, 64, 128, 255]),
+        ("TIFF", np.float32, (-1, 1), [-1, 0, 0.5, 1], [0, 128, 191, 255]),
+    ],
+)
+def test_deep_grey_is_read_with_a_range(kind, dtype, value_range, values, grey):
+    content = encoded(Image.fromarray(np.array(values, dtype).reshape(2, 2)), kind)
+    assert Decoder(channels=1, value_range=value_range)(content).flatten().tolist() == grey
+    assert Decoder(value_range=value_range)(content)[1].flatten().tolist() == grey
+
+
+@pytest.mark.parametrize(
+    ("values", "value_range", "found"),
+    [
+        ([0, 0, 0, 1.5], None, "from 0 to 1.5"),
+        ([0, 0, 0, np.nan], None, "nan"),
+        ([0, 0, 0, 1], (0.5, 1), "from 0 to 1"),
+    ],
+)
+def test_deep_grey_outside_of_the_range_is_refused(tmp_path, values, value_range, found):
+    image = Image.fromarray(np.array(values, np.float32).reshape(2, 2))
+    root = write(tmp_path / "deep", {"0.tif": encoded(image, "TIFF")})
+    refused(root, rf"0.tif has values .*{found}.*set data.source.value_range", value_range=value_range)
+
+
+def test_a_photograph_of_sixteen_bits_is_turned_and_scaled(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(16, dtype=np.uint16).reshape(4, 4) * 4369).save(buffer, "PNG", exif=exif)
+    assert Decoder(2, channels=1, resize="box")(buffer.getvalue())[0].tolist() == [[213, 179], [77, 43]]
+
+
+def bomb_png(side):
+    """A PNG that unpacks to side x side black pixels."""
+
+    def chunk(kind, content):
+        body = kind + content
+        return len(content).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    header = side.to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
+    rows = zlib.compress(bytes((side // 8 + 1) * side), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path):
+    root = write(tmp_path / "bombs", {"0.png": bomb_png(7072)})
+    message = r"0.png has 7072x7072 = 50,013,184 pixels; 50,000,000 are allowed: .*data.source.max_pixels=50013184"
+    refused(root, message, image_size=8)
+    assert image_folder(root, 8, max_pixels=50_013_184).shape == (3, 8, 8)
+    refused(root, "10,000 are allowed", image_size=8, max_pixels=10_000)
 
 
 BAD = {"cut off": lambda good: good[:-30], "no image": lambda good: b"text", "empty": lambda good: b""}

@@ -7,6 +7,7 @@ import io
 import pickle
 import random
 import tarfile
+from dataclasses import replace
 from functools import partial
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from threading import Thread
@@ -15,8 +16,11 @@ import numpy as np
 import pytest
 import torch
 from data.conftest import write
+from hydra.errors import InstantiationException
 
+from consistency_models.app.build import build_data
 from consistency_models.data import DataError, cifar10, digits, fashion_mnist
+from consistency_models.storage import fetching
 
 # Digits
 
@@ -31,6 +35,7 @@ def test_digits_are_scikit_learns():
     np.testing.assert_allclose(scaled[:, 0], truth.images / 8 - 1, atol=1.001 / 255)
     assert images.labels.tolist() == truth.target.tolist()
     assert images.sigma_data == pytest.approx(0.752, abs=0.001)
+    assert images.class_names == tuple("0123456789")
 
 
 # CIFAR-10
@@ -63,6 +68,8 @@ def test_cifar10_from_its_archive(tmp_path):
     assert images.labels.tolist() == [label for k in range(1, 6) for label in batch(k)["labels"]]
     assert np.array_equal(images.test.images.numpy(), batch(6)["data"].reshape(-1, 3, 32, 32))
     assert (images.num_classes, images.shape, images.name) == (10, (3, 32, 32), "cifar10")
+    assert images.class_names == images.test.class_names
+    assert images.class_names[3] == "cat"
     assert cifar10(tmp_path / "cifar-10-python.tar.gz").digest == images.digest
 
 
@@ -163,24 +170,87 @@ def test_an_archive_with_a_flipped_bit_is_refused(tmp_path):
 
 @pytest.mark.parametrize("root", ["", "none"])
 def test_nothing_there_says_how_to_get_it(tmp_path, root):
-    with pytest.raises(DataError, match=r"found neither .* set data.source.download=true"):
+    with pytest.raises(DataError, match=r"found neither .* leave data.root .* out to fetch 170 MB once"):
         cifar10(tmp_path / root)
 
 
-def test_download(tmp_path, monkeypatch):
-    module = importlib.import_module("consistency_models.data.cifar10")
-    path = archive(tmp_path / "there") / "cifar-10-python.tar.gz"
-    server = HTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path / "there"))
-    Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(module, "URL", f"http://127.0.0.1:{server.server_port}/{path.name}")
-    with pytest.raises(DataError, match=r"could not be fetched into data.root"):
-        cifar10(tmp_path / "here", download=True)  # not the official MD5 sum
-    assert not list((tmp_path / "here").iterdir())
-    monkeypatch.setattr(module, "MD5", hashlib.md5(path.read_bytes()).hexdigest())
-    images = cifar10(tmp_path / "here", download=True)
+def test_an_archive_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("consistency_models.data.cifar10"), "ARCHIVE_BYTES", 50_000)
+    with pytest.raises(DataError, match="unpacks to more than 50,000 bytes"):
+        cifar10(archive(tmp_path))
+
+
+# Published files
+
+
+def published_files(source, folder, monkeypatch, port=9):
+    """Let the files of a source be published on the loopback address, with the sums of those in a folder."""
+    files = {
+        f"http://127.0.0.1:{port}/{path.name}": f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}"
+        for path in sorted(folder.iterdir())
+    }
+    monkeypatch.setitem(vars(source), "published", replace(source.published, files=files))
+
+
+def config_of(source, cache, **changes):
+    names = {"_target_": f"consistency_models.data.{source.__name__}", "root": None, "download": True}
+    module = {"_target_": "consistency_models.data.DataModule", "batch_size": 2}
+    return {"data": {**module, "source": {**names, "cache_dir": str(cache), **changes}}}
+
+
+@pytest.mark.parametrize("source", [cifar10, fashion_mnist])
+def test_files_are_fetched_once_into_the_cache(tmp_path, monkeypatch, source):
+    there = archive(tmp_path / "there") if source is cifar10 else write(tmp_path / "there", fashion_files())
+    handler = partial(SimpleHTTPRequestHandler, directory=there)
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    published_files(source, there, monkeypatch, server.server_port)
+    config = config_of(source, tmp_path / "cache")
+    digest = build_data(config, may_fetch=True).source.digest
     server.shutdown()
     server.server_close()
-    assert cifar10(tmp_path / "here", download=True).digest == images.digest == cifar10(tmp_path / "there").digest
+    assert build_data(config, may_fetch=True).source.digest == digest == source(there).digest
+    names = {path.name for path in (tmp_path / "cache" / "data" / source.__name__).iterdir() if path.suffix != ".lock"}
+    assert names == {path.name for path in there.iterdir()}
+
+
+@pytest.mark.parametrize("source", [cifar10, fashion_mnist])
+@pytest.mark.parametrize(
+    ("changes", "may_fetch"), [({}, False), ({"download": False}, True)], ids=["a checkpoint's", "download=false"]
+)
+def test_nothing_is_fetched_without_leave(tmp_path, monkeypatch, source, changes, may_fetch):
+    monkeypatch.setattr(fetching.urllib.request, "urlopen", lambda *_, **__: pytest.fail("asked the network"))
+    with pytest.raises(InstantiationException, match=r"cache/data/\w+: found n.* leave data.root .* out to fetch"):
+        build_data(config_of(source, tmp_path / "cache", **changes), may_fetch=may_fetch)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_source_cannot_be_told_to_fetch(tmp_path):
+    for source in (cifar10, fashion_mnist):
+        with pytest.raises(TypeError, match="download"):
+            source(cache_dir=tmp_path, download=True)
+
+
+def test_without_a_network_one_line_names_file_and_folder(tmp_path, monkeypatch):
+    published_files(cifar10, archive(tmp_path / "there"), monkeypatch)
+    with pytest.raises(DataError) as error:
+        build_data(config_of(cifar10, tmp_path / "cache"), may_fetch=True)
+    assert str(error.value).count("\n") == 0
+    assert f"into {tmp_path / 'cache' / 'data' / 'cifar10'}, or set data.root" in str(error.value)
+    assert "cifar-10-python.tar.gz (md5:" in str(error.value)
+
+
+def test_a_root_of_the_users_is_never_fetched_into(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching.urllib.request, "urlopen", lambda *_, **__: pytest.fail("asked the network"))
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InstantiationException, match="mine: found neither"):
+        build_data(config_of(cifar10, tmp_path, root=str(tmp_path / "mine")), may_fetch=True)
+
+
+def test_a_source_needs_a_place(tmp_path):
+    for source in (cifar10, fashion_mnist):
+        with pytest.raises(DataError, match=r"data.root is null, and so is data.source.cache_dir"):
+            source()
 
 
 # Fashion-MNIST
@@ -219,6 +289,13 @@ def test_fashion_mnist(tmp_path, suffix, size):
     assert images.labels.tolist() == labels.tolist()
     assert images.test.labels.tolist() == test_labels.tolist()
     assert images.test.images.sum() == test_truth.sum(dtype=int)
+    assert images.class_names[9] == "Ankle boot"
+
+
+def test_mnist_is_told_apart(tmp_path):
+    labels = gzip.compress(idx(np.array([5, 0, 4, 1, 9, 2], np.uint8)), mtime=0)
+    images = fashion_mnist(write(tmp_path, fashion_files(**{"train-labels-idx1-ubyte.gz": labels})))
+    assert images.class_names == tuple("0123456789")
 
 
 GOOD = idx(fashion(0, 6)[0])

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from jobs import ROOT, TINY, run
-from parity.golden import FOLDER
+from parity.golden import OURS
 from safetensors.torch import load_file, save_file
 from storage.test_loading import POISON
 
@@ -92,7 +92,7 @@ def test_onnx_makes_the_same_images(network, tmp_path):
 
 
 def test_onnx_of_an_official_checkpoint(tmp_path):
-    generator = consistency_models.load(FOLDER / "edm/edm_snapshot_song.pkl")
+    generator = consistency_models.load(OURS / "edm/edm_snapshot_song.pkl")
     export.to_checkpoint(generator, tmp_path / "converted.ckpt")
     export.to_onnx(consistency_models.load(tmp_path / "converted.ckpt"), tmp_path / "model.onnx")
     assert_onnx_agrees(generator, tmp_path / "model.onnx")
@@ -150,7 +150,7 @@ def test_the_card_says_what_was_measured_of_these_weights(digits, tmp_path):
 
 
 def test_the_licence_of_official_weights_is_not_lost_on_the_way(tmp_path):
-    path = FOLDER / "edm/edm_snapshot_song.pkl"
+    path = OURS / "edm/edm_snapshot_song.pkl"
     export.to_checkpoint(consistency_models.load(path), tmp_path / "a.ckpt")
     export.to_safetensors(consistency_models.load(tmp_path / "a.ckpt"), tmp_path / "a.safetensors")
     export.to_hub(consistency_models.load(tmp_path / "a.safetensors"), tmp_path / "hub")

@@ -1,6 +1,7 @@
 """Every method as it is configured: it trains, on any device, and says what its teacher was asked."""
 
 import csv
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -35,6 +36,9 @@ RUNS = [  # and the teacher's calls an image; Direct CM's depend on the levels t
     (f"model=dcm solver=euler {EXACT}", None),
     (f"model=cmt {EXACT}", 34),
     ("model=ect", 0),
+    ("model=sct", 0),
+    ("model=sct preconditioning=edm recipe=sct_digits model.tangent_rms=true model.tangent_clip=1", 0),
+    (f"model=scd {EXACT}", 1),
 ]
 
 
@@ -91,8 +95,9 @@ def test_it_trains(job):
     assert all(torch.isfinite(value).all() for value in weights.values())
 
 
-def test_the_host_never_waits_for_the_device(job):
+def test_the_host_never_waits_for_the_device(job, monkeypatch):
     """A meta tensor has no values: whatever asked for one would fail."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no such device
     *_, config, _ = job
     method, rows = build_method(config), MetaRows(0, 0, 64, slice(0, 64))
     for model in (method.model, method.target_model):

@@ -6,6 +6,8 @@ from hydra.errors import InstantiationException
 from networks.files import BASES, NAMES, config, tiny
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from consistency_models.networks.layers import UNetBlock
+
 
 def inputs(network, batch=3, seed=1):
     generator = torch.Generator().manual_seed(seed)
@@ -86,6 +88,24 @@ def test_forward_mode_derivatives_through_the_math_path(network):
         _, tangent = torch.func.jvp(lambda x, c: network(x, c, labels), (x, c), (x.flip(0), torch.ones_like(c)))
     ahead, behind = (network(x + s * x.flip(0), c + s, labels) for s in (step, -step))
     assert relative(tangent, (ahead - behind) / (2 * step)) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["small", "ddpmpp", "adm"])
+def test_double_normalisation(name):
+    """norm(h)·p(scale) + p(shift), by hooks on the norm and the layer that gives scale and shift."""
+    network = tiny(name, adaptive_scale=True, double_norm=True)
+    seen = {}
+    block = next(m for m in network.modules() if isinstance(m, UNetBlock))
+    for part, key in ((block.norm1, "norm"), (block.affine, "affine")):
+        part.register_forward_hook(lambda module, inputs, output, key=key: seen.update({key: output}))
+    block.conv1.register_forward_pre_hook(lambda module, inputs: seen.update(out=inputs[0]))
+    x, c, labels = inputs(network)
+    network(x, c, labels)
+    scale, shift = (y / (y.square().mean(1, keepdim=True) + 1e-8).sqrt() for y in seen["affine"].chunk(2, 1))
+    expected = torch.nn.functional.silu(seen["norm"] * scale[:, :, None, None] + shift[:, :, None, None])
+    torch.testing.assert_close(seen["out"], expected)
+    with pytest.raises(InstantiationException, match=r"double_norm=True .* needs adaptive_scale=True"):
+        tiny(name, adaptive_scale=False, double_norm=True)
 
 
 @pytest.mark.parametrize("name", BASES)

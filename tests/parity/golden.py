@@ -1,7 +1,7 @@
 """Reference numbers from outside: which files there are, what is in them, and the networks that they were made with.
 
-GOLDEN_DIR names another folder with files of the same kinds. A kind is told by its keys, not by the file's name, and
-its cases, shapes and constants are read from the file.
+GOLDEN_DIR names another folder with files of the same kinds. A kind is told by its keys, not by the file's name. Its
+cases, shapes and constants are read from the file; a key that a file may lack makes no test, or the default.
 """
 
 import json
@@ -15,17 +15,22 @@ import pytest
 import torch
 from torch import nn
 
-FOLDER = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parents[1] / "golden")
+OURS = Path(__file__).parents[1] / "golden"
+FOLDER = Path(os.environ.get("GOLDEN_DIR") or OURS)
 
 F64 = {"dtype": torch.float64, "suffix": "__f64", "rtol": 1e-9, "atol": 1e-11}
 F32 = {"dtype": torch.float32, "suffix": "", "rtol": 1e-4, "atol": 1e-5}
+RUNS = {"__f64": F64, None: F32}
+"""What the end of a key says of the run: patterns of keys end in `SUFFIX`."""
+SUFFIX = "(__f64)?"
+CONSTANTS = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5}
 
 
 @lru_cache(maxsize=64)
 def load(path):
     """{key: tensor, or string}, with JSON under "meta_json" decoded as "meta"."""
     with np.load(path) as file:
-        case = {key: str(a) if (a := file[key]).dtype.kind == "U" else torch.from_numpy(a) for key in file.files}
+        case = {key: str(a) if (a := file[key]).dtype.kind in "SU" else torch.from_numpy(a) for key in file.files}
     return case | {"meta": json.loads(case.get("meta_json", "{}"))}
 
 
@@ -65,8 +70,7 @@ class TinyNet(nn.Module):
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
         self.lin = nn.Linear(3, out)
         self.conv2 = nn.Conv2d(out, channels, 3, padding=1)
-        self.load_state_dict(weights)
-        self.to(dtype)
+        self.to(dtype).load_state_dict(weights)
 
     def forward(self, x, c_noise, labels=None, augment=None):
         t = 1000 * c_noise
@@ -91,6 +95,8 @@ def check_gradients(loss, network, case, prefix, suffix="", **tolerance):
     return sum(value is not None for value in expected.values())
 
 
-def constants():
-    """sigma_min, sigma_max, rho and sigma_data of the files under exact/."""
-    return json.loads((FOLDER / "exact" / "CONSTANTS.json").read_text())
+def constants(path):
+    """sigma_min, sigma_max, rho and sigma_data of a file: its own, those of CONSTANTS.json beside it, or the usual."""
+    beside, case = path.with_name("CONSTANTS.json"), load(path)
+    shared = json.loads(beside.read_text()) if beside.exists() else {}
+    return CONSTANTS | shared | {name: float(case[name]) for name in CONSTANTS if name in case}

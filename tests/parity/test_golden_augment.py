@@ -25,7 +25,7 @@ class Injected:
     randn = rand
 
 
-@pytest.mark.parametrize(("path", "name"), cases(r"(\w+)/labels", r"\w+/draw00_\w+"))
+@pytest.mark.parametrize(("path", "name"), cases(r"(.+)/labels", r".+/draw\d+_\w+"))
 def test_augment(path, name):
     case = load(path)
     pipe, draws = AugmentPipe(**case["meta"]["cases"][name]["kwargs"]), Injected(case, name)

@@ -12,13 +12,11 @@ from consistency_models.noise.preconditioning import EDM, Boundary, Precondition
 from consistency_models.noise.schedules import Levels, karras_grid
 from consistency_models.sampling import solvers
 
-FIXED = constants()
-
 
 @pytest.mark.parametrize(("path", "solver", "N"), cases(r"(euler|heun)_(\d+)_target", r"teacher\.W1", r"student\.W1"))
 def test_target_and_loss(path, solver, N):
-    case = load(path)
-    grid = karras_grid(int(N) + 1, FIXED["sigma_min"], FIXED["sigma_max"], FIXED["rho"])  # N intervals
+    case, fixed = load(path), constants(path)
+    grid = karras_grid(int(N) + 1, fixed["sigma_min"], fixed["sigma_max"], fixed["rho"])  # N intervals
     assert_close(grid, case[f"sigmas_{N}"], rtol=1e-12, atol=0)
     n = case[f"n_{N}"]
     levels = Levels(high=grid[n], low=grid[n - 1], index=n - 1, grid=grid)
@@ -26,8 +24,8 @@ def test_target_and_loss(path, solver, N):
         name: ExactNet({key.replace(f"{name}.", "net."): case[key] for key in case if key.startswith(f"{name}.")})
         for name in ("teacher", "student")
     }
-    teacher = Preconditioned(networks["teacher"], EDM(FIXED["sigma_data"]))
-    student = Preconditioned(networks["student"], Boundary(FIXED["sigma_data"], FIXED["sigma_min"]))
+    teacher = Preconditioned(networks["teacher"], EDM(fixed["sigma_data"]))
+    student = Preconditioned(networks["student"], Boundary(fixed["sigma_data"], fixed["sigma_min"]))
     heun = solver == "heun"
     direct = method(DirectConsistency, student, teacher, solver=solvers.Heun() if heun else solvers.Euler())
     step = step_of(case["x0"], case["noise"], levels)

@@ -24,17 +24,18 @@ def closing(arguments):
     return ECTSchedule(**ours | ({"slope": 0.0} if arguments.get("adj") == "const" else {}), stages=1)
 
 
-@pytest.mark.parametrize(("path", "name"), cases(r"(cfg\d+)/r", r"stages"))
+@pytest.mark.parametrize(("path", "name"), cases(r"(.+)/r", r"stages"))
 def test_mapping(path, name):
     case = load(path)
     schedule, t = closing(case["meta"]["cfgs"][name]), case["t"].double()
     for stage, expected in zip(case["stages"].tolist(), case[f"{name}/r"]):
         assert_close(schedule.low(t, stage), expected.double(), rtol=2e-6, atol=1e-9)
-    ratios = [1 - schedule.q ** -(stage + 1) for stage in case["stages"].tolist()]
-    assert_close(torch.tensor(ratios, dtype=torch.float64), case[f"{name}/ratio"], rtol=1e-12, atol=0)
+    if f"{name}/ratio" in case:
+        ratios = [1 - schedule.q ** -(stage + 1) for stage in case["stages"].tolist()]
+        assert_close(torch.tensor(ratios, dtype=torch.float64), case[f"{name}/ratio"], rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize(("path", "name"), cases(r"(case\d+)/loss", r"case\d+/r"))
+@pytest.mark.parametrize(("path", "name"), cases(r"(.+)/loss", r".+/eps", r".+/r"))
 def test_loss(path, name, fixed_rows):
     case = load(path)
     setting = case["meta"]["cases"][name]
@@ -44,7 +45,7 @@ def test_loss(path, name, fixed_rows):
     assert_close(schedule(fixed_rows(draw), 0, 1).high, t, rtol=2e-6, atol=0)
     assert_close(schedule.low(t, setting["stage"]), r, rtol=1e-5, atol=2e-7 * t.max().item())
     levels, labels = Levels(high=t, low=r), case.get("labels")
-    weighting = EDMWeight() if of_imagenet else InverseGap()
+    weighting = EDMWeight(setting["kwargs"].get("sigma_data", 0.5)) if of_imagenet else InverseGap()
     model = Preconditioned(EDMInner(), EDM())
     easy = method(
         EasyConsistencyTuning, model, distance=PseudoHuber(setting["kwargs"].get("c", 0.0)), weighting=weighting
@@ -59,26 +60,25 @@ def test_loss(path, name, fixed_rows):
         assert_close(weighting(levels), case[f"{name}/wt"].flatten(), rtol=1e-5, atol=0)
     expected = case[f"{name}/loss"]
     assert_close(easy.loss(step, online, target), expected, rtol=2e-4, atol=1e-5 * expected.max().item())
-    assert_close(easy.loss(step, online, target).mean().item(), setting["mean_loss"], rtol=1e-4, atol=0)
+    if "mean_loss" in setting:
+        assert_close(easy.loss(step, online, target).mean().item(), setting["mean_loss"], rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("path", cases(r"precond/D_train", r"precond/D_eval"))
-def test_scalings_of_training_and_of_evaluation(path):
+@pytest.mark.parametrize(("path", "mode"), cases(r"precond/D_(train|eval)", r"precond/x"))
+def test_scalings_of_training_and_of_evaluation(path, mode):
     """The official model is EDM's in training and the boundary form, with a sigma_min of its own, in evaluation."""
-    case = load(path)
-    x, sigma = case["precond/x"], case["precond/sigma"]
-    for name, scalings in (("D_train", EDM()), ("D_eval", Boundary(sigma_min=0.003))):
-        expected = case[f"precond/{name}"]
-        got = Preconditioned(EDMInner(), scalings)(x, sigma)
-        assert_close(got, expected, rtol=1e-5, atol=1e-6 * expected.abs().max().item())
+    case, scalings = load(path), {"train": EDM(), "eval": Boundary(sigma_min=0.003)}
+    expected = case[f"precond/D_{mode}"]
+    got = Preconditioned(EDMInner(), scalings[mode])(case["precond/x"], case["precond/sigma"])
+    assert_close(got, expected, rtol=1e-5, atol=1e-6 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize(("path", "name"), cases(r"gen/(\d+step)/out", r"gen/latents"))
+@pytest.mark.parametrize(("path", "name"), cases(r"gen/(.+)/out", r"gen/latents"))
 def test_noise_is_added_without_a_floor(path, name):
     case = load(path)
     setting = case["meta"][f"gen/{name}"]
-    labels = torch.eye(case["labels"].shape[1])[: len(case["gen/latents"])]
-    sampler = Consistency((setting["t_max"], *(setting["mid_t"] or ())), sigma_min=0.0)
+    labels = torch.eye(case["labels"].shape[1])[: len(case["gen/latents"])] if "labels" in case else None
+    sampler = Consistency((setting["t_max"], *(setting.get("mid_t") or ())), sigma_min=0.0)
     model = Preconditioned(EDMInner(), Boundary(sigma_min=0.003))
     draws = (case[f"gen/{name}/noise{i}"] for i in range(sampler.nfe - 1))
     images = sampler(lambda x, sigma: model(x, sigma, labels), case["gen/latents"], lambda: next(draws))

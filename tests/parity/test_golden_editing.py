@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from parity.golden import F32, TinyNet, cases, load
+from parity.golden import CONSTANTS, F32, TinyNet, cases, load
 from torch.testing import assert_close
 
 from consistency_models.noise.preconditioning import Boundary, Preconditioned
@@ -25,7 +25,7 @@ def _grid(case):
     names = {"sigma_min": ("sigma_min", "t_min"), "sigma_max": ("sigma_max", "t_max"), "rho": ("rho",)}
     given = {name: float(case[key]) for name, keys in names.items() for key in keys if key in case}
     sigmas = karras_grid(int(case["steps"]), **given).flip(0)[case["ts"]].tolist()
-    return sigmas, given.get("sigma_min", 0.002)
+    return sigmas, given.get("sigma_min", CONSTANTS["sigma_min"])
 
 
 OPERATORS = {

@@ -4,43 +4,42 @@ import json
 
 import pytest
 import torch
-from parity.golden import F32, F64, cases, constants, load
+from parity.golden import RUNS, SUFFIX, cases, constants, load
 from torch.testing import assert_close
 
 from consistency_models.losses import weightings
 from consistency_models.noise import curricula, schedules
 
 
-@pytest.mark.parametrize("run", [F64, F32], ids=["f64", "f32"])
-@pytest.mark.parametrize(("path", "i"), cases(r"args_(\d+)", r"sigmas_\d+"))
-def test_karras_grid(path, i, run):
-    case = load(path)
+@pytest.mark.parametrize(("path", "i", "suffix"), cases(rf"sigmas_(\d+){SUFFIX}", r"args_\d+"))
+def test_karras_grid(path, i, suffix):
+    case, run = load(path), RUNS[suffix]
     n, *arguments = case[f"args_{i}"].tolist()
     expected = case[f"sigmas_{i}{run['suffix']}"]
     grid = schedules.karras_grid(int(n), *arguments).to(run["dtype"]).flip(0)
     assert_close(torch.cat([grid, grid.new_zeros(1)]), expected, rtol=run["rtol"], atol=run["atol"])
 
 
-@pytest.mark.parametrize(("path", "tag"), cases(r"(karras\d+)", r"meta_json"))
+@pytest.mark.parametrize(("path", "tag"), cases(r"(karras[^/]*)", r"meta_json"))
 def test_karras_grid_of_edm(path, tag):
     case = load(path)
-    arguments = case["meta"][tag]
+    arguments = dict(case["meta"][tag])
     grid = schedules.karras_grid(arguments.pop("num_steps"), **arguments).flip(0)
     assert_close(torch.cat([grid, grid.new_zeros(1)]), case[tag], rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("run", [F64, F32], ids=["f64", "f32"])
-@pytest.mark.parametrize(("path", "N"), cases(r"cm_(\d+)_t"))
-def test_neighbours_of_consistency_training(path, N, run):
-    case = load(path)
-    grid = schedules.KarrasUniform(curricula.Constant(int(N))).grid(int(N)).flip(0).to(run["dtype"])
-    assert_close(grid[:-1], case[f"cm_{N}_t{run['suffix']}"], rtol=run["rtol"], atol=0)
-    assert_close(grid[1:], case[f"cm_{N}_t2{run['suffix']}"], rtol=run["rtol"], atol=0)
+@pytest.mark.parametrize(("path", "N", "end", "suffix"), cases(rf"cm_(\d+)_(t|t2){SUFFIX}"))
+def test_neighbours_of_consistency_training(path, N, end, suffix):
+    case, run, fixed = load(path), RUNS[suffix], constants(path)
+    schedule = schedules.KarrasUniform(curricula.Constant(int(N)), fixed["sigma_min"], fixed["sigma_max"], fixed["rho"])
+    grid = schedule.grid(int(N)).flip(0).to(run["dtype"])
+    expected = case[f"cm_{N}_{end}{run['suffix']}"]
+    assert_close(grid[:-1] if end == "t" else grid[1:], expected, rtol=run["rtol"], atol=0)
 
 
 @pytest.mark.parametrize(("path", "N"), cases(r"p_(\d+)", r"sigmas_\d+", r"weight_\d+"))
 def test_improved_consistency_training_draws_and_weighs(path, N):
-    case, fixed = load(path), constants()
+    case, fixed = load(path), constants(path)
     schedule = schedules.KarrasLogNormal(
         curricula.Constant(int(N)), fixed["sigma_min"], fixed["sigma_max"], fixed["rho"]
     )

@@ -1,10 +1,8 @@
 """Mixtures of Gaussians against closed forms and a high-order solver: golden/exact."""
 
-import json
-
 import pytest
 import torch
-from parity.golden import cases, load
+from parity.golden import cases, constants, load
 
 from consistency_models.data import GaussianMixture
 
@@ -41,8 +39,8 @@ def test_log_density(path):
 @pytest.mark.parametrize("path", [*cases("consistency", *MIXTURES), *cases("consistency", "mean", "std", "x", "sigma")])
 def test_consistency(path):
     case = load(path)
-    sigma_min = json.loads(path.with_name("CONSTANTS.json").read_text())["sigma_min"]
-    close(of(case).consistency(case["x"], case["sigma"], sigma_min), case["consistency"], 1e-6)
+    end = of(case).consistency(case["x"], case["sigma"], constants(path)["sigma_min"])
+    close(end, case["consistency"], 1e-6)
 
 
 @pytest.mark.parametrize("path", cases("flow_to_half_sigma", *MIXTURES))

@@ -9,7 +9,7 @@ from consistency_models.evaluation.ode_error import HeunSolution
 
 @pytest.mark.parametrize("path", cases("consistency", "mean", "std", folder="exact"))
 def test_heun_solution_reaches_the_exact_end_point(path):
-    case, sigma_min = load(path), constants()["sigma_min"]
+    case, sigma_min = load(path), constants(path)["sigma_min"]
     variance = case["std"] ** 2
 
     def denoised(x, sigma, labels):

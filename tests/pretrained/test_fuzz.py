@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from parity.golden import FOLDER
+from parity.golden import OURS
 from pretrained import snapshots
 
 
@@ -45,5 +45,5 @@ def test_two_thousand_mutations(written, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_mutations_of_the_golden_snapshots(seed, written, tmp_path):
-    endings = fuzz(tmp_path / "empty", 3000, [*sorted(FOLDER.glob("edm/*snapshot*.pkl")), *written], seed)
+    endings = fuzz(tmp_path / "empty", 3000, [*sorted(OURS.glob("edm/*snapshot*.pkl")), *written], seed)
     assert endings["loaded"] > 10

@@ -13,7 +13,7 @@ import torch
 from hydra.errors import InstantiationException
 from jobs import ROOT, TINY, config_of, run
 from omegaconf import OmegaConf
-from parity.golden import FOLDER
+from parity.golden import OURS
 from PIL import Image
 from pretrained import snapshots
 from pretrained.test_load import KWARGS, precond, snapshot, song
@@ -29,8 +29,8 @@ from consistency_models.pretrained import openai
 from consistency_models.storage.checkpoints import CheckpointError, read
 
 REFUSALS = (ConfigError, InstantiationException)  # Hydra's wrapping, which `report` takes off
-SNAPSHOTS = sorted(FOLDER.glob("*/*snapshot*.pkl"))
-EDM = FOLDER / "edm/edm_snapshot_song.pkl"
+SNAPSHOTS = sorted(OURS.glob("*/*snapshot*.pkl"))
+EDM = OURS / "edm/edm_snapshot_song.pkl"
 LIKE_EDM = (  # the network of that file, but for its augmentation labels
     *("network=ddpmpp", "network.model_channels=16", "network.channel_mult=[1,2]", "network.num_blocks=1"),
     *("network.channel_mult_emb=2", "network.attn_resolutions=[4]", "augment=none"),

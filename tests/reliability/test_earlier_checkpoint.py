@@ -30,14 +30,20 @@ def test_it_is_sampled_from(steps):
 
 
 def test_it_is_gone_on_with(tmp_path):
-    """From step 8 to 12, to where that commit came."""
+    """From step 8 to 12, near to where that commit came: the weights, averages and moments are its, the draws are new.
+
+    Since then every 16 rows of a batch have a generator of their own, so that the random numbers are others.
+    """
     (tmp_path / "checkpoints").mkdir()
     shutil.copy(EARLIER / "checkpoints/step_00000008.ckpt", tmp_path / "checkpoints/last.ckpt")
     lines = yaml.safe_load((EARLIER / "overrides.yaml").read_text())
     overrides = [current_override(line) for line in lines if "hydra." not in line]
     assert run(tmp_path, *overrides, f"ckpt_path={tmp_path}") == Exit.DONE
-    found, expected = read(tmp_path / "checkpoints/last.ckpt"), read(EARLIER / "checkpoints/last.ckpt")
+    start, expected = (read(EARLIER / f"checkpoints/{name}.ckpt") for name in ("step_00000008", "last"))
+    found = read(tmp_path / "checkpoints/last.ckpt")
     assert found["step"] == expected["step"] == 12
-    for key in ("model", "target"):
-        torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(found["ema"]["0.995"], expected["ema"]["0.995"], rtol=1e-4, atol=1e-6)
+    for state in (lambda each: each["model"], lambda each: each["target"], lambda each: each["ema"]["0.995"]):
+        before, there, here = (
+            torch.cat([w.flatten() for w in state(each).values()]) for each in (start, expected, found)
+        )
+        assert 0 < (here - there).norm() < 0.5 * (there - before).norm()

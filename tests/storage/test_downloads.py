@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from server import serving
 
 from consistency_models.storage.downloads import Weights, weights_folder
 
@@ -57,33 +58,25 @@ def test_it_is_not_downloaded_for_a_file_that_names_it(published, monkeypatch):
         weights.use(dict, download=False)
 
 
-def test_it_is_downloaded_once_and_checked(published, monkeypatch):
+def test_it_is_downloaded_once_and_checked(published):
     weights, content = published
-    calls = []
-
-    def download(url, file, hash_prefix, progress):
-        calls.append((url, hash_prefix))
-        with open(file, "wb") as target:
-            target.write(content)
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    assert weights.path() == weights.path() == weights_folder() / weights.name
-    assert calls == [(weights.url, weights.sha256)]
+    with serving(content) as server:
+        weights = replace(weights, url=server.url)
+        assert weights.path() == weights.path() == weights_folder() / weights.name
+        assert server.requests == [None]
+    assert weights.path().read_bytes() == content
 
 
-@pytest.mark.parametrize("error", [OSError("no route to host"), RuntimeError("invalid hash value")])
-def test_what_cannot_be_had_is_named_with_its_place(published, monkeypatch, error):
-    weights, _ = published
-
-    def download(*_, **__):
-        raise error
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    message = (
-        rf"somebody's {weights.name} is not in .*mine, and https://example.org/.* could not be fetched \({error}\)"
-    )
-    with pytest.raises(FileNotFoundError, match=message):
-        weights.use(dict)
+@pytest.mark.parametrize(
+    ("plan", "message"), [(["404"], "HTTP Error 404"), ([], "SHA256 .*, the published file")], ids=["404", "another"]
+)
+def test_what_cannot_be_had_is_named_with_its_place(published, plan, message):
+    weights, content = published
+    with serving(content + b"!") as server:
+        server.plan, weights = plan, replace(weights, url=server.url)
+        message = rf"somebody's {weights.name} is not in .*mine, and http://.* could not be fetched \(.*{message}.*\)"
+        with pytest.raises(FileNotFoundError, match=message):
+            weights.use(dict)
 
 
 def test_a_file_of_the_users_is_taken_as_it_is(published, tmp_path):

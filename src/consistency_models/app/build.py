@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_object
 from lightning import Callback, LightningDataModule, Trainer
 from torch import nn
 from torch.nn.functional import one_hot
 
 from consistency_models.app.checks.table import NOT_ARGUMENTS
 from consistency_models.app.strategy import strategy_of
-from consistency_models.errors import ConfigError
+from consistency_models.data import Published
+from consistency_models.errors import ConfigError, DataError
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.features import to_float
 from consistency_models.evaluation.ode_error import HeunSolution, ODEError
+from consistency_models.evaluation.protocol import SMALLEST_TO_SPLIT
 from consistency_models.methods.base import Method
 from consistency_models.sampling.generator import Generator
+from consistency_models.storage.fetching import fetch
 from consistency_models.storage.loading import build_model, instantiate
 from consistency_models.teachers import build_teacher
 
@@ -34,6 +39,8 @@ __all__ = [
     "build_method",
     "build_ode_error",
     "build_trainer",
+    "chosen_data",
+    "located",
     "total_steps",
 ]
 
@@ -50,9 +57,73 @@ def total_steps(config: dict[str, Any]) -> int:
     return min(limits["max_steps"], -(-images // batch_size)) if images else limits["max_steps"]
 
 
-def build_data(config: dict[str, Any]) -> LightningDataModule:
-    """The data module."""
-    return instantiate(arguments_of(config, "data"))
+def located(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with an absolute `data.root`, which other commands find from any folder.
+
+    Without `data.root`, the folder of fetched files takes its place.
+    """
+    data, source = config["data"], config["data"]["source"]
+    root = source.get("root") or _folder_of_fetched(source)
+    if root is None:
+        return config
+    root = os.path.abspath(Path(root).expanduser())
+    return config | {"data": data | {"root": root, "source": source | {"root": root}}}
+
+
+def build_data(config: dict[str, Any], may_fetch: bool = False) -> LightningDataModule:
+    """The data module.
+
+    Args:
+        config: the resolved configuration, of which `data` is used.
+        may_fetch: download the published files of the data set where they are missing and `data.source.download` allows
+            it. False for a configuration from a checkpoint: a file never makes this program download.
+
+    Raises:
+        DataError: files are missing and cannot be fetched, or are not what the configuration states.
+    """
+    data = arguments_of(config, "data")
+    if (folder := _folder_of_fetched(data["source"])) is not None:
+        own = data["source"].get("root")
+        if may_fetch and data["source"].get("download") and own in (None, os.path.abspath(folder)):
+            _fetch(_published(data["source"]), folder)
+    if _published(data["source"]) is not None:  # `download` is no argument: a source cannot fetch
+        data["source"] = {key: value for key, value in data["source"].items() if key != "download"}
+    return instantiate(data)
+
+
+def chosen_data(config: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+    """The part `data` that eval.py works with: the choice of the command line, or the run's own.
+
+    Args:
+        config: of eval.py; `data.root` alone says where the run's own data lie now.
+        trained: the configuration of the run.
+    """
+    typed, own = config.get("data") or {}, trained.get("data") or {}
+    if "_target_" in typed:
+        return typed
+    if typed and "source" in own:
+        return own | typed | {"source": own["source"] | typed}
+    return own
+
+
+def _published(source: dict[str, Any]) -> Published | None:
+    return getattr(get_object(source["_target_"]), "published", None)
+
+
+def _folder_of_fetched(source: dict[str, Any]) -> Path | None:
+    """Where the published files of a source are kept; None where it has none, or no cache."""
+    files = _published(source)
+    return files.folder(None, source["cache_dir"]) if files and source.get("cache_dir") else None
+
+
+def _fetch(files: Published, folder: Path) -> None:
+    try:
+        for url, checksum in files.files.items():
+            fetch(url, folder / url.rpartition("/")[2], checksum)
+    except OSError as error:
+        raise DataError(
+            f"data.root=null: {error}: put {files.names} into {folder}, or set data.root to the folder of the files"
+        ) from error
 
 
 def build_method(config: dict[str, Any]) -> Method:
@@ -102,8 +173,11 @@ def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evalu
         except (FileNotFoundError, ValueError) as error:
             allowed = "a file of the weights of this feature space"
             raise ConfigError("features.extractor.weights", extractor["weights"], allowed, reason=str(error)) from error
-    if evaluation.source.images is None:
+    real = evaluation.source.images
+    if real is None:
         evaluation.reference  # noqa: B018
+    elif len(real) < SMALLEST_TO_SPLIT:
+        log.warning("%d real images: no floor is computed; it needs %d", len(real), SMALLEST_TO_SPLIT)
     return evaluation
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from consistency_models.storage.small_files import read_yaml
+
 __all__ = ["RunFolder", "is_run_of", "newest_unfinished", "write_atomically"]
 
 PATIENCE = 10.0  # seconds: a process that was killed may have helpers that outlive it, and hold what it held
@@ -28,6 +30,13 @@ def write_atomically(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     part.write_text(text)
     os.replace(part, path)
+
+
+class _WithoutAliases(yaml.SafeDumper):
+    """Writes a list that stands in two places twice: an alias is refused when the file is read."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 class RunFolder:
@@ -72,19 +81,20 @@ class RunFolder:
 
     def write_config(self, config: dict[str, Any], overrides: list[str]) -> None:
         """config.yaml (resolved) and overrides.yaml (what was typed)."""
-        write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_atomically(self.path / "config.yaml", yaml.dump(config, Dumper=_WithoutAliases, sort_keys=False))
         write_atomically(self.path / "overrides.yaml", yaml.safe_dump(overrides))
 
     def read_config(self) -> dict[str, Any]:
         """The resolved configuration of this run."""
-        return yaml.safe_load((self.path / "config.yaml").read_text())
+        return read_yaml(self.path / "config.yaml")
 
     def read_overrides(self) -> list[str]:
         """What was typed for this run; nothing where that is not known."""
         try:
-            return yaml.safe_load((self.path / "overrides.yaml").read_text()) or []
-        except (OSError, yaml.YAMLError):
+            lines = read_yaml(self.path / "overrides.yaml", self.path)
+        except (OSError, ValueError):
             return []
+        return [str(line) for line in lines] if isinstance(lines, list) else []
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """summary.json, with this machine's versions and the state of the source."""

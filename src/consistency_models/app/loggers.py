@@ -19,7 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.sweep_folder import SweepFolder
-from consistency_models.errors import ConfigError
+from consistency_models.errors import ConfigError, DataError
+from consistency_models.storage.small_files import read_text
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +47,12 @@ class MetricsCSV(Logger):
         """Take up what an earlier process of this run logged up to `step`."""
         if self.path.exists():
             # A row without its end was cut off, by a full disk or a kill: its step may be a part of the number.
-            reader = csv.DictReader(self.path.read_text().rpartition("\n")[0].splitlines())
+            reader = csv.DictReader(read_text(self.path).rpartition("\n")[0].splitlines())
             self.columns = list(reader.fieldnames or ["step"])
-            self.rows = {int(row["step"]): row for row in reader if row["step"] and int(row["step"]) <= step}
+            try:
+                self.rows = {int(row["step"]): row for row in reader if row["step"] and int(row["step"]) <= step}
+            except (ValueError, KeyError, csv.Error) as error:
+                raise DataError(f"{self.path} is damaged ({error}): mend it, or take it away to log anew") from error
         self._write_all()
 
     @rank_zero_only
@@ -182,7 +186,7 @@ def _wandb(config: dict[str, Any], folder: Path) -> Logger:
             group=options["group"] or who.group,
             job_type="train",
             name=who.name,
-            id=identity.read_text().strip(),
+            id=read_text(identity, limit=256).strip(),
             resume="allow",
             mode=mode,
             config=config | {"cell": who.cell},

@@ -96,6 +96,7 @@ def _train(settings: dict[str, Any]) -> tuple[Exit, float | None]:
     from lightning.pytorch.utilities import rank_zero_only
 
     from consistency_models.app.artifacts import resolve_artifacts
+    from consistency_models.app.build import located
     from consistency_models.app.folder import RunFolder
     from consistency_models.app.run import report, run_job
 
@@ -107,7 +108,7 @@ def _train(settings: dict[str, Any]) -> tuple[Exit, float | None]:
             busy = ConfigError("run folder", folder, "a folder of no other process", fix, reason=reason)
             return report(busy, settings["show_traceback"])[0], None
         try:
-            settings = resolve_artifacts(settings)
+            settings = located(resolve_artifacts(settings))
             if settings["train"]:
                 RunFolder(folder).write_config(settings, list(HydraConfig.get().overrides.task))
         except (ConfigError, OSError) as error:

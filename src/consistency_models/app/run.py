@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from lightning import Trainer
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from consistency_models.app import build
@@ -102,7 +103,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     torch.set_num_threads(cpu_threads(config["trainer"]))
     started = time.perf_counter()
     resume = _resume_path(config, run)
-    data = build.build_data(config)
+    data = build.build_data(config, may_fetch=True)
     torch.manual_seed(seed_of(config["seed"], "weights"))  # the initial weights; training steps seed themselves
     method = build.build_method(config)
     generator = build.build_generator(config, method.model)
@@ -120,7 +121,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
             if isinstance(logger, MetricsCSV):
                 logger.continue_from(step)
         log.info("resuming %s at step %d", resume, step)
-    trainer.fit(method, datamodule=data, ckpt_path=resume)
+    _fit(trainer, method, data, resume)
     summary = {
         "status": "DONE",
         "model": config["model"]["name"],
@@ -148,6 +149,24 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     return summary.get("metrics", {}).get("final", {}).get(summary.get("monitor"))
 
 
+def _fit(trainer: Trainer, method: Method, data: LightningDataModule, resume: Path | None) -> None:
+    """Train; what Lightning cannot restore from a checkpoint is the checkpoint's fault.
+
+    Raises:
+        CheckpointError: the checkpoint holds another state than this training has.
+    """
+    begun = []
+    trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: begun.append(True)))
+    try:
+        trainer.fit(method, datamodule=data, ckpt_path=resume)
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        if resume is None or begun or type(error) in (ConfigError, DataError, CheckpointError):
+            raise
+        raise CheckpointError(
+            "a training that can be gone on with", f"{type(error).__name__}: {error}", resume
+        ) from error
+
+
 def _resume_path(config: dict[str, Any], run: RunFolder) -> Path | None:
     """The checkpoint to start from, or None; the newest good one of a folder if its last is damaged."""
     asked = config["ckpt_path"]
@@ -170,6 +189,8 @@ def _resume_path(config: dict[str, Any], run: RunFolder) -> Path | None:
 def _compatible(path: Path, method: Method, run: RunFolder) -> int:
     """The step of the checkpoint, after making sure that training can go on from it, and has steps left."""
     content = read(path)
+    if "config" not in content:
+        raise CheckpointError("a checkpoint of a training", "a file of another kind", path)
     have = {name: tuple(value.shape) for name, value in {**content["model"], **content.get("method", {})}.items()}
     own = {n: v for n, v in method.state_dict().items() if not n.startswith(("model.", "target_copy."))}
     want = {name: tuple(value.shape) for name, value in {**method.model.state_dict(), **own}.items()}

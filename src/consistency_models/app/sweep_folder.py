@@ -15,6 +15,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from consistency_models.app.folder import RunFolder, write_atomically
+from consistency_models.storage.small_files import read_yaml
 
 __all__ = ["SweepFolder", "varied"]
 
@@ -54,8 +55,8 @@ class SweepFolder:
     def is_of(self, typed: Sequence[str], jobs: Sequence[Sequence[str]] | None) -> bool:
         """Whether this is the folder of such a multirun."""
         try:
-            before = yaml.safe_load((self.path / "overrides.yaml").read_text())
-        except (OSError, yaml.YAMLError):
+            before = read_yaml(self.path / "overrides.yaml")
+        except (OSError, ValueError):
             return False
         same = jobs is None or [row["overrides"] for row in self.rows()] == [shlex.join(job) for job in jobs]
         return before == list(typed) and same

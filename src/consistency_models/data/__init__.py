@@ -9,6 +9,7 @@ from consistency_models.data.image_folder import image_folder
 from consistency_models.data.image_set import ImageSet, sigma_data
 from consistency_models.data.mixture import GaussianMixture, Mixture
 from consistency_models.data.module import DataModule
+from consistency_models.data.published import Published
 from consistency_models.data.sampler import StepSampler
 from consistency_models.errors import DataError
 
@@ -20,6 +21,7 @@ __all__ = [
     "GaussianMixture",
     "ImageSet",
     "Mixture",
+    "Published",
     "Slot",
     "StepSampler",
     "cifar10",

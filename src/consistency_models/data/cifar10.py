@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
-import os
 import pickle
 import tarfile
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ import torch
 
 from consistency_models.data.image_folder import image_folder
 from consistency_models.data.image_set import ImageSet
+from consistency_models.data.published import Published, published
 from consistency_models.errors import DataError
 from consistency_models.trust import loadable
 from consistency_models.values import Text, checked, facts
@@ -25,58 +25,64 @@ __all__ = ["cifar10"]
 ARCHIVE = "cifar-10-python.tar.gz"
 URL = "https://www.cs.toronto.edu/~kriz/" + ARCHIVE
 MD5 = "c58f30108f718f92721af3b95e74349a"
+FILES = Published("cifar10", {URL: f"md5:{MD5}"}, "170 MB")
 TRAIN, TEST = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BATCH_BYTES = 64 << 20  # a real one has 31 MB
+ARCHIVE_BYTES = 256 << 20  # unpacked; the real one has 186 MB
 
 
-@loadable(download=False, cache_dir=None)
+@loadable(cache_dir=None)
+@published(FILES)
 @facts(image_size=(32,), channels=(3,), num_classes=(10,))
 @checked
 def cifar10(
-    root: Text | Path,
-    download: bool = False,
+    root: Text | Path | None = None,
     bad_images: Literal["error", "skip"] = "error",
     cache_dir: Text | Path | None = None,
 ) -> ImageSet:
     """CIFAR-10, from whatever lies in root: the archive, or a folder or zip with train/CLASS/* and test/CLASS/*.
 
     Args:
-        root: the folder of the archive, the archive, or the folder or zip of image files.
-        download: fetch the archive (170 MB) into root if root does not hold it yet; its MD5 sum is checked.
-        bad_images, cache_dir: for image files, see `image_folder`.
+        root: the folder of the archive, the archive, or the folder or zip of image files; None: the archive that was
+            fetched to `cache_dir/data/cifar10`.
+        bad_images: of image files, see `image_folder`.
+        cache_dir: see `root`; decoded image files are kept here, too, see `image_folder`.
 
     Raises:
-        DataError: root holds neither, the download fails, or the archive is damaged or not what it claims to be.
+        DataError: root holds neither, or the archive is damaged or not what it claims to be.
     """
-    root = Path(root).expanduser()
-    archive = root if root.is_file() else root / ARCHIVE
-    if download and not archive.exists():
-        _download(root)
+    folder = FILES.folder(root, cache_dir)
+    archive = folder if folder.is_file() else folder / ARCHIVE
     if archive.is_file() and archive.name.endswith((".tar.gz", ".tgz", ".tar")):
         return _of_archive(archive)
-    if root.is_file() or (root / "train").is_dir():
-        return image_folder(root, 32, bad_images=bad_images, cache_dir=cache_dir, name="cifar10")
+    if folder.is_file() or (folder.is_dir() and any(path.is_dir() for path in folder.iterdir())):
+        return image_folder(folder, 32, bad_images=bad_images, cache_dir=cache_dir, name="cifar10")
     raise DataError(
-        f"data.root={root}: found neither {ARCHIVE} nor train/CLASS/* and test/CLASS/*: "
-        "set data.root to what holds one of them, or set data.source.download=true to fetch the archive there (170 MB)"
+        f"{folder}: found neither {ARCHIVE} nor train/CLASS/* and test/CLASS/*: "
+        f"set data.root to what holds one of them, or {FILES.advice}"
     )
 
 
 def _of_archive(archive: Path) -> ImageSet:
+    content = {}
     try:
-        with tarfile.open(archive) as tar:
-            content = {}
+        with open(archive, "rb") as file:
+            is_gzip = file.read(2) == b"\x1f\x8b"
+        with gzip.open(archive) if is_gzip else open(archive, "rb") as file:
+            unpacked = file.read(ARCHIVE_BYTES)  # to the very end, where gzip's checksum is
+            if file.read(1):
+                raise OSError(f"it unpacks to more than {ARCHIVE_BYTES:,} bytes")
+        with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as tar:
             for member in tar:
                 name = member.name.rpartition("/")[2]
                 if name in TRAIN + TEST and member.isfile() and member.size <= BATCH_BYTES:
                     content[name] = tar.extractfile(member).read()
-            while tar.fileobj.read(1 << 20):  # to the very end, where gzip's checksum is
-                pass
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         raise DataError(f"{archive} cannot be read ({error}): fetch it again, {URL}, MD5 {MD5}") from error
     images, labels = zip(*(_batch(archive, name, content.get(name)) for name in TRAIN + TEST))
-    test = ImageSet("cifar10", images[-1], labels[-1], 10)
-    return ImageSet("cifar10", torch.cat(images[:-1]), torch.cat(labels[:-1]), 10, test)
+    test = ImageSet("cifar10", images[-1], labels[-1], 10, None, NAMES)
+    return ImageSet("cifar10", torch.cat(images[:-1]), torch.cat(labels[:-1]), 10, test, NAMES)
 
 
 def _batch(archive: Path, name: str, content: bytes | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,18 +111,3 @@ class _Unpickler(pickle.Unpickler):
             if name in ("ndarray", "dtype"):
                 return getattr(np, name)
         raise pickle.UnpicklingError(f"asks for {module}.{name}, which pictures and labels have no need of")
-
-
-def _download(root: Path) -> None:
-    from torchvision.datasets.utils import download_url
-
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root) as temporary:
-            download_url(URL, temporary, ARCHIVE, MD5)
-            os.replace(Path(temporary) / ARCHIVE, root / ARCHIVE)
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"{URL} could not be fetched into data.root={root} ({error}): "
-            f"fetch it by other means (MD5 {MD5}) and put it there"
-        ) from error

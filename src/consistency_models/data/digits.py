@@ -22,4 +22,5 @@ def digits() -> ImageSet:
 
     data = load_digits()
     images = torch.from_numpy(data.images).mul(255 / 16).round().to(torch.uint8)
-    return ImageSet("digits", images[:, None], torch.from_numpy(data.target).long(), num_classes=10)
+    names = tuple(map(str, range(10)))
+    return ImageSet("digits", images[:, None], torch.from_numpy(data.target).long(), 10, class_names=names)

@@ -3,98 +3,176 @@
 from __future__ import annotations
 
 import os
+import stat
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from consistency_models.errors import DataError
 
-__all__ = ["Files"]
+__all__ = ["Files", "content_of"]
 
-FILE_BYTES = 256 << 20  # no image file is larger; a member of a zip that says it is would fill the memory
+FILE_BYTES = 256 << 20  # no image file is larger; a file or member of a zip that is would fill the memory
+LITTER = ("__macosx", "__pycache__", "@eadir", "@recycle", "#recycle", "$recycle.bin", "lost+found")
+LITTER += ("system volume information", "thumbs.db", "desktop.ini")
+PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # bzip2 and LZMA unpack by blocks of any size
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files below a folder or in a zip, without hidden ones.
+    """The files below a folder or in a zip, without hidden ones and the litter of operating systems.
 
     Args:
         origin: where they lie, for messages.
         stamps: relative name (with /) of each file, sorted -> what changes with its content: size and time, or CRC.
         folders: relative names of all sub-folders, empty ones too.
-        read: the content of a file by its name; raises OSError, or `zipfile.BadZipFile`.
+        read: the content of a file by its name; raises OSError, `zipfile.BadZipFile`, or DataError without the name.
+        left_out: relative name -> why it is in neither `stamps` nor `folders`.
     """
 
     origin: str
     stamps: dict[str, str]
     folders: frozenset[str]
     read: Callable[[str], bytes]
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, root: str | Path) -> Files:
         """The files of a folder or zip.
 
         Raises:
-            DataError: root is neither a folder nor a readable zip, or a member of the zip is absurdly large.
+            DataError: root is neither a readable folder nor a readable zip.
         """
         root = Path(root).expanduser()
-        if root.is_dir():
-            return cls._of_folder(root)
-        if root.is_file() and zipfile.is_zipfile(root):
-            try:
+        try:
+            if root.is_dir():
+                return cls._of_folder(root)
+            if root.is_file() and zipfile.is_zipfile(root):
                 return cls._of_zip(root)
-            except zipfile.BadZipFile as error:
-                raise DataError(f"data.root={root}: the zip is damaged ({error}): make it again") from error
+        except OSError as error:
+            raise DataError(f"data.root={root}: {error.filename} cannot be read ({error.strerror})") from error
+        except Exception as error:  # zipfile raises a dozen kinds for damaged archives
+            raise DataError(f"data.root={root}: the zip is damaged ({error}): make it again") from error
         found = "a file that is no zip" if root.exists() else "nothing"
         raise DataError(f"data.root={root}: found {found}, need a folder or a zip of images: set data.root to one")
 
     @classmethod
     def _of_folder(cls, root: Path) -> Files:
-        stamps, folders = {}, set()
-        for parent, below, names in os.walk(root, followlinks=True):
-            below[:] = [name for name in below if not name.startswith(".")]
-            relative = Path(parent).relative_to(root)
-            folders |= {(relative / name).as_posix() for name in below}
+        paths, stamps, folders, left_out = {}, {}, set(), {}
+        for folder, names in _walk(root, left_out):
+            relative = _portable(os.path.relpath(folder, root))
+            folders |= {relative} - {"."}
             for name in names:
-                if not name.startswith("."):
-                    stamps[(relative / name).as_posix()] = _stamp(os.path.join(parent, name))
-        return cls(str(root), dict(sorted(stamps.items())), frozenset(folders), lambda name: (root / name).read_bytes())
+                path = os.path.join(folder, name)
+                key = _portable(os.path.relpath(path, root))
+                try:
+                    status = os.stat(path)
+                except OSError:  # a broken link: reading it raises
+                    stamps[key] = "unreadable"
+                else:
+                    if not stat.S_ISREG(status.st_mode):
+                        left_out[key] = "no regular file"
+                        continue
+                    stamps[key] = f"{status.st_size} {status.st_mtime_ns}"
+                paths[key] = path
+        folders |= {parent.as_posix() for key in stamps for parent in PurePosixPath(key).parents} - {"."}
+        return cls(
+            str(root), dict(sorted(stamps.items())), frozenset(folders), lambda name: content_of(paths[name]), left_out
+        )
 
     @classmethod
     def _of_zip(cls, root: Path) -> Files:
         archive = zipfile.ZipFile(root)
-        stamps, folders = {}, set()
+        members, folders = {}, set()
         for member in archive.infolist():
-            path = PurePosixPath(member.filename)
-            if any(part.startswith((".", "__MACOSX")) for part in path.parts):
+            name = _portable(member.filename)  # Windows' own compressor writes backslashes
+            path = PurePosixPath(name.strip("/"))
+            if any(_is_litter(part) for part in path.parts) or path == PurePosixPath():
                 continue
-            if member.file_size > FILE_BYTES:
-                raise DataError(
-                    f"{root}: {member.filename} would unpack to {member.file_size:,} bytes; an image file may have "
-                    f"{FILE_BYTES:,}: take it out of the zip"
-                )
             folders |= {parent.as_posix() for parent in path.parents} - {"."}
-            if member.is_dir():
+            if name.endswith("/"):
                 folders.add(path.as_posix())
             else:
-                stamps[member.filename] = f"{member.file_size} {member.CRC:08x}"
-        return cls(str(root), dict(sorted(stamps.items())), frozenset(folders), archive.read)
+                members[path.as_posix()] = member
+        stamps = {name: f"{member.file_size} {member.CRC:08x}" for name, member in sorted(members.items())}
+        return cls(str(root), stamps, frozenset(folders), lambda name: _member(archive, members[name]))
 
     def below(self, folder: str) -> Files:
         """The files below one sub-folder, with names relative to it."""
         start = folder + "/"
+
+        def inner(names: dict[str, str]) -> dict[str, str]:
+            return {name.removeprefix(start): value for name, value in names.items() if name.startswith(start)}
+
         return Files(
             f"{self.origin}/{folder}",
-            {name.removeprefix(start): stamp for name, stamp in self.stamps.items() if name.startswith(start)},
+            inner(self.stamps),
             frozenset(name.removeprefix(start) for name in self.folders if name.startswith(start)),
             lambda name: self.read(start + name),
+            inner(self.left_out),
         )
 
 
-def _stamp(path: str) -> str:
-    try:
-        status = os.stat(path)
-    except OSError:  # a broken link: whoever reads it is told so
-        return "unreadable"
-    return f"{status.st_size} {status.st_mtime_ns}"
+def content_of(path: str | Path) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        DataError: the path is a device, a pipe or a folder, or the file is larger than any image.
+        OSError: the file cannot be read.
+    """
+    # A pipe without a writer would block the opening itself.
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError("is no regular file: remove it")
+        if status.st_size > FILE_BYTES:
+            raise DataError(f"has {status.st_size:,} bytes; an image file may have {FILE_BYTES:,}: remove it")
+        return file.read(FILE_BYTES)
+
+
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    if member.file_size > FILE_BYTES:
+        raise DataError(
+            f"would unpack to {member.file_size:,} bytes; an image file may have {FILE_BYTES:,}: take it out of the zip"
+        )
+    if member.compress_type not in PLAIN:
+        kind = zipfile.compressor_names.get(member.compress_type, "an unknown method")
+        raise DataError(f"is compressed by {kind}; deflate and no compression are allowed: make the zip again")
+    return archive.read(member)
+
+
+def _walk(root: Path, left_out: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its files) of each folder once, links followed.
+
+    Links come after all folders that are no links, so that a folder is known by its own name. A link to a folder that
+    was walked is in `left_out`: such links can make loops.
+    """
+    starts, seen = [str(root)], set()
+    while starts:
+        links: list[str] = []
+        for start in starts:
+            for folder, below, names in os.walk(start, onerror=_raise):
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in seen:
+                    left_out[_portable(os.path.relpath(folder, root))] = "a link to a folder that is read already"
+                    below.clear()
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                inner = sorted(name for name in below if not _is_litter(name))
+                links += [path for name in inner if os.path.islink(path := os.path.join(folder, name))]
+                below[:] = [name for name in inner if not os.path.islink(os.path.join(folder, name))]
+                yield folder, [name for name in names if not _is_litter(name)]
+        starts = links
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def _portable(name: str) -> str:
+    return name.replace("\\", "/")

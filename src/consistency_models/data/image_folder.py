@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -12,16 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from consistency_models.data.decoding import Decoder, Filter, cached
+from consistency_models.data.decoded_cache import cached
+from consistency_models.data.decoding import SUFFIXES, Decoder, Filter, Images
 from consistency_models.data.files import Files
 from consistency_models.data.image_set import ImageSet
+from consistency_models.data.layout import classes_of, image_names, ordered, say_left_out, sets_of
 from consistency_models.errors import DataError
 from consistency_models.trust import loadable
 from consistency_models.values import Size, Text, checked
 
 __all__ = ["image_folder"]
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 
 @loadable(cache_dir=None)
@@ -34,51 +33,54 @@ def image_folder(
     bad_images: Literal["error", "skip"] = "error",
     cache_dir: Text | Path | None = None,
     name: Text = "image_folder",
+    value_range: tuple[float, float] | None = None,
+    max_pixels: Size = 50_000_000,
 ) -> ImageSet:
     """The images below a folder or in a zip.
 
-    Classes are the first-level folders, in sorted order, or what EDM's `dataset.json` says: {"labels": [[file, class],
-    …]}, or null for no classes. Images that lie in the folder itself have no classes. If there are folders `train` and
-    `test`, these are the training and the test set.
+    Classes are the first-level folders, sorted by name, or by number if all names are digits; or what EDM's
+    `dataset.json` says: {"labels": [[file, class], …]}, or null for no classes. Images without folders have none.
+    A folder that holds nothing but one folder is a wrapping. Folders `train` and `test` or `val`, and the like, are the
+    training and the test set: see `layout.sets_of`.
 
     Args:
         root: a folder or a zip.
-        image_size, channels, resize: see `Decoder`.
-        bad_images: what happens to a file that cannot be decoded, or is not of the mode or size of the others: error,
-            or skip (with a warning that counts them).
+        image_size, channels, resize, value_range, max_pixels: see `Decoder`.
+        bad_images: what happens to a file that cannot be decoded, or is not of the size of the others: error, or skip
+            (with a warning that counts them).
         cache_dir: decoded images are kept here for the next run, which then starts at once; None keeps them in memory.
         name: what the set is called.
 
     Raises:
         DataError: root is missing or holds no images, a class is empty, a file cannot be used, or sizes differ.
     """
-    decoder = Decoder(image_size, channels, resize)
+    decoder = Decoder(image_size, channels, resize, value_range and tuple(value_range), max_pixels)
     files = Files.open(root)
+    say_left_out(files)
+    train, test = sets_of(files)
     read = partial(_read, decoder=decoder, skip=bad_images == "skip", cache_dir=cache_dir)
-    if not {"train", "test"} <= files.folders:
-        return _image_set(name, *read(files))
-    images, labels, classes = read(files.below("train"))
-    test = _image_set(name, *read(files.below("test"), classes=classes))
-    return _image_set(name, images, labels, classes, test)
+    images, labels, classes = read(train)
+    return _image_set(name, images, labels, classes, test and _image_set(name, *read(test, classes=classes)))
 
 
 def _image_set(
     name: str, images: Tensor, labels: Tensor | None, classes: Sequence, test: ImageSet | None = None
 ) -> ImageSet:
-    return ImageSet(name, images, labels, len(classes) if labels is not None else 0, test)
+    names = tuple(classes) if labels is not None and isinstance(classes[0], str) else ()
+    return ImageSet(name, images, labels, len(classes) if labels is not None else 0, test, names)
 
 
 def _read(
     files: Files, decoder: Decoder, skip: bool, cache_dir: str | Path | None, classes: Sequence = ()
 ) -> tuple[Tensor, Tensor | None, Sequence]:
     """Images, labels and classes (those given, or those found) of the files of one set."""
-    names = [name for name in files.stamps if name.lower().endswith(SUFFIXES)]
+    names = image_names(files)
     if not names:
         raise DataError(
             f"{files.origin} holds no image; files named {', '.join(SUFFIXES)} are looked for: set data.root"
         )
-    found = _classes(files, names)
-    images, kept = cached(files, names, decoder, skip, cache_dir)
+    found = classes_of(files, names)
+    images, kept = cached(Images(files, names, decoder, skip), cache_dir)
     if not kept.all():
         bad = [name for name, good in zip(names, kept) if not good]
         more = " …" if len(bad) > 3 else ""
@@ -91,7 +93,7 @@ def _read(
     if found is None:
         return images, None, ()
     if not classes:
-        classes = sorted(set(found)) if isinstance(found[0], str) else range(max(found) + 1)
+        classes = ordered(set(found)) if isinstance(found[0], str) else range(max(found) + 1)
     unknown = set(found) - set(classes)
     if unknown:
         raise DataError(
@@ -104,47 +106,3 @@ def _read(
         raise DataError(f"{files.origin}: no image of class {min(empty)} can be decoded: mend its images or remove it")
     position = {c: i for i, c in enumerate(classes)}
     return images, torch.tensor([position[c] for c in found_kept]), classes
-
-
-def _classes(files: Files, names: list[str]) -> list[str] | list[int] | None:
-    """The class of each image: its first folder's name, or its number in dataset.json; None without classes."""
-    if "dataset.json" in files.stamps:
-        return _classes_of_json(files, names)
-    folders = {folder for folder in files.folders if "/" not in folder}
-    if not folders:
-        return None
-    beside = [name for name in names if "/" not in name]
-    if beside:
-        raise DataError(
-            f"{files.origin}/{beside[0]} lies beside class folders ({min(folders)} …); all images must lie in class "
-            "folders, or none: move it"
-        )
-    classes = [name.split("/")[0] for name in names]
-    empty = folders - set(classes)
-    if empty:
-        raise DataError(
-            f"{files.origin}/{min(empty)} holds no image; a class needs at least 1 "
-            f"({', '.join(SUFFIXES)} are looked for): add images or remove the folder"
-        )
-    return classes
-
-
-def _classes_of_json(files: Files, names: list[str]) -> list[int] | None:
-    try:
-        labels = json.loads(files.read("dataset.json"))["labels"]
-        labels = None if labels is None else dict(labels)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f'{files.origin}/dataset.json is not of the form {{"labels": [[file, class], …]}} ({error!r}): '
-            "mend it, or remove it to take classes from folders"
-        ) from error
-    if labels is None:
-        return None
-    for name in names:
-        label = labels.get(name)
-        if type(label) is not int or not 0 <= label < 1 << 20:
-            raise DataError(
-                f"{files.origin}/dataset.json gives {name} the class {label}; every image needs a whole number "
-                "from 0 on: mend it, or remove it to take classes from folders"
-            )
-    return [labels[name] for name in names]

@@ -37,6 +37,7 @@ class ImageSet:
         labels: (n,) int64 in [0, num_classes), or None.
         num_classes: 0 without labels.
         test: the images that the data set keeps apart for tests, or None where it has none.
+        class_names: of each class, in the order of the labels; empty where classes have numbers only.
 
     Raises:
         ValueError: shapes, types or labels do not fit together.
@@ -47,6 +48,7 @@ class ImageSet:
     labels: Tensor | None = None
     num_classes: int = 0
     test: ImageSet | None = None
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or not len(self.images):
@@ -57,6 +59,10 @@ class ImageSet:
         if (self.labels is None) != (self.num_classes == 0):
             raise ValueError(
                 f"{self.name} must have labels and num_classes, or neither; got {self.num_classes} classes"
+            )
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"{self.name} must have a name for each of {self.num_classes} classes; got {self.class_names}"
             )
         if self.labels is not None and (self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]):
             raise ValueError(

@@ -21,7 +21,9 @@ from consistency_models.storage.cache import cached, source_fingerprint
 from consistency_models.trust import loadable
 from consistency_models.values import NpzFile, Size, checked
 
-__all__ = ["Evaluation", "Score", "combined"]
+__all__ = ["SMALLEST_TO_SPLIT", "Evaluation", "Score", "combined"]
+
+SMALLEST_TO_SPLIT = 4  # images: each half needs two for its covariance
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def combined(scores: Sequence[Score]) -> Score:
     return replace(scores[0], value=mean, spread=statistics.stdev(values), best=best)
 
 
-@loadable()
+@loadable(reference_bytes=None)
 class Evaluation:
     """Measures generated images against real ones, whose own features are computed once.
 
@@ -89,6 +91,7 @@ class Evaluation:
         reference: train, test, or an npz file: see `Reference.of`.
         batch_size: images whose features are computed at a time.
         device: where that is done; auto is a GPU if there is one.
+        reference_bytes: what the arrays of an npz file may take in memory: see `Reference.of`.
 
     Attributes:
         progress: `progress(what, done, total)` is called as the features of a set of images are computed; None.
@@ -106,11 +109,12 @@ class Evaluation:
         reference: Literal["train", "test"] | NpzFile = "train",
         batch_size: Size = 512,
         device: Literal["auto", "cpu", "cuda"] = "cpu",
+        reference_bytes: Size | None = None,
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.data, self.metrics, self.batch_size, self.device = data, metrics, batch_size, torch.device(device)
-        self.source = Reference.of(data, reference)
+        self.source = Reference.of(data, reference, reference_bytes)
         self.make_extractor = extractor
         self.progress: Callable[[str, int, int], None] | None = None
 
@@ -191,13 +195,13 @@ class Evaluation:
 
         The bias of a distance falls about as 1/n. A half has n/2 images, so a perfect generator of n images, scored
         against all n, comes out at about half the floor; one that has learned these very images by heart, below that.
-        For a share, such as Agreement, the floor is what real images reach.  None where there are no images to split.
-        It is the same for all runs on the same data, and kept.
+        For a share, such as Agreement, the floor is what real images reach. None where there are fewer than
+        `SMALLEST_TO_SPLIT` images. It is the same for all runs on the same data, and kept.
 
         Args:
             splits: how many, at least 2.
         """
-        if self.reference.points is None:
+        if self.source.images is None or len(self.source.images) < SMALLEST_TO_SPLIT:
             return []
         metrics = self._applicable(self.reference)
         code = source_fingerprint(FeatureSet, *map(type, metrics))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from consistency_models.errors import DataError
+from consistency_models.storage.small_files import open_regular
 
 __all__ = ["Reference", "identity_of"]
+
+ARRAYS = ("arr_0.npy", "mu.npy", "sigma.npy")
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,14 @@ class Reference:
     moments: dict[str, np.ndarray] | None = None
 
     @classmethod
-    def of(cls, data, which: str) -> Reference:
+    def of(cls, data, which: str, most_bytes: int | None = None) -> Reference:
         """The reference that `features.reference` names.
 
         Args:
             data: the data set; `.test` holds its test images, if it keeps some apart.
             which: train; test; or an npz file: EDM's, with mu and sigma, or OpenAI's, with images arr_0 and perhaps mu
                 and sigma (mu_s and sigma_s, of another space, are passed over).
+            most_bytes: what the arrays of a file may take in memory; by default 64 MiB and 16 times the file's size.
 
         Raises:
             DataError: there are no test images, or the file is not such a file or is of images of another size.
@@ -55,22 +60,22 @@ class Reference:
             return cls("test", test.digest, test.images, test.labels)
         path = Path(which).expanduser()
         try:
-            return cls._of_file(path, tuple(data.images.shape[1:]))
-        except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+            return cls._of_file(path, tuple(data.images.shape[1:]), most_bytes)
+        except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
             raise DataError(
                 f"features.reference={which}: {error}: allowed are train, test, and npz files with mu (F,) and sigma "
                 "(F, F), or with images arr_0 (n, H, W, C) of 8 bits"
             ) from error
 
     @classmethod
-    def _of_file(cls, path: Path, shape: tuple[int, int, int]) -> Reference:
-        with open(path, "rb") as file:
+    def _of_file(cls, path: Path, shape: tuple[int, int, int], most_bytes: int | None) -> Reference:
+        with open_regular(path) as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         images = moments = None
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise ValueError(f"this is a single array of shape {file.shape}")
-        with file:
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"this is a single array of shape {np.load(path, mmap_mode='r').shape}")
+        _check_sizes(path, most_bytes)
+        with np.load(path, allow_pickle=False) as file:
             if "arr_0" in file:
                 array = file["arr_0"]
                 if array.dtype != np.uint8 or array.ndim != 4 or len(array) < 2:
@@ -88,6 +93,28 @@ class Reference:
             if images is None and moments is None:
                 raise ValueError(f"it holds {', '.join(file.files) or 'nothing'}")
         return cls(path.stem, digest, images, None, moments)
+
+
+def _check_sizes(path: Path, most_bytes: int | None) -> None:
+    """Compare what the arrays of an npz file say of their size with what the file holds, before one is read.
+
+    Raises:
+        ValueError: an array is larger than its part of the file, or all of them than is allowed.
+    """
+    most = (64 << 20) + 16 * path.stat().st_size if most_bytes is None else most_bytes
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if member.filename in ARRAYS]
+        if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+            raise ValueError("its compression is not deflate")  # others are unpacked without a bound
+        if (total := sum(member.file_size for member in members)) > most:
+            fix = "set features.reference_bytes to the former if that is right"
+            raise ValueError(f"it unpacks to {total:,} bytes, more than {most:,}; {fix}")
+        for member in members:
+            with archive.open(member) as file:
+                shape, _, dtype = headers[np.lib.format.read_magic(file)](file)
+            if math.prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"{member.filename} is of shape {shape}, and has {member.file_size:,} bytes")
 
 
 def identity_of(extractor: nn.Module) -> str:

@@ -8,11 +8,12 @@ import re
 import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from consistency_models.storage.small_files import open_regular, read_json, read_text, read_yaml
 
 __all__ = ["Cell", "Run", "cells_of", "differing_keys", "read_runs"]
 
@@ -21,6 +22,7 @@ NO_PART_OF_THE_RESULT = re.compile(
     r"name|tags|ckpt_path|paths\..*|logger\..*|callbacks\..*|show_traceback|sweep_size|test"
 )
 GROWS = ("is", "precision", "recall", "agreement")  # metrics of which more is better: evaluation.metrics
+PNG = b"\x89PNG\r\n\x1a\n"
 CURVES = r"val/.*|train/loss|curriculum/N"
 
 
@@ -87,8 +89,7 @@ def read_runs(paths: Sequence[str | Path]) -> dict[str, Run]:
     """
     runs: dict[str, Run] = {}
     for path in map(Path, paths):
-        done = {row["job"]: row["differs"] for row in _rows(path / "jobs.csv") if row["status"] == "DONE"}
-        for folder, differs in {path / job: differs for job, differs in done.items()}.items() or {path: ""}.items():
+        for folder, differs in _jobs(path).items() or {path: ""}.items():
             run = _read(folder, shlex.split(differs))
             if run.name in runs:
                 raise ValueError(f"{path}: another run is called {run.name}, too; give each run once")
@@ -118,17 +119,42 @@ def _counts(key: str) -> bool:
     return key not in SEEDS and not NO_PART_OF_THE_RESULT.fullmatch(key)
 
 
+def _jobs(path: Path) -> dict[Path, str]:
+    """Folder -> what differs, of the finished jobs of a sweep folder."""
+    with _reading(path / "jobs.csv", "the jobs.csv of a sweep"):
+        done = {row["job"]: row["differs"] for row in _rows(path, "jobs.csv") if row["status"] == "DONE"}
+        if strange := [job for job in done if Path(job).name != job]:
+            raise ValueError(f"the job {strange[0]!r}")
+        return {path / job: differs for job, differs in done.items()}
+
+
+@contextmanager
+def _reading(path: Path, expected: str) -> Iterator[None]:
+    """Any error inside becomes a ValueError that names the file: a damaged or hostile one raises nearly anything."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path}: expected {expected}; found {error!r}") from error
+
+
 def _read(path: Path, setting: list[str]) -> Run:
     file = next((p for p in (path, path / "evaluation.json", path / "evaluation/evaluation.json") if p.is_file()), None)
-    if file is None and (path / "summary.json").is_file():
-        folder, scored = path, _from_summary(path)
-    elif file is None:
+    if file is None and not (path / "summary.json").is_file():
         expected = "a finished run, a scored run, or a sweep of them"
         raise ValueError(f"{path}: expected {expected}; make it by eval.py run={path}")
+    folder = path if file is None else file.absolute().parent.parent
+    with _reading(folder / "config.yaml", "the configuration of a run"):
+        config = dict(_leaves(read_yaml(folder / "config.yaml", folder)))
+        batch_size, sampler = int(config["data.batch_size"]), str(config["sampler._target_"])
+    if file is None:
+        with _reading(folder / "summary.json", "the summary.json of a run"):
+            scored = _from_summary(folder, sampler)
     else:
-        folder, scored = file.resolve().parent.parent, _scored(file)
-    config = dict(_leaves(yaml.safe_load((folder / "config.yaml").read_text())))
-    picture = next((p for p in (folder / "evaluation/samples.png", folder / "samples/final.png") if p.is_file()), None)
+        with _reading(file, "the evaluation.json of eval.py"):
+            scored = _scored(file, folder)
+    with _reading(folder / "metrics.csv", "the metrics.csv of a run"):
+        curves = _curves(folder, batch_size)
+    pictures = (folder / "evaluation/samples.png", folder / "samples/final.png")
     return Run(
         name="/".join(folder.resolve().parts[-2:]),
         setting=setting,
@@ -136,25 +162,51 @@ def _read(path: Path, setting: list[str]) -> Run:
         weights=scored["weights"],
         results=scored["results"],
         ode_error=scored.get("ode_error") or [],
-        curves=_curves(folder / "metrics.csv", config["data.batch_size"]),
-        picture=picture,
+        curves=curves,
+        picture=next((picture for picture in pictures if _is_own_picture(picture, folder)), None),
     )
 
 
-def _scored(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-        if (content["schema"], {"results", "weights"} <= content.keys()) != (1, True):
-            raise ValueError("another schema")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: expected the evaluation.json of eval.py; found {error!r}") from error
-    return content
+def _is_own_picture(path: Path, folder: Path) -> bool:
+    """Whether this is a PNG file of the folder, and no link to something private that would be shown to others."""
+    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+        return False
+    with open_regular(path) as file:
+        return file.read(len(PNG)) == PNG
 
 
-def _from_summary(folder: Path) -> dict[str, Any]:
+def _scored(file: Path, folder: Path) -> dict[str, Any]:
+    content = read_json(file, folder)
+    if content["schema"] != 1:
+        raise ValueError("another schema")
+    for result in content["results"]:
+        _check_result(result)
+    for curve in content.get("ode_error") or []:
+        lengths = {len(curve[name]) for name in ("sigmas", "rms", "median")}
+        if not _is_number(curve["steps"]) or type(curve["reference"]) is not str or len(lengths) != 1:
+            raise ValueError(f"a curve of {curve['steps']!r}")
+        if not all(map(_is_number, [*curve["sigmas"], *curve["rms"], *curve["median"]])):
+            raise ValueError("a curve of something other than numbers")
+    return content | {"weights": str(content["weights"])}
+
+
+def _check_result(result: dict[str, Any]) -> None:
+    """Make sure that names are text and the others numbers or nothing."""
+    for key in ("metric", "sampler"):
+        if type(result[key]) is not str:
+            raise ValueError(f"{key}={result[key]!r}")
+    for key in ("value", "spread", "steps", "nfe"):
+        if result[key] is not None and not _is_number(result[key]):
+            raise ValueError(f"{key}={result[key]!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
+def _from_summary(folder: Path, sampler: str) -> dict[str, Any]:
     """What training measured at its end, in the form of evaluation.json."""
-    sampler = yaml.safe_load((folder / "config.yaml").read_text())["sampler"]["_target_"]
-    final = json.loads((folder / "summary.json").read_text()).get("metrics", {}).get("final", {})
+    final = read_json(folder / "summary.json", folder).get("metrics", {}).get("final", {})
     results = []
     for metric, value in final.items():
         counted = re.search(r"_(\d+)step$", metric)
@@ -172,23 +224,24 @@ def _from_summary(folder: Path) -> dict[str, Any]:
                 "nfe": 2 * steps - 1 if steps and sampler.endswith(".Heun") else steps,
             }
         )
+        _check_result(results[-1])
     return {"weights": "averaged", "results": results}
 
 
-def _curves(file: Path, batch_size: int) -> dict[str, list[tuple[float, float]]]:
+def _curves(folder: Path, batch_size: int) -> dict[str, list[tuple[float, float]]]:
     curves: dict[str, list[tuple[float, float]]] = {}
-    for row in _rows(file):
+    for row in _rows(folder, "metrics.csv"):
         for name, value in row.items():
             if value and re.fullmatch(CURVES, name):
                 curves.setdefault(name, []).append((int(row["step"]) * batch_size, float(value)))
     return curves
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
-    if not file.is_file():
+def _rows(folder: Path, name: str) -> list[dict[str, str]]:
+    """The rows of a CSV file, none where there is no such file."""
+    if not (folder / name).exists():
         return []
-    with open(file, newline="") as rows:
-        return list(csv.DictReader(rows))
+    return list(csv.DictReader(read_text(folder / name, folder).splitlines()))
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

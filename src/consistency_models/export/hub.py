@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from consistency_models.errors import import_extra
 from consistency_models.evaluation.grids import save_comparison, save_scatter
 from consistency_models.export.weights import description, to_safetensors
 from consistency_models.sampling.generator import Generator
+from consistency_models.storage.small_files import read_json
 
 __all__ = ["measured", "to_hub"]
 
@@ -43,7 +45,7 @@ Each group of rows shows the same noise: {steps}.
 ```python
 import consistency_models  # pip install "consistency-models[export]"
 
-generator = consistency_models.load("{name}")  # this folder
+generator = consistency_models.load({folder})  # this folder
 images = generator.sample(16, steps={first}, seed=0)  # (16, {shape}){range}
 ```
 
@@ -51,7 +53,7 @@ images = generator.sample(16, steps={first}, seed=0)  # (16, {shape}){range}
 
 {table}
 
-`config.json` says how it was made; the weights are `{weights}` of the checkpoint with SHA-256 `{digest}`.
+`config.json` says how it was made; the weights are "{weights}" of the checkpoint with SHA-256 {digest}.
 """
 
 
@@ -67,6 +69,7 @@ def to_hub(generator: Generator, folder: Path | str, license: str | None = None)
     Raises:
         ModuleNotFoundError: the extras `export` and `hub` are not installed.
         OSError: it cannot be written.
+        ValueError: the run's `evaluation.json` is damaged.
     """
     hub = import_extra("huggingface_hub", "export,hub")
     folder, said = Path(folder), description(generator)
@@ -97,18 +100,20 @@ def to_hub(generator: Generator, folder: Path | str, license: str | None = None)
         model_name=name,
         eval_results=results or None,
     )
-    table = "\n".join(["| metric | value |", "|---|---|", *(f"| {m} | {v:.4g} |" for m, v in evaluation.items())])
+    lines = [f"| {_text(metric)} | {value:.4g} |" for metric, value in evaluation.items()]
+    table = "\n".join(["| metric | value |", "|---|---|", *lines])
     card = CARD.format(
         front=front.to_yaml().strip(),
-        name=name,
+        name=_text(name),
+        folder=json.dumps(name),
         what=_what(generator, method, data),
         steps=", ".join(pictures),
         first=generator.steps[0],
         shape=", ".join(map(str, generator.shape)),
         range=" in [-1, 1]" if generator.clamp else "",
         table=table if evaluation else "Nothing yet: `python eval.py run=RUN` before the export.",
-        weights=generator.weights,
-        digest=generator.origin["digest"],
+        weights=_text(generator.weights),
+        digest=_text(generator.origin["digest"]),
     )
     (folder / "README.md").write_text(card)
 
@@ -118,11 +123,25 @@ def measured(generator: Generator) -> dict[str, float]:
     path = Path(generator.origin["path"])
     for folder in (path.parent.parent, path.parent / path.stem):  # of a run's checkpoint; of one that lies elsewhere
         file = folder / "evaluation" / "evaluation.json"
-        content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-        if (content.get("digest"), content.get("weights")) == (generator.origin["digest"], generator.weights):
-            results = {result["metric"]: result["value"] for result in content["results"]}
-            return {metric: value for metric, value in results.items() if value is not None}
+        if not file.is_file():
+            continue
+        try:
+            content: dict[str, Any] = read_json(file, folder)
+            if (content["digest"], content["weights"]) == (generator.origin["digest"], generator.weights):
+                results = {str(result["metric"]): result["value"] for result in content["results"]}
+                return {metric: float(value) for metric, value in results.items() if value is not None}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file}: expected the evaluation.json of eval.py; found {error!r}") from error
     return {}
+
+
+def _text(name: object) -> str:
+    """A name from a file as text of a Markdown page: no HTML, link, code or line of its own."""
+    return re.sub(
+        r"([\\`*\[\]#!|<>&~:@]|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9]))",
+        lambda match: f"&#{ord(match[1])};",
+        " ".join(str(name).split()),
+    )
 
 
 def _what(generator: Generator, method: str | None, data: str | None) -> str:
@@ -130,7 +149,8 @@ def _what(generator: Generator, method: str | None, data: str | None) -> str:
     classes = f"{generator.num_classes} classes" if generator.num_classes else "no classes"
     network = type(generator.model.network).__name__
     count = sum(parameter.numel() for parameter in generator.model.parameters()) / 1e6
+    steps = " or ".join(map(str, generator.steps))
     return (
-        f"A generator of {data or 'images'} ({shape}, {classes}) in {' or '.join(map(str, generator.steps))} steps: "
-        f"method {method}, network {network} with {count:.1f} million parameters."
+        f"A generator of {_text(data or 'images')} ({shape}, {classes}) in {steps} steps: "
+        f"method {_text(method)}, network {network} with {count:.1f} million parameters."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from consistency_models.losses.distances import L1, LPIPS, LInf, PseudoHuber, SquaredL2, SquaredL2At32
+from consistency_models.losses.learned import LogWeight
 from consistency_models.losses.weightings import EDM, SNR, InverseGap, SNRPlusOne, TruncatedSNR, Uniform
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "SNR",
     "InverseGap",
     "LInf",
+    "LogWeight",
     "PseudoHuber",
     "SNRPlusOne",
     "SquaredL2",

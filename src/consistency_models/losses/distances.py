@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +127,7 @@ class LPIPS(nn.Module):
         if weights is not None:
             VGG16.path(weights)
         self.weights = weights
-        self._metric = [metric]  # in a list, so that a module is not registered
+        self._metric: list[Any] = [metric]  # in a list, so that a module is not registered
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """d, shape (B,)."""
@@ -144,10 +146,13 @@ class _VGG16(nn.Module):
     """LPIPS v0.1 on the activations relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3 of VGG16 with average pooling."""
 
     TAPS = (3, 8, 15, 22, 29)
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, weights: str | Path | None) -> None:
         super().__init__()
-        layers, channels = [], 3
+        layers: list[nn.Module] = []
+        channels = 3
         with torch.device("meta"):  # the weights come from files; drawing some would advance the training's generator
             for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()] if width else [nn.AvgPool2d(2)]
@@ -176,7 +181,7 @@ class _VGG16(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         linear = (self.get_buffer(f"linear{i}") for i in range(len(self.TAPS)))
         terms = zip(linear, self.activations(x), self.activations(y))
-        return sum((w * (a - b).square()).sum(1).mean((1, 2)) for w, a, b in terms)
+        return reduce(torch.add, ((w * (a - b).square()).sum(1).mean((1, 2)) for w, a, b in terms))
 
 
 def _linear_weights() -> list[Tensor]:

@@ -10,11 +10,15 @@ from consistency_models.methods.dcm import DirectConsistency
 from consistency_models.methods.ect import EasyConsistencyTuning
 from consistency_models.methods.ict import ImprovedConsistencyTraining
 from consistency_models.methods.mcm import MultistepConsistency
+from consistency_models.methods.scd import ContinuousConsistencyDistillation
+from consistency_models.methods.sct import ContinuousConsistencyTraining
 from consistency_models.methods.teacher import Diffusion
 
 __all__ = [
     "ConsistencyDistillation",
     "ConsistencyTraining",
+    "ContinuousConsistencyDistillation",
+    "ContinuousConsistencyTraining",
     "Diffusion",
     "DirectConsistency",
     "EasyConsistencyTuning",

@@ -12,12 +12,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from consistency_models.noise.preconditioning import Preconditioned
 from consistency_models.noise.schedules import Levels
 from consistency_models.optim.ema import ema_update
 from consistency_models.random import BatchRandom
@@ -38,6 +40,7 @@ class Step:
         augment: labels of the augmentation (B, augment_dim), or None.
         progress: k / K in [0, 1), the share of training that is done.
         rows: which rows of the global batch these are, and their random numbers.
+        online: the output that is trained, without gradient; set before `Method.target` is called.
     """
 
     x: Tensor
@@ -48,6 +51,7 @@ class Step:
     augment: Tensor | None
     progress: float
     rows: BatchRandom
+    online: Tensor | None = None
 
     def at(self, s: Tensor) -> Tensor:
         """x + s·noise for levels s of shape (B,): the same images and noise at another level."""
@@ -92,7 +96,7 @@ class Method(LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Preconditioned,
         schedule: Callable[[BatchRandom, int, int], Levels],
         distance: nn.Module,
         weighting: Callable[[Levels], Tensor],
@@ -110,16 +114,17 @@ class Method(LightningModule):
                 f"choose teacher={'run, exact, …' if self.needs_teacher else 'none'}"
             )
         self.model = model
-        self.weights = list(model.parameters())  # to walk through the modules for them costs as much as to average them
+        # A list, because to walk through the modules for them costs as much as to average them.
+        self.weights: list[Tensor] = list(model.parameters())
         self.schedule, self.distance, self.weighting, self.augment = schedule, distance, weighting, augment
         self.make_optimizer, self.learning_rate = optimizer, learning_rate
         self.total_steps = total_steps
         self.target_ema = target_ema
         if target_ema is not None:
             self.target_copy = frozen_copy(model)
-            self.target_weights = list(self.target_copy.parameters())
+            self.target_weights: list[Tensor] = list(self.target_copy.parameters())
         # A tuple hides the teacher from torch: it is in no checkpoint, and DDP neither copies nor waits for it.
-        self._teacher = (teacher,)
+        self._teacher: tuple[Any] = (teacher,)
         self.skipped = False  # set by FiniteGuard: this step changes nothing
         self.teacher_calls = 0  # evaluations of the teacher in this step, counted in images
         self.monitored: dict[str, list[Tensor]] = {}  # device tensors of this step, one a micro-batch
@@ -180,7 +185,8 @@ class Method(LightningModule):
         primals, tangents = (tuple(each.to(dtype) for each in part) for part in (primals, tangents))
         step.rows.seed_dropout()
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), torch.autocast(step.x.device.type, enabled=False):
-            return torch.func.jvp(function, primals, tangents)
+            value, derivative, *_ = torch.func.jvp(function, primals, tangents)
+        return value, derivative
 
     # The step
 
@@ -205,6 +211,7 @@ class Method(LightningModule):
         # The pass with gradient comes first: autocast caches weights, and a copy cached under no_grad has no gradient.
         rows.seed_dropout()
         online = self.online(step)
+        step.online = online.detach()
         rows.seed_dropout()
         with torch.no_grad():
             target = self.target(step)
@@ -236,13 +243,13 @@ class Method(LightningModule):
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         # With float16 gradients are unscaled before they are watched, logged and clipped, not within a fused step.
-        optimizer._step_supports_amp_scaling = False
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # GradScaler asks for it
         self._options = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
         return optimizer
 
     def on_train_start(self) -> None:
         """Give the optimiser the options of the configuration: a checkpoint brings those that it was saved with."""
-        for group, options in zip(self.optimizers(use_pl_optimizer=False).param_groups, self._options):
+        for group, options in zip(self.trainer.optimizers[0].param_groups, self._options):
             group.update(options)
 
     def on_fit_start(self) -> None:
@@ -256,7 +263,7 @@ class Method(LightningModule):
             self._begun = batch.rows.step
             self.monitored.clear()
             factor = self.learning_rate(batch.rows.step, self.total_steps, batch.rows.total)
-            for group in self.optimizers(use_pl_optimizer=False).param_groups:
+            for group in self.trainer.optimizers[0].param_groups:
                 group["lr"] = group["initial_lr"] * factor
 
     def optimizer_step(self, epoch, batch_index, optimizer, closure=None) -> None:

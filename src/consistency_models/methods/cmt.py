@@ -25,4 +25,6 @@ class MidTraining(DirectConsistency):
     @torch.no_grad()
     def network_input(self, step: Step) -> Tensor:
         """The teacher's trajectory from σ_max·n, at t; shape of x."""
-        return self.solve(step, step.levels.grid[-1].item() * step.noise, below=False)
+        grid = step.levels.grid
+        assert grid is not None, "the schedule has no grid"
+        return self.solve(step, grid[-1].item() * step.noise, below=False)

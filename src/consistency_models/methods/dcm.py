@@ -12,6 +12,7 @@ The comparison of the paper is with the very same training but for the target, f
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
@@ -48,7 +49,10 @@ class DirectConsistency(Method):
         At every step only the rows that are on their way are evaluated: sorted by level they are one slice, and the
         host knows how many they are without asking the device.
         """
-        high, grid = step.levels.index + 1, step.levels.grid.tolist()
+        index, levels = step.levels.index, step.levels.grid
+        assert index is not None, "the schedule has no grid"
+        assert levels is not None, "the schedule has no grid"
+        high, grid = index + 1, levels.tolist()
         order = step.levels.high.argsort(descending=True)
         x, labels = x[order], None if step.labels is None else step.labels[order]
         for m in range(len(grid) - 1, 0, -1):
@@ -56,7 +60,7 @@ class DirectConsistency(Method):
             rows = slice(reached) if below else slice(reached, None)
             if len(x[rows]):
                 x[rows] = self.solver(
-                    lambda y, sigma, rows=rows: self.teacher(y, sigma, None if labels is None else labels[rows]),
+                    partial(self.teacher, labels=None if labels is None else labels[rows]),
                     x[rows],
                     grid[m],
                     grid[m - 1],

@@ -54,6 +54,7 @@ class MultistepConsistency(Method):
     def target(self, step: Step) -> Tensor:
         """(1 - β)·f_θ⁻(x_s, s) + β·x_T, shape of x."""
         t, s, p = step.levels.high, step.levels.low, step.levels.end
+        assert p is not None, "the schedule has no segments"
         if self._teacher[0] is None:
             denoised, x_s = step.x, step.at(s)
         else:
@@ -74,7 +75,8 @@ class MultistepConsistency(Method):
 
     def on_step_start(self, k: int, K: int) -> None:
         """At the first step of a further phase, what has been learned becomes the teacher."""
-        if (phase := self.schedule.phase(k, K)) != self.phase:
+        phase = self.schedule.phase(k, K)  # type: ignore[attr-defined]  # of Segments and Phases
+        if phase != self.phase:
             self._become_teacher(phase, self.target_model)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:

@@ -51,11 +51,12 @@ class DhariwalUNet(nn.Module):
         attn_resolutions: resolutions with attention; the middle has it always.
         head_channels: channels of an attention head; a block with fewer channels has no attention, as published.
         adaptive_scale: the embedding scales and shifts (AdaGN), rather than shifts alone.
+        double_norm: scale and shift are normalised: see `UNetBlock`.
         checkpointing: keep no activations within blocks; backward computes them again.
         two_times: takes a second noise label, whose features enter by a linear layer that is 0 at first.
 
     Raises:
-        ValueError: image_size cannot be halved as often as channel_mult has levels.
+        ValueError: image_size cannot be halved as often as channel_mult has levels; double_norm without adaptive_scale.
     """
 
     norm_groups = True
@@ -79,6 +80,7 @@ class DhariwalUNet(nn.Module):
         attn_resolutions: Sequence[Size] = (32, 16, 8),
         head_channels: Size = 64,
         adaptive_scale: bool = True,
+        double_norm: bool = False,
         checkpointing: bool = False,
         two_times: bool = False,
     ) -> None:
@@ -100,6 +102,7 @@ class DhariwalUNet(nn.Module):
                 heads=c_out // head_channels if attn else 0,
                 dropout=dropout if resolution <= (dropout_resolution or image_size) else 0.0,
                 adaptive_scale=adaptive_scale,
+                double_norm=double_norm,
             )
 
         self.map_noise = PositionalEmbedding(model_channels, endpoint=False)

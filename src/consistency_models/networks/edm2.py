@@ -48,6 +48,9 @@ def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
 class MPFourier(nn.Module):
     """√2·cos(x·f_i + φ_i) with fixed f_i ~ 2π·N(0, 1), φ_i ~ U(0, 2π); (B,) to (B, channels).  (Eq. 75.)"""
 
+    freqs: Tensor
+    phases: Tensor
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_buffer("freqs", 2 * pi * torch.randn(channels))
@@ -103,6 +106,8 @@ class Block(nn.Module):
         clip_act: bound of the outputs; None for none.
     """
 
+    filter: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -144,7 +149,7 @@ class Block(nn.Module):
         scale = self.emb_linear(emb, self.emb_gain)[:, :, None, None] + 1
         y = F.dropout(mp_silu(y * scale.to(y.dtype)), self.dropout, self.training)
         x = mp_sum(skip, self.conv_res1(y).to(skip.dtype), self.res_balance)
-        if self.heads:
+        if self.attn_qkv is not None and self.attn_proj is not None:
             qkv = self.attn_qkv(x).unflatten(1, (self.heads, -1, 3))  # order (head, dim, 3)
             q, k, v = normalize(qkv, 2).unbind(3)
             x = mp_sum(x, self.attn_proj(attention(q, k, v)).to(x.dtype), self.attn_balance)

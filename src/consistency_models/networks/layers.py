@@ -113,6 +113,8 @@ class PositionalEmbedding(nn.Module):
         endpoint: e = 1, so that the lowest frequency is exactly 1/10000; else e = 0.
     """
 
+    freqs: Tensor
+
     @checked
     def __init__(self, channels: int, scale: Positive = 1.0, endpoint: bool = True) -> None:
         super().__init__()
@@ -134,6 +136,8 @@ class FourierEmbedding(nn.Module):
         channels: outputs, even.
         scale: 16 for NCSN++ (arXiv 2011.13456); improved consistency training takes 0.02 (arXiv 2310.14189, Sec. 3.2).
     """
+
+    freqs: Tensor
 
     @checked
     def __init__(self, channels: int, scale: Positive = 16.0) -> None:
@@ -160,6 +164,10 @@ class Conv2d(nn.Module):
         fused: resample after the convolution, as NCSN++ does on its way from the image; only with "down".
     """
 
+    weight: Tensor  # None, as bias, where kernel is 0
+    bias: Tensor
+    resample_filter: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -171,8 +179,8 @@ class Conv2d(nn.Module):
     ) -> None:
         super().__init__()
         conv = nn.Conv2d(in_channels, out_channels, kernel) if kernel else None
-        self.weight = conv and conv.weight
-        self.bias = conv and conv.bias
+        self.register_parameter("weight", getattr(conv, "weight", None))
+        self.register_parameter("bias", getattr(conv, "bias", None))
         self.kernel, self.resample, self.fused = kernel, resample, fused
         self.box = list(resample_filter) == [1, 1]
         if resample:
@@ -201,6 +209,7 @@ class UNetBlock(nn.Module):
 
         h = conv0(silu(norm0(x)))
         h ← conv1(dropout(silu(norm1(h)·(1 + scale) + shift)))    adaptive, else  conv1(dropout(silu(norm1(h + shift))))
+        h ← conv1(dropout(silu(norm1(h)·p(scale) + p(shift))))    adaptive with double_norm
         x ← (h + skip(x))·skip_scale
         x ← (x + proj(attention(norm2(x))))·skip_scale
 
@@ -216,6 +225,11 @@ class UNetBlock(nn.Module):
         resample_filter: see `Conv2d`.
         resample_proj: a learnt 1x1 convolution on the skip path of a block that resamples.
         adaptive_scale: scale and shift from the embedding (AdaGN), else a shift alone.
+        double_norm: p(scale) and p(shift) in their place, p(y) = y/√(mean y² + 1e-8) over channels, without the 1 of
+            1 + scale.  (sCM, arXiv 2410.11081, Sec. 4.1.)
+
+    Raises:
+        ValueError: double_norm without adaptive_scale.
     """
 
     def __init__(
@@ -231,10 +245,13 @@ class UNetBlock(nn.Module):
         resample_filter: Sequence[float] = (1, 1),
         resample_proj: bool = False,
         adaptive_scale: bool = True,
+        double_norm: bool = False,
     ) -> None:
         super().__init__()
+        if double_norm and not adaptive_scale:
+            raise ValueError("double_norm=True normalises scale and shift: it needs adaptive_scale=True; got False")
         self.heads, self.dropout, self.skip_scale = heads, dropout, skip_scale
-        self.adaptive_scale = adaptive_scale
+        self.adaptive_scale, self.double_norm = adaptive_scale, double_norm
         self.norm0 = group_norm(in_channels, eps)
         self.conv0 = Conv2d(in_channels, out_channels, 3, resample, resample_filter)
         self.affine = Linear(emb_channels, out_channels * (2 if adaptive_scale else 1))
@@ -255,7 +272,8 @@ class UNetBlock(nn.Module):
         params = self.affine(emb)[:, :, None, None].to(h.dtype)
         if self.adaptive_scale:
             scale, shift = params.chunk(2, 1)
-            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+            scale, shift = (_pixel_norm(scale), _pixel_norm(shift)) if self.double_norm else (scale + 1, shift)
+            h = F.silu(torch.addcmul(shift, self.norm1(h), scale))
         else:
             h = F.silu(self.norm1(h + params))
         h = self.conv1(F.dropout(h, self.dropout, self.training))
@@ -264,3 +282,7 @@ class UNetBlock(nn.Module):
             q, k, v = self.qkv(self.norm2(x)).unflatten(1, (self.heads, -1, 3)).unbind(3)  # order (head, dim, 3)
             x = (self.proj(attention(q, k, v)) + x) * self.skip_scale
         return x
+
+
+def _pixel_norm(y: Tensor) -> Tensor:
+    return y * (y.square().mean(1, keepdim=True) + 1e-8).rsqrt()

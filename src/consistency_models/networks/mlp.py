@@ -31,6 +31,8 @@ class MLP(nn.Module):
         two_times: takes a second noise label, by a second W_e that is 0 at first.
     """
 
+    freqs: Tensor
+
     @checked
     def __init__(
         self,
@@ -78,7 +80,7 @@ class MLP(nn.Module):
         labels, augment = condition(labels, self.num_classes, c), condition(augment, self.augment_dim, c)
         emb = self.embed(torch.cat([c, labels, augment], 1))
         if self.two_times:
-            emb = emb + self.embed_end(self.features(end_label))
+            emb = emb + self.embed_end(self.features(end_label))  # type: ignore[arg-type]  # two_times needs both labels
         h = self.first(x.flatten(1)) + emb
         for layer in self.layers:
             h = h + layer(F.dropout(F.silu(h), self.dropout, self.training))

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import log
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -245,7 +245,7 @@ class OpenAIUNet(nn.Module):
             for i in range(num_blocks + 1):
                 block = residual(c + widths.pop(), model_channels * mult, resolution)
                 c = model_channels * mult
-                blocks = [block, attend(c)] if resolution in attn_resolutions else [block]
+                blocks: list[nn.Module] = [block, attend(c)] if resolution in attn_resolutions else [block]
                 if level and i == num_blocks:
                     resolution *= 2
                     blocks.append(resampling(c, resolution, up=True))
@@ -265,7 +265,7 @@ class OpenAIUNet(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 emb = emb + labels @ self.label_emb.weight
 
-        first, *rest = self.input_blocks
+        first, *rest = cast("Iterable[nn.ModuleList]", self.input_blocks)
         x = first[0](x)
         skips = [x]
         for blocks in rest:
@@ -274,7 +274,7 @@ class OpenAIUNet(nn.Module):
             skips.append(x)
         for block in self.middle_block:
             x = run(block, x, emb, checkpointing=self.checkpointing)
-        for blocks in self.output_blocks:
+        for blocks in cast("Iterable[nn.ModuleList]", self.output_blocks):
             x = torch.cat([x, skips.pop()], 1)
             for block in blocks:
                 x = run(block, x, emb, checkpointing=self.checkpointing)

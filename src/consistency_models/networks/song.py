@@ -59,11 +59,12 @@ class SongUNet(nn.Module):
         decoder: "standard"; "skip" adds up an image from each level.
         resample_filter: see `Conv2d`.
         adaptive_scale: the embedding scales and shifts (AdaGN), rather than shifts alone.
+        double_norm: scale and shift are normalised: see `UNetBlock`.
         checkpointing: keep no activations within blocks; backward computes them again.
         two_times: takes a second noise label, whose features enter by a linear layer that is 0 at first.
 
     Raises:
-        ValueError: image_size cannot be halved as often as channel_mult has levels.
+        ValueError: image_size cannot be halved as often as channel_mult has levels; double_norm without adaptive_scale.
     """
 
     norm_groups = True
@@ -92,6 +93,7 @@ class SongUNet(nn.Module):
         decoder: Literal["standard", "skip"] = "standard",
         resample_filter: Annotated[Sequence[Positive], MinLen(1)] = (1, 1),
         adaptive_scale: bool = False,
+        double_norm: bool = False,
         checkpointing: bool = False,
         two_times: bool = False,
     ) -> None:
@@ -115,6 +117,7 @@ class SongUNet(nn.Module):
                 resample_filter=resample_filter,
                 resample_proj=True,
                 adaptive_scale=adaptive_scale,
+                double_norm=double_norm,
             )
 
         resampling = partial(Conv2d, resample_filter=resample_filter)
@@ -211,7 +214,8 @@ class SongUNet(nn.Module):
         emb = self.embed(noise_label, labels, augment, end_label)
         enc, dec = self.enc, self.dec
 
-        aux, skips = x, []
+        aux: Tensor = x
+        skips: list[Tensor] = []
         for resolution in self.resolutions:
             key = f"{resolution}x{resolution}"
             if not skips:
@@ -228,7 +232,7 @@ class SongUNet(nn.Module):
                 x = run(enc[f"{key}_block{i}"], x, emb, checkpointing=self.checkpointing)
                 skips.append(x)
 
-        out = None
+        out = x  # becomes the image, or the sum of the images of all resolutions
         for resolution in reversed(self.resolutions):
             key = f"{resolution}x{resolution}"
             for name in (f"{key}_in0", f"{key}_in1", f"{key}_up"):
@@ -239,5 +243,5 @@ class SongUNet(nn.Module):
                 x = run(dec[f"{key}_block{i}"], x, emb, checkpointing=self.checkpointing)
             if f"{key}_aux_conv" in dec:
                 image = dec[f"{key}_aux_conv"](F.silu(dec[f"{key}_aux_norm"](x)))
-                out = image if out is None else dec[f"{key}_aux_up"](out) + image
+                out = dec[f"{key}_aux_up"](out) + image if f"{key}_aux_up" in dec else image
         return out

@@ -13,7 +13,7 @@ from consistency_models.noise.curricula import (
     Progressive,
     Square,
 )
-from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary, Preconditioned
+from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary, Flow, Preconditioned, TrigFlow
 from consistency_models.noise.schedules import (
     ECTSchedule,
     KarrasLogNormal,
@@ -38,6 +38,7 @@ __all__ = [
     "Cosine",
     "Doubling",
     "ECTSchedule",
+    "Flow",
     "KarrasLogNormal",
     "KarrasUniform",
     "Levels",
@@ -48,6 +49,7 @@ __all__ = [
     "Progressive",
     "Segments",
     "Square",
+    "TrigFlow",
     "cosine_grid",
     "karras_grid",
     "per_image",

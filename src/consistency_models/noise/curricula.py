@@ -207,4 +207,5 @@ class AdaptiveDecay:
 
     def __call__(self, k: int, K: int) -> float:
         """μ at step k of K."""
-        return self.initial ** (self.curriculum.s0 / (self.curriculum(k, K) - 1))
+        s0 = self.curriculum.s0  # type: ignore[attr-defined]  # of every curriculum that grows
+        return self.initial ** (s0 / (self.curriculum(k, K) - 1))

@@ -48,13 +48,12 @@ class Levels:
         """The same levels with `high`, `low`, `end` and `weight` on the device, copied without waiting for it."""
         pin = torch.device(device).type == "cuda"
 
-        def move(level: Tensor | None) -> Tensor | None:
-            if level is None:
-                return None
+        def move(level: Tensor) -> Tensor:
             level = level.pin_memory() if pin and level.device.type == "cpu" else level
             return level.to(device, dtype, non_blocking=pin)
 
-        return replace(self, **{name: move(getattr(self, name)) for name in ("high", "low", "end", "weight")})
+        end, weight = (None if each is None else move(each) for each in (self.end, self.weight))
+        return replace(self, high=move(self.high), low=move(self.low), end=end, weight=weight)
 
 
 def per_image(values: Tensor, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from annotated_types import MinLen
 from torch import Tensor
 
+from consistency_models.noise.curricula import Constant
 from consistency_models.noise.schedules import Levels
 from consistency_models.random import BatchRandom
 from consistency_models.trust import loadable
@@ -128,7 +129,7 @@ class Phases:
         chain = [*steps, segments]
         if len(chain) < 2 or any(a <= b or a % b for a, b in pairwise(chain)):
             raise ValueError(f"each of steps → segments must be a multiple of the following one; got {chain}")
-        self.phases = [Segments(S, lambda k, K, N=T + 1: N, spacing) for T, S in pairwise(chain)]
+        self.phases = [Segments(S, Constant(T + 1), spacing) for T, S in pairwise(chain)]
 
     def phase(self, k: int, K: int) -> int:
         """Which phase step k of K belongs to, from 0."""

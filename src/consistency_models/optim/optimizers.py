@@ -41,7 +41,7 @@ class RAdam(torch.optim.RAdam):
         eps: NotNegative = 1e-8,
         weight_decay: NotNegative = 0.0,
     ) -> None:
-        super().__init__(params, lr, tuple(betas), eps, weight_decay, foreach=True)
+        super().__init__(params, lr, (betas[0], betas[1]), eps, weight_decay, foreach=True)
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -75,8 +75,18 @@ def _as_adam(parameters, gradients, m, v, steps, *, lr, weight_decay, eps, beta1
     torch._foreach_add_(steps, torch.tensor(1.0), alpha=1.0)
     number = torch.full((), k, dtype=torch.float32, device=parameters[0].device)
     torch._fused_adam_(
-        *(parameters, gradients, m, v, [], [number] * len(parameters)),
-        **{"lr": lr * r, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay},
-        **{"eps": eps / math.sqrt(correction), "amsgrad": False, "maximize": False},
+        parameters,
+        gradients,
+        m,
+        v,
+        [],
+        [number] * len(parameters),
+        lr=lr * r,
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=weight_decay,
+        eps=eps / math.sqrt(correction),
+        amsgrad=False,
+        maximize=False,
     )
     return True

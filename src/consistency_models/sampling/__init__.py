@@ -10,7 +10,15 @@ from consistency_models.sampling import solvers
 from consistency_models.sampling.editing import Colorization, Inpainting, SuperResolution, edit, estimate_sigma, slerp
 from consistency_models.sampling.general_ode import GeneralODESampler
 from consistency_models.sampling.generator import Generator
-from consistency_models.sampling.samplers import DPM2, Ancestral, Consistency, Euler, Heun, SegmentSampler
+from consistency_models.sampling.samplers import (
+    DPM2,
+    Ancestral,
+    Consistency,
+    Euler,
+    FlowMapSampler,
+    Heun,
+    SegmentSampler,
+)
 
 __all__ = [
     "DPM2",
@@ -18,6 +26,7 @@ __all__ = [
     "Colorization",
     "Consistency",
     "Euler",
+    "FlowMapSampler",
     "GeneralODESampler",
     "Generator",
     "Heun",

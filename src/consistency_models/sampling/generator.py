@@ -42,7 +42,9 @@ class Generator:
         self.model, self.shape, self.make_sampler = model, tuple(shape), make_sampler
         self.num_classes, self.clamp = num_classes, clamp
         # What `load` knows of the file: the name of an average, its configuration, step counts, path and digest.
-        self.weights, self.config, self.steps, self.origin = "model", {}, (1,), {}
+        self.weights, self.steps = "model", (1,)
+        self.config: dict[str, Any] = {}
+        self.origin: dict[str, Any] = {}
 
     def labels(self, indices: Tensor) -> Tensor | None:
         """The class of each image where none is asked for: they take turns, so that all are equally frequent."""
@@ -51,7 +53,11 @@ class Generator:
     def solver(self, steps: int) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
         """`(x, sigma, labels) -> x` at the ODE's end, from any one level, as the sampler of `steps` steps takes it."""
         sampler = self.make_sampler(steps=steps)
-        return lambda x, sigma, labels=None: sampler.descend(partial(self.model, labels=labels), x, sigma[0].item())
+
+        def descend(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+            return sampler.descend(partial(self.model, labels=labels), x, sigma[0].item())
+
+        return descend
 
     @torch.no_grad()
     def sample(
@@ -151,7 +157,7 @@ class Generator:
             kind = f"class-conditional: give {n} classes" if classes else "unconditional: leave them out"
             raise ValueError(f"labels: this model is {kind}")
         labels = None if labels is None else torch.as_tensor(labels)
-        if classes and (len(labels) != n or labels.min() < 0 or labels.max() >= classes):
+        if labels is not None and (len(labels) != n or labels.min() < 0 or labels.max() >= classes):
             raise ValueError(f"labels must be {n} numbers from 0 to {classes - 1}; got {labels.tolist()[:8]}")
         steps = self.steps[0] if steps is None else steps
         solver, sampler = self.solver(steps), self.make_sampler(steps=steps)
@@ -159,7 +165,7 @@ class Generator:
         sigma_min = getattr(sampler, "sigma_min", 0.0)  # only consistency functions stop above 0
         y, results = operator.measure(images.float()), []
         for rows in torch.arange(n).split(batch_size):
-            onehot = one_hot(labels[rows], classes).float().to(device) if classes else None
+            onehot = None if labels is None else one_hot(labels[rows], classes).float().to(device)
 
             def denoiser(x: Tensor, sigma: Tensor, onehot: Tensor | None = onehot) -> Tensor:
                 if progress is not None:

@@ -233,7 +233,7 @@ class FlowMapSampler:
             x = self._jump(denoiser, x, high, low)
         return x.clamp(-1, 1) if self.clip else x
 
-    def _jump(self, denoiser: Denoiser, x: Tensor, high: float, low: float) -> Tensor:
+    def _jump(self, denoiser: Callable[..., Tensor], x: Tensor, high: float, low: float) -> Tensor:
         denoised = denoiser(x, x.new_full((len(x),), high), end=x.new_full((len(x),), low))
         denoised = denoised.clamp(-1, 1) if self.clip else denoised
         return denoised + low / high * (x - denoised)

@@ -31,7 +31,7 @@ def source_fingerprint(*objects: Any) -> list[str]:
     texts = []
     for each in objects:
         try:
-            texts.append(inspect.getsource(inspect.getmodule(each)))
+            texts.append(inspect.getsource(inspect.getmodule(each) or each))
         except (OSError, TypeError):
             texts.append(repr(each))
     return texts

@@ -28,7 +28,7 @@ __all__ = ["CheckpointError", "digest_of", "is_marked", "newest_good", "read", "
 SCHEMA = 1
 MARK = b"sha256:"
 COMMENT = len(MARK) + 64
-KEYS = {"config": dict, "model": dict, "ema": dict, "optimizer": dict, "trainer": dict, "step": int}
+KEYS: dict[str, Any] = {"config": dict, "model": dict, "ema": dict, "optimizer": dict, "trainer": dict, "step": int}
 KEYS |= {"target": dict | None, "teacher": dict | None}
 MAX_ITEMS = 1_000_000
 END_RECORD = 22  # bytes of a zip's end record without its comment
@@ -164,7 +164,8 @@ def _check_read(content: dict[str, Any]) -> None:
     for key, kind in (KEYS if "config" in content else {}).items():
         if not isinstance(content.get(key), kind):
             raise ValueError(f"{key} is a {type(content.get(key)).__name__}")
-    waiting, count = [content], 0
+    waiting: list[Any] = [content]
+    count = 0
     while waiting:
         value = waiting.pop()
         count += 1

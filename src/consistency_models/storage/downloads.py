@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from consistency_models.storage.cache import cache_folder
+from consistency_models.storage.fetching import fetch
 
 __all__ = ["Weights", "weights_folder"]
 
@@ -68,16 +68,12 @@ class Weights:
                 f"have them fetched: put {self.url} into that folder, or choose features= on the command line"
             )
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{file}.lock"):  # the other processes of the run wait, and then find it
-                if not file.is_file():
-                    torch.hub.download_url_to_file(self.url, str(file), self.sha256, progress=False)
-        except (OSError, RuntimeError) as error:  # RuntimeError: another content than the published one
+            return fetch(self.url, file, f"sha256:{self.sha256}")
+        except OSError as error:
             raise FileNotFoundError(
                 f"{self.origin}'s {self.name} is not in {file.parent}, and {self.url} could not be fetched "
                 f"({error}): put the file into that folder, or give its path as weights"
             ) from error
-        return file
 
     def use(self, build: Callable[[dict[str, Tensor]], T], given: str | Path | None = None, download: bool = True) -> T:
         """`build(state)`, where `state` is the file's content: tensors by name, on the CPU; nothing else is unpickled.

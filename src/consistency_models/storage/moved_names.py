@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 __all__ = ["current_config", "current_override", "current_target"]
@@ -54,6 +53,10 @@ KEYS = {
 OPTIONS = {("sampler", "chain"): "segments", ("schedule", "closing"): "ect"}
 """Options of config groups."""
 
+DATA_RECIPES = [f"{model}_mixture" for model in ("cd", "cmt", "ct", "dcm", "ect", "ict", "teacher")]
+DATA_RECIPES += [f"{model}_digits" for model in ("cd", "cmt", "dcm", "ect")]
+"""Options of the group recipe whose numbers are in the group budget now: no recipe is chosen in their place."""
+
 
 def current_target(target: str) -> str:
     """The present name of the class or function that `target` named in an earlier version."""
@@ -91,6 +94,10 @@ def current_config(config: Any, path: str = "") -> Any:
 
 def current_override(override: str) -> str:
     """An override of the command line with the present names of its key and of the option that it chooses."""
-    prefix, key, equals, value = re.fullmatch(r"([+~]*)([^=]*)(=?)(.*)", override, re.DOTALL).groups()
+    signed, equals, value = override.partition("=")
+    key = signed.lstrip("+~")
+    prefix = signed.removesuffix(key)
+    if key == "recipe" and value in DATA_RECIPES:
+        return "~recipe"
     options = ",".join(OPTIONS.get((key, option), option) for option in value.split(","))
     return f"{prefix}{KEYS.get(key, key)}{equals}{options}"

@@ -6,12 +6,13 @@ Nothing here imports torch: the command check reads with it, too.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 
@@ -21,7 +22,7 @@ MAX_BYTES = 1 << 28  # a metrics.csv of a million rows
 MAX_YAML = 1 << 18  # a config.yaml has 10 kB; a YAML file of 256 kB is parsed in two seconds
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """Open a regular file for reading.
 
     Raises:
@@ -91,25 +92,28 @@ class _WithoutAliases(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def link_outwards(folder: str | Path, without: tuple[str, ...] = ()) -> Path | None:
+def link_outwards(folder: str | Path, top: Collection[str] | None = None, closed: Collection[str] = ()) -> Path | None:
     """The first link below the folder that leads out of it, or None.
 
     Args:
         folder: may itself be a link.
-        without: names at the top of the folder that are not looked into.
+        top: the names in the folder that are looked at; by default all.
+        closed: the names in the folder that are not looked into.
     """
     inside = os.path.realpath(folder)
-    return next((path for path in _links(inside, without) if not _is_inside(path, inside)), None)
+    return next((path for path in _links(inside, top, closed) if not _is_inside(path, inside)), None)
 
 
 def _is_inside(path: str | Path, folder: str) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(folder)  # Path.resolve raises for a link to itself
 
 
-def _links(folder: str | Path, without: tuple[str, ...] = ()) -> Iterator[Path]:
+def _links(folder: str, top: Collection[str] | None = None, closed: Collection[str] = ()) -> Iterator[Path]:
     with os.scandir(folder) as entries:
         for entry in entries:
+            if top is not None and entry.name not in top:
+                continue
             if entry.is_symlink():
                 yield Path(entry.path)
-            elif entry.is_dir(follow_symlinks=False) and entry.name not in without:
-                yield from _links(Path(entry.path))
+            elif entry.is_dir(follow_symlinks=False) and entry.name not in closed:
+                yield from _links(entry.path)

@@ -133,7 +133,7 @@ def distribution(override: Override) -> BaseDistribution:
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    axis = override.value()
+    axis: Any = override.value()
     if isinstance(axis, IntervalSweep):
         if axis.start is None or axis.end is None or not axis.start < axis.end:
             value = override.get_value_string()

@@ -56,6 +56,8 @@ def check(task: str, composer: Composer, lines: Sequence[str], multirun: bool = 
     Raises:
         ConfigError: with one line for each problem of a job, or of several jobs of a multirun.
     """
+    if task == "eval" and not any(line.startswith("data=") for line in lines):  # where the run's own data lie now
+        lines = [f"+{line}" if line.startswith("data.root=") else line for line in lines]
     overrides = composer.parse(lines)
     if task == "train" and not multirun and (merged := continued(composer, overrides)) is not None:
         overrides = merged

@@ -9,6 +9,7 @@ from pathlib import Path
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.rules import nearest
 from consistency_models.errors import ConfigError, Exit
+from consistency_models.storage.small_files import open_regular
 
 __all__ = ["has_checkpoint", "wrong_checkpoint", "wrong_path"]
 
@@ -21,7 +22,7 @@ SIZE = len(MARK) + 64  # of what stands at the end of a checkpoint, see consiste
 def is_checkpoint(path: Path) -> bool:
     """Whether a digest stands at the end of the file; whether it is the right one is found out when it is read."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(-SIZE, os.SEEK_END)
             return file.read(len(MARK)) == MARK
     except OSError:

@@ -141,6 +141,20 @@ def schedule(config: Config, choices: Choices) -> Problems:
             yield problem("model.phases", schedule["steps"], allowed)
 
 
+def tangent(config: Config, choices: Choices) -> Problems:
+    """A tangent in coordinates that the method knows, and a norm where one is chosen."""
+    model = config["model"]
+    if "tangent_norm" not in model:
+        return
+    if model.get("tangent_rms") and model["tangent_norm"] is None:
+        fix = "set model.tangent_norm=0.1"
+        reason = "it says how the norm is taken"
+        yield problem("model.tangent_rms", True, "false with model.tangent_norm=null", fix, reason=reason)
+    if config["preconditioning"]["_target_"].rpartition(".")[2] not in ("TrigFlow", "EDM"):
+        reason = f"model={choices.get('model')} needs EDM's scalings, up to the sign of F"
+        yield problem("preconditioning", choices.get("preconditioning"), "trigflow, edm", reason=reason)
+
+
 def steps(config: Config, choices: Choices) -> Problems:
     """A model of S segments is sampled in S steps."""
     segments, wanted = config["sampler"].get("segments"), config["evaluation"]["steps"]
@@ -166,6 +180,9 @@ def network(config: Config, choices: Choices) -> Problems:
                 f"network.{own}", network[own], f"{show(config['data'][key])}, which is data.{key}", "leave it out"
             )
             return
+    if network.get("double_norm") and not network.get("adaptive_scale"):
+        allowed, fix = "false with network.adaptive_scale=false", "add network.adaptive_scale=true"
+        yield problem("network.double_norm", True, allowed, fix, reason="there is no scale to normalise")
     multipliers, base = network.get("channel_mult"), network.get("model_channels")
     if not multipliers or not base or size not in fact(config["data"]["source"], "image_size", (size,)):
         return
@@ -190,8 +207,13 @@ def data(config: Config, choices: Choices) -> Problems:
     """Data that are there, as they are, with what is asked of them."""
     data, source, name = config["data"], config["data"]["source"], choices.get("data")
     if "root" in source:
-        if not source.get("download"):
+        if source["root"] is not None:
             yield from wrong_path("data.root", source["root"], "a folder, or an archive,")
+        elif "download" not in source:
+            yield problem("data.root", None, "a folder or a zip of images", "it must be given: data.root=…")
+        elif source.get("cache_dir") is None:
+            fix = "null keeps no files, and there is no data.root"
+            yield problem("data.source.cache_dir", None, "a folder for the files that are fetched", fix)
     elif data["root"] is not None:
         yield problem("data.root", data["root"], "null", "leave data.root out", reason=f"data={name} reads no files")
     for key in ("image_size", "channels", "num_classes"):
@@ -397,7 +419,7 @@ def ways(config: Config, choices: Choices) -> Problems:
 
 
 TRAIN = (
-    *(teacher, init, levels, schedule, steps, curriculum, network, data, augment, features),
+    *(teacher, init, levels, schedule, tangent, steps, curriculum, network, data, augment, features),
     *(trainer, outputs, solver, checkpoint),
 )
 EVAL = (scored_run, sample_sets, ways)

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.types import Override, Quote, QuotedString
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from consistency_models.app.checks.composing import Composer
 from consistency_models.app.checks.files import has_checkpoint
 from consistency_models.app.checks.problems import one_line, problem
+from consistency_models.app.checks.strangers import check_links, harmless
 from consistency_models.app.folder import STATES, newest_unfinished
 from consistency_models.errors import Exit
+from consistency_models.storage.small_files import read_yaml
 
 __all__ = ["continued"]
 
@@ -49,13 +50,14 @@ def continued(composer: Composer, overrides: Sequence[Override]) -> list[Overrid
         allowed, reason = "a run folder with a good checkpoint", "this one has none in checkpoints/"
         fix = "start anew without ckpt_path"
         raise problem("ckpt_path", folder, allowed, fix, Exit.NO_GOOD_CHECKPOINT, reason=reason)
-    now = {o.key_or_group for o in typed} | {"ckpt_path"}
-    before = [o for o in composer.parse(list(map(str, started))) if o.key_or_group not in now]
+    check_links("ckpt_path", folder)
+    before = harmless(composer, folder, started, [*(o.key_or_group for o in typed), "ckpt_path"])
     quoted = QuotedString(str(folder), Quote.single).with_quotes()
     own = composer.parse([f"ckpt_path={quoted}", f"hydra.run.dir={quoted}", "hydra.mode=RUN"])
     merged = [*before, *typed, *own]
     config = composer.compose(merged)
-    limits, those = ({key: OmegaConf.select(one, key) for key in LIMITS} for one in (config, DictConfig(trained)))
+    limits = {key: OmegaConf.select(config, key) for key in LIMITS}
+    those = {key: _at(trained, *key.split(".")) for key in LIMITS}
     if config.get("train", True) and _state(folder) == "DONE" and limits == those:
         steps = limits["trainer.max_steps"]
         reason = f"this one is DONE (trainer.max_steps={steps})"
@@ -82,6 +84,12 @@ def _last(composer: Composer, overrides: list[Override], given: str | None) -> P
     return folder
 
 
+def _at(config: dict[str, Any], group: str, key: str) -> Any:
+    """A value of a stranger's configuration, as it is written: no interpolation is resolved."""
+    node = config.get(group)
+    return node.get(key) if isinstance(node, dict) else None
+
+
 def _state(folder: Path) -> str | None:
     return next((state for state in STATES if (folder / state).exists()), None)
 
@@ -89,8 +97,8 @@ def _state(folder: Path) -> str | None:
 def _read(folder: Path, name: str, kind: type) -> Any:
     """A YAML file that every run folder has."""
     try:
-        content = yaml.safe_load((folder / name).read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = read_yaml(folder / name, folder)
+    except (OSError, ValueError) as error:
         inner = folder.name == "checkpoints" and (folder.parent / name).is_file()
         fix, allowed = f"did you mean ckpt_path={folder.parent}?", "a run folder (with config.yaml and overrides.yaml)"
         raise problem("ckpt_path", folder, allowed, fix if inner else "", reason=one_line(error)) from error

@@ -33,7 +33,8 @@ __all__ = ["EVAL", "FREE", "NOT_ARGUMENTS", "TRAIN", "kind_of"]
 
 NOT_ARGUMENTS = {
     "model": ("name", "segments", "phases", "two_times"),
-    "data": ("network_classes", "clamp", "evaluation_images"),
+    "data": ("network_classes", "clamp", "evaluation_images", "class_names"),
+    "data.source": ("download",),
     "teacher": ("guidance",),
     "trainer": ("max_images",),
 }
@@ -105,6 +106,7 @@ TRAIN: dict[str, Any] = PATHS | {
     "recipe.sigma_mid": Sigma,
     "recipe.dropout": BelowOne,
     "recipe.fourier_scale": Positive,
+    "recipe.warmup_steps": Count,
     # of the method, the teacher and the data, for other parts
     "model.name": Text,
     "model.segments": Size,
@@ -124,6 +126,7 @@ TRAIN: dict[str, Any] = PATHS | {
     "data.network_classes": Count | None,
     "data.clamp": bool,
     "data.evaluation_images": Images,
+    "data.source.download": bool,
     "augment.flip": bool,
     "evaluation.steps": StepCounts,
     "evaluation.n": Images,

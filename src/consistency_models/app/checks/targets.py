@@ -36,6 +36,7 @@ class Found:
         candidates: the parts that there are.
         arguments: of a class or function, with their types; None where they are not known.
         facts: attributes of the class, or of a function with `values.facts`.
+        loadable: a file may name it: the definition is of this package and has the mark of `consistency_models.trust`.
     """
 
     exists: bool
@@ -45,6 +46,7 @@ class Found:
     candidates: tuple[str, ...] = ()
     arguments: dict[str, Any] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    loadable: bool = False
 
 
 def fact(node: Any, name: str, default: Any = None) -> Any:
@@ -74,15 +76,20 @@ def find(target: str) -> Found:
         )
     if not isinstance(origin, Definition):
         return Found(True)
-    facts = source.facts(origin)
+    facts, marked = source.facts(origin), target.startswith("consistency_models.") and _is_marked(origin)
     if not member:
-        return Found(True, arguments=source.arguments(origin), facts=facts)
+        return Found(True, arguments=source.arguments(origin), facts=facts, loadable=marked)
     methods = {node.name: node for node in origin.body if isinstance(node, ast.FunctionDef)}
     if member in methods:
-        return Found(True, arguments=source.arguments(methods[member]), facts=facts)
+        marked = marked and _is_marked(methods[member])
+        return Found(True, arguments=source.arguments(methods[member]), facts=facts, loadable=marked)
     if isinstance(origin, ast.ClassDef) and (origin.bases or member in facts):
         return Found(True, facts=facts)  # inherited, perhaps
     return Found(False, f"{source.name}.{parts[0]}", member, "", tuple(methods))
+
+
+def _is_marked(node: Definition) -> bool:
+    return any(ast.unparse(decorator).startswith("loadable(") for decorator in node.decorator_list)
 
 
 def _locate(target: str) -> tuple[_Source, list[str]] | None:

@@ -97,11 +97,12 @@ def evaluation_of(config: dict[str, Any], generator: Generator) -> Evaluation:
     Raises:
         ConfigError: neither says, or the data are of another shape or other classes than the model's.
     """
-    parts = {group: config.get(group) or generator.config.get(group, {}) for group in ("data", "features")}
+    data = build.chosen_data(config, generator.config)
+    parts = {"data": data, "features": config.get("features") or generator.config.get("features", {})}
     for group, add in (("data", "data=cifar10 data.root=FOLDER"), ("features", "features=classifier")):
         if "_target_" not in parts[group]:
             raise ConfigError(group, None, "a choice of its own", f"add {add}", reason=f"{config['run']} names none")
-    data = build.build_data(parts)
+    data = build.build_data(parts, may_fetch=data is config.get("data"))
     shape, classes = tuple(data.source.images.shape[1:]), data.source.num_classes
     if shape != generator.shape or generator.num_classes not in (0, classes):
         made = f"images of shape {generator.shape} in {generator.num_classes or 'no'} classes, as {config['run']} makes"

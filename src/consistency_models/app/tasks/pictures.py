@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from consistency_models.app import build
-from consistency_models.data.decoding import Decoder
-from consistency_models.data.image_folder import SUFFIXES
+from consistency_models.data.decoding import SUFFIXES, Decoder
+from consistency_models.data.files import content_of
 from consistency_models.errors import ConfigError
 from consistency_models.evaluation.features import to_float
 from consistency_models.sampling.generator import Generator
@@ -121,12 +121,12 @@ def labels_of(generator: Generator, n: int, label: int | None, known: Tensor | N
 
 
 def _of_data(config: dict[str, Any], generator: Generator) -> tuple[Tensor, Tensor | None, list[str]]:
-    data = config.get("data") or generator.config["data"]
+    data = build.chosen_data(config, generator.config)
     if "_target_" not in data:
         fix = "add task.image=FILE, or data=cifar10 data.root=FOLDER"
         reason = f"{config['run']} names no data set"
         raise ConfigError("task.image", None, "an image file or a folder", fix, reason=reason)
-    source = build.build_data({"data": data}).source
+    source = build.build_data({"data": data}, may_fetch=data is config.get("data")).source
     if source.shape != generator.shape:
         made = f"images of shape {generator.shape}, as {config['run']} makes"
         raise ConfigError("data", data["name"], made, reason=f"these are {source.shape}")
@@ -153,7 +153,7 @@ def _of_files(image: str, generator: Generator, n: int | None) -> tuple[Tensor, 
 def _decoded(key: str, file: Path, decoder: Callable[[bytes], Any]) -> Any:
     """What the decoder makes of a file."""
     try:
-        return decoder(file.read_bytes())
+        return decoder(content_of(file))
     except Exception as error:  # Pillow raises a dozen kinds for files that are cut off or no images
         allowed = "an image (PNG, JPEG, WebP, BMP, TIFF, GIF, PPM) with 8 bits a channel"
         raise ConfigError(key, file, allowed, reason=f"this file cannot be used: {error}") from error

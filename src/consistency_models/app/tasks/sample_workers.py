@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 from torch import Tensor
 
+from consistency_models.app.checks.strangers import check_links
 from consistency_models.app.strategy import cpu_threads
 from consistency_models.errors import ConfigError
 from consistency_models.sampling.generator import Generator
@@ -75,13 +76,18 @@ def sets_of(config: dict[str, Any], n: int) -> list[range]:
 
 
 def results_folder(run: str) -> Path:
-    """evaluation/ of the run folder or exported folder, or beside a file that lies elsewhere; made if missing."""
+    """evaluation/ of the run folder or exported folder, or beside a file that lies elsewhere; made if missing.
+
+    Raises:
+        ConfigError: the folder has a link through which results would be written elsewhere.
+    """
     file = checkpoint_file(run)
     folder = file.parent / file.stem
     if file.parent.name == "checkpoints":
         folder = file.parent.parent
     elif Path(run).expanduser().is_dir():
         folder = file.parent
+    check_links("run", folder, ("evaluation", "wandb"))
     folder /= "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,0 +1,149 @@
+"""Decoded images in memory, or in files that the next run maps: written whole, checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from consistency_models.data.decoding import Images
+
+__all__ = ["cached"]
+
+log = logging.getLogger(__name__)
+
+INCOMPLETE = "incomplete_"
+FILES = ("images.npy", "kept.npy")
+
+
+def cached(images: Images, cache_dir: str | Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """Decode files, or map what an earlier run decoded.
+
+        cache_dir/KEY/images.npy  kept.npy  digests.json
+
+    KEY depends on origin, names, sizes, times and decoder. A folder gets its name after its files are on the disk.
+    Damaged files are decoded again.
+
+    Args:
+        images: the files and how they are decoded.
+        cache_dir: None, or a folder that cannot be written: in memory only.
+
+    Returns:
+        (n, C, H, W) uint8, copy-on-write where it is mapped, and (len(names),) bool: which files it holds.
+
+    Raises:
+        DataError: a file cannot be decoded, images differ in size, or none is left.
+    """
+    if cache_dir is None:
+        return _in_memory(images)
+    folder = Path(cache_dir).expanduser() / _key(images)
+    if (found := _found(folder, len(images.names))) is not None:
+        return found
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
+        with FileLock(f"{folder}.lock"):  # the other processes of the run wait, and then map
+            if (found := _found(folder, len(images.names))) is not None:
+                return found
+            temporary = folder.with_name(INCOMPLETE + folder.name)
+            shutil.rmtree(temporary, ignore_errors=True)
+            try:
+                temporary.mkdir()
+                _write(images, temporary)
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(temporary, folder)
+                _sync(folder.parent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            return _mapped(folder, len(images.names))
+    except OSError as error:
+        warnings.warn(f"data.source.cache_dir: {error}: decoded images are kept in memory only", stacklevel=2)
+        return _in_memory(images)
+
+
+def _key(images: Images) -> str:
+    files, decoder = images.files, images.decoder
+    options = [decoder.image_size, decoder.channels, decoder.resize, decoder.value_range, decoder.max_pixels]
+    stamps = [(name, files.stamps[name]) for name in images.names]
+    content = [os.path.abspath(files.origin), options, images.skip, stamps]
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left: a process that still writes holds the lock of its key."""
+    for left in folder.glob(f"{INCOMPLETE}*"):
+        with suppress(Timeout), FileLock(f"{left.with_name(left.name.removeprefix(INCOMPLETE))}.lock", timeout=0):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _found(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Both arrays; None where there is no folder, or a damaged one."""
+    if folder.is_dir():
+        try:
+            return _mapped(folder, count)
+        except Exception as error:  # numpy raises a dozen kinds for damaged files
+            log.warning("%s is damaged (%s): images are decoded again", folder, error)
+    return None
+
+
+def _mapped(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    if json.loads((folder / "digests.json").read_bytes()) != _digests(folder):
+        raise ValueError("a digest differs")
+    images, kept = np.load(folder / FILES[0], mmap_mode="c"), np.load(folder / FILES[1])
+    if (images.dtype, images.ndim, len(images)) != (np.uint8, 4, kept.sum()) or kept.shape != (count,):
+        raise ValueError(f"{images.dtype} of shape {images.shape} for {count} files")
+    return images, kept
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    found = {}
+    for name in FILES:
+        with open(folder / name, "rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _in_memory(images: Images) -> tuple[np.ndarray, np.ndarray]:
+    every = list(images)
+    return np.stack([image for image in every if image is not None]), np.array([i is not None for i in every])
+
+
+def _write(images: Images, folder: Path) -> None:
+    kept = np.zeros(len(images.names), bool)
+    with open(folder / FILES[0], "wb") as file:
+        for position, image in enumerate(images):
+            if image is None:
+                continue
+            if not kept.any():
+                shape = image.shape
+                _write_header(file, (len(images.names), *shape))
+            kept[position] = True
+            file.write(image.tobytes())
+        file.seek(0)
+        _write_header(file, (int(kept.sum()), *shape))  # numpy leaves room in it for any number of rows
+    np.save(folder / FILES[1], kept)
+    (folder / "digests.json").write_text(json.dumps(_digests(folder)))
+    for name in (*FILES, "digests.json", ""):
+        _sync(folder / name)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on the disk; where folders cannot be opened, do nothing."""
+    with suppress(PermissionError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _write_header(file, shape: tuple) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})

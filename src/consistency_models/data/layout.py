@@ -1,0 +1,173 @@
+"""What the folders of a data set mean: a wrapping, the sets for training and testing, or classes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import Counter
+from pathlib import PurePosixPath
+
+from consistency_models.data.decoding import SUFFIXES
+from consistency_models.data.files import Files
+from consistency_models.errors import DataError
+
+__all__ = ["classes_of", "image_names", "ordered", "say_left_out", "sets_of"]
+
+log = logging.getLogger(__name__)
+
+ENDING = r"(ing)?[ _-]?(set|split|data|images?|imgs?)?[ _-]?\d{0,4}"
+TRAIN = re.compile(rf"(train|trn){ENDING}", re.IGNORECASE)
+HELD_OUT = (
+    re.compile(rf"(test|tst){ENDING}", re.IGNORECASE),
+    re.compile(rf"(val|valid|validation|dev|eval|evaluation|held[ _-]?out|hold[ _-]?out){ENDING}", re.IGNORECASE),
+)
+"""Names of folders for testing; the first kind is preferred."""
+JSON_BYTES, JSON_BYTES_EACH = 1 << 20, 256  # dataset.json may have so many, and so many more for each image
+
+
+def image_names(files: Files) -> list[str]:
+    """The names of the images, by their suffixes."""
+    return [name for name in files.stamps if name.lower().endswith(SUFFIXES)]
+
+
+def sets_of(files: Files) -> tuple[Files, Files | None]:
+    """The training set and, where folders are named so, the test set. Log lines say which folders were taken.
+
+    A folder that holds nothing but one folder is a wrapping. Folders `train` and `test` or `val` are the sets, in any
+    case and with the usual synonyms; of `test` and `val` the first is the test set, and the other is not used. A folder
+    `train` beside other folders is a class of trains.
+
+    Raises:
+        DataError: more than one folder, or none, can be the training set; or sets lie within class folders.
+    """
+    files = _unwrapped(files)
+    full = sorted({name.split("/")[0] for name in image_names(files) if "/" in name})
+    train = [folder for folder in full if TRAIN.fullmatch(folder)]
+    held_out = [folder for kind in HELD_OUT for folder in full if kind.fullmatch(folder)]
+    _refuse_inner_sets(files)
+    if len(full) > 1 and len(held_out) == len(full):
+        raise DataError(
+            f"{files.origin} holds {', '.join(full)} and no folder train: name one train, or set data.root to one"
+        )
+    if not train or not held_out:
+        return files, None
+    if len(train) > 1:
+        raise DataError(f"{files.origin} holds {', '.join(train)}; one training set is allowed: move the others away")
+    if "dataset.json" in files.stamps:
+        raise DataError(
+            f"{files.origin}/dataset.json lies beside {train[0]} and {held_out[0]}; each set needs one of its own: "
+            "split it, or set data.root to one of the folders"
+        )
+    sets = [_unwrapped(files.below(folder), keep_class=True) for folder in (train[0], *held_out)]
+    labelled = [_has_classes(each) for each in sets]
+    chosen = next((k for k, has in enumerate(labelled) if k and has == labelled[0]), 1)
+    unused = [folder for folder in full if folder not in (train[0], held_out[chosen - 1])]
+    left = f"; not used: {', '.join(unused)}" if unused else ""
+    log.info("%s: %s is the training set, %s the test set%s", files.origin, train[0], held_out[chosen - 1], left)
+    return sets[0], sets[chosen]
+
+
+def _unwrapped(files: Files, keep_class: bool = False) -> Files:
+    """The files below folders that stand alone; with `keep_class` a lone folder of images is a class."""
+    while True:
+        top = {folder for folder in files.folders if "/" not in folder}
+        names = image_names(files)
+        full = {name.split("/")[0] for name in names}
+        trains = [folder for folder in full if TRAIN.fullmatch(folder)]
+        lone = next(iter(top)) if len(top) == 1 else trains[0] if len(full) == 1 and trains else None
+        if lone is None or lone not in full or any("/" not in name for name in names) or "dataset.json" in files.stamps:
+            return files
+        if keep_class and any(name.count("/") == 1 for name in names):
+            return files
+        log.info("%s holds images in one folder only: %s is taken as data.root", files.origin, lone)
+        files = files.below(lone)
+
+
+def _has_classes(files: Files) -> bool:
+    return "dataset.json" in files.stamps or any("/" in name for name in image_names(files))
+
+
+def _refuse_inner_sets(files: Files) -> None:
+    """Raise if every class folder holds sets: their images would all be trained on."""
+    inner = {tuple(name.split("/")[:2]) for name in image_names(files) if name.count("/") > 1}
+    train = sorted(pair for pair in inner if TRAIN.fullmatch(pair[1]))
+    held_out = sorted(pair for pair in inner if any(kind.fullmatch(pair[1]) for kind in HELD_OUT))
+    both = {pair[0] for pair in train} & {pair[0] for pair in held_out}
+    if both and "dataset.json" not in files.stamps:
+        (folder, name), (_, other) = train[0], held_out[0]
+        raise DataError(
+            f"{files.origin}/{folder} holds {name} and {other}; sets are allowed outside of class folders only: "
+            f"move the images to {name}/{folder} and {other}/{folder}"
+        )
+
+
+def say_left_out(files: Files) -> None:
+    """Log how many files are no images, by suffix, with the first name; and what was left out for other reasons."""
+    others = [name for name in files.stamps.keys() - set(image_names(files)) if not name.endswith("dataset.json")]
+    if others:
+        kinds = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in others)
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in kinds.most_common())
+        log.info("%s: %d files are passed over (%s), first %s", files.origin, len(others), counts, min(others))
+    for reason in sorted(set(files.left_out.values())):
+        those = sorted(name for name, why in files.left_out.items() if why == reason)
+        log.info("%s: %d left out (%s), first %s", files.origin, len(those), reason, those[0])
+
+
+def classes_of(files: Files, names: list[str]) -> list[str] | list[int] | None:
+    """The class of each image: its first folder's name, or its number in dataset.json; None without classes.
+
+    Raises:
+        DataError: a class is empty, images lie beside class folders, or dataset.json does not say every image's class.
+    """
+    if "dataset.json" in files.stamps:
+        return _classes_of_json(files, names)
+    folders = {folder for folder in files.folders if "/" not in folder}
+    if not folders:
+        return None
+    beside = [name for name in names if "/" not in name]
+    if beside:
+        raise DataError(
+            f"{files.origin}/{beside[0]} lies beside class folders ({min(folders)} …); all images must lie in class "
+            "folders, or none: move it"
+        )
+    classes = [name.split("/")[0] for name in names]
+    empty = folders - set(classes)
+    if empty:
+        raise DataError(
+            f"{files.origin}/{min(empty)} holds no image; a class needs at least 1 "
+            f"({', '.join(SUFFIXES)} are looked for): add images or remove the folder"
+        )
+    return classes
+
+
+def ordered(names: set[str]) -> list[str]:
+    """Class names in their order: as numbers if all are digits, otherwise as text."""
+    if all(name.isascii() and name.isdigit() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def _classes_of_json(files: Files, names: list[str]) -> list[int] | None:
+    where, limit = f"{files.origin}/dataset.json", JSON_BYTES + JSON_BYTES_EACH * len(names)
+    try:
+        content = files.read("dataset.json")
+        if len(content) > limit:
+            raise ValueError(f"{len(content):,} bytes; {limit:,} are allowed for {len(names)} images")
+        labels = json.loads(content)["labels"]
+        labels = None if labels is None else {name.replace("\\", "/"): label for name, label in labels}
+    except Exception as error:  # damaged archives and nested brackets raise a dozen kinds
+        raise DataError(
+            f'{where} is not of the form {{"labels": [[file, class], …]}} ({error!r}): '
+            "mend it, or remove it to take classes from folders"
+        ) from error
+    if labels is None:
+        return None
+    for name in names:
+        label = labels.get(name)
+        if type(label) is not int or not 0 <= label < 1 << 20:
+            raise DataError(
+                f"{where} gives {name} the class {str(label)[:100]}; every image needs a whole number "
+                "from 0 on: mend it, or remove it to take classes from folders"
+            )
+    return [labels[name] for name in names]

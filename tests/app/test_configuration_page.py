@@ -1,0 +1,33 @@
+"""docs/configuration.md shows what the commands print."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+SHOWN = re.findall(r"```\n\$ python train.py (.*)\n((?:.*\n)*?)```", PAGE)
+
+
+@pytest.mark.parametrize(("arguments", "output"), SHOWN)
+def test_output_is_what_the_page_shows(arguments, output, tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), *shlex.split(arguments)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    pattern = "(?:.*\n)*".join(re.escape(part) for part in output.split("…\n"))  # … stands for lines left out
+    assert re.fullmatch(pattern, done.stdout)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_order_is_that_of_the_defaults_list():
+    order = [
+        name for row in re.findall(r"^\| \d+ \| (.*?) \|", PAGE, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    ]
+    listed = yaml.safe_load((ROOT / "conf/train.yaml").read_text())["defaults"]
+    groups = [key.removeprefix("optional ") for entry in listed if isinstance(entry, dict) for key in entry]
+    assert order == [group for group in groups if group != "hydra"]

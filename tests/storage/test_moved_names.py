@@ -1,0 +1,45 @@
+"""What is renamed is renamed to something that exists."""
+
+from importlib import import_module
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from consistency_models.storage import moved_names
+from consistency_models.storage.moved_names import current_override, current_target
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+@pytest.mark.parametrize("module", sorted(set(moved_names.MODULES.values())))
+def test_modules_exist(module):
+    assert import_module(f"consistency_models.{module}")
+
+
+@pytest.mark.parametrize("target", sorted(moved_names.CLASSES.values()))
+def test_classes_exist(target):
+    module, _, name = target.rpartition(".")
+    assert hasattr(import_module(module), name)
+    assert current_target(target) == target
+
+
+def test_keys_and_options_exist():
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train")
+    for key in moved_names.KEYS.values():
+        assert OmegaConf.select(config, key, throw_on_missing=False) is not None, key
+    for (group, _), option in moved_names.OPTIONS.items():
+        assert (CONF / group / f"{option}.yaml").is_file()
+
+
+@pytest.mark.parametrize("recipe", moved_names.DATA_RECIPES)
+def test_a_recipe_whose_numbers_are_in_the_budget_is_left_out(recipe):
+    model, data = recipe.split("_")
+    assert current_override(f"recipe={recipe}") == "~recipe"
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        asked = hydra.compose("train", [f"model={model}", f"data={data}", "~recipe"])
+        config = hydra.compose("train", [f"model={model}", f"data={data}"])
+    assert asked == config
+    assert config.recipe.lr == 1e-3
