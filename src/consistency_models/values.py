@@ -81,8 +81,8 @@ PLAIN = {
     int: "a whole number",
     float: "a number",
     str: "text",
+    Path: "text",
     type(None): "null",
-    Any: "any value",
 }
 BUILTINS = ("bool", "dict", "float", "int", "list", "set", "str", "tuple")
 MODULES = ("annotated_types", "builtins", "collections.abc", "math", "pathlib", "typing", "typing_extensions", __name__)

@@ -92,7 +92,8 @@ def _is_marked(node: Definition) -> bool:
     return any(ast.unparse(decorator).startswith("loadable(") for decorator in node.decorator_list)
 
 
-def _locate(target: str) -> tuple[_Source, list[str]] | None:
+@lru_cache(maxsize=1024)
+def _locate(target: str) -> tuple[_Source, tuple[str, ...]] | None:
     """The last module of a dotted name, and the names that follow."""
     first, *parts = target.split(".")
     try:
@@ -111,7 +112,7 @@ def _locate(target: str) -> tuple[_Source, list[str]] | None:
         if (file := _module(source.file.parent, parts[0])) is None:
             break
         source = _read(file, f"{source.name}.{parts.pop(0)}")
-    return source and (source, parts)
+    return (source, tuple(parts)) if source else None
 
 
 def _module(folder: Path, name: str) -> Path | None:
@@ -144,13 +145,7 @@ class _Source:
             return evaluate(ast.unparse(origin), self.resolve)
         if not isinstance(origin, str):
             return Unknown
-        module, _, attribute = origin.rpartition(".")
-        if origin in MODULES:
-            return importlib.import_module(origin)
-        if module in MODULES:
-            return getattr(importlib.import_module(module), attribute, Unknown)
-        located = _locate(origin)
-        return located[0].resolve(attribute) if located and located[1] == [attribute] else Unknown
+        return _imported(origin)
 
     def found(self, base: ast.expr) -> Found:
         """The arguments and facts of a base class."""
@@ -207,6 +202,22 @@ class _Source:
         quoted = isinstance(annotation, ast.Constant) and isinstance(annotation.value, str)
         kind = evaluate(annotation.value if quoted else ast.unparse(annotation), self.resolve)
         return Optional[kind] if isinstance(default, ast.Constant) and default.value is None else kind  # noqa: UP045
+
+
+@lru_cache(maxsize=1024)
+def _imported(origin: str) -> Any:
+    """The object that an import of this name in a source gives to an annotation."""
+    module, _, attribute = origin.rpartition(".")
+    if origin in MODULES:
+        return importlib.import_module(origin)
+    if module in MODULES:
+        return getattr(importlib.import_module(module), attribute, Unknown)
+    if origin.startswith(("torch.", "lightning.")):
+        return Unknown  # there are no types of values in them, and much to read
+    located = _locate(origin)
+    if located is None or located[1] != (attribute,) or located[0].names.get(attribute) == origin:
+        return Unknown
+    return located[0].resolve(attribute)
 
 
 @lru_cache(maxsize=256)
