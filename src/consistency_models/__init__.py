@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from consistency_models.version import __version__
+
 if TYPE_CHECKING:
     from consistency_models.sampling.generator import Generator
 
-__version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["__version__", "load"]
 
 
 def load(path: Any, **arguments: Any) -> Generator:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -9,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "Exit", "import_extra", "naming"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "Exit", "import_extra", "naming", "pasteable"]
 
 
 class Exit(IntEnum):
@@ -22,6 +24,19 @@ class Exit(IntEnum):
     NO_GOOD_CHECKPOINT = 4
     STORAGE = 5
     STOPPED = 75
+
+
+def pasteable(key: str, value: object) -> str:
+    """`key=value` as it is typed at a shell: quoted for the shell and for Hydra where the value has other characters.
+
+    >>> pasteable("ckpt_path", "runs/my run")
+    '\'ckpt_path="runs/my run"\''
+    """
+    if re.fullmatch(r"[A-Za-z0-9_./:+@%-]+", str(value)):
+        return f"{key}={value}"
+    escaped = re.sub(r'(\\*)"', r"\1\1\"", str(value))  # Hydra: a backslash counts only before a quote
+    escaped += "\\" * (len(escaped) - len(escaped.rstrip("\\")))
+    return shlex.quote(f'{key}="{escaped}"')
 
 
 class ConfigError(ValueError):

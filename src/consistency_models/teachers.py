@@ -64,7 +64,8 @@ def build_teacher(config: dict[str, Any]) -> nn.Module | None:
 def run_teacher(path: Text, weights: Weights | None = None) -> nn.Module:
     """The model of another run, with its averaged weights."""
     generator = load(path, weights)
-    if ".Consistency" in generator.config["sampler"]["_target_"]:
+    generator.model.is_consistency_model = ".Consistency" in generator.config["sampler"]["_target_"]
+    if generator.model.is_consistency_model:
         rank_zero_warn(
             f"teacher.path={path} is a consistency model: it gives the end of a trajectory, not the mean of the images "
             "behind x_t that a method asks its teacher for; a run of model=teacher gives that"
@@ -102,6 +103,7 @@ class Guided(nn.Module):
     def __init__(self, model: nn.Module, guidance: float) -> None:
         super().__init__()
         self.model, self.guidance, self.origin = model, guidance, model.origin
+        self.is_consistency_model = getattr(model, "is_consistency_model", False)
 
     @property
     def network(self) -> nn.Module:

@@ -82,7 +82,8 @@ def test_a_run_leaves_what_the_design_says(tmp_path):
     assert set(summary["metrics"]["final"]) == set(summary["metrics"]["best"])
     checkpoint = read(tmp_path / "checkpoints/last.ckpt")
     assert set(checkpoint) == {
-        *("schema", "step", "images_seen", "config", "model", "ema", "target", "optimizer", "teacher", "trainer")
+        *("schema", "step", "images_seen", "config", "model", "method", "ema", "target", "optimizer", "teacher"),
+        "trainer",
     }
     assert checkpoint["config"] == yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert set(checkpoint["ema"]["0.995"]) == set(checkpoint["model"])

@@ -94,7 +94,8 @@ def job(folder, *arguments, callbacks=None, processes=1):
     config["callbacks"] |= callbacks or {}
     RunFolder(folder).write_config(config, arguments)
     command = [sys.executable, "-m", "consistency_models.app.job", "--job", str(folder), str(os.getpid())]
-    paths = os.pathsep.join(map(str, [Path(__file__).parent, Path(__file__).parents[1]]))
+    own = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    paths = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
     job = subprocess.Popen(
         command, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -20,7 +20,7 @@ STEP = (
     "evaluation.n=64",
     "evaluation.ode_points=16",
 )
-OF_A_PROCESS = ("images_per_second", "quartile")  # the clock; quartiles of the levels that one process has drawn
+OF_A_PROCESS = ("images_per_second",)  # the clock
 
 
 def figures(folder):

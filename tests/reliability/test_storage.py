@@ -1,16 +1,20 @@
 """Full disks, folders that cannot be written, files that rot: the last good checkpoint stays, the error is told."""
 
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from faults import fault, job
 from jobs import TINY, run
+from lightning import Callback
 
 from consistency_models.app import build
 from consistency_models.callbacks.checkpoint import Checkpoint
+from consistency_models.callbacks.step import StepCallback
 from consistency_models.errors import Exit
+from consistency_models.storage import checkpoints
 from consistency_models.storage.checkpoints import digest_of, newest_good, read, write
 
 RUN = (*TINY, "data=mixture", "data.batch_size=16", "trainer.max_steps=8", "callbacks.checkpoint.every_n_steps=2")
@@ -40,6 +44,39 @@ def test_a_disk_on_which_not_even_the_failure_can_be_noted(tmp_path):
     assert read(tmp_path / "checkpoints/last.ckpt")["step"] == 4
 
 
+def test_a_disk_without_space_is_called_full(tmp_path, monkeypatch, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/.last.ckpt.0.part").symlink_to("/dev/full")  # where the next checkpoint is written first
+    monkeypatch.setattr(Checkpoint, "on_train_start", StepCallback.on_train_start)  # which would clear it away
+    monkeypatch.setattr(checkpoints.secrets, "token_hex", lambda n: "0")
+    assert run(tmp_path, *RUN) == Exit.STORAGE
+    line = told(capsys.readouterr().err)
+    assert line.startswith("error: the disk is full: [Errno 28] No space left on device: ")
+    assert str(tmp_path / "checkpoints/last.ckpt") in line
+    assert [path.name for path in tmp_path.iterdir() if path.name.isupper()] == ["FAILED"]
+
+
+class MoveAway(Callback):
+    """Takes something of the run folder away after a step."""
+
+    def __init__(self, folder, name, step=5):
+        self.folder, self.name, self.step = Path(folder), name, step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            (self.folder / self.name).rename(self.folder.with_name("away"))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/last.ckpt", "metrics.csv", "."])
+def test_what_was_moved_away_is_written_anew(name, tmp_path):
+    folder = tmp_path / "run"
+    moved = {"moved": {"_target_": f"{__name__}.MoveAway", "folder": str(folder), "name": name}}
+    assert run(folder, *RUN, callbacks=moved) == Exit.DONE
+    assert read(folder / "checkpoints/last.ckpt")["step"] == 8
+    assert (folder / "DONE").exists()
+    assert (folder / "metrics.csv").exists()
+
+
 def test_a_folder_that_cannot_be_written(tmp_path, capsys):
     assert run(tmp_path, *RUN, "callbacks.checkpoint.folder=/dev/null/checkpoints") == Exit.STORAGE
     assert "/dev/null" in told(capsys.readouterr().err)
@@ -62,7 +99,7 @@ def test_of_two_processes_both_stop_when_one_is_told_to(tmp_path):
 
 
 def test_a_signal_before_training_stops_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "build_data", lambda config: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(build, "build_data", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     assert run(tmp_path, *RUN) == Exit.STOPPED
     assert (tmp_path / "STOPPED").read_text() == "stopped by SIGTERM outside training\n"
 

@@ -17,6 +17,7 @@ from torch.nn.functional import one_hot
 
 from consistency_models.app.checks.table import NOT_ARGUMENTS
 from consistency_models.app.strategy import strategy_of
+from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.data import Published
 from consistency_models.errors import ConfigError, DataError
 from consistency_models.evaluation import Evaluation
@@ -41,6 +42,7 @@ __all__ = [
     "build_trainer",
     "chosen_data",
     "located",
+    "prepare_distance",
     "total_steps",
 ]
 
@@ -50,11 +52,11 @@ def arguments_of(config: dict[str, Any], group: str) -> dict[str, Any]:
     return {key: value for key, value in config[group].items() if key not in NOT_ARGUMENTS[group]}
 
 
-def total_steps(config: dict[str, Any]) -> int:
+def total_steps(config: dict[str, Any], images_seen: ImagesSeen) -> int:
     """K: optimiser steps until `trainer.max_steps` or `trainer.max_images`, whichever comes first."""
-    limits, batch_size = config["trainer"], config["data"]["batch_size"]
+    limits = config["trainer"]
     images = limits["max_images"]
-    return min(limits["max_steps"], -(-images // batch_size)) if images else limits["max_steps"]
+    return min(limits["max_steps"], images_seen.steps_until(images)) if images else limits["max_steps"]
 
 
 def located(config: dict[str, Any]) -> dict[str, Any]:
@@ -126,8 +128,8 @@ def _fetch(files: Published, folder: Path) -> None:
         ) from error
 
 
-def build_method(config: dict[str, Any]) -> Method:
-    """The method with its network, teacher and initial weights."""
+def build_method(config: dict[str, Any], images_seen: ImagesSeen | None = None) -> Method:
+    """The method with its network, teacher and initial weights; `images_seen` by the run that it goes on with."""
     model = build_model(config)
     teacher = build_teacher(config)
     if config["init"]["_target_"]:
@@ -145,7 +147,7 @@ def build_method(config: dict[str, Any]) -> Method:
         weighting=instantiate(config["weighting"]),
         optimizer=instantiate(config["optimizer"]),
         learning_rate=instantiate(config["learning_rate"]),
-        total_steps=total_steps(config),
+        total_steps=total_steps(config, images_seen or ImagesSeen(config["data"]["batch_size"])),
         teacher=teacher,
         augment=instantiate(config["augment"]) if config["augment"].get("_target_") else None,
     )
@@ -181,13 +183,30 @@ def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evalu
     return evaluation
 
 
+def prepare_distance(config: dict[str, Any], distance: nn.Module) -> None:
+    """Find or fetch the weights of a distance that has some: now, not at the first step.
+
+    Raises:
+        ConfigError: the weights cannot be had.
+    """
+    prepare = getattr(distance, "prepare", None)
+    if prepare is None:
+        return
+    try:
+        prepare()
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError("loss.weights", config["loss"].get("weights"), str(error)) from error
+
+
 def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | None) -> Callable[..., ODEError] | None:
     """What measures the distance to the true solution of the ODE, once given a device; None where no truth is known.
 
-    The truth is exact where the data have one (a mixture), otherwise the teacher's ODE, finely solved.
+    The truth is exact where the data have one (a mixture), otherwise the teacher's ODE, finely solved. A consistency
+    model as teacher has no ODE: its output is no mean of images.
     """
     points, classes = config["evaluation"]["ode_points"], config["data"]["network_classes"]
-    if not points or not (hasattr(source, "consistency") or teacher is not None):
+    is_denoiser = teacher is not None and not getattr(teacher, "is_consistency_model", False)
+    if not points or not (hasattr(source, "consistency") or is_denoiser):
         return None
 
     def measure(device: torch.device | str) -> ODEError:
@@ -201,21 +220,23 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
     return measure
 
 
-def build_trainer(config: dict[str, Any], folder: Path, steps: int, **parts: Any) -> Trainer:
+def build_trainer(config: dict[str, Any], folder: Path, steps: int, **shared: Any) -> Trainer:
     """Lightning's trainer without what is done here: sampling, saving, bars, validation.
 
     Args:
         config: the resolved configuration.
         folder: the run folder.
         steps: optimiser steps.
-        parts: `callbacks`, `logger`, `plugins`.
+        shared: `callbacks`, `logger`, `plugins`.
     """
     ours = ("_target_", "max_images", "max_steps", "strategy")
     # By instantiate, because a profiler is an object.
     options = instantiate({key: value for key, value in config["trainer"].items() if key not in ours})
+    if options["accumulate_grad_batches"] == "auto":
+        options["accumulate_grad_batches"] = 1  # until MicroBatches has tried what fits
     return Trainer(
         **options,
-        **parts,
+        **shared,
         strategy=strategy_of(config["trainer"], folder),
         max_steps=steps,
         max_epochs=-1,
@@ -230,7 +251,7 @@ def build_trainer(config: dict[str, Any], folder: Path, steps: int, **parts: Any
     )
 
 
-def build_callbacks(config: dict[str, Any], **parts: Any) -> list[Callback]:
-    """The callbacks in the order of their group; those that are marked `_partial_` are given `parts`."""
-    made = [instantiate(node) for node in config["callbacks"].values() if node]
-    return [callback(**parts) if isinstance(callback, partial) else callback for callback in made]
+def build_callbacks(config: dict[str, Any], **objects: Any) -> list[Callback]:
+    """The callbacks in the order of their group; those that are marked `_partial_` are given `objects`."""
+    made = [instantiate(object_config) for object_config in config["callbacks"].values() if object_config]
+    return [callback(**objects) if isinstance(callback, partial) else callback for callback in made]

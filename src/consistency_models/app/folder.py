@@ -8,8 +8,9 @@ import platform
 import secrets
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from consistency_models.storage.small_files import read_yaml
 
-__all__ = ["RunFolder", "is_run_of", "newest_unfinished", "write_atomically"]
+__all__ = ["RunFolder", "is_run_of", "make_new_folder", "newest_unfinished", "write_atomically"]
 
 PATIENCE = 10.0  # seconds: a process that was killed may have helpers that outlive it, and hold what it held
 STATES = ("RUNNING", "DONE", "FAILED", "STOPPED")
@@ -27,9 +28,29 @@ PACKAGES = ("torch", "lightning", "hydra-core", "wandb", "torchmetrics", "torch-
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a small text file so that a reader sees the old or the new one, also where several processes write it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    part.write_text(text)
-    os.replace(part, path)
+    try:
+        part.write_text(text)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)  # of a disk that is full
+
+
+def make_new_folder(path: str | Path) -> Path:
+    """Make a folder that nobody has made before: `path`, or with the suffix _2, _3, … where it exists.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}_{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError
 
 
 class _WithoutAliases(yaml.SafeDumper):
@@ -51,11 +72,16 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def mark(self, state: str, text: str = "") -> None:
-        """Set the state; `text` goes into its file (FAILED: traceback and error line; STOPPED: step and signal)."""
-        write_atomically(self.path / state, text)
+        """Set the state; `text` goes into its file (FAILED: traceback and error line; STOPPED: step and signal).
+
+        Raises:
+            OSError: the text cannot be written. The state is set all the same: a full disk can rename files.
+        """
         for other in STATES:
-            if other != state:
-                (self.path / other).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if other != state:
+                    os.replace(self.path / other, self.path / state)
+        write_atomically(self.path / state, text)
 
     @contextmanager
     def claimed(self) -> Iterator[bool]:

@@ -28,11 +28,18 @@ def main() -> int:
     """Run the job of the folder on the command line."""
     folder, parent = sys.argv[sys.argv.index("--job") + 1 :]
     end_with(int(parent))
-    from consistency_models.app.folder import RunFolder
-    from consistency_models.app.run import run_job
+    from consistency_models.callbacks.stopping import StoppedBySignal, stoppable
+    from consistency_models.errors import Exit
 
-    code, _ = run_job(RunFolder(folder).read_config(), folder)
-    return int(code)
+    try:
+        with stoppable():
+            from consistency_models.app.folder import RunFolder
+            from consistency_models.app.run import run_job
+
+            code, _ = run_job(RunFolder(folder).read_config(), folder)
+            return int(code)
+    except (StoppedBySignal, KeyboardInterrupt):  # the first process says so
+        return int(Exit.STOPPED)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.sweep_folder import SweepFolder
+from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.errors import ConfigError, DataError
 from consistency_models.storage.small_files import read_text
 
@@ -70,6 +71,7 @@ class MetricsCSV(Logger):
                 csv.DictWriter(file, self.columns).writerow(row)
 
     def _write_all(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # the folder may have been moved away
         part = self.path.with_name(f".{self.path.name}.part")
         with open(part, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
@@ -101,14 +103,14 @@ class WandbWithImages(WandbLogger):
     """Lightning's logger, with `images_seen` beside the step: what runs of different batches are compared over.
 
     Args:
-        batch_size: images a step.
+        images_seen: the count of images after a step.
         checkpoints: a folder that is uploaded at the end, as an artifact of the run's name; None: it is not.
         arguments: as for `WandbLogger`.
     """
 
-    def __init__(self, batch_size: int, checkpoints: Path | None = None, **arguments: Any) -> None:
+    def __init__(self, images_seen: ImagesSeen, checkpoints: Path | None = None, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.batch_size, self.checkpoints = batch_size, checkpoints
+        self.images_seen, self.checkpoints = images_seen, checkpoints
 
     def finalize(self, status: str) -> None:
         """Upload the checkpoints of a training that is done."""
@@ -125,7 +127,7 @@ class WandbWithImages(WandbLogger):
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Log the figures of a step."""
-        super().log_metrics(metrics | ({} if step is None else {"images_seen": step * self.batch_size}), step)
+        super().log_metrics(metrics | ({} if step is None else {"images_seen": self.images_seen(step)}), step)
 
 
 def wandb_mode(asked: str) -> str:
@@ -154,7 +156,7 @@ def wandb_mode(asked: str) -> str:
     return "online"
 
 
-def build_loggers(config: dict[str, Any], folder: Path) -> list[Logger]:
+def build_loggers(config: dict[str, Any], folder: Path, images_seen: ImagesSeen) -> list[Logger]:
     """The loggers of a run; only the first process makes those that write."""
     wanted, made = config["logger"], []
     if wanted["csv"]:
@@ -164,11 +166,11 @@ def build_loggers(config: dict[str, Any], folder: Path) -> list[Logger]:
 
         made.append(TensorBoardLogger(folder, name="tensorboard", version=""))
     if wanted["wandb"] and rank_zero_only.rank == 0:
-        made.append(_wandb(config, folder))
+        made.append(_wandb(config, folder, images_seen))
     return made
 
 
-def _wandb(config: dict[str, Any], folder: Path) -> Logger:
+def _wandb(config: dict[str, Any], folder: Path, images_seen: ImagesSeen) -> Logger:
     import wandb
 
     options = config["logger"]["wandb"]
@@ -198,8 +200,8 @@ def _wandb(config: dict[str, Any], folder: Path) -> Logger:
         reason = f"W&B says: {' '.join(str(error).split())}"
         raise ConfigError("logger.wandb.mode", mode, allowed, reason=reason) from error
     _define_metrics(run, config)
-    batch_size, checkpoints = config["data"]["batch_size"], folder / "checkpoints" if options["upload"] else None
-    return WandbWithImages(batch_size, checkpoints, experiment=run, save_dir=folder, offline=mode == "offline")
+    checkpoints = folder / "checkpoints" if options["upload"] else None
+    return WandbWithImages(images_seen, checkpoints, experiment=run, save_dir=folder, offline=mode == "offline")
 
 
 class Identity(NamedTuple):

@@ -18,7 +18,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from consistency_models.app.commands import project_root
-from consistency_models.errors import ConfigError, Exit
+from consistency_models.callbacks.stopping import StoppedBySignal, stoppable
+from consistency_models.errors import ConfigError, Exit, pasteable
 
 __all__ = ["evaluate", "main", "train"]
 
@@ -43,19 +44,27 @@ def main(task: str, root: Path) -> int:
     outcomes: list[int] = []
     asked = any(getattr(arguments, name, None) for name in HYDRA_ANSWERS)
     try:
-        if arguments.help:
-            from consistency_models.app.help import help_of
+        with stoppable():
+            if arguments.help:
+                from consistency_models.app.help import help_of
 
-            print(help_of(task, root / "conf", arguments.config_dir))
-            return int(Exit.DONE)
-        if not asked:
-            from consistency_models.app.checks import check_command
+                print(help_of(task, root / "conf", arguments.config_dir))
+                return int(Exit.DONE)
+            if not asked:
+                from consistency_models.app.checks import check_command
 
-            sys.argv[1:] = check_command(task, root / "conf", arguments)
-        hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
+                sys.argv[1:] = check_command(task, root / "conf", arguments)
+            hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.code)
+    except (StoppedBySignal, KeyboardInterrupt) as stop:
+        text = str(stop) or "stopped by SIGINT outside training"
+        print(text, file=sys.stderr)
+        folder = Multirun.run_folder
+        if folder is not None and folder.state in (None, "RUNNING"):
+            folder.mark("STOPPED", f"{text}\n")
+        return int(Exit.STOPPED)
     return max([*outcomes, Multirun.folder.exit_code if Multirun.folder else 0])
 
 
@@ -70,59 +79,66 @@ def evaluate() -> int:
 
 
 def _job(task: str, outcomes: list[int]) -> Any:
-    def job(config: DictConfig) -> float | None:
+    def job(composed: DictConfig) -> float | None:
         from hydra.core.hydra_config import HydraConfig
 
         from consistency_models.app.multirun import run_or_resume_job
 
+        config = OmegaConf.to_container(composed, resolve=True)
         if task == "eval":
             from consistency_models.app.tasks import run_task
 
-            outcomes.append(int(run_task(OmegaConf.to_container(config, resolve=True))))
+            outcomes.append(int(run_task(config)))
             return None
-        settings = OmegaConf.to_container(config, resolve=True)
-        settings.pop("sweep", None)  # the grids, of which this is one cell
+        config.pop("sweep", None)  # the grids, of which this is one cell
         multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-        code, metric = run_or_resume_job(_train, settings) if multirun else _train(settings)
+        code, metric = run_or_resume_job(_train_and_test, config) if multirun else _train_and_test(config)
         outcomes.append(int(code))
         return metric
 
     return job
 
 
-def _train(settings: dict[str, Any]) -> tuple[Exit, float | None]:
-    """Train and test as the settings say, in the folder that Hydra has made."""
+def _train_and_test(config: dict[str, Any]) -> tuple[Exit, float | None]:
+    """Train and test as the configuration says, in the folder that Hydra has made."""
     from hydra.core.hydra_config import HydraConfig
     from lightning.pytorch.utilities import rank_zero_only
 
     from consistency_models.app.artifacts import resolve_artifacts
     from consistency_models.app.build import located
+    from consistency_models.app.checks.files import has_checkpoint
     from consistency_models.app.folder import RunFolder
     from consistency_models.app.run import report, run_job
 
     folder, code, metric = HydraConfig.get().runtime.output_dir, Exit.DONE, None
     first = rank_zero_only.rank == 0  # of the processes that torchrun or srun has started
-    with RunFolder(folder).claimed() if settings["train"] and first else nullcontext(True) as free:
+    with RunFolder(folder).claimed() if config["train"] and first else nullcontext(True) as free:
         if not free:
             fix, reason = "wait for it, or stop it", "another process trains in it"
             busy = ConfigError("run folder", folder, "a folder of no other process", fix, reason=reason)
-            return report(busy, settings["show_traceback"])[0], None
+            return report(busy, config["show_traceback"])[0], None
+        goes_on = config["ckpt_path"] is not None and Path(config["ckpt_path"]).resolve() == Path(folder).resolve()
+        if config["train"] and first and has_checkpoint(Path(folder)) and not goes_on:  # made while this one waited
+            fix = f"go on with it by {pasteable('ckpt_path', folder)}, or choose another folder"
+            reason = "its checkpoints would be overwritten"
+            taken = ConfigError("run folder", folder, "a folder without checkpoints", fix, reason=reason)
+            return report(taken, config["show_traceback"])[0], None
         try:
-            settings = located(resolve_artifacts(settings))
-            if settings["train"]:
-                RunFolder(folder).write_config(settings, list(HydraConfig.get().overrides.task))
+            config = located(resolve_artifacts(config))
+            if config["train"]:
+                RunFolder(folder).write_config(config, list(HydraConfig.get().overrides.task))
         except (ConfigError, OSError) as error:
-            code, text = report(error, settings["show_traceback"])
-            if settings["train"]:
+            code, text = report(error, config["show_traceback"])
+            if config["train"]:
                 with suppress(OSError):
                     RunFolder(folder).mark("FAILED", text)
             return code, None
-        if settings["train"]:
+        if config["train"]:
             logging.getLogger("consistency_models").info("run folder %s", folder)
-            code, metric = run_job(settings, folder)
-    if settings["test"] and code == Exit.DONE and first:  # the others have nothing more to do
+            code, metric = run_job(config, folder)
+    if config["test"] and code == Exit.DONE and first:  # the others have nothing more to do
         from consistency_models.app.tasks import run_task
         from consistency_models.app.tasks.evaluate import settings_of
 
-        code = run_task(settings_of(settings, folder if settings["train"] else settings["ckpt_path"]))
+        code = run_task(settings_of(config, folder if config["train"] else config["ckpt_path"]))
     return code, metric

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import resource
@@ -23,14 +24,18 @@ from consistency_models.app import build
 from consistency_models.app.commands import command
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.loggers import MetricsCSV, build_loggers
+from consistency_models.app.resume import checkpoint_of, origin_of
 from consistency_models.app.strategy import cpu_threads
 from consistency_models.callbacks.checkpoint_format import CheckpointFormat
 from consistency_models.callbacks.finite import NonFiniteError
-from consistency_models.callbacks.signals import StoppedBySignal, stoppable
-from consistency_models.errors import ConfigError, DataError, Exit
+from consistency_models.callbacks.forecast import Forecast
+from consistency_models.callbacks.images_seen import ImagesSeen
+from consistency_models.callbacks.micro_batches import MicroBatches
+from consistency_models.callbacks.stopping import StoppedBySignal, stoppable
+from consistency_models.errors import ConfigError, DataError, Exit, pasteable
 from consistency_models.methods.base import Method
 from consistency_models.random import seed_of
-from consistency_models.storage.checkpoints import CheckpointError, digest_of, newest_good, read
+from consistency_models.storage.checkpoints import CheckpointError, newest_good
 
 log = logging.getLogger(__name__)
 
@@ -46,20 +51,21 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
     run = RunFolder(folder)
     main, code = rank_zero_only.rank == 0, Exit.UNEXPECTED
     try:
-        if main:
-            run.mark("RUNNING", f"{os.getpid()}\n")
         with stoppable():
+            if main:
+                run.mark("RUNNING", f"{os.getpid()}\n")
             metric = _train(config, run)
-        if main:
-            run.mark("DONE")
+            if main:
+                run.mark("DONE")
         code = Exit.DONE
         return code, metric
-    except StoppedBySignal as stop:
-        code = Exit.STOPPED
+    except (StoppedBySignal, KeyboardInterrupt) as stop:
+        code, text = Exit.STOPPED, str(stop) or "stopped by a second SIGINT"
         if main:
-            run.mark("STOPPED", f"{stop}\n")
-            going_on = f"go on with: {command('train')} ckpt_path={run.path}"
-            log.info("%s; %s", stop, going_on if newest_good(run.path / "checkpoints") else "nothing was saved yet")
+            with suppress(OSError):
+                run.mark("STOPPED", f"{text}\n")
+            going_on = f"go on with: {command('train')} {pasteable('ckpt_path', run.path)}"
+            log.info("%s; %s", text, going_on if newest_good(run.path / "checkpoints") else "nothing was saved yet")
         return code, None
     except Exception as error:
         code, text = report(error, config["show_traceback"])
@@ -81,6 +87,11 @@ def report(error: Exception, show_traceback: bool) -> tuple[Exit, str]:
     code = _code(error)
     code = Exit.BAD_INPUT if refused and code == Exit.UNEXPECTED else code
     line = f"error: {error}" if code != Exit.UNEXPECTED else f"error: {type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        line = f"error: the disk is full: {error}"
+    if isinstance(error, torch.OutOfMemoryError):
+        less = "let trainer.accumulate_grad_batches=auto choose micro-batches that fit, or lower data.batch_size"
+        code, line = Exit.BAD_INPUT, f"error: a step does not fit into the memory of the GPU; {less}"
     trace = "".join(traceback.format_exception(error))
     if code == Exit.UNEXPECTED or show_traceback:
         print(trace, file=sys.stderr)
@@ -102,25 +113,38 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     quiet()
     torch.set_num_threads(cpu_threads(config["trainer"]))
     started = time.perf_counter()
-    resume = _resume_path(config, run)
+    resume = checkpoint_of(config)
+    origin = origin_of(resume) if resume is not None else None
+    images_seen = origin.images_seen(config) if origin is not None else ImagesSeen(config["data"]["batch_size"])
     data = build.build_data(config, may_fetch=True)
     torch.manual_seed(seed_of(config["seed"], "weights"))  # the initial weights; training steps seed themselves
-    method = build.build_method(config)
-    generator = build.build_generator(config, method.model)
+    method = build.build_method(config, images_seen)
+    if origin is not None:
+        origin.check(method, run)
+    build.prepare_distance(config, method.distance)
     evaluation = build.build_evaluation(config, data)
-    parts = {"generator": generator, "evaluation": evaluation, "settings": config["evaluation"]}
-    ode_error = build.build_ode_error(config, data.source, method._teacher[0])
-    callbacks = build.build_callbacks(config, **parts, ode_error=ode_error)
-    loggers = build_loggers(config, run.path)
-    teacher = getattr(method._teacher[0], "origin", None)
-    shared = {"callbacks": callbacks, "logger": loggers, "plugins": [CheckpointFormat(config, teacher)]}
-    trainer = build.build_trainer(config, run.path, method.total_steps, **shared)
-    if resume is not None:
-        step = _compatible(resume, method, run)
+    callbacks = build.build_callbacks(
+        config,
+        generator=build.build_generator(config, method.model),
+        evaluation=evaluation,
+        settings=config["evaluation"],
+        ode_error=build.build_ode_error(config, data.source, method._teacher[0]),
+    )
+    forecast = Forecast(command("train"), run.read_overrides(), config)
+    callbacks.append(forecast)
+    if config["trainer"]["accumulate_grad_batches"] == "auto":
+        callbacks.append(MicroBatches(forecast, images_seen.step))
+    loggers = build_loggers(config, run.path, images_seen)
+    checkpoint_format = CheckpointFormat(config, images_seen, getattr(method._teacher[0], "origin", None))
+    trainer = build.build_trainer(
+        config, run.path, method.total_steps, callbacks=callbacks, logger=loggers, plugins=[checkpoint_format]
+    )
+    if origin is not None:
         for logger in loggers:
             if isinstance(logger, MetricsCSV):
-                logger.continue_from(step)
-        log.info("resuming %s at step %d", resume, step)
+                logger.continue_from(origin.step)
+        log.info("resuming %s at step %d", resume, origin.step)
+        origin.tell_changes(config, trainer.world_size)
     _fit(trainer, method, data, resume)
     summary = {
         "status": "DONE",
@@ -129,7 +153,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
         "seed": config["seed"],
         "step": trainer.global_step,
         "max_steps": method.total_steps,
-        "images_seen": trainer.global_step * config["data"]["batch_size"],
+        "images_seen": images_seen(trainer.global_step),
         "parameters": sum(p.numel() for p in method.model.parameters()),
         "train_seconds": round(time.perf_counter() - started, 2),
         "device": _device_name(trainer),
@@ -167,61 +191,9 @@ def _fit(trainer: Trainer, method: Method, data: LightningDataModule, resume: Pa
         ) from error
 
 
-def _resume_path(config: dict[str, Any], run: RunFolder) -> Path | None:
-    """The checkpoint to start from, or None; the newest good one of a folder if its last is damaged."""
-    asked = config["ckpt_path"]
-    if asked is None:
-        return None
-    path = Path(asked).expanduser()
-    wanted = path if path.is_file() else path / "checkpoints" / "last.ckpt"
-    try:
-        digest_of(wanted)
-        return wanted
-    except CheckpointError as error:
-        good = newest_good(wanted.parent)
-        if good is None or path.is_file():  # a file that was asked for by name is not replaced by another
-            other = f"the newest good one there is {good}" if good else "no other good checkpoint lies there"
-            raise CheckpointError(error.expected, f"{error.found}; {other}", wanted) from error
-        log.warning("%s; going on from %s, the newest good one", error, good)
-        return good
-
-
-def _compatible(path: Path, method: Method, run: RunFolder) -> int:
-    """The step of the checkpoint, after making sure that training can go on from it, and has steps left."""
-    content = read(path)
-    if "config" not in content:
-        raise CheckpointError("a checkpoint of a training", "a file of another kind", path)
-    have = {name: tuple(value.shape) for name, value in {**content["model"], **content.get("method", {})}.items()}
-    own = {n: v for n, v in method.state_dict().items() if not n.startswith(("model.", "target_copy."))}
-    want = {name: tuple(value.shape) for name, value in {**method.model.state_dict(), **own}.items()}
-    differing = sorted(name for name in have | want if have.get(name) != want.get(name))
-    if differing:
-        name = differing[0]
-        raise ConfigError(
-            "ckpt_path",
-            path,
-            "a checkpoint of the same network",
-            "use the network and data settings of that run (its config.yaml)",
-            reason=f"{len(differing)} tensors differ, first {name}: "
-            f"{have.get(name, 'missing')} in the file, {want.get(name, 'missing')} here",
-        )
-    start = f"or start a new training from its weights: init=run init.path={path}"
-    if not content["trainer"]:
-        raise ConfigError("ckpt_path", path, "a checkpoint of a training", start, reason="this one is an export")
-    if (content["target"] is None) != (method.target_ema is None):
-        has = "none" if content["target"] is None else "one"
-        allowed = "a checkpoint of a run with the same model.target_ema"
-        raise ConfigError("ckpt_path", path, allowed, start, reason=f"that run has {has}")
-    step, own = content["step"], path.resolve().parent.parent == run.path.resolve()
-    if step >= method.total_steps and not own:  # one's own is only to be closed
-        reason = f"this one is of step {step}, and training ends at {method.total_steps}"
-        fix = f"set trainer.max_steps; {start}"
-        raise ConfigError("ckpt_path", path, "a checkpoint with steps left", fix, reason=reason)
-    return step
-
-
 def quiet() -> None:
-    """What Lightning tells every user at every start is of no use to ours."""
+    """Silence Lightning's notices at every start, and the tracebacks of logging itself on a full disk."""
+    logging.raiseExceptions = False
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for message in (".*does not have many workers.*", ".*`training_step` returned `None`.*", ".*isinstance.treespec.*"):
@@ -250,10 +222,11 @@ def _closing_words(run: RunFolder, summary: dict[str, Any], config: dict[str, An
     if (picture := run.path / "samples" / "final.png").exists():
         lines.append(f"look at   {picture}")
     any_steps = " steps=[1,2,4]" if ".Consistency." in config["sampler"]["_target_"] else ""
-    lines.append(f"score it  {command('eval')} run={run.path}{any_steps}")
-    student = f"{command('train')} model=cd data={summary['data']} teacher=run teacher.path="
+    lines.append(f"score it  {command('eval')} {pasteable('run', run.path)}{any_steps}")
+    student = f"{command('train')} model=cd data={summary['data']} teacher=run"
     if summary["model"] == "teacher":
-        lines.append(f"next      {student}{run.path}")
+        lines.append(f"next      {student} {pasteable('teacher.path', run.path)}")
     else:
-        lines.append(f"next      {command('train')} model=teacher data={summary['data']}   then   {student}FOLDER")
+        teacher = f"{command('train')} model=teacher data={summary['data']}"
+        lines.append(f"next      {teacher}   then   {student} teacher.path=FOLDER")
     return "\n".join(lines)

@@ -64,10 +64,11 @@ class Checkpoint(StepCallback):
             self.prune(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Write `last.ckpt`, unless this very step is in it already."""
-        if self.saved_at != trainer.global_step:
+        """Write `last.ckpt`, unless this very step is in it already; anew if it was moved away since."""
+        if trainer.strategy.broadcast(self.saved_at != trainer.global_step or not self.last.is_file()):
             if self._last_is_good:
-                self.copy(trainer, "previous.ckpt")
+                with suppress(FileNotFoundError):
+                    self.copy(trainer, "previous.ckpt")
             trainer.save_checkpoint(self.last)
             self.saved_at, self._last_is_good = trainer.global_step, True
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.plugins import CheckpointIO
 
+from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.storage.checkpoints import SCHEMA, read, write
+from consistency_models.storage.moved_names import current_config
 
 __all__ = ["CheckpointFormat"]
 
@@ -17,11 +20,12 @@ class CheckpointFormat(CheckpointIO):
 
     Args:
         config: the resolved configuration, plain dicts and lists.
+        images_seen: the count of images after a step.
         teacher: path and digest of the teacher, whose weights are not stored; None without one.
     """
 
-    def __init__(self, config: dict[str, Any], teacher: dict[str, str] | None = None) -> None:
-        self.config, self.teacher = config, teacher
+    def __init__(self, config: dict[str, Any], images_seen: ImagesSeen, teacher: dict[str, str] | None = None) -> None:
+        self.config, self.images_seen, self.teacher = config, images_seen, teacher
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write Lightning's checkpoint in this project's form."""
@@ -33,7 +37,7 @@ class CheckpointFormat(CheckpointIO):
             {
                 "schema": SCHEMA,
                 "step": rest["global_step"],
-                "images_seen": rest["global_step"] * self.config["data"]["batch_size"],
+                "images_seen": self.images_seen(rest["global_step"]),
                 "config": self.config,
                 "model": _under("model.", weights),
                 "target": target or None,
@@ -41,7 +45,7 @@ class CheckpointFormat(CheckpointIO):
                 "ema": callbacks.pop("WeightEMA", {}),
                 "optimizer": rest.pop("optimizer_states", [{}])[0],
                 "teacher": self.teacher,
-                "trainer": {**rest, "callbacks": callbacks},
+                "trainer": {**rest, "callbacks": callbacks, "processes": _processes()},
             },
             path,
         )
@@ -56,13 +60,21 @@ class CheckpointFormat(CheckpointIO):
         return {
             **rest,
             "state_dict": weights,
-            "optimizer_states": [content["optimizer"]],
+            "optimizer_states": [content["optimizer"]] if self._has_same_optimizer(content) else [],
             "callbacks": {**rest["callbacks"], "WeightEMA": content["ema"]},
         }
+
+    def _has_same_optimizer(self, content: dict[str, Any]) -> bool:
+        saved = current_config(content["config"])
+        return "optimizer" not in saved or saved["optimizer"]["_target_"] == self.config["optimizer"]["_target_"]
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint."""
         Path(path).unlink(missing_ok=True)
+
+
+def _processes() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def _under(prefix: str, weights: dict[str, Any]) -> dict[str, Any]:

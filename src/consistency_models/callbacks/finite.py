@@ -14,6 +14,7 @@ from torch import Tensor
 from consistency_models.callbacks.deferred import Deferred
 from consistency_models.callbacks.step import StepCallback
 from consistency_models.data.batch import Slot
+from consistency_models.errors import pasteable
 from consistency_models.random import BatchRandom
 from consistency_models.values import Size, checked
 
@@ -67,8 +68,8 @@ class FiniteGuard(StepCallback):
         super().on_train_start(trainer, method)
         file = Path(trainer.default_root_dir) / RECORD
         if trainer.is_global_zero and file.exists():
-            lines = file.read_text().split("\n")[:-1]  # what follows the last end of a line was cut off by a full disk
-            file.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= trainer.global_step))
+            lines = file.read_text(errors="replace").splitlines()
+            file.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= trainer.global_step))
 
     def on_before_optimizer_step(self, trainer: Trainer, method: LightningModule, optimizer) -> None:
         """Take the step's figures; where steps may be left out, take this one's gradients away if it is bad."""
@@ -134,6 +135,14 @@ class FiniteGuard(StepCallback):
 ADVICE = "Lower optimizer.lr, set trainer.gradient_clip_val, or use trainer.precision=32-true"
 
 
+def _step_of(line: str) -> float:
+    """The step of a record; infinite for a line that a full disk has cut off."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 def _figures(trainer: Trainer, method: LightningModule) -> dict[str, Tensor]:
     """Loss and gradient norm of the step, the same on all processes; on the device.
 
@@ -170,5 +179,5 @@ def _error(trainer: Trainer, step: int, loss: float, norm: float) -> NonFiniteEr
         f"the {what} of step {step} is NaN or Inf (loss {loss:g}, gradient norm {norm:g}{images}); training stopped "
         f"and nothing of it was saved. It is recorded in {Path(folder) / RECORD}. {ADVICE}; "
         "callbacks.finite.policy=skip leaves such steps out; "
-        f"ckpt_path={folder} +trainer.detect_anomaly=true does it again and names the operation"
+        f"{pasteable('ckpt_path', folder)} +trainer.detect_anomaly=true does it again and names the operation"
     )

@@ -6,6 +6,7 @@ import time
 
 import torch
 from lightning import LightningModule, Trainer
+from torch import Tensor
 
 from consistency_models.callbacks.deferred import Deferred
 from consistency_models.callbacks.step import StepCallback
@@ -52,11 +53,12 @@ class TrainMetrics(StepCallback):
         figures = {name: torch.stack(values).mean() for name, values in method.monitored.items()}
         if trainer.world_size > 1:
             figures = {name: trainer.strategy.reduce(value, reduce_op="mean") for name, value in figures.items()}
-        self._waiting = (step, self.host_figures(method, batch, step), Deferred(figures))
+        figures |= _quartiles(trainer, method)
+        self._waiting = (step, self.host_figures(trainer, method, batch, step), Deferred(figures))
         if step == method.total_steps:
             self.flush(trainer)
 
-    def host_figures(self, method: LightningModule, batch, step: int) -> dict[str, float]:
+    def host_figures(self, trainer: Trainer, method: LightningModule, batch, step: int) -> dict[str, float]:
         """What is known without the device."""
         k, K = step - 1, method.total_steps
         (began, first), self._began = self._began, None
@@ -67,7 +69,7 @@ class TrainMetrics(StepCallback):
         self._teacher_calls += teacher_calls * images
         figures = {
             "train/learning_rate": method.optimizers(use_pl_optimizer=False).param_groups[0]["lr"],
-            "train/images_seen": float(step * batch.rows.total),
+            "train/images_seen": float(trainer.strategy.checkpoint_io.images_seen(step)),
             "train/images_per_second": self.images_per_second,
             "train/teacher_calls_per_image": teacher_calls,
         }
@@ -101,3 +103,12 @@ class TrainMetrics(StepCallback):
     def on_exception(self, trainer: Trainer, method: LightningModule, exception: BaseException) -> None:
         """Log the last figures: they are what one looks at after a failure."""
         self.flush(trainer)
+
+
+def _quartiles(trainer: Trainer, method: LightningModule) -> dict[str, Tensor]:
+    """The mean loss in each quartile of the levels of the global batch, the same for any number of processes."""
+    mine = torch.stack(method.losses_by_level)  # (micro-batches, 2, B)
+    pairs = trainer.strategy.all_gather(mine).reshape(trainer.world_size, *mine.shape)
+    levels, losses = pairs.permute(2, 1, 0, 3).flatten(1)  # in the order of the global batch, which breaks ties
+    parts = losses[levels.argsort(stable=True)].tensor_split(4)
+    return {f"train/loss_quartile{i}": part.mean() for i, part in enumerate(parts, start=1)}

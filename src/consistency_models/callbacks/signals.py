@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NoReturn
 
 import torch
 from lightning import LightningModule, Trainer
@@ -13,37 +10,9 @@ from lightning import LightningModule, Trainer
 from consistency_models.callbacks.checkpoint import Checkpoint
 from consistency_models.callbacks.deferred import Deferred
 from consistency_models.callbacks.step import StepCallback
+from consistency_models.callbacks.stopping import SIGNALS, StoppedBySignal
 
-__all__ = ["StopOnSignal", "StoppedBySignal", "stoppable"]
-
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
-
-
-class StoppedBySignal(Exception):
-    """The run was told to stop, has saved what there is, and can be resumed."""
-
-    def __init__(self, when: str, name: str) -> None:
-        super().__init__(f"stopped by {name} {when}")
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Within the block SIGTERM, SIGUSR1 and Ctrl-C raise `StoppedBySignal`: before and after training there is nothing
-    to save.  A second signal has its usual effect."""
-
-    def stop(number: int, frame: object) -> NoReturn:
-        restore()
-        raise StoppedBySignal("outside training", signal.Signals(number).name)
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        restore()
+__all__ = ["StopOnSignal"]
 
 
 class StopOnSignal(StepCallback):
@@ -73,10 +42,10 @@ class StopOnSignal(StepCallback):
         """Save and stop if a signal came during this step (with several processes: before it, on any of them)."""
         stop = self.received is not None
         if trainer.world_size > 1:
-            told = torch.full((), float(stop), device=method.device)
-            torch.distributed.all_reduce(told)
-            before, self._asked = self._asked, Deferred({"told": told})
-            stop = before is not None and before.read()["told"] > 0
+            stop_flag = torch.full((), float(stop), device=method.device)
+            torch.distributed.all_reduce(stop_flag)
+            before, self._asked = self._asked, Deferred({"stop": stop_flag})
+            stop = before is not None and before.read()["stop"] > 0
         if stop:
             checkpoint = next(c for c in trainer.callbacks if isinstance(c, Checkpoint))
             checkpoint.save(trainer)

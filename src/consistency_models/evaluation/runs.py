@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from consistency_models.storage.small_files import open_regular, read_json, read_text, read_yaml
+from consistency_models.errors import pasteable
+from consistency_models.storage.small_files import open_regular, open_text, read_json, read_text, read_yaml
 
-__all__ = ["Cell", "Run", "cells_of", "differing_keys", "read_runs"]
+__all__ = ["Cell", "Run", "cells_of", "differing_keys", "leaves", "read_runs"]
 
 SEEDS = ("seed", "data.seed")
 NO_PART_OF_THE_RESULT = re.compile(
@@ -24,6 +25,8 @@ NO_PART_OF_THE_RESULT = re.compile(
 GROWS = ("is", "precision", "recall", "agreement")  # metrics of which more is better: evaluation.metrics
 PNG = b"\x89PNG\r\n\x1a\n"
 CURVES = r"val/.*|train/loss|curriculum/N"
+COUNT = "train/images_seen"
+LONGEST_LINE = 1 << 20
 
 
 @dataclass
@@ -141,10 +144,10 @@ def _read(path: Path, setting: list[str]) -> Run:
     file = next((p for p in (path, path / "evaluation.json", path / "evaluation/evaluation.json") if p.is_file()), None)
     if file is None and not (path / "summary.json").is_file():
         expected = "a finished run, a scored run, or a sweep of them"
-        raise ValueError(f"{path}: expected {expected}; make it by eval.py run={path}")
+        raise ValueError(f"{path}: expected {expected}; make it by eval.py {pasteable('run', path)}")
     folder = path if file is None else file.absolute().parent.parent
     with _reading(folder / "config.yaml", "the configuration of a run"):
-        config = dict(_leaves(read_yaml(folder / "config.yaml", folder)))
+        config = dict(leaves(read_yaml(folder / "config.yaml", folder)))
         batch_size, sampler = int(config["data.batch_size"]), str(config["sampler._target_"])
     if file is None:
         with _reading(folder / "summary.json", "the summary.json of a run"):
@@ -228,13 +231,55 @@ def _from_summary(folder: Path, sampler: str) -> dict[str, Any]:
     return {"weights": "averaged", "results": results}
 
 
+class _Curve:
+    """At most 2·MOST points of a curve, thinned evenly as they come, and the last one."""
+
+    MOST = 1000  # a figure is no wider
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, float]] = []
+        self.last: tuple[float, float] | None = None
+        self.every, self.count = 1, 0
+
+    def add(self, place: float, value: float) -> None:
+        self.last = place, value
+        if self.count % self.every == 0:
+            self.points.append(self.last)
+            if len(self.points) > 2 * self.MOST:
+                self.points, self.every = self.points[::2], 2 * self.every
+        self.count += 1
+
+    def thinned(self) -> list[tuple[float, float]]:
+        return self.points if self.points[-1] == self.last else [*self.points, self.last]
+
+
 def _curves(folder: Path, batch_size: int) -> dict[str, list[tuple[float, float]]]:
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for row in _rows(folder, "metrics.csv"):
-        for name, value in row.items():
-            if value and re.fullmatch(CURVES, name):
-                curves.setdefault(name, []).append((int(row["step"]) * batch_size, float(value)))
-    return curves
+    """The figures that are drawn, over the images seen; a row that a kill has cut off is left out.
+
+    Args:
+        folder: of the run.
+        batch_size: by which images are counted after the last row that has train/images_seen.
+    """
+    curves: dict[str, _Curve] = {}
+    if not (folder / "metrics.csv").exists():
+        return {}
+    with open_text(folder / "metrics.csv", folder) as file:
+        rows = csv.reader(iter(lambda: file.readline(LONGEST_LINE), ""))
+        header = next(rows, [])
+        drawn = [(i, name) for i, name in enumerate(header) if re.fullmatch(CURVES, name)]
+        at, counted = header.index("step"), header.index(COUNT) if COUNT in header else None
+        known = (0, 0.0)  # a step, and the images seen by then
+        for row in rows:
+            if len(row) != len(header):
+                continue
+            step = int(row[at])
+            if counted is not None and row[counted]:
+                known = step, float(row[counted])
+            place = known[1] + (step - known[0]) * batch_size
+            for i, name in drawn:
+                if row[i]:
+                    curves.setdefault(name, _Curve()).add(place, float(row[i]))
+    return {name: curve.thinned() for name, curve in curves.items()}
 
 
 def _rows(folder: Path, name: str) -> list[dict[str, str]]:
@@ -244,9 +289,10 @@ def _rows(folder: Path, name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(read_text(folder / name, folder).splitlines()))
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all that is no mapping with keys."""
     if isinstance(tree, dict) and tree:
         for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, tree

@@ -103,7 +103,8 @@ class LPIPS(nn.Module):
     by LPIPS v0.1 on VGG16 with average in place of max pooling, as in the library (piq) of the official code.
     (Consistency Models, arXiv 2303.01469, Sec. 5; LPIPS, arXiv 1801.03924.)
 
-    The network is loaded at the first call, and is no part of this module's state: no checkpoint holds it.
+    The network is loaded by `prepare` or at the first call, and is no part of this module's state: no checkpoint holds
+    the network.
 
     Args:
         weights: torchvision's `vgg16-397923af.pth`, a local file; by default it is looked for, and if need be
@@ -129,11 +130,20 @@ class LPIPS(nn.Module):
         self.weights = weights
         self._metric: list[Any] = [metric]  # in a list, so that a module is not registered
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """d, shape (B,)."""
-        x, y = (o.to(torch.promote_types(o.dtype, torch.float32)) for o in (x, y))
+    def prepare(self) -> None:
+        """Load the network's weights, from a file or the network.
+
+        Raises:
+            FileNotFoundError: the weights are not on the disk and cannot be downloaded.
+            ValueError: the file holds something else.
+        """
         if self._metric[0] is None:
             self._metric[0] = _VGG16(self.weights)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """d, shape (B,)."""
+        self.prepare()
+        x, y = (o.to(torch.promote_types(o.dtype, torch.float32)) for o in (x, y))
         if isinstance(self._metric[0], nn.Module):
             self._metric[0].to(x)
         if x.shape[-1] < 256:

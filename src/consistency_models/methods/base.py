@@ -128,6 +128,7 @@ class Method(LightningModule):
         self.skipped = False  # set by FiniteGuard: this step changes nothing
         self.teacher_calls = 0  # evaluations of the teacher in this step, counted in images
         self.monitored: dict[str, list[Tensor]] = {}  # device tensors of this step, one a micro-batch
+        self.losses_by_level: list[Tensor] = []  # (2, B) of each micro-batch of this step: levels, and losses
 
     # Hooks
 
@@ -229,10 +230,9 @@ class Method(LightningModule):
         return (labels[:, None] == torch.arange(classes, device=labels.device)).float()  # one_hot asks the CPU's labels
 
     def monitor(self, loss: Tensor, high: Tensor) -> None:
-        """Keep this micro-batch's loss for the log, and by quartile of the levels."""
+        """Keep this micro-batch's loss for the log, and the loss of each image with its level."""
         self.monitored.setdefault("train/loss", []).append(loss.mean())
-        for i, quartile in enumerate(loss[high.argsort()].tensor_split(4), start=1):
-            self.monitored.setdefault(f"train/loss_quartile{i}", []).append(quartile.mean())
+        self.losses_by_level.append(torch.stack([high.float(), loss.float()]))
 
     # Lightning's part
 
@@ -262,6 +262,7 @@ class Method(LightningModule):
         if batch.rows.step != getattr(self, "_begun", None):
             self._begun = batch.rows.step
             self.monitored.clear()
+            self.losses_by_level.clear()
             factor = self.learning_rate(batch.rows.step, self.total_steps, batch.rows.total)
             for group in self.trainer.optimizers[0].param_groups:
                 group["lr"] = group["initial_lr"] * factor

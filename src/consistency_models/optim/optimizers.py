@@ -16,6 +16,9 @@ from consistency_models.values import BelowOne, NotNegative, Positive, checked
 
 __all__ = ["RAdam"]
 
+Buffers = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
+"""Parameters, gradients, m, v, step numbers."""
+
 
 @loadable()
 class RAdam(torch.optim.RAdam):
@@ -51,7 +54,7 @@ class RAdam(torch.optim.RAdam):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            tensors: tuple[list[Tensor], ...] = ([], [], [], [], [])  # parameters, gradients, m, v, step numbers
+            tensors: Buffers = ([], [], [], [], [])
             is_complex = self._init_group(group, *tensors)
             constants = {name: group[name] for name in ("lr", "weight_decay", "eps")}
             constants |= dict(zip(("beta1", "beta2"), group["betas"]))

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from consistency_models import __version__
 from consistency_models.storage.checkpoints import SCHEMA, CheckpointError, read, write
+from consistency_models.version import __version__
 
 __all__ = ["cache_folder", "cached", "source_fingerprint"]
 

@@ -58,7 +58,14 @@ def write(content: dict[str, Any], path: str | Path) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
         _sync_folder(path.parent)
-    except RuntimeError as error:  # torch's zip writer reports a full disk so
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except RuntimeError as error:  # torch's zip writer hides the system's error behind one of its own
+        cause = error.__context__
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["link_outwards", "open_regular", "read_json", "read_text", "read_yaml"]
+__all__ = ["link_outwards", "open_regular", "open_text", "read_json", "read_text", "read_yaml"]
 
 MAX_BYTES = 1 << 28  # a metrics.csv of a million rows
 MAX_YAML = 1 << 18  # a config.yaml has 10 kB; a YAML file of 256 kB is parsed in two seconds
@@ -47,13 +47,27 @@ def read_text(path: str | Path, folder: str | Path | None = None, limit: int = M
         OSError: see `open_regular`.
         ValueError: the file is too large, no UTF-8, or a link that leads out of the folder.
     """
-    if folder is not None and not _is_inside(path, os.path.realpath(folder)):
-        raise ValueError(f"{path} is a link that leads out of {folder}")
+    _check_inside(path, folder)
     with open_regular(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"{path} has more than {limit:,} bytes")
     return content.decode()
+
+
+def open_text(path: str | Path, folder: str | Path | None = None) -> io.TextIOWrapper:
+    """Open a file of any size for reading line by line, UTF-8.
+
+    Args:
+        path: the file.
+        folder: as for `read_text`.
+
+    Raises:
+        OSError: see `open_regular`.
+        ValueError: the file is a link that leads out of the folder.
+    """
+    _check_inside(path, folder)
+    return io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="")
 
 
 def read_json(path: str | Path, folder: str | Path | None = None) -> Any:
@@ -102,6 +116,11 @@ def link_outwards(folder: str | Path, top: Collection[str] | None = None, closed
     """
     inside = os.path.realpath(folder)
     return next((path for path in _links(inside, top, closed) if not _is_inside(path, inside)), None)
+
+
+def _check_inside(path: str | Path, folder: str | Path | None) -> None:
+    if folder is not None and not _is_inside(path, os.path.realpath(folder)):
+        raise ValueError(f"{path} is a link that leads out of {folder}")
 
 
 def _is_inside(path: str | Path, folder: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.rules import nearest
-from consistency_models.errors import ConfigError, Exit
+from consistency_models.errors import ConfigError, Exit, pasteable
 from consistency_models.storage.small_files import open_regular
 
 __all__ = ["has_checkpoint", "wrong_checkpoint", "wrong_path"]
@@ -49,7 +49,7 @@ def wrong_path(key: str, path: str, what: str) -> list[ConfigError]:
     except OSError:
         close = None
     meant = existing / close / where.relative_to(existing / first) if close else None
-    fix = f"did you mean {key}={meant}?" if meant else ""
+    fix = f"did you mean {pasteable(key, meant)}?" if meant else ""
     reason = f"{existing or '.'} has no {first or path}"
     return [problem(key, path, f"{what} that exists", fix, reason=reason)]
 

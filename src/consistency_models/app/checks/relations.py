@@ -16,7 +16,7 @@ from typing import Any
 from consistency_models.app.checks.files import has_checkpoint, wrong_checkpoint, wrong_path
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.targets import fact
-from consistency_models.errors import ConfigError, Exit
+from consistency_models.errors import ConfigError, Exit, pasteable
 from consistency_models.values import show
 
 __all__ = ["EVAL", "TRAIN", "Choices", "needs_teacher"]
@@ -289,7 +289,8 @@ def trainer(config: Config, choices: Choices) -> Problems:
         yield problem(f"trainer.{key}", trainer[key], "1 with trainer.strategy=auto", "add trainer=ddp to use more")
     if trainer["accelerator"] == "mps" and count not in (1, "auto"):
         yield problem("trainer.devices", devices, "1 with trainer.accelerator=mps")
-    parts = trainer["accumulate_grad_batches"] * trainer["num_nodes"] * (count if count != "auto" else 1)
+    micro_batches = trainer["accumulate_grad_batches"]
+    parts = trainer["num_nodes"] * (micro_batches if micro_batches != "auto" else 1) * (count if count != "auto" else 1)
     if batch % parts:
         reason = "devices x nodes x trainer.accumulate_grad_batches micro-batches share a batch evenly"
         fix = f"did you mean data.batch_size={max(round(batch / parts), 1) * parts}?"
@@ -351,7 +352,7 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
         fix = "choose another by paths.runs or hydra.run.dir"
         yield problem("run folder", folder, "a folder that can be made", fix, Exit.STORAGE, reason=reason)
     if has_checkpoint(folder) and not goes_on:
-        fix = f"go on with it by ckpt_path={folder}, or choose another folder"
+        fix = f"go on with it by {pasteable('ckpt_path', folder)}, or choose another folder"
         reason = "its checkpoints would be overwritten"
         yield problem("run folder", folder, "a folder without checkpoints", fix, reason=reason)
 

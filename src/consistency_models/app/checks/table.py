@@ -45,9 +45,12 @@ Target = Annotated[
 ]
 Object = Annotated[dict[str, Any], Predicate(lambda node: "_target_" in node), doc("an object with its _target_")]
 Reserved = Annotated[Any, Predicate(lambda value: False), doc("not given: the trainer of every run has its own")]
-Precision = Literal[
-    *("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine"),
-    *("transformer-engine-float16", "32", "16", "bf16", "64", 32, 16, 64),
+Precision = Annotated[
+    Literal["32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16],
+    doc(
+        "32-true, 16-mixed or bf16-mixed: weights, averages and levels are float32, since a step changes a weight by "
+        "less than half precision can hold, and images and noise are drawn in float32"
+    ),
 ]
 Device = (
     Literal["auto", "cpu", "cuda", "mps"]
@@ -142,7 +145,7 @@ TRAIN: dict[str, Any] = PATHS | {
     "trainer.precision": Precision,
     "trainer.max_steps": Size,
     "trainer.max_images": Size | None,
-    "trainer.accumulate_grad_batches": Size,
+    "trainer.accumulate_grad_batches": Literal["auto"] | Size,
     "trainer.gradient_clip_val": Positive | None,
     "trainer.deterministic": bool | Literal["warn"] | None,
     "logger.csv": bool,

@@ -6,6 +6,7 @@ another size. Blocks are what processes share, so neither their number nor `batc
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -156,7 +157,9 @@ class Producer:
         try:
             yield from ((future, future.result()) for future in as_completed(futures))
         except BrokenProcessPool as error:
-            raise RuntimeError(f"one of {len(self.devices)} processes was ended; was there enough memory?") from error
+            reason = "the system has ended one of the processes, perhaps for want of memory"
+            fewer = "a number of processes that the memory suffices for"
+            raise ConfigError("devices", len(self.devices), fewer, reason=reason) from error
 
 
 def make(
@@ -175,6 +178,7 @@ _generator: Generator | None = None
 def _begin(run: str, weights: str, devices: Any, threads: int, barrier: Any) -> None:
     """What a further process does first; all are ready together, so that their start is in no timing."""
     global _generator
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     torch.set_num_threads(threads)
     _generator = load(run, weights, devices.get())
     barrier.wait()

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Le
+from hydra.core.hydra_config import HydraConfig
 
 from consistency_models.app.commands import command
 from consistency_models.app.folder import write_atomically
 from consistency_models.app.tasks.evaluate import evaluation_of, sample_sets
 from consistency_models.app.tasks.sample_workers import Producer, progress_bar, results_folder, samplers_of, sets_of
-from consistency_models.errors import ConfigError
+from consistency_models.errors import ConfigError, pasteable
 from consistency_models.evaluation import combined
 from consistency_models.evaluation.plots import save_search
 from consistency_models.noise.schedules import karras_grid
@@ -110,7 +113,13 @@ def run(
     save_search(folder / "search.png", trace, name)
     written = ",".join(f"{sigma:.6g}" for sigma in sigmas)
     print(f"{name}: {next(t['value'] for t in reversed(trace) if t['best']):.4g} with {len(trace)} trials, in {folder}")
-    print(f"use them  {command('eval')} run={config['run']} sigmas=[{written}]")
+    print(f"use them  {command('eval')} {pasteable('run', config['run'])} sigmas=[{written}]{_typed_ways()}")
+
+
+def _typed_ways() -> str:
+    """What was typed of the sampler and the weights: the levels were found with them."""
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return "".join(f" {shlex.quote(line)}" for line in typed if re.match(r"\+*(sampler|weights)[.=]", line))
 
 
 def _chosen(scores: list[Any], metric: str | None) -> Any:

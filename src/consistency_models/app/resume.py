@@ -1,0 +1,142 @@
+"""Going on from a checkpoint: which file, whether this training can, and what is different from then on."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from consistency_models.app.folder import RunFolder
+from consistency_models.callbacks.images_seen import ImagesSeen
+from consistency_models.errors import ConfigError, naming, pasteable
+from consistency_models.evaluation.runs import NO_PART_OF_THE_RESULT, leaves
+from consistency_models.methods.base import Method
+from consistency_models.storage.checkpoints import CheckpointError, digest_of, newest_good, read
+from consistency_models.storage.moved_names import current_config
+
+log = logging.getLogger(__name__)
+
+__all__ = ["Origin", "checkpoint_of", "origin_of"]
+
+
+class Origin(NamedTuple):
+    """What a checkpoint says of the training that wrote it.
+
+    Attributes:
+        path: the file.
+        step: optimiser steps.
+        images: images seen.
+        config: the configuration, with the present names.
+        processes: how many trained; None where the checkpoint does not say.
+        shapes: tensor -> shape, of the model and of the method's own networks.
+        has_target: whether the target network is a copy.
+        is_training: whether there is an optimiser's state; an export has none.
+    """
+
+    path: Path
+    step: int
+    images: int
+    config: dict[str, Any]
+    processes: int | None
+    shapes: dict[str, tuple[int, ...]]
+    has_target: bool
+    is_training: bool
+
+    def images_seen(self, config: dict[str, Any]) -> ImagesSeen:
+        """The count that goes on from here."""
+        return ImagesSeen(config["data"]["batch_size"], self.step, self.images)
+
+    def check(self, method: Method, run: RunFolder) -> None:
+        """Make sure that training can go on from here.
+
+        Raises:
+            ConfigError: another network, an export, a target network on one side only, or no step left.
+        """
+        own = {n: v for n, v in method.state_dict().items() if not n.startswith(("model.", "target_copy."))}
+        here = {name: tuple(value.shape) for name, value in {**method.model.state_dict(), **own}.items()}
+        differing = sorted(name for name in self.shapes | here if self.shapes.get(name) != here.get(name))
+        if differing:
+            name = differing[0]
+            raise ConfigError(
+                "ckpt_path",
+                self.path,
+                "a checkpoint of the same network",
+                "use the network and data settings of that run (its config.yaml)",
+                reason=f"{len(differing)} tensors differ, first {name}: "
+                f"{self.shapes.get(name, 'missing')} in the file, {here.get(name, 'missing')} here",
+            )
+        start = f"or start a new training from its weights: init=run {pasteable('init.path', self.path)}"
+        if not self.is_training:
+            raise ConfigError(
+                "ckpt_path", self.path, "a checkpoint of a training", start, reason="this one is an export"
+            )
+        if self.has_target != (method.target_ema is not None):
+            reason = f"that run has {'one' if self.has_target else 'none'}"
+            allowed = "a checkpoint of a run with the same model.target_ema"
+            raise ConfigError("ckpt_path", self.path, allowed, start, reason=reason)
+        is_own_run = self.path.resolve().parent.parent == run.path.resolve()
+        if self.step >= method.total_steps and not is_own_run:  # one's own is only to be closed
+            reason = f"this one is of step {self.step}, and training ends at {method.total_steps}"
+            fix = f"set trainer.max_steps; {start}"
+            raise ConfigError("ckpt_path", self.path, "a checkpoint with steps left", fix, reason=reason)
+
+    def tell_changes(self, config: dict[str, Any], processes: int) -> None:
+        """Log the keys whose values are others than in the training that wrote the checkpoint."""
+        then, now = dict(leaves(self.config)), dict(leaves(config))
+        changes = [
+            f"{key} {then[key]} -> {now[key]}"
+            for key in now
+            if key in then and then[key] != now[key] and not NO_PART_OF_THE_RESULT.fullmatch(key)
+        ]
+        if self.processes not in (None, processes):
+            changes.append(f"processes {self.processes} -> {processes}")
+        if changes:
+            log.warning("changed against the run that goes on: %s", "; ".join(changes))
+        if then.get("optimizer._target_") != now["optimizer._target_"]:
+            log.warning("the state of another optimiser cannot be taken over: the optimiser starts anew")
+
+
+def checkpoint_of(config: dict[str, Any]) -> Path | None:
+    """The checkpoint to start from, or None; the newest good one of a folder if its last is damaged or missing.
+
+    Raises:
+        CheckpointError: there is no good checkpoint, or a file that is named is damaged.
+    """
+    if config["ckpt_path"] is None:
+        return None
+    path = Path(config["ckpt_path"]).expanduser()
+    wanted = path if path.is_file() else path / "checkpoints" / "last.ckpt"
+    try:
+        digest_of(wanted)
+        return wanted
+    except CheckpointError as error:
+        good = newest_good(wanted.parent)
+        if good is None or path.is_file():  # a file that was asked for by name is not replaced by another
+            other = f"the newest good one there is {good}" if good else "no other good checkpoint lies there"
+            raise CheckpointError(error.expected, f"{error.found}; {other}", wanted) from error
+        log.warning("%s; going on from %s, the newest good one", error, good)
+        return good
+
+
+def origin_of(path: Path) -> Origin:
+    """What the checkpoint says of its training.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds something else.
+    """
+    content = read(path)
+    with naming(path, "a checkpoint of a training"):
+        config, step = current_config(content["config"]), int(content["step"])
+        batch_size = config.get("data", {}).get("batch_size", 0) if isinstance(config, dict) else 0
+        return Origin(
+            path=path,
+            step=step,
+            images=int(content.get("images_seen", step * batch_size)),
+            config=config if isinstance(config, dict) else {},
+            processes=(content["trainer"] or {}).get("processes"),
+            shapes={
+                name: tuple(value.shape) for name, value in {**content["model"], **content.get("method", {})}.items()
+            },
+            has_target=content["target"] is not None,
+            is_training=bool(content["trainer"]),
+        )

@@ -1,0 +1,5 @@
+"""The version of the project; pyproject.toml reads the number here."""
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"

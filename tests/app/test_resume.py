@@ -1,0 +1,84 @@
+"""What is said, and what is counted, when a run goes on with other settings."""
+
+import csv
+import json
+
+import pytest
+from jobs import TINY, run
+
+from consistency_models.callbacks.images_seen import ImagesSeen
+from consistency_models.errors import Exit
+from consistency_models.storage.checkpoints import read, write
+
+RUN = (*TINY, "data=mixture", "data.batch_size=16", "trainer.max_steps=4")
+
+
+def test_images_are_counted_over_a_change_of_the_batch_size(tmp_path):
+    assert run(tmp_path, *RUN, "trainer.max_steps=2") == Exit.DONE
+    assert run(tmp_path, *RUN, "data.batch_size=32", f"ckpt_path={tmp_path}") == Exit.DONE
+    assert json.loads((tmp_path / "summary.json").read_text())["images_seen"] == 2 * 16 + 2 * 32
+    assert read(tmp_path / "checkpoints/last.ckpt")["images_seen"] == 2 * 16 + 2 * 32
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        assert [float(row["train/images_seen"]) for row in csv.DictReader(file)] == [16, 32, 64, 96]
+    more = ("trainer.max_steps=100", "trainer.max_images=150", f"ckpt_path={tmp_path}")
+    assert run(tmp_path, *RUN, *more) == Exit.DONE
+    assert json.loads((tmp_path / "summary.json").read_text())["step"] == 4 + 4  # 96 + 4 x 16 >= 150
+    seen = ImagesSeen(16, step=4, images=96)
+    assert [seen(4), seen(6), seen.steps_until(90), seen.steps_until(97)] == [96, 128, 4, 5]
+
+
+@pytest.mark.parametrize("batch_size", [16, 8])
+def test_a_checkpoint_without_a_count_has_its_own_batch_size(batch_size, tmp_path):
+    assert run(tmp_path, *RUN, "trainer.max_steps=2") == Exit.DONE
+    content = read(tmp_path / "checkpoints/last.ckpt")
+    del content["images_seen"], content["trainer"]["processes"]
+    write(content, tmp_path / "checkpoints/last.ckpt")
+    assert run(tmp_path, *RUN, f"data.batch_size={batch_size}", f"ckpt_path={tmp_path}") == Exit.DONE
+    assert json.loads((tmp_path / "summary.json").read_text())["images_seen"] == 2 * 16 + 2 * batch_size
+
+
+def test_what_changed_is_listed(tmp_path, caplog):
+    assert run(tmp_path, *RUN, "trainer.max_steps=2") == Exit.DONE
+    content = read(tmp_path / "checkpoints/last.ckpt")
+    content["trainer"]["processes"] = 2
+    write(content, tmp_path / "checkpoints/last.ckpt")
+    changes = ("data.batch_size=8", "seed=5", "optimizer.lr=0.5", "ema.decays=[0.9]", "trainer.precision=bf16-mixed")
+    assert run(tmp_path, *RUN, *changes, "callbacks.metrics.every_n_steps=2", f"ckpt_path={tmp_path}") == Exit.DONE
+    (line,) = [record.getMessage() for record in caplog.records if "changed against" in record.getMessage()]
+    for part in ("data.batch_size 16 -> 8", "seed 0 -> 5", "-> 0.5", "ema.decays [0.995] -> [0.9]", "processes 2 -> 1"):
+        assert part in line
+    assert "trainer.precision 32-true -> bf16-mixed" in line
+    assert "callbacks" not in line
+    assert "ckpt_path" not in line
+
+
+def test_nothing_is_listed_where_nothing_changed(tmp_path, caplog):
+    assert run(tmp_path, *RUN, "callbacks.checkpoint.every_n_steps=2") == Exit.DONE
+    (tmp_path / "checkpoints/last.ckpt").unlink()
+    assert run(tmp_path, *RUN, f"ckpt_path={tmp_path}") == Exit.DONE  # goes on from previous.ckpt
+    assert "the newest good one" in caplog.text
+    assert "changed against" not in caplog.text
+
+
+@pytest.mark.parametrize("optimizer", ["optimizer=adam", "optimizer=adamw"])
+def test_another_optimiser_starts_anew(optimizer, tmp_path, caplog):
+    sgd = ("optimizer._target_=torch.optim.SGD", "~optimizer.betas", "~optimizer.eps")
+    assert run(tmp_path, *RUN, *sgd, "trainer.max_steps=2") == Exit.DONE
+    assert run(tmp_path, *RUN, optimizer, f"ckpt_path={tmp_path}") == Exit.DONE
+    assert "the optimiser starts anew" in caplog.text
+    assert "optimizer._target_ torch.optim.SGD -> " in caplog.text
+    state = read(tmp_path / "checkpoints/last.ckpt")["optimizer"]["state"]
+    assert {int(each["step"]) for each in state.values()} == {2}
+
+
+def test_a_checkpoint_of_another_form_is_one_line(tmp_path, capsys):
+    assert run(tmp_path / "a", *RUN) == Exit.DONE
+    good = read(tmp_path / "a/checkpoints/last.ckpt")
+    changes = [{"model": 5}, {"trainer": [1]}, {"config": "text"}, {"ema": {"0.995": {}}}, {"optimizer": {"state": 3}}]
+    for i, change in enumerate(changes):
+        write({**good, **change}, tmp_path / f"{i}.ckpt")
+        capsys.readouterr()
+        code = run(tmp_path / str(i), *RUN, "trainer.max_steps=6", f"ckpt_path={tmp_path / f'{i}.ckpt'}")
+        errors = capsys.readouterr().err.splitlines()
+        assert (code, len(errors)) in [(Exit.NO_GOOD_CHECKPOINT, 1), (Exit.DONE, 0)], (change, errors)
+        assert code == Exit.DONE or errors[0].startswith("error: "), change

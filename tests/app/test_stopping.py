@@ -1,0 +1,77 @@
+"""Ctrl-C and SIGTERM at any moment of a command: no traceback, and a state in the folder."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from jobs import ROOT, run
+
+from consistency_models.app import main as module
+from consistency_models.app import run as run_module
+from consistency_models.app.folder import RunFolder
+from consistency_models.app.main import main
+from consistency_models.app.multirun import Multirun
+from consistency_models.callbacks.stopping import StoppedBySignal
+from consistency_models.errors import Exit
+
+TINY = ("data=mixture", "trainer=cpu", "logger=csv", "trainer.max_steps=2")
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PROJECT_ROOT", str(ROOT))
+    monkeypatch.setattr(Multirun, "run_folder", None)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *TINY, *arguments])
+        try:
+            return main("train", ROOT)
+        except SystemExit as end:
+            return end.code
+
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_before_there_is_a_folder(command, number, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("consistency_models.app.checks.check_command", lambda *_: signal.raise_signal(number))
+    assert command() == Exit.STOPPED
+    assert capsys.readouterr().err == f"stopped by {signal.Signals(number).name} outside training\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["_train_and_test", "_job"])
+def test_once_there_is_a_folder(command, where, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(module, "_train_and_test", lambda config: signal.raise_signal(signal.SIGINT))
+    assert command(f"hydra.run.dir={tmp_path}/run") == Exit.STOPPED
+    assert "Traceback" not in capsys.readouterr().err
+    assert RunFolder(tmp_path / "run").state == "STOPPED"
+    assert (tmp_path / "run/STOPPED").read_text() == "stopped by SIGINT outside training\n"
+
+
+@pytest.mark.parametrize("error", [StoppedBySignal("after step 1", "SIGTERM"), KeyboardInterrupt()])
+def test_running_does_not_stay(error, monkeypatch, tmp_path):
+    def stop(config, folder):
+        raise error
+
+    monkeypatch.setattr(run_module, "_train", stop)
+    assert run(tmp_path, *TINY) == Exit.STOPPED
+    assert [path.name for path in tmp_path.iterdir() if path.name.isupper()] == ["STOPPED"]
+
+
+@pytest.mark.slow  # twelve commands
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_at_any_time_from_the_command_on(number, tmp_path):
+    for i in range(6):
+        folder = tmp_path / f"{i}"
+        line = [sys.executable, str(ROOT / "train.py"), *TINY, "trainer.max_steps=100000", f"hydra.run.dir={folder}"]
+        process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tmp_path)
+        time.sleep(1.0 + 1.5 * i)
+        process.send_signal(number)
+        error = process.communicate(timeout=100)[1]
+        assert process.returncode == Exit.STOPPED, error
+        assert "Traceback" not in error
+        assert not folder.exists() or RunFolder(folder).state == "STOPPED"

@@ -1,0 +1,156 @@
+"""`trainer.accumulate_grad_batches=auto`: micro-batches that fit, the same numbers, and a trial without traces."""
+
+import pytest
+import torch
+from jobs import GRADIENT_STEP, TINY, config_of, run
+
+from consistency_models.app.folder import RunFolder
+from consistency_models.callbacks import micro_batches
+from consistency_models.callbacks.memory import PeakMemory, available_bytes, peak_of
+from consistency_models.errors import Exit
+from consistency_models.storage.checkpoints import read
+
+STEP = (*TINY, "data=digits", "data.batch_size=16", "network.model_channels=8", *GRADIENT_STEP)
+COUNT = "trainer.accumulate_grad_batches"
+
+
+def chosen(folder):
+    return read(folder / "checkpoints/last.ckpt")["trainer"]["callbacks"]["MicroBatches"]["count"]
+
+
+def weights(folder):
+    return read(folder / "checkpoints/last.ckpt")["model"]
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """`memory(n)`: so many bytes are free, and no bound says that a step fits."""
+
+    def give(free):
+        monkeypatch.setattr(micro_batches, "available_bytes", lambda device: free)
+        monkeypatch.setattr(micro_batches, "FEW", 0)
+
+    return give
+
+
+def test_a_small_training_pays_no_trial(tmp_path, monkeypatch):
+    monkeypatch.setattr(micro_batches.MicroBatches, "_pass", None)
+    assert config_of(tmp_path, *STEP)["trainer"]["accumulate_grad_batches"] == "auto"
+    assert run(tmp_path, *STEP) == Exit.DONE
+    assert chosen(tmp_path) == 1
+
+
+def test_auto_trains_the_same_numbers_as_one(tmp_path, memory, caplog):
+    assert run(tmp_path / "one", *STEP, f"{COUNT}=1") == Exit.DONE
+    memory(1_500_000)
+    with caplog.at_level("INFO"):
+        assert run(tmp_path / "auto", *STEP) == Exit.DONE
+    count = chosen(tmp_path / "auto")
+    assert count in (2, 4, 8)
+    assert f"micro-batches of a step: {count} of {16 // count} images each" in caplog.text
+    found = weights(tmp_path / "auto")
+    for name, value in weights(tmp_path / "one").items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_the_trial_changes_nothing(tmp_path, memory):
+    """With all the memory there is the trial ends at 1, and training is bit-identical to one without a trial."""
+    steps = (*TINY, "data=digits", "data.batch_size=16", "network.model_channels=8", "network.dropout=0.3")
+    steps += ("trainer.max_steps=3", "model=ct")
+    assert run(tmp_path / "without", *steps, f"{COUNT}=1") == Exit.DONE
+    memory(2**40)
+    assert run(tmp_path / "with", *steps) == Exit.DONE
+    without, tried = (read(tmp_path / name / "checkpoints/last.ckpt") for name in ("without", "with"))
+    assert tried["trainer"]["callbacks"]["MicroBatches"]["count"] == 1
+    for part in ("model", "target"):
+        assert all(torch.equal(tried[part][name], value) for name, value in without[part].items())
+    for decay, average in without["ema"].items():
+        assert all(torch.equal(tried["ema"][decay][name], value) for name, value in average.items())
+    for states in zip(*(content["optimizer"]["state"].values() for content in (without, tried))):
+        assert all(torch.equal(states[1][name], value) for name, value in states[0].items())
+
+
+def test_a_run_that_goes_on_keeps_its_number(tmp_path, memory):
+    steps = [argument for argument in STEP if not argument.startswith("trainer.max_steps")]
+    memory(1_500_000)
+    assert run(tmp_path, *steps, "trainer.max_steps=1") == Exit.DONE
+    count = chosen(tmp_path)
+    memory(2**40)
+    assert run(tmp_path, *steps, "trainer.max_steps=2", f"ckpt_path={tmp_path}") == Exit.DONE
+    assert chosen(tmp_path) == count > 1
+
+
+def test_what_does_not_fit_at_all_is_refused(tmp_path, memory, capsys):
+    memory(1000)
+    assert run(tmp_path, *STEP) == Exit.BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: data.batch_size=16 is not allowed: 1 images at a time need more memory than")
+    assert RunFolder(tmp_path).state == "FAILED"
+
+
+def test_a_training_of_weeks_is_told_with_the_first_lines(tmp_path, memory, caplog):
+    memory(2**40)
+    config = config_of(tmp_path, *STEP, "trainer.max_steps=1000000000")
+    config["callbacks"]["at"] = {"_target_": f"{__name__}.Stop"}
+    from consistency_models.app.run import run_job
+
+    RunFolder(tmp_path).write_config(config, [*STEP, "trainer.max_steps=1000000000", "name='a b'"])
+    assert run_job(config, tmp_path)[0] == Exit.UNEXPECTED
+    assert "this training takes about " in caplog.text
+    assert "years on this device (cpu): 1000000000 steps of 16 images" in caplog.text
+    assert "data.batch_size=16" in caplog.text
+    assert "trainer.max_images=" in caplog.text
+    assert "python train.py model=ict data=digits" in caplog.text
+
+
+class Stop(torch.nn.Module):
+    """A callback is made of a `_target_`: this one cannot be made, long before the second step."""
+
+    def __new__(cls):
+        from lightning import Callback
+
+        class AfterOneStep(Callback):
+            def on_train_batch_end(self, *_):
+                raise RuntimeError("enough")
+
+        return AfterOneStep()
+
+
+def test_peak_memory_counts_what_is_alive_at_the_same_time():
+    with PeakMemory() as memory:
+        first = torch.zeros(1000)
+        second = first + 1
+        del first
+        third = second * 2
+        del second, third
+    assert max(memory.trace) == 2 * 4000
+    weight = torch.zeros(100, 100, requires_grad=True)
+    with PeakMemory() as memory:
+        (weight * 2).square().sum().backward()
+    assert max(memory.trace) >= 2 * 40_000  # the product, and its square or a gradient
+
+
+def test_the_peak_of_many_images_is_extrapolated_operation_by_operation():
+    def trace(n):
+        weight = torch.zeros(64, 1000, requires_grad=True)
+        with PeakMemory() as memory:
+            (torch.ones(n, 64) @ weight).square().square().sum().backward()
+        return memory.trace
+
+    assert peak_of(3000, trace(1), trace(2)) == max(trace(3000))
+    assert max(trace(2)) == pytest.approx(max(trace(1)), rel=0.1)  # of few images the weights' gradient is the peak
+    assert peak_of(10, [5, 6], [5, 6, 8]) == 40
+
+
+def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
+    cpu = torch.device("cpu")
+    from consistency_models.callbacks import memory
+
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    free = available_bytes(cpu)
+    assert free > 2**27
+    for name, text in {"max": f"{2**27}\n", "current": f"{2**26}\n", "stat": "anon 1\ninactive_file 1024\n"}.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert available_bytes(cpu) == 2**26 + 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_bytes(cpu) > 2**27
