@@ -115,8 +115,10 @@ def _of_value(key: str, value: Any, kind: Any) -> list[ConfigError]:
         return [problem(key, value, describe(kind), f"add {key}=…", reason="it must be given")]
     if accepts(kind, value):
         return []
+    reason = "it must be given" if value is None else ""
     close = (meant_target if key.endswith("_target_") else partial(meant, kind))(value)
-    return [problem(key, value, describe(kind), "" if close is None else f"did you mean {key}={show(close)}?")]
+    fix = "" if close is None else f"did you mean {key}={show(close)}?"
+    return [problem(key, value, describe(kind), fix, reason=reason)]
 
 
 def _of_argument(
