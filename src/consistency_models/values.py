@@ -163,8 +163,8 @@ def _is_valid(adapter: TypeAdapter[Any], value: Any) -> bool:
 
 
 def _tuples(value: Any) -> Any:
-    """The value with tuples for lists: YAML has no tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    """The value with tuples for lists of any kind: YAML has no tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else value
 
 
 def parts(kind: Any) -> tuple[Any, list[Any]]:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -210,10 +208,10 @@ class Mixture:
         ValueError: dimension, components or sample_size below 1.
     """
 
-    dimension: Annotated[int, Ge(2)] = 2
+    dimension: Size = 2
     components: Size = 8
     seed: Count = 0
-    sample_size: Annotated[int, Ge(2)] = 10_000
+    sample_size: Size = 10_000
     name: Text = "mixture"
     has_closed_form = True
     n = None  # training never sees a point twice

@@ -130,6 +130,7 @@ TRAIN: dict[str, Any] = PATHS | {
     "data.clamp": bool,
     "data.evaluation_images": Images,
     "data.source.download": bool,
+    "data.source.dimension": Annotated[int, Ge(2)],  # of a mixture: pictures show two coordinates
     "augment.flip": bool,
     "evaluation.steps": StepCounts,
     "evaluation.n": Images,
