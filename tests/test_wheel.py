@@ -109,5 +109,6 @@ def test_an_editable_install_has_configurations_and_plugins_of_the_repository(tm
     hydra = ("--cfg", "hydra", "--package", "hydra.launcher", "hydra/launcher=processes", "sweeps=ict_distance")
     for command in (("consistency-train",), ("python", ROOT / "train.py")):
         assert "_target_: hydra_plugins.consistency_models.processes.Processes" in editable.run(*command, *hydra)
+    assert not list(tmp_path.glob("venv/**/conf/train.yaml")), "a copy, which would not follow the repository"
     where = "import consistency_models; print(consistency_models.__file__)"
     assert Path(editable.run("python", "-c", where).strip()).is_relative_to(ROOT)

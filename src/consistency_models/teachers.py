@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import MinLen
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from consistency_models import pretrained
 from consistency_models.data.mixture import Mixture
+from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError
+from consistency_models.sampling.samplers import Consistency
 from consistency_models.storage.loading import instantiate, load
 from consistency_models.values import Distinct, Text, Weights, checked
 
@@ -33,31 +34,43 @@ log = logging.getLogger(__name__)
 
 
 def build_teacher(config: dict[str, Any]) -> nn.Module | None:
-    """The teacher, guided if it shall be.
+    """The teacher, guided if it shall be: by itself without classes, or by the weaker model of the run `teacher.weak`.
 
     Raises:
         ConfigError: it was made for other images or classes than the student, or cannot be guided.
     """
-    data, guidance = config["data"], config["teacher"].get("guidance", 1.0)
+    data, guidance = DataSpec.of(config["data"]), config["teacher"].get("guidance", 1.0)
+    weak = config["teacher"].get("weak")
     if not config["teacher"]["_target_"]:
         return None
-    teacher = instantiate({key: value for key, value in config["teacher"].items() if key != "guidance"})
-    network = getattr(teacher, "network", None)  # a closed form has none, and is of the data by construction
-    if network is not None:
-        for key, value in (("image_size", network.image_size), ("channels", network.channels)):
-            if value != data[key]:
-                allowed, reason = f"a model of images of data.{key}={data[key]}", f"this one was made for {value}"
-                raise ConfigError("teacher.path", config["teacher"]["path"], allowed, reason=reason)
-        if network.num_classes != data["network_classes"]:
-            allowed = f"a model of {data['network_classes']} classes, as the student"
-            reason = f"this one has {network.num_classes}, where 0 is unconditional"
-            raise ConfigError("teacher.path", config["teacher"]["path"], allowed, "see data.conditional", reason=reason)
+    teacher = instantiate({key: value for key, value in config["teacher"].items() if key not in ("guidance", "weak")})
+    _check_fits(teacher, "teacher.path", config["teacher"]["path"], data)
     if guidance == 1:
         return teacher
-    if not data["network_classes"] or (network is not None and not _hides_labels(network)):
+    if weak is not None:
+        weaker = run_teacher(weak)
+        _check_fits(weaker, "teacher.weak", weak, data)
+        return Guided(teacher, guidance, weaker)
+    network = getattr(teacher, "network", None)
+    if not data.num_classes or (network is not None and not _hides_labels(network)):
         reason = "the teacher is unconditional, or was not trained with network.label_dropout"
-        raise ConfigError("teacher.guidance", guidance, "1.0", reason=reason)
+        raise ConfigError("teacher.guidance", guidance, "1.0, or any with teacher.weak=FOLDER", reason=reason)
     return Guided(teacher, guidance)
+
+
+def _check_fits(teacher: nn.Module, key: str, path: str, data: DataSpec) -> None:
+    network = getattr(teacher, "network", None)
+    if network is None:  # a closed form is of the data by construction
+        return
+    for name in ("image_size", "channels"):
+        value, own = getattr(network, name), getattr(data, name)
+        if value != own:
+            allowed, reason = f"a model of images of data.{name}={own}", f"this one was made for {value}"
+            raise ConfigError(key, path, allowed, reason=reason)
+    if network.num_classes != data.num_classes:
+        allowed = f"a model of {data.num_classes} classes, as the student"
+        reason = f"this one has {network.num_classes}, where 0 is unconditional"
+        raise ConfigError(key, path, allowed, "see data.conditional", reason=reason)
 
 
 @checked
@@ -65,11 +78,6 @@ def run_teacher(path: Text, weights: Weights | None = None) -> nn.Module:
     """The model of another run, with its averaged weights."""
     generator = load(path, weights)
     generator.model.is_consistency_model = ".Consistency" in generator.config["sampler"]["_target_"]
-    if generator.model.is_consistency_model:
-        rank_zero_warn(
-            f"teacher.path={path} is a consistency model: it gives the end of a trajectory, not the mean of the images "
-            "behind x_t that a method asks its teacher for; a run of model=teacher gives that"
-        )
     generator.model.origin = generator.origin
     return generator.model
 
@@ -83,6 +91,7 @@ def official_teacher(path: Text, kinds: Annotated[Sequence[Text], MinLen(1), Dis
             "teacher.path", path, f"a file of kind {', '.join(kinds)}", reason=f"this one is {loaded.kind}"
         )
     loaded.model.origin = {"path": str(path), "digest": loaded.digest}
+    loaded.model.is_consistency_model = loaded.recipe["sampler"].func == Consistency.for_steps
     return loaded.model
 
 
@@ -91,18 +100,22 @@ def _hides_labels(network: nn.Module) -> bool:
 
 
 class Guided(nn.Module):
-    """D(x, σ) + w·(D(x, σ, class) - D(x, σ)): classifier-free guidance (Ho & Salimans, arXiv 2207.12598, Eq. 6).
+    """W(x, σ) + w·(D(x, σ, class) - W(x, σ)): guidance of D by a weaker model W.
+
+    W is D without the class (classifier-free guidance: Ho & Salimans, arXiv 2207.12598, Eq. 6), or another model with
+    the class, less trained or smaller (autoguidance: Karras et al., arXiv 2406.02507, Eq. 3).
 
     Args:
-        model: class-conditional denoiser that was trained with some classes hidden.
-        guidance: w; 1 is the model itself, 0 ignores the class. (1 + w in the paper.)
+        model: D; without `weak` a class-conditional denoiser that was trained with some classes hidden.
+        guidance: w; 1 is the model itself, 0 is W. (1 + w in the first paper.)
+        weak: W of autoguidance, or None.
     """
 
-    calls = 2  # of the model, for each of this one
+    calls = 2  # of a model, for each of this one
 
-    def __init__(self, model: nn.Module, guidance: float) -> None:
+    def __init__(self, model: nn.Module, guidance: float, weak: nn.Module | None = None) -> None:
         super().__init__()
-        self.model, self.guidance, self.origin = model, guidance, model.origin
+        self.model, self.guidance, self.weak, self.origin = model, guidance, weak, model.origin
         self.is_consistency_model = getattr(model, "is_consistency_model", False)
 
     @property
@@ -112,8 +125,8 @@ class Guided(nn.Module):
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Denoised images, shape of x, for one-hot labels."""
-        unconditional = self.model(x, sigma, None)
-        return unconditional + self.guidance * (self.model(x, sigma, labels) - unconditional)
+        weak = self.model(x, sigma, None) if self.weak is None else self.weak(x, sigma, labels)
+        return weak + self.guidance * (self.model(x, sigma, labels) - weak)
 
 
 def exact_teacher(source: Mixture, path: None = None) -> nn.Module:
@@ -126,6 +139,8 @@ def exact_teacher(source: Mixture, path: None = None) -> nn.Module:
 
 class _Exact(nn.Module):
     """A module around the closed form, so that it moves and counts as any other teacher."""
+
+    is_consistency_model = False
 
     def __init__(self, source: Any) -> None:
         super().__init__()
@@ -159,10 +174,15 @@ def weights_of_pretrained(model: nn.Module, path: Text | Path, teacher: nn.Modul
 
 
 def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
-    """Copy weights; those for augmentation labels are left out where the student has no such labels, as in ECT."""
+    """Copy weights; those for augmentation labels are left out where the student has no such labels, as in ECT.
+
+    The layers of a second time, which are zero at first, keep their weights where the source has one time.
+    """
     weights, wanted = source.network.state_dict(), model.network.state_dict()
     if "map_augment.weight" not in wanted:
         weights.pop("map_augment.weight", None)
+    if not getattr(source.network, "two_times", False):
+        weights |= {name: tensor for name, tensor in wanted.items() if name.partition(".")[0].endswith("_end")}
     for tensor in wanted | weights:
         found, here = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
         if found != here:

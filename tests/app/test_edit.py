@@ -1,5 +1,6 @@
 """eval.py's editing tasks: every one with its defaults, on files and on the data set, and what they refuse."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -142,7 +143,11 @@ def test_the_ends_of_a_row_are_samples(grey):
 WRONG = [  # what is on the command line, the file that it names, part of the error
     ("task.image={file} task.label=1", b"not an image", "task.image={file} is not allowed: this file cannot be used: "),
     ("task.image={file} task.label=1", "cut off", "task.image={file} is not allowed: this file cannot be used: "),
-    ("task.image={file} task.label=1", "16 bits", "8 bits a channel are allowed"),
+    (
+        "task.image={file} task.label=1",
+        "a pipe",
+        "task.image={file} is not allowed: this file cannot be used: is no",
+    ),
     (
         "task.image={folder} task.label=1",
         None,
@@ -150,6 +155,7 @@ WRONG = [  # what is on the command line, the file that it names, part of the er
     ),
     ("task.image={file}", "good", "have no labels. Allowed: a class from 0 to 9"),
     ("task.label=10", None, "task.label=10 is not allowed. Allowed: a class from 0 to 9, or null"),
+    ("task.label=three", None, "task.label=three is not allowed. Allowed: a class from 0 to 9, or null"),
     ("task.mask={file}", b"not an image", "task.mask={file} is not allowed: this file cannot be used: "),
     ("task.mask={file}", "good", "Allowed: an image of 8x8 pixels, "),
     ("task.mask={file}", "black", "black: nothing would be painted"),
@@ -175,8 +181,8 @@ def test_bad_input_is_told_before_the_model_runs(line, content, message, grey, t
     )
     file = tmp_path / "file.png"
     made = {"good": noise(9, 9), "black": np.zeros((8, 8)), "white": np.full((8, 8), 255), "cut off": noise(9, 9)}
-    if content == "16 bits":
-        Image.fromarray(np.full((9, 9), 4000, np.uint16)).save(file)
+    if content == "a pipe":
+        os.mkfifo(file)
     elif isinstance(content, bytes):
         file.write_bytes(content)
     elif content is not None:
@@ -218,7 +224,7 @@ REFUSED = [
     ("task=inpaint task.maks=x", "task.maks", "Did you mean task.mask=x?"),
     ("task=inpaint task.image=/nowhere.png", "task.image", "a path that exists"),
     ("task=inpaint task.mask=/nowhere.png", "task.mask", "a path that exists"),
-    ("task=inpaint task.label=three", "task.label", "a whole number from 0"),
+    ("task=inpaint task.label=[3]", "task.label", "the name of a class"),
     ("task=inpaint task.label=-1", "task.label", "a whole number from 0"),
     ("task=inpaint task.levels=1", "task.levels", "a whole number from 2"),
     ("task=inpaint task.levels=[]", "task.levels", "a list of descending levels"),

@@ -95,7 +95,7 @@ def test_no_half_written_archive_has_its_name(digits, tmp_path, monkeypatch):
     [
         (("seed=1",), "task.out="),
         (("weights=model",), "different here: weights"),
-        (("task.classes=[10]",), "classes from 0 to 9"),
+        (("task.classes=[10]",), "Allowed: a class from 0 to 9"),
         (("weights=0.5",), "weights=0.5 is not allowed: "),
     ],
 )

@@ -102,3 +102,23 @@ def test_comparison_needs_equal_sets_and_scatter_needs_a_plane(tmp_path):
     for clouds in ({}, {"data": torch.zeros(5, 1)}):
         with pytest.raises(ValueError, match="at least one cloud"):
             save_scatter(tmp_path / "a.png", clouds)
+
+
+def test_names_stand_above_a_row_where_they_change(tmp_path):
+    def height(names, columns=2):
+        save_grid(tmp_path / "grid.png", plain(RED, 4), columns=columns, scale=8, names=names)
+        return Image.open(tmp_path / "grid.png").height
+
+    without = height(None)
+    once, twice = height(["cat", "bär"] * 2), height(["cat", "dog", "cow", "a name that is longer than an image"])
+    assert without < once < twice
+    assert twice - once == once - without
+
+
+def test_names_are_cut_to_the_width_of_an_image(tmp_path):
+    for name, names in (("short", ["cat"]), ("long", ["x" * 500])):
+        save_comparison(tmp_path / f"{name}.png", {"one": plain(RED), "two": plain(BLUE)}, names=names)
+    short, long = (Image.open(tmp_path / f"{name}.png") for name in ("short", "long"))
+    assert short.size == long.size
+    columns = np.nonzero((np.asarray(long)[:, :, 0] != 255).any(0))[0]
+    assert columns.max() == where(tmp_path / "long.png", RED)[1].max()

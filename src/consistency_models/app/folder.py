@@ -105,10 +105,11 @@ class RunFolder:
         """The state, None for a folder that never ran."""
         return next((state for state in STATES if (self.path / state).exists()), None)
 
-    def write_config(self, config: dict[str, Any], overrides: list[str]) -> None:
-        """config.yaml (resolved) and overrides.yaml (what was typed)."""
+    def write_config(self, config: dict[str, Any], overrides: list[str] | None = None) -> None:
+        """config.yaml (resolved) and overrides.yaml (what was typed, None: leave the file as it is)."""
         write_atomically(self.path / "config.yaml", yaml.dump(config, Dumper=_WithoutAliases, sort_keys=False))
-        write_atomically(self.path / "overrides.yaml", yaml.safe_dump(overrides))
+        if overrides is not None:
+            write_atomically(self.path / "overrides.yaml", yaml.safe_dump(overrides))
 
     def read_config(self) -> dict[str, Any]:
         """The resolved configuration of this run."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from consistency_models.app.folder import RunFolder
 from consistency_models.callbacks.images_seen import ImagesSeen
+from consistency_models.data_spec import listed
 from consistency_models.errors import ConfigError, naming, pasteable
 from consistency_models.evaluation.runs import NO_PART_OF_THE_RESULT, leaves
 from consistency_models.methods.base import Method
@@ -79,6 +80,23 @@ class Origin(NamedTuple):
             reason = f"this one is of step {self.step}, and training ends at {method.total_steps}"
             fix = f"set trainer.max_steps; {start}"
             raise ConfigError("ckpt_path", self.path, "a checkpoint with steps left", fix, reason=reason)
+
+    def check_classes(self, data: dict[str, Any]) -> None:
+        """Make sure that the classes are those of the run, in its order.
+
+        Earlier versions recorded no names, and sorted names of digits as text.
+
+        Raises:
+            ConfigError: a class has another number here.
+        """
+        names, then = data.get("class_names"), self.config.get("data", {})
+        if not names or not then.get("network_classes"):
+            return
+        trained = then.get("class_names") or (sorted(names) if all(map(str.isdigit, names)) else names)
+        if trained != names:
+            start = f"or start a new training from its weights: init=run {pasteable('init.path', self.path)}"
+            reason = f"that run has {listed(trained)}; the data have {listed(names)}"
+            raise ConfigError("ckpt_path", self.path, "a checkpoint of the same classes", start, reason=reason)
 
     def tell_changes(self, config: dict[str, Any], processes: int) -> None:
         """Log the keys whose values are others than in the training that wrote the checkpoint."""

@@ -32,6 +32,7 @@ from consistency_models.callbacks.forecast import Forecast
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.callbacks.micro_batches import MicroBatches
 from consistency_models.callbacks.stopping import StoppedBySignal, stoppable
+from consistency_models.data_spec import listed
 from consistency_models.errors import ConfigError, DataError, Exit, pasteable
 from consistency_models.methods.base import Method
 from consistency_models.random import seed_of
@@ -117,6 +118,13 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     origin = origin_of(resume) if resume is not None else None
     images_seen = origin.images_seen(config) if origin is not None else ImagesSeen(config["data"]["batch_size"])
     data = build.build_data(config, may_fetch=True)
+    if names := getattr(data.source, "class_names", ()):
+        log.info("classes: %s", listed(names))
+        config = config | {"data": config["data"] | {"class_names": list(names)}}
+        if rank_zero_only.rank == 0:
+            run.write_config(config)
+        if origin is not None:
+            origin.check_classes(config["data"])
     torch.manual_seed(seed_of(config["seed"], "weights"))  # the initial weights; training steps seed themselves
     method = build.build_method(config, images_seen)
     if origin is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
@@ -87,7 +88,9 @@ class SampleGrids(StepCallback):
         """A grid of images, a comparison of several, or a scatter plot of points beside the data."""
         if not self.generator.clamp:
             save_scatter(path, {"data": self.evaluation.data.images[: self.points], **images}, title)
-        elif len(images) == 1:
-            save_grid(path, next(iter(images.values())), self.columns, title)
+            return
+        names = self.generator.names(self.generator.labels(torch.arange(self.columns * self.rows)))
+        if len(images) == 1:
+            save_grid(path, next(iter(images.values())), self.columns, title, names=names)
         else:
-            save_comparison(path, images, self.columns, title)
+            save_comparison(path, images, self.columns, title, names=names)

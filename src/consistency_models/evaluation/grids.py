@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from consistency_models.evaluation.features import to_bytes, to_float
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFont
 
 __all__ = ["save_comparison", "save_grid", "save_scatter"]
 
-GAP, BETWEEN, TEXT, TITLE, MARGIN = 4, 16, 15, 18, 16  # pixels
+GAP, BETWEEN, TEXT, TITLE, HEAD, MARGIN = 4, 16, 15, 18, 12, 16  # pixels
 INK, QUIET, PAPER = (32, 33, 36), (95, 99, 104), (255, 255, 255)
 
 
@@ -26,6 +26,7 @@ def save_grid(
     title: str | None = None,
     row_labels: Sequence[str] | None = None,
     scale: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> None:
     """A PNG of the images, row by row, each pixel enlarged to a square of `scale` pixels.
 
@@ -36,6 +37,7 @@ def save_grid(
         title: a line above.
         row_labels: a caption before each row.
         scale: by default such that an image is 48 to 96 pixels high, and never less than its own size.
+        names: what is written above each image, where the row above has other names.
 
     Raises:
         ValueError: images are not of this shape, columns or scale is below 1, or row_labels do not fit the rows.
@@ -44,7 +46,7 @@ def save_grid(
     captions = [""] * len(rows) if row_labels is None else row_labels
     if len(captions) != len(rows):
         raise ValueError(f"row_labels must be one for each of the {len(rows)} rows; got {len(captions)}")
-    _draw(path, [list(zip(captions, rows))], title)
+    _draw(path, [list(zip(captions, rows, _by_row(names, columns, len(rows))))], title)
 
 
 def save_comparison(
@@ -53,13 +55,14 @@ def save_comparison(
     columns: int = 10,
     title: str | None = None,
     scale: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> None:
     """A PNG of the same noise sampled in several ways: image k of each set stands above image k of the next.
 
     Args:
         path: the file; its folder is made.
         images: caption -> (n, C, H, W), the same n and shape for each; otherwise as for `save_grid`.
-        columns, title, scale: as for `save_grid`.
+        columns, title, scale, names: as for `save_grid`.
 
     Raises:
         ValueError: as `save_grid`, or sets of different shapes.
@@ -67,8 +70,9 @@ def save_comparison(
     if len({each.shape for each in images.values()}) != 1:
         shapes = ", ".join(f"{caption}: {tuple(each.shape)}" for caption, each in images.items())
         raise ValueError(f"the images to compare must be at least one set, all of one shape; got {shapes or 'none'}")
-    groups = zip(*(_rows(each, columns, scale) for each in images.values()))
-    _draw(path, [list(zip(images, group)) for group in groups], title)
+    groups = list(zip(*(_rows(each, columns, scale) for each in images.values())))
+    heads = _by_row(names, columns, len(groups))
+    _draw(path, [[(*row, head) for row in zip(images, group)] for group, head in zip(groups, heads)], title)
 
 
 def save_scatter(path: str | Path, points: Mapping[str, Tensor], title: str | None = None) -> None:
@@ -108,7 +112,7 @@ def save_scatter(path: str | Path, points: Mapping[str, Tensor], title: str | No
 
 
 def _rows(images: Tensor, columns: int, scale: int | None) -> list[list[Image.Image]]:
-    """BatchRandom of pictures, enlarged without smoothing."""
+    """Rows of pictures, enlarged without smoothing."""
     from PIL import Image
 
     if images.ndim != 4 or not len(images) or images.shape[1] not in (1, 3):
@@ -123,24 +127,39 @@ def _rows(images: Tensor, columns: int, scale: int | None) -> list[list[Image.Im
     return [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
 
 
-def _draw(path: str | Path, groups: list[list[tuple[str, list[Image.Image]]]], title: str | None) -> None:
-    """BatchRandom with captions, with more space between the groups than between the rows of one."""
+def _by_row(names: Sequence[str] | None, columns: int, rows: int) -> list[Sequence[str]]:
+    return [() if names is None else names[row * columns : (row + 1) * columns] for row in range(rows)]
+
+
+Row = tuple[str, list["Image.Image"], Sequence[str]]
+
+
+def _draw(path: str | Path, groups: list[list[Row]], title: str | None) -> None:
+    """Rows with captions, with more space between the groups than between the rows of one."""
     from PIL import Image, ImageDraw, ImageFont
 
     text, large = ImageFont.load_default(TEXT), ImageFont.load_default(TITLE)
-    captions, rows = zip(*(row for group in groups for row in group))
+    captions, rows, heads = zip(*(row for group in groups for row in group))
+    small = _font_of_names() if any(heads) else None
+    heads = [above if k == 0 or above != heads[k - 1] else () for k, above in enumerate(heads)]
     width, height = rows[0][0].size
     left = MARGIN + (int(max(map(text.getlength, captions))) + MARGIN if any(captions) else 0)
     right = left + len(rows[0]) * (width + GAP) - GAP
     right = max(right, MARGIN + int(large.getlength(title or "")))
     top = MARGIN + (2 * TITLE if title else 0)
     bottom = top + len(rows) * (height + GAP) - GAP + (len(groups) - 1) * BETWEEN
+    bottom += (HEAD + GAP) * sum(map(bool, heads))
     canvas = Image.new("RGB", (right + MARGIN, bottom + MARGIN), PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, MARGIN), title or "", fill=INK, font=large)
-    y = top
+    y, above = top, iter(heads)
     for group in groups:
-        for caption, row in group:
+        for caption, row, _ in group:
+            if names := next(above):
+                for column, name in enumerate(names):
+                    shown = _fitting(name, width, small.getlength)
+                    draw.text((left + column * (width + GAP), y), shown, fill=QUIET, font=small)
+                y += HEAD + GAP
             draw.text((MARGIN, y + height / 2), caption, fill=QUIET, font=text, anchor="lm")
             for column, picture in enumerate(row):
                 canvas.paste(picture, (left + column * (width + GAP), y))
@@ -148,3 +167,17 @@ def _draw(path: str | Path, groups: list[list[tuple[str, list[Image.Image]]]], t
         y += BETWEEN
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path)
+
+
+def _fitting(name: str, width: int, length: Callable[[str], float]) -> str:
+    """The start of a name that is no wider than an image."""
+    name = "".join(c if c.isprintable() else "?" for c in name[:100])
+    return next(name[:end] for end in range(len(name), -1, -1) if length(name[:end]) <= width)
+
+
+def _font_of_names() -> ImageFont.FreeTypeFont:
+    """Matplotlib's own font: Pillow's has no letters beyond English ones."""
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), HEAD)

@@ -12,6 +12,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from consistency_models.data_spec import listed
 from consistency_models.errors import import_extra
 from consistency_models.evaluation.grids import save_comparison, save_scatter
 from consistency_models.export.weights import description, to_safetensors
@@ -76,7 +79,11 @@ def to_hub(generator: Generator, folder: Path | str, license: str | None = None)
     to_safetensors(generator, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(said, indent=2) + "\n")
     pictures = {f"{n}-step": generator.sample(IMAGES, steps=n) for n in generator.steps}
-    (save_comparison if generator.clamp else save_scatter)(folder / "samples.png", pictures)
+    if generator.clamp:
+        names = generator.names(generator.labels(torch.arange(IMAGES)))
+        save_comparison(folder / "samples.png", pictures, names=names)
+    else:
+        save_scatter(folder / "samples.png", pictures)
 
     name, config = folder.resolve().name, said["config"]
     method, data = config.get("model", {}).get("name", generator.origin.get("kind")), config["data"].get("name")
@@ -93,7 +100,7 @@ def to_hub(generator: Generator, folder: Path | str, license: str | None = None)
         for metric, value in evaluation.items()
     ]
     front = hub.ModelCardData(
-        license=license or LICENSES.get(generator.origin.get("kind"), "other"),
+        license=license or LICENSES.get(generator.origin.get("kind", ""), "other"),
         library_name="consistency-models",
         tags=[tag for tag in ("consistency-models", "image-generation", method, data) if tag],
         pipeline_tag=TASK,
@@ -147,6 +154,7 @@ def _text(name: object) -> str:
 def _what(generator: Generator, method: str | None, data: str | None) -> str:
     shape = "x".join(map(str, reversed(generator.shape[1:])))
     classes = f"{generator.num_classes} classes" if generator.num_classes else "no classes"
+    classes += f": {_text(listed(generator.class_names))}" if generator.class_names else ""
     network = type(generator.model.network).__name__
     count = sum(parameter.numel() for parameter in generator.model.parameters()) / 1e6
     steps = " or ".join(map(str, generator.steps))

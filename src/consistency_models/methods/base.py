@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -92,7 +93,9 @@ class Method(LightningModule):
     needs_teacher: bool | None = False
     """True: cannot do without; False: has no use for one; None: works with and without."""
     needs_levels: str | None = None
-    """What the schedule must draw, in the words of the schedule's `levels`; None: any levels."""
+    """What the schedule must draw, in the words of the schedule's `draws`; None: any levels."""
+    teacher_is_consistent: bool = False
+    """Whether the teacher is a consistency model, which gives the end of a trajectory, or a diffusion model."""
 
     def __init__(
         self,
@@ -113,6 +116,15 @@ class Method(LightningModule):
                 f"{type(self).__name__} {'needs a teacher' if self.needs_teacher else 'has no use for a teacher'}: "
                 f"choose teacher={'run, exact, …' if self.needs_teacher else 'none'}"
             )
+        consistent = getattr(teacher, "is_consistency_model", self.teacher_is_consistent)
+        if consistent != self.teacher_is_consistent:
+            kinds = (
+                "a consistency model, which gives the end of a trajectory",
+                "a diffusion model, which gives a mean",
+            )
+            given, wanted = kinds if consistent else reversed(kinds)
+            path = teacher.origin["path"]
+            rank_zero_warn(f"teacher.path={path} is {given}; {type(self).__name__} asks for {wanted}")
         self.model = model
         # A list, because to walk through the modules for them costs as much as to average them.
         self.weights: list[Tensor] = list(model.parameters())
@@ -202,7 +214,7 @@ class Method(LightningModule):
             noise=rows.randn("noise", *x.shape[1:], device=self.device),
             x_t=x,
             levels=levels,
-            labels=self.encode_labels(batch.labels),
+            labels=self.encode_labels(batch.labels, rows),
             augment=augment,
             progress=k / K,
             rows=rows,
@@ -222,8 +234,13 @@ class Method(LightningModule):
         self.monitor(loss.detach(), levels.high)
         return loss.mean()
 
-    def encode_labels(self, labels: Tensor | None) -> Tensor | None:
-        """One-hot float labels (B, classes), or None for an unconditional network."""
+    def encode_labels(self, labels: Tensor | None, rows: BatchRandom) -> Tensor | None:
+        """One-hot float labels (B, classes), or None for an unconditional network; a zero row is the null class.
+
+        Args:
+            labels: classes (B,), or None.
+            rows: this micro-batch's random numbers, for a method that hides some labels.
+        """
         classes = getattr(self.model.network, "num_classes", 0)
         if not classes or labels is None:
             return None

@@ -13,6 +13,7 @@ from consistency_models.noise.curricula import (
     Progressive,
     Square,
 )
+from consistency_models.noise.pairs import LogNormalPair
 from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary, Flow, Preconditioned, TrigFlow
 from consistency_models.noise.schedules import (
     ECTSchedule,
@@ -24,6 +25,7 @@ from consistency_models.noise.schedules import (
     per_image,
 )
 from consistency_models.noise.segments import Phases, Segments, cosine_grid, segment_edges
+from consistency_models.noise.truncated import TruncatedStudentT
 
 __all__ = [
     "EDM",
@@ -44,12 +46,14 @@ __all__ = [
     "Levels",
     "Linear",
     "LogNormal",
+    "LogNormalPair",
     "Phases",
     "Preconditioned",
     "Progressive",
     "Segments",
     "Square",
     "TrigFlow",
+    "TruncatedStudentT",
     "cosine_grid",
     "karras_grid",
     "per_image",

@@ -57,6 +57,7 @@ class EDM:
         return self.c_noise(end.clamp(min=0.002))
 
 
+@loadable()
 class TrigFlow(EDM):
     """EDM's scalings with the sign and the time of TrigFlow.
 
@@ -83,6 +84,7 @@ class TrigFlow(EDM):
         return self.c_noise(end)
 
 
+@loadable()
 class Flow:
     """The network predicts the velocity of flow matching.
 

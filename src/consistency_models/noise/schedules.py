@@ -96,7 +96,7 @@ class KarrasUniform:
         ValueError: as `karras_grid`; and at a draw, if the curriculum hands out fewer than 2 levels.
     """
 
-    levels = "pairs of levels on a grid"
+    draws = "pairs of levels on a grid"
 
     @checked
     def __init__(
@@ -176,7 +176,7 @@ class LogNormal:
         mean, std: of ln t; EDM's by default.
     """
 
-    levels = "continuous levels"
+    draws = "continuous levels"
 
     @checked
     def __init__(self, mean: float = -1.2, std: Positive = 1.2) -> None:

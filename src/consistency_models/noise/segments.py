@@ -79,7 +79,7 @@ class Segments:
         ValueError: as `segment_edges`.
     """
 
-    levels = "segments"
+    draws = "segments"
 
     @checked
     def __init__(self, segments: Size, curriculum: Callable[[int, int], int], spacing: Spacing) -> None:
@@ -122,7 +122,7 @@ class Phases:
         ValueError: a number in the chain is not a multiple of the following one.
     """
 
-    levels, needs_teacher = "segments", True
+    draws, needs_teacher = "segments", True
 
     @checked
     def __init__(self, steps: Annotated[Sequence[Size], MinLen(1)], segments: Size, spacing: Spacing) -> None:

@@ -187,6 +187,7 @@ class SegmentSampler:
         return x
 
 
+@loadable()
 class FlowMapSampler:
     """x ← D + s/σ·(x - D),  D = D(x, σ, s): from level to level by a model of two times, in one call each.
 

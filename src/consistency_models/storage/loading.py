@@ -22,6 +22,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from consistency_models.data_spec import DataSpec
 from consistency_models.errors import CheckpointError, import_extra, naming
 from consistency_models.noise.preconditioning import Preconditioned
 from consistency_models.pretrained.convert import checkpoint_of
@@ -93,18 +94,19 @@ def _generator_of(config: dict[str, Any], model: nn.Module) -> Generator:
     Raises:
         CheckpointError: the images are not those of the network, or the sampler does not take the numbers of steps.
     """
-    data, steps = config["data"], tuple(config["evaluation"]["steps"])
-    for key, own in (("channels", "channels"), ("image_size", "image_size"), ("network_classes", "num_classes")):
-        found = getattr(model.network, own, data[key])
-        if type(data[key]) is not int or data[key] != found or not 0 <= found <= MAX_SIZE:
-            raise CheckpointError(f"data.{key} as the network has it, up to {MAX_SIZE}", f"{data[key]} and {found}")
+    data, steps = DataSpec.of(config["data"]), tuple(config["evaluation"]["steps"])
+    for key in ("channels", "image_size", "num_classes"):
+        stated = getattr(data, key)
+        found = getattr(model.network, key, stated)
+        if type(stated) is not int or stated != found or not 0 <= found <= MAX_SIZE:
+            raise CheckpointError(f"data with the network's {key}, up to {MAX_SIZE}", f"{stated} and {found}")
     if not steps or any(type(n) is not int or not 1 <= n <= MAX_STEPS for n in steps):
         raise CheckpointError(f"evaluation.steps with numbers from 1 to {MAX_STEPS}", f"{steps}")
-    shape = (data["channels"], data["image_size"], data["image_size"])
     make_sampler = instantiate(config["sampler"])
     for n in steps:
         make_sampler(steps=n)
-    generator = Generator(model, shape, make_sampler, data["network_classes"], data["clamp"])
+    lowest = float((config.get("model") or {}).get("transition") or 0)
+    generator = Generator(model, data.shape, make_sampler, data.num_classes, data.clamp, data.class_names, lowest)
     generator.steps = steps
     return generator
 

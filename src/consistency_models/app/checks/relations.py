@@ -37,6 +37,7 @@ class Choices(dict[str, str]):
         self.options = options
 
 
+FLOW_MAPS = ("MeanFlow", "AlphaFlow", "AlignYourFlow")  # methods whose network predicts an average velocity
 A_RUN = "a finished run: its folder or a checkpoint file"
 OFFICIAL = "an official checkpoint, a file"
 
@@ -74,6 +75,46 @@ def teacher(config: Config, choices: Choices) -> Problems:
         yield problem("teacher", chosen, allowed, fix, reason="only mixtures have a closed-form denoiser")
 
 
+def guidance(config: Config, choices: Choices) -> Problems:
+    """A weaker teacher that guides, and guidance of a method by classes that there are."""
+    teacher, model = config["teacher"], config["model"]
+    if teacher.get("weak") is not None:
+        if teacher.get("guidance") == 1:
+            reason = "with teacher.guidance=1 the weaker teacher is not used"
+            yield problem("teacher.weak", teacher["weak"], "null", "or set teacher.guidance, e.g. to 2", reason=reason)
+        yield from wrong_checkpoint("teacher.weak", teacher["weak"])
+    for key, none in (("omega", 1), ("kappa", 0), ("label_dropout", 0)):
+        if model.get(key, none) != none and not config["data"]["network_classes"]:
+            fix = "set data.conditional=true"
+            yield problem(f"model.{key}", model[key], f"{none}", fix, reason="the network is told no classes")
+    if (model.get("omega", 1), model.get("kappa", 0)) != (1, 0) and not model.get("label_dropout", 0):
+        reason = "guidance asks the network without a class, which it learns from hidden labels"
+        yield problem("model.label_dropout", model.get("label_dropout"), "a number in (0, 1]", reason=reason)
+    if "interval" in model and not model["interval"][0] <= model["interval"][1]:
+        yield problem("model.interval", model["interval"], "two ascending times", "did you swap them?")
+    if not model.get("start", 0) < model.get("stop", 1):
+        yield problem("model.start", model["start"], f"less than model.stop={model.get('stop')}", "did you swap them?")
+
+
+def two_times(config: Config, choices: Choices) -> Problems:
+    """A method of two times has a network, a preconditioning and a sampler of two times."""
+    if not config["model"].get("two_times"):
+        return
+    model, target = f"model={choices.get('model')}", config["network"]["_target_"]
+    if target.startswith("consistency_models.") and not config["network"].get("two_times"):
+        allowed = "a network with the argument two_times: small, ddpmpp, ncsnpp, adm, dit, mlp"
+        reason = f"{model} calls the network with two times, and {target.rpartition('.')[2]} takes one"
+        yield problem("network", choices.get("network"), allowed, "did you mean network=small?", reason=reason)
+    sampler = config["sampler"]["_target_"]
+    if sampler.startswith("consistency_models.") and (".Consistency" in sampler or ".SegmentSampler" in sampler):
+        reason = f"{model} is called with the level where a step ends, which this sampler does not tell"
+        yield problem("sampler", choices.get("sampler"), "flow_map, euler, heun", reason=reason)
+    scalings, method = config["preconditioning"]["_target_"], config["model"]["_target_"].rpartition(".")[2]
+    if method in FLOW_MAPS and scalings.startswith("consistency_models.") and not scalings.endswith(".Flow"):
+        reason = f"the network of {model} predicts a velocity"
+        yield problem("preconditioning", choices.get("preconditioning"), "flow", reason=reason)
+
+
 def init(config: Config, choices: Choices) -> Problems:
     """Initial weights that can be had."""
     path, given, chosen = config["init"].get("path"), config["init"]["_target_"], choices.get("init", "?")
@@ -104,6 +145,14 @@ def levels(config: Config, choices: Choices) -> Problems:
             yield problem(f"{group}.sigma_mid", sigma_mid, f"between sigma_min={low} and sigma_max={high}")
         if node.get("churn_min", 0) > node.get("churn_max", math.inf):
             yield problem(f"{group}.churn_min", node["churn_min"], f"at most {group}.churn_max={node['churn_max']}")
+    transition, called = (
+        config["model"].get("transition") or 0.0,
+        ("sigma_mid" if "sigma_mid" in sampler else "sigma_min"),
+    )
+    if called in sampler and sampler[called] < transition:
+        fix, reason = "choose sampler=consistency_truncated", "the model is trained on no levels below"
+        allowed = f"at least model.transition={transition}"
+        yield problem(f"sampler.{called}", sampler[called], allowed, fix, reason=reason)
     low, boundary = schedule.get("sigma_min"), preconditioning.get("sigma_min")
     if fact(preconditioning, "identity_at_sigma_min") and low not in (None, boundary):
         reason = "the model is the identity at the lowest level"
@@ -119,22 +168,37 @@ def levels(config: Config, choices: Choices) -> Problems:
 def schedule(config: Config, choices: Choices) -> Problems:
     """Levels of the kind that the method needs, and numbers that a schedule of stages or phases can keep."""
     schedule, chosen, model = config["schedule"], choices.get("schedule"), choices.get("model")
-    needs, levels, name = fact(config["model"], "needs_levels"), fact(schedule, "levels"), schedule["_target_"]
+    needs, levels, name = (
+        fact(config["model"], "needs_levels"),
+        fact(schedule, "draws"),
+        schedule["_target_"].rpartition(".")[2],
+    )
     if needs and levels and needs != levels:
         given = config["teacher"]["_target_"]
         nodes = [option for option in choices.options("schedule") if given or not fact(option[1], "needs_teacher")]
-        fitting = [option for option, node in nodes if fact(node, "levels") == needs]
+        fitting = [option for option, node in nodes if fact(node, "draws") == needs]
         reason = f"model={model} needs {needs}, and schedule={chosen} draws {levels}"
         fix = f"did you mean schedule={fitting[0]}?" if fitting else ""
         yield problem("schedule", chosen, ", ".join(fitting), fix, reason=reason)
     if (
-        name.endswith(".ECTSchedule")
+        name == "ECTSchedule"
         and {"stages", "q"} <= schedule.keys()
         and schedule["stages"] * math.log2(schedule["q"]) > 20
     ):
         most = max(int(20 / math.log2(schedule["q"])), 1)
         yield problem("schedule.stages", schedule["stages"], f"at most {most} with schedule.q={schedule['q']}")
-    if name.endswith(".Phases") and {"steps", "segments"} <= schedule.keys():
+    if name == "TruncatedStudentT" and {"share", "transition"} <= schedule.keys():
+        batch, transition = config["data"]["batch_size"], config["model"].get("transition")
+        if schedule["share"] and schedule["share"] * batch < 1:
+            allowed, reason = (
+                f"at least {math.ceil(1 / schedule['share'])}",
+                f"schedule.share={schedule['share']} is no row",
+            )
+            yield problem("data.batch_size", batch, allowed, reason=reason)
+        if transition is not None and schedule["transition"] != transition:
+            allowed = f"model.transition={transition}"
+            yield problem("schedule.transition", schedule["transition"], allowed, "set model.transition")
+    if name == "Phases" and {"steps", "segments"} <= schedule.keys():
         chain = [*schedule["steps"], schedule["segments"]]
         if any(a <= b or a % b for a, b in pairwise(chain)):
             allowed = f"each a multiple of the following one, and the last of model.segments={chain[-1]}"
@@ -144,7 +208,7 @@ def schedule(config: Config, choices: Choices) -> Problems:
 def tangent(config: Config, choices: Choices) -> Problems:
     """A tangent in coordinates that the method knows, and a norm where one is chosen."""
     model = config["model"]
-    if "tangent_norm" not in model:
+    if "tangent_rms" not in model:
         return
     if model.get("tangent_rms") and model["tangent_norm"] is None:
         fix = "set model.tangent_norm=0.1"
@@ -183,6 +247,12 @@ def network(config: Config, choices: Choices) -> Problems:
     if network.get("double_norm") and not network.get("adaptive_scale"):
         allowed, fix = "false with network.adaptive_scale=false", "add network.adaptive_scale=true"
         yield problem("network.double_norm", True, allowed, fix, reason="there is no scale to normalise")
+    patch, width, heads = network.get("patch_size", 1), network.get("width", 1), network.get("heads") or 1
+    if size % patch:
+        yield problem("network.patch_size", patch, f"a divisor of data.image_size={size}", "patches tile the image")
+    if width % heads or ("patch_size" in network and width % 4):
+        reason = "heads share the width, and positions take a quarter of it for each of sine and cosine"
+        yield problem("network.width", width, f"a multiple of 4 and of network.heads={heads}", reason=reason)
     multipliers, base = network.get("channel_mult"), network.get("model_channels")
     if not multipliers or not base or size not in fact(config["data"]["source"], "image_size", (size,)):
         return
@@ -420,7 +490,7 @@ def ways(config: Config, choices: Choices) -> Problems:
 
 
 TRAIN = (
-    *(teacher, init, levels, schedule, tangent, steps, curriculum, network, data, augment, features),
-    *(trainer, outputs, solver, checkpoint),
+    *(teacher, guidance, two_times, init, levels, schedule, tangent, steps, curriculum, network, data, augment),
+    *(features, trainer, outputs, solver, checkpoint),
 )
 EVAL = (scored_run, sample_sets, ways)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import NoneType
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le, Len, MinLen, Predicate, doc
+from annotated_types import Ge, Gt, Le, Len, Lt, MinLen, Predicate, doc
 
 from consistency_models.app.checks.targets import find
 from consistency_models.values import (
@@ -35,7 +35,7 @@ NOT_ARGUMENTS = {
     "model": ("name", "segments", "phases", "two_times"),
     "data": ("network_classes", "clamp", "evaluation_images", "class_names"),
     "data.source": ("download",),
-    "teacher": ("guidance",),
+    "teacher": ("guidance", "weak"),
     "trainer": ("max_images",),
 }
 """Keys of a group that are not handed to its object: other parts of the configuration use them."""
@@ -94,6 +94,7 @@ TRAIN: dict[str, Any] = PATHS | {
     "tags": Sequence[Text],
     "train": bool,
     "test": bool,
+    "plan": bool,
     "ckpt_path": Annotated[Text, doc("last, a run folder, a checkpoint file")] | None,
     "show_traceback": bool,
     "compile": bool,
@@ -110,13 +111,16 @@ TRAIN: dict[str, Any] = PATHS | {
     "recipe.dropout": BelowOne,
     "recipe.fourier_scale": Positive,
     "recipe.warmup_steps": Count,
+    "recipe.limit": Annotated[float, Gt(0), Lt(1)],
     # of the method, the teacher and the data, for other parts
     "model.name": Text,
     "model.segments": Size,
     "model.phases": Annotated[Sequence[Size], MinLen(1)],
+    "model.two_times": bool,
     "teacher._target_": Target | None,
     "teacher.path": Text | None,
     "teacher.guidance": NotNegative,
+    "teacher.weak": Text | None,
     "init._target_": Target | None,
     "init.path": Text | None,
     "network.num_classes": Count | None,  # null, if the data do not say how many: see relations.data

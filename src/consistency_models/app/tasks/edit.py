@@ -30,7 +30,7 @@ from consistency_models.sampling.editing import (
 )
 from consistency_models.sampling.generator import Generator, ImageNoise
 from consistency_models.sampling.samplers import Consistency
-from consistency_models.values import Count, Descending, Distinct, ExistingPath, Sigma, Size, checked
+from consistency_models.values import Count, Descending, Distinct, ExistingPath, Sigma, Size, Text, checked
 
 __all__ = ["colorize", "denoise", "inpaint", "interpolate", "stroke", "superres"]
 
@@ -49,7 +49,7 @@ def inpaint(
     generator: Generator,
     image: ExistingPath | None,
     mask: ExistingPath | None,
-    label: Count | None,
+    label: Count | Text | None,
     levels: Levels,
 ) -> None:
     """Keep the black pixels of a mask, paint the white ones anew."""
@@ -61,7 +61,7 @@ def inpaint(
 
 @checked
 def colorize(
-    config: Config, generator: Generator, image: ExistingPath | None, label: Count | None, levels: Levels
+    config: Config, generator: Generator, image: ExistingPath | None, label: Count | Text | None, levels: Levels
 ) -> None:
     """Keep the brightness, find colours."""
     given, operator = pictures_of(config, generator, image, label), Colorization()
@@ -71,7 +71,12 @@ def colorize(
 
 @checked
 def superres(
-    config: Config, generator: Generator, image: ExistingPath | None, label: Count | None, patch: Size, levels: Levels
+    config: Config,
+    generator: Generator,
+    image: ExistingPath | None,
+    label: Count | Text | None,
+    patch: Size,
+    levels: Levels,
 ) -> None:
     """Keep the mean of each patch, find what is within it."""
     given, operator = pictures_of(config, generator, image, label), SuperResolution(patch)
@@ -81,7 +86,12 @@ def superres(
 
 @checked
 def stroke(
-    config: Config, generator: Generator, image: ExistingPath | None, label: Count | None, patch: Size, levels: Levels
+    config: Config,
+    generator: Generator,
+    image: ExistingPath | None,
+    label: Count | Text | None,
+    patch: Size,
+    levels: Levels,
 ) -> None:
     """From a painting, with noise, to an image; images of the data set are made as coarse as a painting first."""
     given = pictures_of(config, generator, image, label)
@@ -97,7 +107,7 @@ def denoise(
     config: Config,
     generator: Generator,
     image: ExistingPath | None,
-    label: Count | None,
+    label: Count | Text | None,
     noise: Sigma,
     sigma: Sigma | None,
 ) -> None:
@@ -121,7 +131,7 @@ def denoise(
 
 @checked
 def interpolate(
-    config: Config, generator: Generator, ends: Annotated[Sequence[Ends], MinLen(1)], label: Count | None
+    config: Config, generator: Generator, ends: Annotated[Sequence[Ends], MinLen(1)], label: Count | Text | None
 ) -> None:
     """BatchRandom of images from the noise of one sample to that of another."""
     refuse_points(config, generator)
@@ -147,6 +157,9 @@ def _edit(
     if not isinstance(levels, int) and levels[-1] <= getattr(sampler, "sigma_min", 0.0):
         allowed = f"levels above {sampler.sigma_min}"
         raise ConfigError("task.levels", list(levels), allowed, reason="the model ends there")
+    if generator.lowest and (isinstance(levels, int) or levels[-1] < generator.lowest):
+        allowed = f"a list of levels from {generator.lowest:g} up"
+        raise ConfigError("task.levels", levels, allowed, reason="the model was trained on no others (model=tcm)")
     settings = {"seed": config["seed"], "labels": given.labels, "batch_size": config["batch_size"], "x": x}
     calls = levels - 1 if isinstance(levels, int) else len(levels)
     steps = (config["steps"] or [None])[0]

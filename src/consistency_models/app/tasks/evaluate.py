@@ -13,6 +13,7 @@ from consistency_models.app import build
 from consistency_models.app.tasks.ode import ode_errors
 from consistency_models.app.tasks.records import publish, result, write
 from consistency_models.app.tasks.sample_workers import Producer, progress_bar, results_folder, samplers_of, sets_of
+from consistency_models.data_spec import listed
 from consistency_models.errors import ConfigError
 from consistency_models.evaluation import Evaluation, combined
 from consistency_models.evaluation.grids import save_comparison, save_scatter
@@ -61,6 +62,7 @@ def run(config: dict[str, Any], generator: Generator) -> None:
         "digest": generator.origin["digest"],
         "weights": generator.weights,
         "seed": config["seed"],
+        "class_names": list(generator.class_names),
         "sets": [f"{indices.start}-{indices.stop - 1}" for indices in sets],
         "results": results,
         "floor": {f"eval/{found.name}": found.value for found in evaluation.floor()},
@@ -68,7 +70,9 @@ def run(config: dict[str, Any], generator: Generator) -> None:
     }
     title = f"the same noise, weights {generator.weights}"
     if generator.clamp:
-        save_comparison(folder / "samples.png", {name: images[:40] for name, images in pictures.items()}, title=title)
+        shown = {name: images[:40] for name, images in pictures.items()}
+        names = generator.names(generator.labels(torch.tensor(sets[0][:40])))
+        save_comparison(folder / "samples.png", shown, title=title, names=names)
     else:
         save_scatter(folder / "samples.png", {"data": evaluation.data.images[: len(sets[0])], **pictures}, title)
     save_quality(folder / "quality.png", {f"weights {generator.weights}": results})
@@ -107,4 +111,8 @@ def evaluation_of(config: dict[str, Any], generator: Generator) -> Evaluation:
     if shape != generator.shape or generator.num_classes not in (0, classes):
         made = f"images of shape {generator.shape} in {generator.num_classes or 'no'} classes, as {config['run']} makes"
         raise ConfigError("data", parts["data"]["name"], made, reason=f"these are {shape} in {classes}")
+    names = generator.class_names
+    if names and data.source.class_names not in (names, ()):
+        made = f"images of the classes {listed(names)}, as {config['run']} makes"
+        raise ConfigError("data", parts["data"]["name"], made, reason=f"these are {listed(data.source.class_names)}")
     return build.build_evaluation(parts, data)

@@ -14,13 +14,15 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from consistency_models.app import build
-from consistency_models.data.decoding import SUFFIXES, Decoder
+from consistency_models.app.checks.rules import nearest
+from consistency_models.data.decoding import KINDS, SUFFIXES, Decoder
 from consistency_models.data.files import content_of
+from consistency_models.data_spec import class_index
 from consistency_models.errors import ConfigError
 from consistency_models.evaluation.features import to_float
 from consistency_models.sampling.generator import Generator
 
-__all__ = ["Pictures", "known_of", "labels_of", "pictures_of", "refuse_points"]
+__all__ = ["Pictures", "known_of", "labels_of", "number_of", "pictures_of", "refuse_points"]
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,14 @@ class Pictures:
     sizes: list[tuple[int, int]]
 
 
-def pictures_of(config: dict[str, Any], generator: Generator, image: str | None, label: int | None) -> Pictures:
+def pictures_of(config: dict[str, Any], generator: Generator, image: str | None, label: int | str | None) -> Pictures:
     """The images in a file or folder, scaled and cropped to the model's size; by default the first of the data set.
 
     Args:
         config: of eval.py; `n` is how many, by default all files, and 10 images of the data set.
         generator: the model that they are for.
         image: a file or a folder; None: the test images of the data set, or its training images if it keeps none apart.
-        label: the class of all of them; None: those of the data set.
+        label: the class of all of them, its name or its number; None: those of the data set.
 
     Raises:
         ConfigError: a file that cannot be used, a data set of other images, or a class that the model cannot take.
@@ -101,7 +103,7 @@ def known_of(mask: str | None, pictures: Pictures, shape: tuple[int, ...]) -> Te
     return known
 
 
-def labels_of(generator: Generator, n: int, label: int | None, known: Tensor | None) -> Tensor | None:
+def labels_of(generator: Generator, n: int, label: int | str | None, known: Tensor | None) -> Tensor | None:
     """The class of each of n images: the one given, or those that are known; None for an unconditional model.
 
     Raises:
@@ -114,10 +116,21 @@ def labels_of(generator: Generator, n: int, label: int | None, known: Tensor | N
         return None
     if label is None and known is None:
         reason = "the model is class-conditional, and these images have no labels"
-        raise ConfigError("task.label", None, f"a class from 0 to {classes - 1}", reason=reason)
-    if label is not None and label >= classes:
-        raise ConfigError("task.label", label, f"a class from 0 to {classes - 1}, or null")
-    return known if label is None else torch.full((n,), label)
+        raise ConfigError("task.label", None, f"a class from 0 to {classes - 1}, or its name", reason=reason)
+    return known if label is None else torch.full((n,), number_of(generator, "task.label", label))
+
+
+def number_of(generator: Generator, key: str, label: int | str) -> int:
+    """The number of a class that is given by name or number.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
+    try:
+        return class_index(label, generator.num_classes, generator.class_names)
+    except ValueError as error:
+        close = nearest(label, generator.class_names) if isinstance(label, str) else None
+        raise ConfigError(key, label, str(error), f"did you mean {key}={close}?" if close else "") from error
 
 
 def _of_data(config: dict[str, Any], generator: Generator) -> tuple[Tensor, Tensor | None, list[str]]:
@@ -155,7 +168,7 @@ def _decoded(key: str, file: Path, decoder: Callable[[bytes], Any]) -> Any:
     try:
         return decoder(content_of(file))
     except Exception as error:  # Pillow raises a dozen kinds for files that are cut off or no images
-        allowed = "an image (PNG, JPEG, WebP, BMP, TIFF, GIF, PPM) with 8 bits a channel"
+        allowed = f"an image ({KINDS})"
         raise ConfigError(key, file, allowed, reason=f"this file cannot be used: {error}") from error
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from consistency_models.app.folder import write_atomically
 from consistency_models.app.loggers import wandb_mode
+from consistency_models.data_spec import listed
 from consistency_models.storage.small_files import read_json
 
 log = logging.getLogger(__name__)
@@ -46,9 +47,11 @@ def write(folder: Path, content: dict[str, Any]) -> str:
 
 def _table(content: dict[str, Any]) -> str:
     sets = content["sets"]
+    names = content["class_names"]
     lines = [
         f"Checkpoint `{content['checkpoint']}`, weights {content['weights']}, seed {content['seed']}, "
         + (f"images {sets[0]}." if len(sets) == 1 else f"{len(sets)} sample sets: {', '.join(sets)}."),
+        *(["", f"Classes: {listed(names)}."] if names else []),
         "",
         "| metric | value"
         + (" (mean ± deviation) | best of the sets" if len(sets) > 1 else "")

@@ -12,6 +12,7 @@ from annotated_types import MinLen
 
 from consistency_models.app.folder import write_atomically
 from consistency_models.app.tasks.archives import ARCHIVES, save_png
+from consistency_models.app.tasks.pictures import number_of
 from consistency_models.app.tasks.sample_workers import Producer, progress_bar, results_folder, samplers_of, sets_of
 from consistency_models.callbacks.finite import NonFiniteError
 from consistency_models.errors import ConfigError
@@ -28,7 +29,7 @@ def run(
     generator: Generator,
     out: Text | None,
     format: Literal["png", "zip", "npz"],
-    classes: Annotated[Sequence[Count], MinLen(1), Distinct] | None,
+    classes: Annotated[Sequence[Count | Text], MinLen(1), Distinct] | None,
     by_class: bool,
 ) -> None:
     """Write images in EDM's or OpenAI's layout; see conf/task/sample.yaml.
@@ -48,7 +49,7 @@ def run(
         fix = "delete it, or choose another name"
         raise ConfigError("task.out", target, "an archive that does not exist", fix, reason="it exists")
     folder = target if format == "png" else target.with_name(f"{target.name}.part")
-    _claim(folder, _settings(config, generator, sampler, classes, by_class))
+    _claim(folder, _settings(config, generator, sampler, classes and choice, by_class))
     labels = {k: choice[k % len(choice)] if choice else None for k in wanted}
     names = {k: f"{labels[k] if by_class else k // 1000:05d}/img{k:08d}.png" for k in wanted}
     there = {k for k in wanted if (folder / names[k]).exists()}
@@ -70,7 +71,7 @@ def run(
     print(f"{len(wanted)} images, {len(there)} of which were there before, in {target}")
 
 
-def _choice(generator: Generator, classes: list[int] | None, by_class: bool) -> list[int] | None:
+def _choice(generator: Generator, classes: list[int | str] | None, by_class: bool) -> list[int] | None:
     """The classes that take turns; None for an unconditional model."""
     if not generator.clamp or generator.shape[0] not in (1, 3):
         raise ConfigError(
@@ -80,9 +81,9 @@ def _choice(generator: Generator, classes: list[int] | None, by_class: bool) -> 
     if not count and (classes or by_class):
         key, value = ("task.classes", classes) if classes else ("task.by_class", "true")
         raise ConfigError(key, value, "left out", reason="the model is unconditional")
-    if classes and max(classes) >= count:
-        raise ConfigError("task.classes", classes, f"classes from 0 to {count - 1}")
-    return classes or list(range(count)) or None
+    if classes:
+        return [number_of(generator, "task.classes", each) for each in classes]
+    return list(range(count)) or None
 
 
 def _settings(config: dict[str, Any], generator: Generator, sampler: Any, classes: Any, by_class: bool) -> dict:

@@ -1,0 +1,85 @@
+"""α-Flow: from flow matching to MeanFlow by targets that need no derivative.
+
+    target = α·v + (1 - α)·u⁻(z - α·(t - r)·v, t - α·(t - r), r)      α(k) falls from 1 to 0 along a sigmoid
+    L(θ) = w·m / stop_gradient(m + ε),       m the mean of (u(z, t, r) - target)², w = α, or 1 where α = 0
+
+α = 1 is flow matching of the whole step, α = 0 is MeanFlow's target.
+(Zhang et al., AlphaFlow: Understanding and Improving MeanFlow Models, arXiv 2510.20771.)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from annotated_types import Ge, Lt
+from torch import Tensor
+
+from consistency_models.methods.base import Step
+from consistency_models.methods.flow_map import end_of, gap
+from consistency_models.methods.meanflow import MeanFlow
+from consistency_models.noise.schedules import per_image
+from consistency_models.values import Positive, Share, checked
+
+__all__ = ["AlphaFlow"]
+
+
+class AlphaFlow(MeanFlow):
+    """LightningModule for α-Flow.
+
+    Args:
+        start, stop: the part of training, in k/K, over which α falls.
+        steepness: γ of α = 1 - sigmoid(γ·((k/K - start)/(stop - start) - ½)).
+        clamp: α below it is 0, and above 1 - clamp it is 1.
+        clip: the target is clamped to [-clip, clip]; None: it is not.
+        eps: ε, added to the mean square; the adaptive power of MeanFlow is 1.
+        arguments: as for `MeanFlow`, without power.
+
+    Raises:
+        ValueError: not 0 <= start < stop <= 1, or clamp outside [0, ½).
+    """
+
+    needs_levels = "pairs of times"
+
+    @checked
+    def __init__(
+        self,
+        *,
+        start: Share = 0.0,
+        stop: Share = 1.0,
+        steepness: Positive = 25.0,
+        clamp: Annotated[float, Ge(0), Lt(0.5)] = 0.005,
+        clip: Positive | None = None,
+        **arguments,
+    ) -> None:
+        super().__init__(power=1.0, **arguments)
+        if not start < stop:
+            raise ValueError(f"need start < stop; got start {start}, stop {stop}")
+        self.start, self.stop, self.steepness, self.clamp, self.clip = start, stop, steepness, clamp, clip
+
+    def alpha(self, progress: float) -> float:
+        """α at progress k/K."""
+        phase = self.steepness * ((progress - self.start) / (self.stop - self.start) - 0.5)
+        alpha = 1 / (1 + math.exp(min(phase, 700)))
+        return 0.0 if alpha < self.clamp else 1.0 if alpha > 1 - self.clamp else alpha
+
+    def target(self, step: Step) -> Tensor:
+        """The target at the step's α, shape of x."""
+        alpha = self.alpha(step.progress)
+        if alpha == 0:
+            target = super().target(step)
+        else:
+            target = v = self.velocity(step)
+            if alpha < 1:
+                t = step.levels.high / (1 + step.levels.high)
+                moved = alpha * gap(step.levels)
+                sigma = (t - moved) / (1 - t + moved)
+                z = step.x_t * per_image(1 - t, v) - per_image(moved, v) * v
+                u = self.u(step, z * per_image(1 + sigma, z), sigma, end_of(step.levels))
+                target = alpha * v + (1 - alpha) * u
+        return target if self.clip is None else target.clamp(-self.clip, self.clip)
+
+    def loss(self, step: Step, online: Tensor, target: Tensor) -> Tensor:
+        """w·m/(m + ε), shape (B,)."""
+        m = self.weighting(step.levels) * self.distance(online, target)
+        return (self.alpha(step.progress) or 1.0) * m / (m.detach() + self.eps)

@@ -1,0 +1,192 @@
+"""MeanFlow, α-Flow and AYF against their official code, or the papers' formulas where there is none."""
+
+import json
+
+import pytest
+import torch
+from methods.steps import method, step_of
+from parity.flow_networks import ConvNet, FlatNet, sigma_of, stored
+from parity.golden import F64, cases, check_gradients, load
+from torch.nn.functional import one_hot
+from torch.testing import assert_close
+
+from consistency_models.methods.alphaflow import AlphaFlow
+from consistency_models.methods.ayf import AlignYourFlow
+from consistency_models.methods.meanflow import MeanFlow
+from consistency_models.noise.pairs import LogNormalPair
+from consistency_models.noise.preconditioning import Flow, Preconditioned
+from consistency_models.noise.schedules import Levels
+from consistency_models.optim.ema import ema_update
+from consistency_models.sampling.samplers import FlowMapSampler
+from consistency_models.teachers import Guided
+
+EXACT = {"rtol": F64["rtol"], "atol": F64["atol"]}
+F32 = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def setting_of(case, name):
+    return json.loads(case["cases_json"])[int(name.removeprefix("case"))]
+
+
+def flow_step(x, noise, t, r, labels=None, step=0):
+    """The training step from t to r."""
+    made = step_of(x, noise, Levels(sigma_of(t), sigma_of(r), sigma_of(r)), labels)
+    made.rows = stored(len(x), step)
+    return made
+
+
+def loss_of(trained, step):
+    """Online output, target, and the loss of each image."""
+    online = trained.online(step)
+    step.online = online.detach()
+    with torch.no_grad():
+        target = trained.target(step)
+    return online, target, trained.loss(step, online, target)
+
+
+@pytest.mark.parametrize(("path", "name"), cases(r"(case\d+)_loss", r"u_target", r"law_v0_t"))
+def test_meanflow(path, name):
+    case, setting = load(path), setting_of(load(path), name)
+    network = ConvNet(case, "net")
+    trained = method(MeanFlow, Preconditioned(network, Flow()), power=setting["norm_p"], eps=setting["norm_eps"])
+    step = flow_step(case["x0"], case["noise"], case["t"], case["r"])
+    assert_close(step.levels.high, case["sigma"], **EXACT)
+    assert_close(step.x_t, case["x_ve"], **EXACT)
+    online, target, loss = loss_of(trained, step)
+    assert_close(online, case["u"], **EXACT)
+    assert_close(target, case["u_target"], **EXACT)
+    assert_close(trained.derivative_along(step, case["v"])[1], case["du_dt"], **EXACT)
+    assert_close(loss, case[f"{name}_loss"], **EXACT)
+    assert check_gradients(loss, network, case, f"{name}_grad_", **EXACT) == len(list(network.parameters()))
+    denoised = trained.model(step.x_t, step.levels.high, None, None, step.levels.end)
+    assert_close(denoised, case["denoised"], **EXACT)
+
+
+@pytest.mark.parametrize("path", cases(r"u_target", r"law_v0_t"))
+def test_meanflow_in_float32(path):
+    case = {key: value.float() if isinstance(value, torch.Tensor) else value for key, value in load(path).items()}
+    trained = method(MeanFlow, Preconditioned(ConvNet(case, "net"), Flow()))
+    step = flow_step(case["x0"], case["noise"], case["t"], case["r"])
+    online, _, _ = loss_of(trained, step)
+    assert_close(online, case["u"], **F32)
+    du_dt = trained.derivative_along(step, case["v"])[1]
+    assert (du_dt - case["du_dt"]).abs().max() < 1e-3 * case["du_dt"].abs().max()
+
+
+@pytest.mark.parametrize(("path", "law"), cases(r"law_(v\d)_t"))
+def test_laws_of_the_cifar10_code(path, law):
+    case = load(path)
+    schedule = {
+        "v0": LogNormalPair(-2.0, 2.0, -2.0, 2.0, swap=True, equal=0.25, by_position=False),
+        "v1": LogNormalPair(-0.6, 1.6, -4.0, 1.6, swap=False, equal=0.25, by_position=False),
+    }[law]
+    draws = {"levels": case["law_normal_t"], "ends": case["law_normal_r"], "equal_ends": case["law_uniform"]}
+    levels = schedule(stored(len(case["law_uniform"]), **draws), 0, 1)
+    for found, expected in ((levels.high, f"law_{law}_t"), (levels.end, f"law_{law}_r")):
+        assert_close(found, sigma_of(case[expected]).float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("path", "grid"), cases(r"(sample_grid\d+)", r"grids_json"))
+def test_sampler(path, grid):
+    """The grids begin at t = 1, where σ is infinite: all but the first jump are the sampler's, the first is by hand."""
+    case = load(path)
+    times, network = json.loads(case["grids_json"])[int(grid.removeprefix("sample_grid"))], ConvNet(case, "net")
+    z, (first, second, *_) = case["latent"], times
+    z = z - (first - second) * network(z, z.new_full((len(z),), first), end=z.new_full((len(z),), first - second))
+    if second > 0:
+        sigmas = [sigma_of(t) for t in times[1:-1]]
+        z = FlowMapSampler(sigmas=sigmas)(Preconditioned(network, Flow()), z / (1 - second) / sigmas[0], None)
+    assert_close(z, case[grid], **EXACT)
+
+
+@pytest.mark.parametrize("path", cases(r"ema_trajectory"))
+def test_average_of_every_sixteenth_step(path):
+    """The official average moves every 16th step with decay^16, and is handed out in float32."""
+    case = load(path)
+    weights = case["ema_start"].clone()
+    average, found = weights.clone(), {}
+    for k, change in enumerate(case["ema_steps"], start=1):
+        weights += change
+        if k % 16 == 0:
+            ema_update([average], [weights], case["ema_decay"].item() ** 16)
+        found[k] = average.clone()
+    for k, expected in zip(case["ema_at"].tolist(), case["ema_trajectory"]):
+        assert_close(found[k].float(), expected.float(), rtol=2e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(("path", "name"), cases(r"(case\d+)_loss", r"case\d+_v_guided", without=(r"uniform_omega",)))
+def test_guided_meanflow(path, name):
+    case, setting = load(path), setting_of(load(path), name)
+    network, total = ConvNet(case, "net"), len(case["x0"])
+    guided = setting["guidance_eq"] == "cfg"
+    trained = method(
+        MeanFlow,
+        Preconditioned(network, Flow()),
+        power=setting["norm_p"],
+        eps=setting["norm_eps"],
+        label_dropout=setting["class_dropout_prob"],
+        omega=setting["omega"] if guided else 1.0,
+        kappa=setting["kappa"] if guided else 0.0,
+        interval=(setting["t_start"], setting["t_end"]),
+    )
+    schedule = LogNormalPair(setting["P_mean"], setting["P_std"], equal=setting["data_proportion"])
+    rows = stored(total, levels=case["normal_t"], ends=case["normal_r"], hidden_labels=case["uniform_drop"])
+    levels, t, r = schedule(rows, 0, 1), case[f"{name}_t"], case[f"{name}_r"]
+    assert_close(levels.high, sigma_of(t).float(), rtol=1e-6, atol=0)
+    assert_close(levels.end, sigma_of(r).float(), rtol=1e-6, atol=0)
+    labels = trained.encode_labels(case["label"], rows)
+    told = one_hot(case[f"{name}_label_in"], network.num_classes + 1)[:, :-1]
+    assert torch.equal(labels, told.float())
+    step = flow_step(case["x0"], case["noise"], t, r, labels)
+    with torch.no_grad():
+        assert_close(trained.velocity(step), case[f"{name}_v_guided"], **EXACT)
+    online, target, loss = loss_of(trained, step)
+    assert_close(online, case[f"{name}_u"], **EXACT)
+    assert_close(target, case[f"{name}_u_target"], **EXACT)
+    assert_close(loss, case[f"{name}_loss"], **EXACT)
+    assert_close(loss.mean(), case[f"{name}_mean_official"], **EXACT)
+    check_gradients(loss, network, case, f"{name}_grad_", **EXACT)
+
+
+@pytest.mark.parametrize(("path", "name"), cases(r"(case\d+)_weight", r"alphas"))
+def test_alpha_flow(path, name):
+    case = load(path)
+    network, alpha = FlatNet(case, "net"), case["alphas"][int(name.removeprefix("case"))].item()
+    trained = method(AlphaFlow, Preconditioned(network, Flow()), eps=case["epsilon"].item())
+    trained.alpha = lambda progress: alpha
+    step = flow_step(case["x0"], case["noise"], case["t"], case["r"])
+    online, target, loss = loss_of(trained, step)
+    assert_close(online, case[f"{name}_u"], **EXACT)
+    assert_close(target, case[f"{name}_target"], **EXACT)
+    assert_close(loss, case[f"{name}_loss"], **EXACT)
+    check_gradients(loss, network, case, f"{name}_grad_", **EXACT)
+
+
+@pytest.mark.parametrize("path", cases(r"schedule_alpha"))
+def test_the_fall_of_alpha(path):
+    case = load(path)
+    arguments = {"steepness": case["schedule_gamma"].item(), "clamp": case["schedule_clamp"].item()}
+    trained = method(AlphaFlow, Preconditioned(FlatNet(case, "net"), Flow()), **arguments)
+    found = [trained.alpha(k / case["schedule_total"].item()) for k in case["schedule_step"].tolist()]
+    assert_close(torch.tensor(found, dtype=torch.float64), case["schedule_alpha"], **EXACT)
+
+
+@pytest.mark.parametrize(("path", "name"), cases(r"(case\d+)_loss", r"lmd_point"))
+def test_ayf(path, name):
+    case, setting = load(path), setting_of(load(path), name)
+    network = FlatNet(case, "net")
+    teacher, weak = (Preconditioned(FlatNet(case, key), Flow(gap=False)) for key in ("teacher", "weak"))
+    teacher.origin = None
+    if setting["guidance"] is not None:
+        teacher = Guided(teacher, setting["guidance"], weak)
+    student = Preconditioned(network, Flow(gap=False))
+    trained = method(AlignYourFlow, student, teacher, warmup_steps=100, q_max=setting["q"], tangent_norm=setting["c"])
+    step = flow_step(case["x0"], case["noise"], case["t"], case["r"], step=100)
+    with torch.no_grad():
+        assert_close(trained.velocity(step), case[f"{name}_v"], **EXACT)
+    assert_close(trained.derivative_along(step, case[f"{name}_v"])[1], case[f"{name}_dF_dt"], **EXACT)
+    online, target, loss = loss_of(trained, step)
+    assert_close(online, case[f"{name}_F"], **EXACT)
+    assert_close(target, case[f"{name}_target"], **EXACT)
+    assert_close(loss, case[f"{name}_loss"], **EXACT)
+    check_gradients(loss, network, case, f"{name}_grad_", **EXACT)
