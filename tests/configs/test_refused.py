@@ -377,7 +377,7 @@ CASES = [  # command, key, part of what is allowed, part of the fix
         "truncated_student",
         "schedule=truncated_student",
     ),
-    ("model=tcm teacher=exact data=mixture schedule.share=1", "schedule.share", "a number in [0, 1)", ""),
+    ("model=tcm teacher=exact data=mixture schedule.share=1", "schedule.share", "a number >= 0 and < 1", ""),
     ("model=scd", "teacher", "run, edm, openai, ect, or exact", "add teacher=run"),
     ("model=sct teacher=exact data=mixture", "teacher", "none", "model=cd"),
     ("network=dit network.patch_size=3", "network.patch_size", "a divisor of data.image_size=8", ""),

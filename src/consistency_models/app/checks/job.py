@@ -82,7 +82,7 @@ def check_job(
 def _written(tree: dict[str, Any], path: Path) -> str:
     """The key whose value another key takes over by `${…}`."""
     key = dotted(path)
-    while path and isinstance(value := at(tree, path), str) and (link := re.fullmatch(r"\$\{([\w.]+)\}", value)):
+    while path and isinstance(value := at(tree, path), str) and (link := re.fullmatch(r"\$\{(\w[\w.]*)\}", value)):
         key, path = link[1], tuple(link[1].split("."))
     return key
 
