@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CHECKED = ("noise", "losses", "optim", "sampling", "methods", "networks", "storage")
+CHECKED = ("noise", "losses", "optim", "sampling", "methods", "networks", "storage", "export")
 
 
 def test_no_error(tmp_path):

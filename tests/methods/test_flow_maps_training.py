@@ -21,11 +21,13 @@ DERIVATIVES = {
     "meanflow": GUIDED,
     "alphaflow": ("model=alphaflow", "model.stop=0.1"),  # from the second step on by the derivative
     "ayf": ("model=ayf", "teacher=exact", "data=mixture", "model.warmup_steps=1", "model.tangent_norm=0.1"),
+    "transformer": ("model=meanflow", "network=dit", "network.depth=2", "network.heads=2"),
 }
+SHAPES = {name: (*TINY, "network.width=16", "data.batch_size=8") for name in ("ayf", "transformer")}
 
 
 def arguments(model):
-    shape = IMAGES if model != "ayf" else (*TINY, "network.width=16", "data.batch_size=8")
+    shape = SHAPES.get(model, IMAGES)
     return (*shape, *DERIVATIVES[model], "trainer.max_steps=3")
 
 

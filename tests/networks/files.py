@@ -13,6 +13,7 @@ BASES = [
 ]  # others change numbers only
 TINY = {  # what makes each network cheap enough to run here; the rest of its file stays as it is
     "MLP": {"width": 32},
+    "DiT": {"width": 32, "depth": 2, "heads": 2},
     "SongUNet": {"model_channels": 8, "num_blocks": 1},
     "DhariwalUNet": {"model_channels": 8, "num_blocks": 1, "head_channels": 8},
     "OpenAIUNet": {"model_channels": 32, "num_blocks": 1, "head_channels": 16},

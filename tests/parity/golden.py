@@ -60,6 +60,12 @@ def cases(pattern, *having, folder="*", without=()):
     ]
 
 
+def class_labels(case):
+    """The class labels of a file of edm's; None where there are none, or where the network takes none."""
+    said = case["meta"].get("kwargs") or case["meta"].get("init_kwargs", {})
+    return case.get("class_labels") if said.get("label_dim", 0) else None
+
+
 class TinyNet(nn.Module):
     """out = conv2(silu(conv1(x) + lin(sin t/100, cos t/100, t/1000))),  t = 1000·c_noise: openai_cm's network."""
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from parity.golden import cases, load
+from parity.golden import cases, class_labels, load
 from pretrained import snapshots
 from torch.testing import assert_close
 
@@ -36,7 +36,8 @@ def weights(case):
 
 
 def same_channels(case):
-    return case["meta"]["kwargs"]["in_channels"] == case["meta"]["kwargs"]["out_channels"]
+    kwargs = case["meta"].get("kwargs", {})
+    return "in_channels" in kwargs and kwargs["in_channels"] == kwargs.get("out_channels")
 
 
 @pytest.mark.parametrize("class_name", CLASSES)
@@ -58,7 +59,7 @@ def test_every_preconditioning_around_every_network(path, class_name, tmp_path):
     )
     loaded = pretrained.load(snapshots.dump({"ema": module}, tmp_path / "snapshot.pkl"))
 
-    got = loaded.model.network(case["x"], case["noise_labels"], case.get("class_labels"))
+    got = loaded.model.network(case["x"], case["noise_labels"], class_labels(case))
     assert_near(got[:, :channels], case["out"])
     assert type(loaded.model.preconditioning) is CLASSES[class_name]
     assert (loaded.sigma_data, loaded.sigma_min, loaded.sigma_max) == (0.5, 0.003, 80.0)
@@ -86,7 +87,7 @@ def test_edm2_and_its_copies_in_ect(path, logvar, tmp_path):
     sigma_data = kwargs.get("sigma_data", 0.5)
     module = snapshots.module("Precond", state_dict, kwargs, {"unet": "UNet"}, sigma_data=sigma_data)
     loaded = pretrained.load(snapshots.dump(snapshots.EasyDict(ema=module), tmp_path / "edm2.pkl"))
-    assert_near(loaded.model(case["x"], case["sigma"], case.get("class_labels")), case["D"])
+    assert_near(loaded.model(case["x"], case["sigma"], class_labels(case)), case["D"])
     if "D_nolabel" in case:
         assert_near(loaded.model(case["x"], case["sigma"]), case["D_nolabel"])
 

@@ -162,7 +162,7 @@ class AugmentPipe:
         """
         labels: list[Tensor] = []
         images = self._move_pixels(images, rows, labels)
-        inverse, colour = self._geometry(images, rows, labels), self._colour(rows, labels)
+        inverse, colour = self._geometry(images, rows, labels), self._colour(images, rows, labels)
         with torch.autocast(images.device.type, enabled=False):
             images = images if inverse is None else warp(images, inverse)
             images = images if colour is None else recolour(images, colour)
@@ -243,11 +243,11 @@ class AugmentPipe:
             labels += [w_x, w_y]
         return reduce(torch.matmul, maps) if maps else None
 
-    def _colour(self, rows: BatchRandom, labels: list[Tensor]) -> Tensor | None:
+    def _colour(self, images: Tensor, rows: BatchRandom, labels: list[Tensor]) -> Tensor | None:
         """The map (B, 3, 4) of colours, or None; what it does is appended to labels."""
         if not any(self.chances[name] > 0 for name in self.COLOURS):
             return None
-        colour = torch.eye(3, 4, dtype=torch.float64).repeat(len(rows), 1, 1)
+        colour = torch.eye(3, 4, dtype=torch.float64).repeat(len(images), 1, 1)
         if self.chances["brightness"] > 0:
             w = self._normal(rows, "brightness")
             colour[:, :, 3] += self.brightness_std * w[:, None]

@@ -9,6 +9,7 @@ diffusers computes itself and no weight can make up for.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -56,8 +57,9 @@ def arguments(network: OpenAIUNet) -> dict[str, object]:
     residual = [block for block in network.modules() if isinstance(block, ResBlock)]
     attention = [block for block in network.modules() if isinstance(block, AttentionBlock)]
     head_channels = {block.norm.num_channels // block.heads for block in attention}
-    levels = [[]]  # of each level, the blocks that do not resample
-    for blocks in list(network.input_blocks)[1:]:
+    levels: list[list[Any]] = [[]]  # of each level, the blocks that do not resample
+    inputs: list[Any] = list(network.input_blocks)
+    for blocks in inputs[1:]:
         if not isinstance(blocks[0], ResBlock):
             raise ValueError("resblock_updown must be true for diffusers; got a network that resamples by convolutions")
         if blocks[0].resample is None:
@@ -93,10 +95,11 @@ def weights(network: OpenAIUNet) -> dict[str, Tensor]:
     found = {f"{theirs}.{kind}": value for theirs, ours in TOP.items() for kind, value in _state(network, ours)}
     middle = {"mid_block.resnets.0": 0, "mid_block.attentions.0": 1, "mid_block.resnets.1": 2}
     places = {theirs: network.middle_block[i] for theirs, i in middle.items()}
-    for side, parts, sampler in (
+    sides: tuple[tuple[str, Any, str], ...] = (
         ("down", list(network.input_blocks)[1:], "downsamplers"),
         ("up", network.output_blocks, "upsamplers"),
-    ):
+    )
+    for side, parts, sampler in sides:
         level = layer = 0
         for part in parts:
             for block in part:

@@ -100,7 +100,7 @@ def to_hub(generator: Generator, folder: Path | str, license: str | None = None)
         for metric, value in evaluation.items()
     ]
     front = hub.ModelCardData(
-        license=license or LICENSES.get(generator.origin.get("kind"), "other"),
+        license=license or LICENSES.get(generator.origin.get("kind", ""), "other"),
         library_name="consistency-models",
         tags=[tag for tag in ("consistency-models", "image-generation", method, data) if tag],
         pipeline_tag=TASK,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +74,9 @@ def to_onnx(generator: Generator, path: Path | str) -> None:
     # strict: only then does len(x) stay the batch's, instead of becoming the 2 of this example.
     graph = torch.export.export(OneStep(generator).eval(), (), inputs, dynamic_shapes=sizes, strict=True)
     named = {name: {0: "batch"} if name == "noise" else {} for name in inputs}  # the axis that all share
-    names = {"input_names": list(inputs), "output_names": ["images"], "dynamic_shapes": named}
+    names: dict[str, Any] = {"input_names": list(inputs), "output_names": ["images"], "dynamic_shapes": named}
     program = torch.onnx.export(graph, **names, dynamo=True, verbose=False)
+    assert program is not None  # with dynamo
     program.model.metadata_props[HEADER] = json.dumps(description(generator))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     weights = sum(value.nbytes for value in generator.model.state_dict().values())

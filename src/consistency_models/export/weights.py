@@ -17,8 +17,10 @@ from consistency_models.storage.loading import HEADER, HEADER_SCHEMA
 
 __all__ = ["description", "to_checkpoint", "to_safetensors"]
 
-GROUPS = ("name", "seed", "model", "network", "preconditioning", "sampler", "evaluation", "schedule", "curriculum")
-GROUPS += ("loss", "weighting", "optimizer", "learning_rate", "ema", "solver", "augment")
+GROUPS = (
+    *("name", "seed", "model", "network", "preconditioning", "sampler", "evaluation", "schedule", "curriculum"),
+    *("loss", "weighting", "optimizer", "learning_rate", "ema", "solver", "augment"),
+)
 """Of the configuration, what says how the model was made; where it was made is nobody's business."""
 
 
@@ -52,6 +54,7 @@ def to_checkpoint(generator: Generator, path: Path | str) -> None:
         OSError: it cannot be written.
     """
     said = description(generator)
-    state = {"step": 0, "images_seen": 0, "target": None, "ema": {}, "optimizer": {}, "teacher": None, "trainer": {}}
+    state: dict[str, Any] = {"step": 0, "images_seen": 0, "ema": {}, "optimizer": {}, "trainer": {}}
+    state |= {"target": None, "teacher": None}
     weights = {name: value.detach().cpu() for name, value in generator.model.state_dict().items()}
     checkpoints.write({**said, "schema": checkpoints.SCHEMA, **state, "model": weights}, path)

@@ -16,6 +16,7 @@ from consistency_models.methods.mcm import MultistepConsistency
 from consistency_models.methods.meanflow import MeanFlow
 from consistency_models.methods.scd import ContinuousConsistencyDistillation
 from consistency_models.methods.sct import ContinuousConsistencyTraining
+from consistency_models.methods.tcm import TruncatedConsistency
 from consistency_models.methods.teacher import Diffusion
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "MidTraining",
     "MultistepConsistency",
     "Step",
+    "TruncatedConsistency",
 ]

@@ -90,8 +90,7 @@ class MeanFlow(FlowMap):
 
     def target(self, step: Step) -> Tensor:
         """v - (t - r)·du/dt, shape of x."""
-        v = self.velocity(step)
-        t = step.levels.high
+        v, t = self.velocity(step), step.levels.high
         along = self.u(step, step.x_t, t, t) if self.own_velocity else v
         return v - per_image(gap(step.levels), v) * self.derivative_along(step, along)[1]
 

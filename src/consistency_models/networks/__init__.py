@@ -9,9 +9,10 @@ result       (B, channels, size, size)
 """
 
 from consistency_models.networks.adm import DhariwalUNet
+from consistency_models.networks.dit import DiT
 from consistency_models.networks.edm2 import EDM2
 from consistency_models.networks.mlp import MLP
 from consistency_models.networks.openai_adm import OpenAIUNet
 from consistency_models.networks.song import SongUNet
 
-__all__ = ["EDM2", "MLP", "DhariwalUNet", "OpenAIUNet", "SongUNet"]
+__all__ = ["EDM2", "MLP", "DhariwalUNet", "DiT", "OpenAIUNet", "SongUNet"]

@@ -105,7 +105,8 @@ def _generator_of(config: dict[str, Any], model: nn.Module) -> Generator:
     make_sampler = instantiate(config["sampler"])
     for n in steps:
         make_sampler(steps=n)
-    generator = Generator(model, data.shape, make_sampler, data.num_classes, data.clamp, data.class_names)
+    lowest = float((config.get("model") or {}).get("transition") or 0)
+    generator = Generator(model, data.shape, make_sampler, data.num_classes, data.clamp, data.class_names, lowest)
     generator.steps = steps
     return generator
 

@@ -37,6 +37,7 @@ FLOW_MAPS = ("MeanFlow", "AlphaFlow", "AlignYourFlow")  # methods whose network 
 SCHEDULES = {  # of methods that cannot do with just any: classes, the options for them, why
     **dict.fromkeys(("ConsistencyDistillation", "ConsistencyTraining", "ImprovedConsistencyTraining"), PAIRS),
     **dict.fromkeys(("DirectConsistency", "MidTraining"), PAIRS),
+    "TruncatedConsistency": (("TruncatedStudentT",), ("truncated_student",), "levels above a transition"),
     "MultistepConsistency": (
         ("Segments", "Phases"),
         ("segments_cosine", "segments_karras", "phases_karras"),
@@ -154,6 +155,14 @@ def levels(config: Config, choices: Choices) -> Problems:
             yield problem("sampler.sigma_min", low, "a number above 0", reason=reason)
         if node.get("churn_min", 0) > node.get("churn_max", math.inf):
             yield problem(f"{group}.churn_min", node["churn_min"], f"at most {group}.churn_max={node['churn_max']}")
+    transition, called = (
+        config["model"].get("transition") or 0.0,
+        ("sigma_mid" if "sigma_mid" in sampler else "sigma_min"),
+    )
+    if called in sampler and sampler[called] < transition:
+        fix, reason = "choose sampler=consistency_truncated", "the model is trained on no levels below"
+        allowed = f"at least model.transition={transition}"
+        yield problem(f"sampler.{called}", sampler[called], allowed, fix, reason=reason)
     low, boundary = schedule.get("sigma_min"), preconditioning.get("sigma_min")
     if _is(config, "preconditioning", "Boundary") and low not in (None, boundary):
         reason = "the model is the identity at the lowest level"
@@ -181,6 +190,17 @@ def schedule(config: Config, choices: Choices) -> Problems:
     ):
         most = max(int(20 / math.log2(schedule["q"])), 1)
         yield problem("schedule.stages", schedule["stages"], f"at most {most} with schedule.q={schedule['q']}")
+    if name == "TruncatedStudentT" and {"share", "transition"} <= schedule.keys():
+        batch, transition = config["data"]["batch_size"], config["model"].get("transition")
+        if schedule["share"] and schedule["share"] * batch < 1:
+            allowed, reason = (
+                f"at least {math.ceil(1 / schedule['share'])}",
+                f"schedule.share={schedule['share']} is no row",
+            )
+            yield problem("data.batch_size", batch, allowed, reason=reason)
+        if transition is not None and schedule["transition"] != transition:
+            allowed = f"model.transition={transition}"
+            yield problem("schedule.transition", schedule["transition"], allowed, "set model.transition")
     if name == "Phases" and {"steps", "segments"} <= schedule.keys():
         chain = [*schedule["steps"], schedule["segments"]]
         if any(a <= b or a % b for a, b in pairwise(chain)):
@@ -230,6 +250,12 @@ def network(config: Config, choices: Choices) -> Problems:
     if network.get("double_norm") and not network.get("adaptive_scale"):
         allowed, fix = "false with network.adaptive_scale=false", "add network.adaptive_scale=true"
         yield problem("network.double_norm", True, allowed, fix, reason="there is no scale to normalise")
+    patch, width, heads = network.get("patch_size", 1), network.get("width", 1), network.get("heads") or 1
+    if size % patch:
+        yield problem("network.patch_size", patch, f"a divisor of data.image_size={size}", "patches tile the image")
+    if width % heads or ("patch_size" in network and width % 4):
+        reason = "heads share the width, and positions take a quarter of it for each of sine and cosine"
+        yield problem("network.width", width, f"a multiple of 4 and of network.heads={heads}", reason=reason)
     multipliers, base = network.get("channel_mult"), network.get("model_channels")
     fixed = FACTS.get(config["data"]["source"]["_target_"])
     if not multipliers or not base or (fixed and size not in fixed[0]):
