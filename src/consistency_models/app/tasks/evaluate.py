@@ -75,7 +75,8 @@ def run(config: dict[str, Any], generator: Generator) -> None:
         save_comparison(folder / "samples.png", shown, title=title, names=names)
     else:
         save_scatter(folder / "samples.png", {"data": evaluation.data.images[: len(sets[0])], **pictures}, title)
-    save_quality(folder / "quality.png", {f"weights {generator.weights}": results})
+    if any(found["value"] is not None and found["features"] is not None for found in results):
+        save_quality(folder / "quality.png", {f"weights {generator.weights}": results})
     if curves:
         save_ode_error(folder / "ode_error.png", {f"weights {generator.weights}": curves})
     print(write(folder, content))
