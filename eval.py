@@ -3,7 +3,10 @@
 import sys
 from pathlib import Path
 
-from consistency_models.app.main import main
+try:
+    from consistency_models.app.main import main
+except KeyboardInterrupt:  # Ctrl-C before the command has begun
+    sys.exit(75)
 
 if __name__ == "__main__":
     sys.exit(main("eval", Path(__file__).resolve().parent))
