@@ -4,9 +4,10 @@ Hydra composes the configuration from conf/; what is trained, and how, is in the
 """
 
 import sys
-from pathlib import Path
 
 try:
+    from pathlib import Path
+
     from consistency_models.app.main import main
 except KeyboardInterrupt:  # Ctrl-C before the command has begun
     sys.exit(75)
