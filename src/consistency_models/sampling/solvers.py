@@ -69,11 +69,11 @@ class Euler(_OneStep):
 
 @loadable()
 class ADDIM(_OneStep):
-    """x_s = D + σ'·ε,  ε = (x_t - D)/t,  σ'² = s² + (d/‖ε‖²)·(1 - s/t)²·v: DDIM with the noise that averaging removes from D.
+    """x_s = D + σ'·ε,  ε = (x_t - D)/t,  σ'² = s² + (d/‖ε‖²)·(1 - s/t)²·v: DDIM with added noise.
 
-    d is the number of values of an image, v the variance of the clean image given x_t, a pixel: in training
-    η·‖D - x‖²/d, where the clean image x is known; otherwise share/(1/prior_variance + 1/t²), a part of what it is
-    for Gaussian data.  (Multistep Consistency Models, arXiv 2403.06807, Algorithm 3 and App. A.)
+    d is the number of values of an image, and v estimates the variance of a pixel of the clean image given x_t. In
+    training, where the clean image x is known, v = η·‖D - x‖²/d; otherwise v = share/(1/prior_variance + 1/t²), a part
+    of the variance for Gaussian data.  (Multistep Consistency Models, arXiv 2403.06807, Algorithm 3 and App. A.)
 
     Args:
         eta: η; None: the second estimate in any case.
