@@ -95,8 +95,8 @@ def build_data(config: dict[str, Any], may_fetch: bool = False) -> LightningData
     Raises:
         DataError: files are missing and cannot be fetched, or are not what the configuration states.
     """
-    told = set(NOT_ARGUMENTS) - {"name", "_target_"}
-    data = {key: value for key, value in config["data"].items() if key not in told}
+    not_arguments = set(NOT_ARGUMENTS) - {"name", "_target_"}
+    data = {key: value for key, value in config["data"].items() if key not in not_arguments}
     if (folder := _folder_of_fetched(data["source"])) is not None:
         own = data["source"].get("root")
         if may_fetch and data["source"].get("download") and own in (None, os.path.abspath(folder)):
