@@ -112,7 +112,9 @@ def _generator_of(config: dict[str, Any], model: nn.Module) -> Generator:
         raise CheckpointError(f"evaluation.steps with numbers from 1 to {MAX_STEPS}", f"{steps}")
     make_sampler = instantiate(config["sampler"])
     for n in steps:
-        make_sampler(steps=n)
+        sampler = make_sampler(steps=n)
+        if not callable(sampler) or not hasattr(sampler, "sigmas"):
+            raise CheckpointError("a sampler", sampler)
     lowest = float((config.get("model") or {}).get("transition") or 0)
     generator = Generator(model, data.shape, make_sampler, data.num_classes, data.clamp, data.class_names, lowest)
     generator.steps = steps
@@ -133,6 +135,9 @@ def filled_model(config: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
     for name in {**expected, **found}:
         if expected.get(name) != found.get(name):
             raise CheckpointError(f"{name} of shape {expected.get(name)}", f"{found.get(name)}")
+    for name in ("c_skip", "c_out", "c_in", "c_noise"):
+        if getattr(model.preconditioning, name)(torch.ones(2)).shape != (2,):  # once: a number may be of a wrong type
+            raise CheckpointError(f"a preconditioning with {name} of one number for each level", model.preconditioning)
     for module in model.modules():
         if not 0 <= getattr(module, "dropout", 0.0) < 1:
             raise CheckpointError("dropout in [0, 1)", f"{module.dropout}")
