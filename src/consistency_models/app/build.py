@@ -188,7 +188,8 @@ def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evalu
     if real is None:
         evaluation.reference  # noqa: B018
     elif len(real) < SMALLEST_TO_SPLIT:
-        log.warning("%d real images: no floor is computed; it needs %d", len(real), SMALLEST_TO_SPLIT)
+        left_out = "no floor is computed; it needs" if len(real) > 1 else "no metric is computed; the floor needs"
+        log.warning("%d real images: %s %d", len(real), left_out, SMALLEST_TO_SPLIT)
     return evaluation
 
 
