@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from consistency_models import pretrained
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError
+from consistency_models.sampling.samplers import Consistency
 from consistency_models.storage.loading import instantiate, load
 
 __all__ = [
@@ -74,11 +74,6 @@ def run_teacher(path: str, weights: str | None = None) -> nn.Module:
     """The model of another run, with its averaged weights."""
     generator = load(path, weights)
     generator.model.is_consistency_model = ".Consistency" in generator.config["sampler"]["_target_"]
-    if generator.model.is_consistency_model:
-        rank_zero_warn(
-            f"teacher.path={path} is a consistency model: it gives the end of a trajectory, not the mean of the images "
-            "behind x_t that a method asks its teacher for; a run of model=teacher gives that"
-        )
     generator.model.origin = generator.origin
     return generator.model
 
@@ -91,6 +86,7 @@ def official_teacher(path: str, kinds: Sequence[str]) -> nn.Module:
             "teacher.path", path, f"a file of kind {', '.join(kinds)}", reason=f"this one is {loaded.kind}"
         )
     loaded.model.origin = {"path": str(path), "digest": loaded.digest}
+    loaded.model.is_consistency_model = loaded.recipe["sampler"].func == Consistency.for_steps
     return loaded.model
 
 
@@ -138,6 +134,8 @@ def exact_teacher(source: Any, path: None = None) -> nn.Module:
 
 class _Exact(nn.Module):
     """A module around the closed form, so that it moves and counts as any other teacher."""
+
+    is_consistency_model = False
 
     def __init__(self, source: Any) -> None:
         super().__init__()

@@ -1,10 +1,14 @@
 """task=search: ternary search finds the least, and the command that it prints uses what was found."""
 
 import json
+import shlex
 
 import pytest
 from evals import POINTS, evaluate, trained
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
+from consistency_models.app.tasks import search
 from consistency_models.app.tasks.search import ternary_search
 from consistency_models.errors import Exit
 
@@ -56,3 +60,12 @@ def test_what_cannot_be_searched(tmp_path, capsys):
     assert "this one is Heun. Allowed: 2 or more, of a consistency sampler" in capsys.readouterr().err
     assert evaluate(folder, "task=search", "n=20", "sampler=consistency", "task.metric=fd") == Exit.BAD_INPUT
     assert "task.metric=fd is not allowed. Allowed: sw, energy" in capsys.readouterr().err
+
+
+def test_the_command_that_uses_the_levels_has_what_they_were_found_with(monkeypatch):
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    assert search._typed_ways() == ""
+    typed = ["run=x", "task=search", "sampler=consistency", "sampler.clip=false", "weights='0.9'", "n=10", "steps=[2]"]
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": {"overrides": {"task": typed}}}))
+    words = shlex.split(search._typed_ways())
+    assert words == ["sampler=consistency", "sampler.clip=false", "weights='0.9'"]

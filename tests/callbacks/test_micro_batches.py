@@ -1,5 +1,7 @@
 """`trainer.accumulate_grad_batches=auto`: micro-batches that fit, the same numbers, and a trial without traces."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from jobs import GRADIENT_STEP, TINY, config_of, run
@@ -7,6 +9,7 @@ from jobs import GRADIENT_STEP, TINY, config_of, run
 from consistency_models.app.folder import RunFolder
 from consistency_models.callbacks import micro_batches
 from consistency_models.callbacks.memory import PeakMemory, available_bytes, peak_of
+from consistency_models.callbacks.micro_batches import MicroBatches
 from consistency_models.errors import Exit
 from consistency_models.storage.checkpoints import read
 
@@ -114,6 +117,38 @@ class Stop(torch.nn.Module):
                 raise RuntimeError("enough")
 
         return AfterOneStep()
+
+
+def test_on_a_gpu_the_number_is_doubled_until_a_pass_fits(monkeypatch):
+    tried = []
+
+    def run_out(self, trainer, method, images):
+        tried.append(images)
+        if images > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(MicroBatches, "_pass", run_out)
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(batch_size=32), world_size=2, callbacks=[])
+    method = SimpleNamespace(
+        parameters=list, device=torch.device("cpu"), zero_grad=lambda **_: None, monitored={}, losses_by_level=[]
+    )
+    callback = MicroBatches(None)
+    assert callback._try(trainer, method, [1, 2, 4, 8, 16], 0) == 8
+    assert tried == [16, 8, 4, 2]
+    assert callback._try(trainer, method, [1, 2, 4], 0) is None
+
+
+@pytest.mark.gpu
+def test_on_a_real_gpu(tmp_path, monkeypatch):
+    """As much of the memory is taken away as makes 16 images too many."""
+    monkeypatch.setattr(micro_batches, "FEW", 0)
+    gpu = [argument for argument in STEP if argument != "trainer=cpu"]
+    assert run(tmp_path / "one", *gpu, "trainer=gpu", f"{COUNT}=1") == Exit.DONE
+    torch.cuda.empty_cache()
+    monkeypatch.setattr(micro_batches, "_later_bytes", lambda *_: torch.cuda.mem_get_info()[0] - 2**25)
+    assert run(tmp_path / "auto", *gpu, "trainer=gpu") == Exit.DONE
+    for name, value in weights(tmp_path / "one").items():
+        torch.testing.assert_close(weights(tmp_path / "auto")[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_peak_memory_counts_what_is_alive_at_the_same_time():

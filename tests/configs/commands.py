@@ -54,8 +54,9 @@ def every_option():
     for i in range(lines):
         schedule, network = (names[i % len(names)] for names in (schedules, networks))
         augment = "augment=none" if network.startswith(("edm2", "openai")) else _turn("augment", i)
-        others = " ".join(_turn(group, i) for group in ("loss", "curriculum", "preconditioning", "sampler"))
-        model = _with_model(_model_of("schedule", schedule))
+        name = _model_of("schedule", schedule)
+        groups = ("loss", "curriculum", "sampler", *(() if "trigflow" in _text(name) else ("preconditioning",)))
+        others, model = " ".join(_turn(group, i) for group in groups), _with_model(name)
         yield f"{model} schedule={schedule} {others} network={network} {augment} data=cifar10 data.root={{root}}"
     for network in sorted(set(GROUPS["network"]) - set(networks)):
         size = 64 if network.endswith("64") else 256
@@ -93,9 +94,8 @@ def _with_model(model):
 
 def _model_of(group, option):
     """A model that has chosen this option; otherwise one that has a use for the group."""
-    models = [model for model in GROUPS["model"] if "trigflow" not in _text(model)]  # with any preconditioning
-    chosen = [model for model in models if f"override /{group}: {option}\n" in _text(model)]
-    alike = [model for model in models if f"override /{group}: {option.split('_')[0]}_" in _text(model)]
+    chosen = [model for model in GROUPS["model"] if f"override /{group}: {option}\n" in _text(model)]
+    alike = [model for model in GROUPS["model"] if f"override /{group}: {option.split('_')[0]}_" in _text(model)]
     return next(iter(chosen or alike), "cd" if group == "solver" else "ict")
 
 

@@ -1,6 +1,7 @@
 """Augmentation: the labels say what was done to the image, and each image's draws are its own."""
 
 import math
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -198,6 +199,15 @@ def test_an_image_is_augmented_alike_in_any_division_of_the_batch():
         part, part_labels = pipe(images[start : start + 4], rows(4, start, total=8))
         assert_close(part, whole[start : start + 4], rtol=0, atol=1e-6)
         assert torch.equal(part_labels, labels[start : start + 4])
+
+
+def test_the_host_never_waits_for_the_device(monkeypatch):
+    """A meta tensor has no values: whatever asked for one would fail."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which there is none of for such tensors
+    images, labels = AugmentPipe(**EVERY)(torch.empty(4, 3, 8, 8, device="meta"), rows(4))
+    assert images.shape == (4, 3, 8, 8)
+    assert labels.shape == (4, 19)
+    assert images.device == labels.device == torch.device("meta")
 
 
 def test_autocast_changes_nothing():

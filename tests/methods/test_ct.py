@@ -39,6 +39,7 @@ RUNS = [  # and the teacher's calls an image; Direct CM's depend on the levels t
     ("model=sct", 0),
     ("model=sct preconditioning=edm recipe=sct_digits model.tangent_rms=true model.tangent_clip=1", 0),
     (f"model=scd {EXACT}", 1),
+    (f"model=tcm {EXACT}", 1),
 ]
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -88,3 +89,20 @@ def test_a_requeued_job_goes_on_in_its_folder(sent, cluster):
         assert [line.split(",")[0] for line in file][1:] == [str(k) for k in range(1, 301)]
     identity = (folder / "wandb_id").read_text()
     assert len(list(folder.glob(f"wandb/offline-run-*-{identity}"))) == 2
+
+
+@pytest.mark.slow  # two processes import torch and Lightning
+def test_tasks_without_the_script_share_the_folder_of_the_first(tmp_path):
+    """Each task makes up a name of its own, from its clock."""
+    port = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NAME": "consistency", "SLURM_NODELIST": "localhost"}
+    code = "import sys; from consistency_models.app.multirun import broadcast_from_rank0 as b; print(b(sys.argv[1]))"
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, f"folder {rank}"],
+            env={**os.environ, **port, "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (1, 0)
+    ]
+    assert [task.communicate(timeout=200)[0] for task in tasks] == ["folder 0\n"] * 2

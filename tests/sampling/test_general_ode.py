@@ -107,6 +107,13 @@ def test_without_churn_nothing_is_drawn_and_outside_its_window_nothing_changes(n
     assert torch.equal(plain, outside)
 
 
+def test_the_host_never_waits_for_the_device():
+    """A meta tensor has no values: whatever asked for one would fail."""
+    noise = torch.empty(4, 5, device="meta")
+    sampler = GeneralODESampler(edm_levels(6), SCHEDULES[0], scaled=True, **CHURN)
+    assert sampler(gaussian, noise, lambda: noise).shape == noise.shape
+
+
 def test_a_churn_without_meaning_is_refused():
     with pytest.raises(ValueError, match="need churn >= 0"):
         GeneralODESampler([2.0, 1.0], Linear(), churn_min=2, churn_max=1)

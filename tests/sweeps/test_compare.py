@@ -13,7 +13,7 @@ from PIL import Image
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.sweep_folder import SweepFolder
 from consistency_models.evaluation.compare import COLUMNS, main
-from consistency_models.evaluation.runs import cells_of, differing_keys, read_runs
+from consistency_models.evaluation.runs import _curves, cells_of, differing_keys, read_runs
 
 VALUES = {("l1", 0): 3.0, ("l1", 1): 5.0, ("l2", 0): 1.0, ("l2", 1): 1.5}
 BROWSERS = [name for name in ("chromium", "google-chrome", "chromium-browser") if shutil.which(name)][:1]
@@ -131,3 +131,16 @@ def test_of_runs_that_eval_py_has_scored_its_numbers_are_shown(sweep):
     run = next(iter(read_runs([sweep / "0"]).values()))
     assert (run.weights, run.results[0]["value"]) == ("ema", 7.0)
     assert yaml.safe_load((sweep / "overrides.yaml").read_text()) == ["sweeps=ict_distance"]
+
+
+def test_long_curves_are_thinned_while_they_are_read(tmp_path):
+    """Every figure keeps its last value, and images are counted as the run counted them."""
+    columns = "step,train/loss,train/images_seen,train/gradient_norm,val/fd_1step"
+    rows = [f"{i},{i / 7},{float(i * 16 + 100)},nonsense,{i if i % 1000 == 0 else ''}" for i in range(1, 10_001)]
+    (tmp_path / "metrics.csv").write_text("\n".join([columns, *rows, "10001,,,,5.5", "100"]))
+    curves = _curves(tmp_path, 32)
+    assert set(curves) == {"train/loss", "val/fd_1step"}  # what is drawn
+    assert 1000 <= len(curves["train/loss"]) <= 2001
+    assert curves["train/loss"][0] == (116, 1 / 7)
+    assert curves["train/loss"][-1] == (160_100, 10_000 / 7)
+    assert curves["val/fd_1step"] == [*((i * 16 + 100, i) for i in range(1000, 10_001, 1000)), (160_132, 5.5)]

@@ -142,3 +142,10 @@ def test_two_of_the_same_at_once_do_not_share_a_folder(train):
 def test_what_jobs_differ_in():
     assert varied([["a=1", "b=1"], ["a=2", "b=1"]]) == [["a=1"], ["a=2"]]
     assert varied([["a=1", "b=1"]]) == [["a=1", "b=1"]]
+
+
+def test_two_multiruns_of_one_second_do_not_share_a_folder(tmp_path):
+    """Also where the first is done before the second begins."""
+    new = SweepFolder(tmp_path / "same second")
+    made = [multirun.Multirun()._claimed(new, ["seed=0,1"], [["seed=0"]], is_named=False).path for _ in range(2)]
+    assert [path.name for path in made] == ["same second", "same second_2"]

@@ -22,7 +22,7 @@ from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError, DataError
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.features import to_float
-from consistency_models.evaluation.ode_error import HeunSolution, ODEError
+from consistency_models.evaluation.ode_error import SIGMAS, HeunSolution, ODEError
 from consistency_models.evaluation.protocol import SMALLEST_TO_SPLIT
 from consistency_models.methods.base import Method
 from consistency_models.sampling.generator import Generator
@@ -141,9 +141,17 @@ def _fetch(files: Published, folder: Path) -> None:
         ) from error
 
 
-def build_method(config: dict[str, Any], images_seen: ImagesSeen | None = None) -> Method:
-    """The method with its network, teacher and initial weights; `images_seen` by the run that it goes on with."""
-    model = build_model(config)
+def build_method(
+    config: dict[str, Any], images_seen: ImagesSeen | None = None, model: nn.Module | None = None
+) -> Method:
+    """The method with its network, teacher and initial weights.
+
+    Args:
+        config: the resolved configuration.
+        images_seen: of the run that is continued; by default the run begins with the first image.
+        model: the preconditioned network; by default a fresh one.
+    """
+    model = build_model(config) if model is None else model
     teacher = build_teacher(config)
     if config["init"]["_target_"]:
         instantiate(config["init"], model=model, teacher=teacher)
@@ -170,7 +178,8 @@ def build_method(config: dict[str, Any], images_seen: ImagesSeen | None = None) 
 def build_generator(config: dict[str, Any], model: nn.Module) -> Generator:
     """What samples from the model that is being trained."""
     data, sampler = DataSpec.of(config["data"]), instantiate(config["sampler"])
-    return Generator(model, data.shape, sampler, data.num_classes, data.clamp, data.class_names)
+    lowest = config["model"].get("transition") or 0.0
+    return Generator(model, data.shape, sampler, data.num_classes, data.clamp, data.class_names, lowest)
 
 
 def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evaluation:
@@ -215,11 +224,14 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
     """What measures the distance to the true solution of the ODE, once given a device; None where no truth is known.
 
     The truth is exact where the data have one (a mixture), otherwise the teacher's ODE, finely solved. A consistency
-    model as teacher has no ODE: its output is no mean of images.
+    model as teacher has no ODE: its output is no mean of images. A model that is trained above a transition is measured
+    there.
     """
     points, data = config["evaluation"]["ode_points"], DataSpec.of(config["data"])
     is_denoiser = teacher is not None and not getattr(teacher, "is_consistency_model", False)
-    if not points or not (hasattr(source, "consistency") or is_denoiser):
+    lowest = (config.get("model") or {}).get("transition") or 0.0
+    sigmas = [sigma for sigma in SIGMAS if sigma >= lowest]
+    if not points or len(sigmas) < 2 or not (hasattr(source, "consistency") or is_denoiser):
         return None
 
     def measure(device: torch.device | str) -> ODEError:
@@ -228,7 +240,7 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
         exact = getattr(source, "consistency", None)
         solution = exact or HeunSolution(teacher.to(device).eval(), config["evaluation"]["ode_steps"])
         cache_key = source.digest if exact else None
-        return ODEError(solution, images, labels, data.sigma_data, cache_key=cache_key)
+        return ODEError(solution, images, labels, data.sigma_data, sigmas, cache_key=cache_key)
 
     return measure
 

@@ -51,9 +51,14 @@ def main(task: str, root: Path) -> int:
                 print(help_of(task, root / "conf", arguments.config_dir))
                 return int(Exit.DONE)
             if not asked:
-                from consistency_models.app.checks import check_command
+                from consistency_models.app.checks import check_command, config_to_plan
 
                 sys.argv[1:] = check_command(task, root / "conf", arguments)
+                if task == "train" and (config := config_to_plan(root / "conf", arguments)) is not None:
+                    from consistency_models.app.plan import plan
+
+                    print(plan(config))
+                    return int(Exit.DONE)
             hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -101,7 +101,7 @@ class MicroBatches(Callback):
     def _extrapolate(self, trainer: Trainer, method: LightningModule, candidates: list[int], free: int) -> int | None:
         """The first number whose micro-batch needs no more than there is, by the passes of one and two images."""
         local, traces = trainer.datamodule.batch_size // trainer.world_size, []
-        for images in (1, 2):
+        for images in (1, 1, 2):  # the first pass also makes what a network keeps
             with PeakMemory() as memory:
                 started = time.perf_counter()
                 self._pass(trainer, method, min(images, local))
@@ -114,7 +114,7 @@ class MicroBatches(Callback):
             margin=4,  # two images at a time are slower than many
         )
         limit = SHARE * free - _later_bytes(trainer, method)
-        return next((count for count in candidates if peak_of(local // count, *traces) <= limit), None)
+        return next((count for count in candidates if peak_of(local // count, *traces[1:]) <= limit), None)
 
     def _pass(self, trainer: Trainer, method: LightningModule, images: int) -> None:
         """Forward and backward of the first so many rows of the batch."""

@@ -19,6 +19,7 @@ from consistency_models.methods.meanflow import MeanFlow
 from consistency_models.methods.scd import ContinuousConsistencyDistillation
 from consistency_models.methods.sct import ContinuousConsistencyTraining
 from consistency_models.methods.shortcut import Shortcut
+from consistency_models.methods.tcm import TruncatedConsistency
 from consistency_models.methods.teacher import Diffusion
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "MultistepConsistency",
     "Shortcut",
     "Step",
+    "TruncatedConsistency",
 ]

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -91,6 +92,8 @@ class Method(LightningModule):
 
     needs_teacher: bool | None = False
     """True: cannot do without; False: has no use for one; None: works with and without."""
+    teacher_is_consistent: bool = False
+    """Whether the teacher is a consistency model, which gives the end of a trajectory, or a diffusion model."""
 
     def __init__(
         self,
@@ -111,6 +114,15 @@ class Method(LightningModule):
                 f"{type(self).__name__} {'needs a teacher' if self.needs_teacher else 'has no use for a teacher'}: "
                 f"choose teacher={'run, exact, …' if self.needs_teacher else 'none'}"
             )
+        consistent = getattr(teacher, "is_consistency_model", self.teacher_is_consistent)
+        if consistent != self.teacher_is_consistent:
+            kinds = (
+                "a consistency model, which gives the end of a trajectory",
+                "a diffusion model, which gives a mean",
+            )
+            given, wanted = kinds if consistent else reversed(kinds)
+            path = teacher.origin["path"]
+            rank_zero_warn(f"teacher.path={path} is {given}; {type(self).__name__} asks for {wanted}")
         self.model = model
         # A list, because to walk through the modules for them costs as much as to average them.
         self.weights: list[Tensor] = list(model.parameters())

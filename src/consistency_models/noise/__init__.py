@@ -25,6 +25,7 @@ from consistency_models.noise.schedules import (
     per_image,
 )
 from consistency_models.noise.segments import Phases, Segments, cosine_grid, segment_edges
+from consistency_models.noise.truncated import TruncatedStudentT
 
 __all__ = [
     "EDM",
@@ -55,6 +56,7 @@ __all__ = [
     "Segments",
     "Square",
     "TrigFlow",
+    "TruncatedStudentT",
     "cosine_grid",
     "karras_grid",
     "per_image",

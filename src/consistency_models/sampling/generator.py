@@ -30,6 +30,7 @@ class Generator:
         num_classes: classes of a class-conditional model, 0 for an unconditional one.
         clamp: images live in [-1, 1] and are clamped to it.
         class_names: of each class, where they are known.
+        lowest: the lowest level that the model was trained on; calls below are refused.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class Generator:
         num_classes: int = 0,
         clamp: bool = True,
         class_names: Sequence[str] = (),
+        lowest: float = 0.0,
     ) -> None:
         self.class_names = tuple(class_names)
         self.model, self.shape, self.make_sampler = model, tuple(shape), make_sampler
-        self.num_classes, self.clamp = num_classes, clamp
+        self.num_classes, self.clamp, self.lowest = num_classes, clamp, lowest
         # What `load` knows of the file: the name of an average, its configuration, step counts, path and digest.
         self.weights, self.steps = "model", (1,)
         self.config: dict[str, Any] = {}
@@ -58,13 +60,30 @@ class Generator:
         return [self.class_names[label] for label in labels] if self.class_names and labels is not None else None
 
     def solver(self, steps: int) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        """`(x, sigma, labels) -> x` at the ODE's end, from any one level, as the sampler of `steps` steps takes it."""
+        """`(x, sigma, labels) -> x` at the ODE's end, from any one level, as the sampler of `steps` steps takes it.
+
+        That raises ValueError for a level below `lowest`.
+        """
         sampler = self.make_sampler(steps=steps)
 
         def descend(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-            return sampler.descend(partial(self.model, labels=labels), x, sigma[0].item())
+            level = sigma[0].item()
+            self.check_levels([level])
+            return sampler.descend(partial(self.model, labels=labels), x, level)
 
         return descend
+
+    def check_levels(self, sigmas: Sequence[float]) -> None:
+        """Refuse levels that the model was not trained on.
+
+        Raises:
+            ValueError: one of them is below `lowest`.
+        """
+        if min(sigmas) < self.lowest * (1 - 1e-6):  # float32 rounds
+            raise ValueError(
+                f"sigmas: this model was trained on levels from {self.lowest:g} up; got {min(sigmas):.4g}. "
+                "Call the model of its first stage, the teacher of model=tcm, below"
+            )
 
     @torch.no_grad()
     def sample(
@@ -92,7 +111,7 @@ class Generator:
             sampler: of `consistency_models.sampling.samplers`; by default `make_sampler(steps=steps)`.
 
         Raises:
-            ValueError: n or steps below 1, or labels that the model cannot take.
+            ValueError: n or steps below 1, or labels or levels that the model cannot take.
         """
         steps = self.steps[0] if steps is None else steps
         if n < 1 or steps < 1:
@@ -106,6 +125,7 @@ class Generator:
                     f"labels must be {n} numbers from 0 to {self.num_classes - 1}; got {labels.tolist()[:8]}"
                 )
         sampler, images = self.make_sampler(steps=steps) if sampler is None else sampler, []
+        self.check_levels(sampler.sigmas)
         device = next(self.model.parameters()).device
         # Batches of a long run are those of its parts: a network rounds otherwise in a batch of another size.
         borders = [first, *range(first - first % batch_size + batch_size, first + n, batch_size), first + n]

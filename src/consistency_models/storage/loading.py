@@ -21,6 +21,7 @@ from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.overrides import TorchFunctionMode
 
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import CheckpointError, import_extra, naming
@@ -37,6 +38,7 @@ __all__ = ["build_model", "checkpoint_file", "instantiate", "load", "read_safete
 HEADER, HEADER_SCHEMA = "consistency_models", 1  # of exports: under which key they say what they are
 PARTS = ("network", "preconditioning", "sampler", "data", "features")  # of a configuration, what is built from a file
 MAX_SIZE, MAX_STEPS = 4096, 10_000
+FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace}
 
 
 def instantiate(node: Any, **arguments: Any) -> Any:
@@ -105,7 +107,8 @@ def _generator_of(config: dict[str, Any], model: nn.Module) -> Generator:
     make_sampler = instantiate(config["sampler"])
     for n in steps:
         make_sampler(steps=n)
-    generator = Generator(model, data.shape, make_sampler, data.num_classes, data.clamp, data.class_names)
+    lowest = float((config.get("model") or {}).get("transition") or 0)
+    generator = Generator(model, data.shape, make_sampler, data.num_classes, data.clamp, data.class_names, lowest)
     generator.steps = steps
     return generator
 
@@ -113,33 +116,32 @@ def _generator_of(config: dict[str, Any], model: nn.Module) -> Generator:
 def filled_model(config: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
     """The preconditioned network that a configuration describes, with these weights, which must be all of its own.
 
-    Names and shapes of this package's networks are compared before memory is asked for. A network with more parts than
-    there are weights for is given up while it is built.
-
     Raises:
-        CheckpointError: a name, a shape or the number of parts differs.
+        CheckpointError: a name or a shape differs, or the network is larger than its weights.
     """
-    if str(config["network"]["_target_"]).startswith("consistency_models."):  # others may read tensors in between
-        with torch.device("meta"), _at_most(len(weights)):
-            network = instantiate(config["network"])
-        expected = {f"network.{name}": tuple(value.shape) for name, value in network.state_dict().items()}
-        found = {name: tuple(value.shape) for name, value in weights.items() if name.startswith("network.")}
-        for name in {**expected, **found}:
-            if expected.get(name) != found.get(name):
-                raise CheckpointError(f"{name} of shape {expected.get(name)}", f"{found.get(name)}")
-    model = build_model(config)
+    with _not_larger_than(weights):
+        model = build_model(config)
+    expected, found = (
+        {name: tuple(value.shape) for name, value in side.items()} for side in (model.state_dict(), weights)
+    )
+    for name in {**expected, **found}:
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(f"{name} of shape {expected.get(name)}", f"{found.get(name)}")
+    for module in model.modules():
+        if not 0 <= getattr(module, "dropout", 0.0) < 1:
+            raise CheckpointError("dropout in [0, 1)", f"{module.dropout}")
     model.load_state_dict(weights)
     return model
 
 
 @contextmanager
-def _at_most(tensors: int) -> Iterator[None]:
-    """Stop a constructor that makes many more modules, parameters and buffers than there are tensors."""
+def _not_larger_than(weights: dict[str, Any]) -> Iterator[None]:
+    """Stop a constructor that makes many more numbers, modules, parameters and buffers than there are weights."""
     made = itertools.count()
 
     def count(*_: Any) -> None:
-        if next(made) > 1000 + 20 * tensors:
-            raise CheckpointError(f"a network of {tensors} tensors", "the arguments of a larger one")
+        if next(made) > 1000 + 20 * len(weights):
+            raise CheckpointError(f"a network of {len(weights)} tensors", "the arguments of a larger one")
 
     hooks = [
         register(count)
@@ -150,10 +152,31 @@ def _at_most(tensors: int) -> Iterator[None]:
         )
     ]
     try:
-        yield
+        with _Bounded(10**7 + 4 * sum(value.numel() for value in weights.values())):
+            yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class _Bounded(TorchFunctionMode):
+    """Refuses to make new tensors of more than `numbers` values in all, before memory is asked for.
+
+    The sizes are found on the meta device, without functions that are decomposed there: that takes a second to import.
+    """
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.numbers = self.left = numbers
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in FACTORIES:
+            measure = torch.empty if function in (torch.rand, torch.randn) else function
+            self.left -= measure(*args, **{**kwargs, "device": "meta"}).numel()
+            if self.left < 0:
+                raise CheckpointError(f"a network of up to {self.numbers:,} values", "the arguments of a larger one")
+        return function(*args, **kwargs)
 
 
 def checkpoint_file(path: str | Path) -> Path:

@@ -6,12 +6,13 @@ import importlib.util
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from consistency_models.app.checks.composing import Composer
+from consistency_models.app.checks.composing import Composer, resolved
 from consistency_models.app.checks.job import check_job
 from consistency_models.app.checks.problems import ConfigErrors, problem
 from consistency_models.app.checks.resume import continued
@@ -19,7 +20,7 @@ from consistency_models.app.checks.rules import show
 from consistency_models.app.checks.table import PLUGINS
 from consistency_models.errors import ConfigError
 
-__all__ = ["check", "check_command"]
+__all__ = ["check", "check_command", "config_to_plan"]
 
 
 def check_command(task: str, conf_dir: str | Path, arguments: Namespace) -> list[str]:
@@ -50,6 +51,15 @@ def check_command(task: str, conf_dir: str | Path, arguments: Namespace) -> list
         if getattr(arguments, name) is not None:
             flags += [f"--{name.replace('_', '-')}", getattr(arguments, name)]
     return [*flags, *overrides]
+
+
+def config_to_plan(conf_dir: str | Path, arguments: Namespace) -> dict[str, Any] | None:
+    """The resolved configuration of a command of train.py with `plan=true`; None for any other command."""
+    if arguments.multirun or not any(line.startswith("plan=") for line in arguments.overrides):
+        return None
+    composer = Composer(arguments.config_name or "train", conf_dir, arguments.config_dir)
+    config, _ = resolved(composer.compose(composer.parse(arguments.overrides)))
+    return config if config["plan"] else None
 
 
 def check(task: str, composer: Composer, lines: Sequence[str], multirun: bool = False) -> list[str]:

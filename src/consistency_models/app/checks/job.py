@@ -24,7 +24,7 @@ RELATIONS = {"train": relations.TRAIN, "eval": relations.EVAL}
 
 REQUIRED: dict[str, tuple[str, ...]] = {
     "train": (
-        *("name", "seed", "tags", "train", "test", "ckpt_path", "show_traceback", "compile", "paths.runs"),
+        *("name", "seed", "tags", "train", "test", "ckpt_path", "show_traceback", "plan", "compile", "paths.runs"),
         *("channels_last", "augment"),
         *("model._target_", "model.name", "model.needs_teacher", "network._target_", "schedule._target_"),
         *("curriculum._target_", "loss._target_", "weighting._target_", "preconditioning._target_", "sampler._target_"),

@@ -38,6 +38,7 @@ FLOW_MAPS = (*PAIRS_OF_TIMES, "FlowAnchoredConsistency", "Shortcut")  # whose ne
 SCHEDULES = {  # of methods that cannot do with just any: classes, the options for them, why
     **dict.fromkeys(("ConsistencyDistillation", "ConsistencyTraining", "ImprovedConsistencyTraining"), PAIRS),
     **dict.fromkeys(("DirectConsistency", "MidTraining"), PAIRS),
+    "TruncatedConsistency": (("TruncatedStudentT",), ("truncated_student",), "levels above a transition"),
     "MultistepConsistency": (
         ("Segments", "Phases"),
         ("segments_cosine", "segments_karras", "phases_karras"),
@@ -158,6 +159,14 @@ def levels(config: Config, choices: Choices) -> Problems:
             yield problem("sampler.sigma_min", low, "a number above 0", reason=reason)
         if node.get("churn_min", 0) > node.get("churn_max", math.inf):
             yield problem(f"{group}.churn_min", node["churn_min"], f"at most {group}.churn_max={node['churn_max']}")
+    transition, called = (
+        config["model"].get("transition") or 0.0,
+        ("sigma_mid" if "sigma_mid" in sampler else "sigma_min"),
+    )
+    if called in sampler and sampler[called] < transition:
+        fix, reason = "choose sampler=consistency_truncated", "the model is trained on no levels below"
+        allowed = f"at least model.transition={transition}"
+        yield problem(f"sampler.{called}", sampler[called], allowed, fix, reason=reason)
     low, boundary = schedule.get("sigma_min"), preconditioning.get("sigma_min")
     if _is(config, "preconditioning", "Boundary") and low not in (None, boundary):
         reason = "the model is the identity at the lowest level"
@@ -185,6 +194,17 @@ def schedule(config: Config, choices: Choices) -> Problems:
     ):
         most = max(int(20 / math.log2(schedule["q"])), 1)
         yield problem("schedule.stages", schedule["stages"], f"at most {most} with schedule.q={schedule['q']}")
+    if name == "TruncatedStudentT" and {"share", "transition"} <= schedule.keys():
+        batch, transition = config["data"]["batch_size"], config["model"].get("transition")
+        if schedule["share"] and schedule["share"] * batch < 1:
+            allowed, reason = (
+                f"at least {math.ceil(1 / schedule['share'])}",
+                f"schedule.share={schedule['share']} is no row",
+            )
+            yield problem("data.batch_size", batch, allowed, reason=reason)
+        if transition is not None and schedule["transition"] != transition:
+            allowed = f"model.transition={transition}"
+            yield problem("schedule.transition", schedule["transition"], allowed, "set model.transition")
     if name == "Phases" and {"steps", "segments"} <= schedule.keys():
         chain = [*schedule["steps"], schedule["segments"]]
         if any(a <= b or a % b for a, b in pairwise(chain)):

@@ -124,6 +124,9 @@ def _edit(
     if not isinstance(levels, int) and levels[-1] <= getattr(sampler, "sigma_min", 0.0):
         allowed = f"levels above {sampler.sigma_min}"
         raise ConfigError("task.levels", list(levels), allowed, reason="the model ends there")
+    if generator.lowest and (isinstance(levels, int) or levels[-1] < generator.lowest):
+        allowed = f"a list of levels from {generator.lowest:g} up"
+        raise ConfigError("task.levels", levels, allowed, reason="the model was trained on no others (model=tcm)")
     settings = {"seed": config["seed"], "labels": given.labels, "batch_size": config["batch_size"], "x": x}
     calls = levels - 1 if isinstance(levels, int) else len(levels)
     steps = (config["steps"] or [None])[0]

@@ -39,7 +39,10 @@ def ode_errors(
         log.warning("the run's teacher is %s: the distance to its ODE is not measured", teacher.get("_target_"))
         return
     truth = None if exact else teachers.build_teacher(generator.config)
-    measure = build.build_ode_error(generator.config, source, truth)(device)
+    make_measure = build.build_ode_error(generator.config, source, truth)
+    if make_measure is None:
+        return
+    measure = make_measure(device)
     reference = "exact" if exact else "teacher"
     digest = source.digest if exact else truth.origin["digest"]
     functions = [sampler for sampler in samplers if isinstance(sampler, Consistency)]

@@ -43,13 +43,18 @@ def samplers_of(config: dict[str, Any], generator: Generator) -> list[Any]:
     """
     sigmas = config["sigmas"]
     counts = [len(sigmas)] if sigmas else config["steps"] or generator.config["evaluation"]["steps"]
-    if sigmas:
-        return [_consistency(generator, sigmas)]
     try:
-        return [generator.make_sampler(steps=count) for count in counts]
+        made = (
+            [_consistency(generator, sigmas)] if sigmas else [generator.make_sampler(steps=count) for count in counts]
+        )
     except ValueError as error:
         fix = "sampler=consistency takes any number, by re-noising"
         raise ConfigError("steps", counts, "step counts of the sampler", fix, reason=str(error)) from error
+    for sampler in made:
+        if min(sampler.sigmas) < generator.lowest:
+            allowed, reason = f"levels from {generator.lowest:g} up", "the model was trained on no others (model=tcm)"
+            raise ConfigError("sigmas", list(sampler.sigmas), allowed, reason=reason)
+    return made
 
 
 def _consistency(generator: Generator, sigmas: list[float]) -> Consistency:

@@ -63,7 +63,9 @@ def run(config: dict[str, Any], generator: Generator, metric: str | None, grid: 
         raise ConfigError("steps", [wanted], allowed, "add sampler=consistency", reason=reason)
     sets = sets_of(config, min(images, generator.config["evaluation"]["n"]))
     evaluation, trace, sigmas, names = evaluation_of(config, generator), [], [own.sigmas[0]], []
-    levels = karras_grid(grid, max(own.sigma_min, 0.002), own.sigmas[0]).tolist()  # the ends are no candidates
+    levels = karras_grid(
+        grid, max(own.sigma_min, generator.lowest, 0.002), own.sigmas[0]
+    ).tolist()  # the ends are no candidates
     with Producer(config, generator) as producer, progress_bar() as progress:
 
         def score(sampler: Consistency, what: str) -> Any:

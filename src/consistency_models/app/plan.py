@@ -1,0 +1,142 @@
+"""`plan=true`: what a training costs, on paper. Nothing is trained, no GPU is needed, and no large memory is taken.
+
+A step of the method runs with fake tensors, which have shapes and no values. Its operations are counted: floating-point
+operations by torch's own formulas, and the bytes of the tensors that are alive together.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from consistency_models.app.build import build_method
+from consistency_models.callbacks.memory import PeakMemory, peak_of
+from consistency_models.data.batch import Batch
+from consistency_models.methods.base import Method
+from consistency_models.noise.preconditioning import Preconditioned
+from consistency_models.random import BatchRandom
+from consistency_models.storage.loading import instantiate
+
+__all__ = ["DEVICES", "SHARE", "Cost", "cost", "plan"]
+
+GIB = 2**30
+SHARE = 0.35
+"""Share of the peak that a training reaches on the devices of `DEVICES`."""
+DEVICES = {
+    "H100 SXM": (989e12, 80),
+    "A100 80 GB": (312e12, 80),
+    "RTX 4090": (165e12, 24),
+    "L4": (121e12, 24),
+}
+"""Dense bfloat16 operations a second and GiB of memory, from the vendor's data sheets."""
+
+
+class Cost:
+    """What one step costs.
+
+    Attributes:
+        parameters: of the trained modules.
+        flops: floating-point operations of one image's part of a step.
+        fixed_bytes: of weights, target network, teacher, optimiser and averages.
+        traces: bytes alive after each operation of a pass of one image and of two, gradients included.
+    """
+
+    def __init__(self, parameters: int, flops: float, fixed_bytes: int, traces: list[list[int]]) -> None:
+        self.parameters, self.flops, self.fixed_bytes, self.traces = parameters, flops, fixed_bytes, traces
+
+    def peak_bytes(self, images: int) -> int:
+        """Memory of a step with micro-batches of so many images."""
+        return self.fixed_bytes + peak_of(images, *self.traces)
+
+    def largest(self, memory: float, batch_size: int) -> int:
+        """The largest micro-batch, a part of the batch by a power of two, that fits into the memory; 0 if none does."""
+        images = batch_size
+        while self.peak_bytes(images) > memory:
+            if images % 2 or images == 1:
+                return 0
+            images //= 2
+        return images
+
+
+def plan(config: dict[str, Any]) -> str:
+    """A table of the costs of a training, from its resolved configuration."""
+    found, batch_size = cost(config), config["data"]["batch_size"]
+    steps = config["trainer"]["max_steps"]
+    if config["trainer"]["max_images"]:
+        steps = min(steps, -(-config["trainer"]["max_images"] // batch_size))
+    step_flops = found.flops * batch_size
+    lines = [
+        f"{config['name']}: {steps:,} steps of {batch_size:,} images of "
+        f"{config['data']['channels']}x{config['data']['image_size']}x{config['data']['image_size']}",
+        f"parameters that are trained      {found.parameters:,}",
+        f"operations of a step             {step_flops:.3g} FLOP, {found.flops:.3g} an image",
+        f"operations of the training       {step_flops * steps:.3g} FLOP",
+        f"memory without activations       {found.fixed_bytes / GIB:.2f} GiB (weights, teacher, optimiser, averages)",
+        "",
+        "micro-batch   accumulate_grad_batches   peak memory of a step, float32",
+    ]
+    images = batch_size
+    while True:
+        lines.append(f"{images:>11}   {batch_size // images:>23}   {found.peak_bytes(images) / GIB:.2f} GiB")
+        if images % 2 or images == 1:
+            break
+        images //= 2
+    lines += ["", f"device           largest micro-batch   hours, at {SHARE:.0%} of the peak"]
+    for name, (peak, gib) in (DEVICES | {"this machine": (_matmul_flops(), None)}).items():
+        hours = step_flops * steps / peak / SHARE / 3600
+        fits = "" if gib is None else found.largest(gib * GIB, batch_size) or "none"
+        lines.append(f"{name:<16} {fits!s:>19}   {hours:.3g}")
+    lines += [
+        "",
+        "GPUs: dense bfloat16 peaks of the data sheets; trainer.precision=bf16-mixed halves most activations.",
+        "This machine: float32 matrix products, measured just now.",
+    ]
+    return "\n".join(lines)
+
+
+def cost(config: dict[str, Any]) -> Cost:
+    """The cost of a step of this configuration."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        network = instantiate(config["network"])
+    model = Preconditioned(network, instantiate(config["preconditioning"]))
+    with warnings.catch_warnings(action="ignore"):  # torch warns of the copies of fake tensors that target networks are
+        method = build_method(config | {"init": {"_target_": None}, "compile": False}, model=model).train()
+    modules = [method, *filter(None, method._teacher)]
+    with FlopCounterMode(display=False) as flops:
+        _step(method, config, 2)
+    traces = []
+    for images in (1, 2):
+        method.zero_grad(set_to_none=True)
+        with PeakMemory() as memory:
+            _step(method, config, images)
+        traces.append(memory.trace)
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    averages = len(instantiate(config["ema"]).names) if (config.get("callbacks") or {}).get("ema") else 0
+    weights = sum(p.nbytes for module in modules for p in (*module.parameters(), *module.buffers()))
+    later = (2 + averages) * sum(parameter.nbytes for parameter in trained)
+    return Cost(sum(p.numel() for p in trained), flops.get_total_flops() / 2, weights + later, traces)
+
+
+def _step(method: Method, config: dict[str, Any], images: int) -> None:
+    """Forward and backward of a micro-batch in the middle of training; the network's tensors have no values."""
+    data, total = config["data"], max(config["data"]["batch_size"], images)
+    x = torch.zeros(images, data["channels"], data["image_size"], data["image_size"])
+    labels = torch.zeros(images, dtype=torch.int64) if data["network_classes"] else None
+    rows = BatchRandom(config["seed"], method.total_steps // 2, total, slice(0, images))
+    method.training_step(Batch(x, labels, rows), 0).backward()
+
+
+def _matmul_flops(n: int = 1024) -> float:
+    """Float32 operations a second of this machine's matrix products: the best of three."""
+    a, seconds = torch.ones(n, n), []
+    for _ in range(3):
+        started = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - started)
+    return 2 * n**3 / min(seconds)

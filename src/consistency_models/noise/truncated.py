@@ -1,0 +1,124 @@
+"""Levels of truncated consistency models: all above a transition, and a share of the batch exactly at it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from scipy.stats import t as student_t
+from torch import Tensor
+
+from consistency_models.noise.schedules import Levels
+from consistency_models.random import BatchRandom
+
+__all__ = ["TruncatedStudentT"]
+
+LOWEST = 1e-6  # of s
+
+
+class TruncatedStudentT:
+    """(ln t - mean)/scale ~ Student's t on [sigma_min, sigma_max], some rows at t', and s = max(t - gap(t), 1e-6).
+
+    gap(t) = t·(1 - ratio)·(1 + slope·sigmoid(-steepness·t)),  ratio = min(1 - q^{-(a+1)}, limit),  a the stage.
+
+    With df = 0.01 the law is nearly uniform in ln ln t; df = ∞ is a log-normal law. ⌊share·B⌋ rows of the global batch,
+    evenly spread by their position, are at t'. Rows at t' and the others are averaged apart: `Levels.weight` is
+    boundary_weight/share for the first and 1/(1 - share) for the others.  (TCM, arXiv 2410.14895, Sec. 3 and its code.)
+
+    Args:
+        transition: t'.
+        sigma_min, sigma_max: the range of the other rows.
+        mean, scale, df: of the law of ln t.
+        q, slope, steepness: of the gap, as for `ECTSchedule`.
+        limit: largest ratio.
+        first_stage, stages: a goes from first_stage to first_stage + stages - 1 in equal parts of the training.
+        share: of the rows at t', in [0, 1).
+        boundary_weight: w_b.
+
+    Raises:
+        ValueError: a number outside its range; and at a draw, if the batch has no row at t' though share > 0.
+    """
+
+    def __init__(
+        self,
+        transition: float = 1.0,
+        sigma_min: float = 1.0,
+        sigma_max: float = 80.0,
+        mean: float = 0.0,
+        scale: float = 0.2,
+        df: float = 0.01,
+        q: float = 2.0,
+        slope: float = 8.0,
+        steepness: float = 1.0,
+        limit: float = 0.999,
+        first_stage: int = 9,
+        stages: int = 1,
+        share: float = 0.25,
+        boundary_weight: float = 0.1,
+    ) -> None:
+        ranges = {
+            "transition": (transition, 0 <= transition < math.inf, "at least 0"),
+            "sigma_min": (sigma_min, 0 < sigma_min < sigma_max < math.inf, f"in (0, sigma_max {sigma_max})"),
+            "mean": (mean, math.isfinite(mean), "finite"),
+            "scale": (scale, 0 < scale < math.inf, "positive"),
+            "df": (df, df > 0, "positive"),
+            "q": (q, 1 < q < math.inf, "above 1"),
+            "slope": (slope, 0 <= slope < math.inf, "at least 0"),
+            "steepness": (steepness, 0 <= steepness < math.inf, "at least 0"),
+            "limit": (limit, 0 < limit < 1, "in (0, 1)"),
+            "first_stage": (first_stage, first_stage >= 0, "at least 0"),
+            "stages": (stages, stages >= 1, "at least 1"),
+            "share": (share, 0 <= share < 1, "in [0, 1)"),
+            "boundary_weight": (boundary_weight, 0 <= boundary_weight < math.inf, "at least 0"),
+        }
+        for name, (value, fits, allowed) in ranges.items():
+            if not fits:
+                raise ValueError(f"{name} must be {allowed}; got {value}")
+        self.transition, self.mean, self.scale, self.df = transition, mean, scale, df
+        self.q, self.slope, self.steepness, self.limit = q, slope, steepness, limit
+        self.first_stage, self.stages, self.share, self.boundary_weight = first_stage, stages, share, boundary_weight
+        ends = (math.log(sigma_min), math.log(sigma_max))
+        self.mass = [float(student_t.cdf((end - mean) / scale, df)) for end in ends]
+        if not self.mass[0] < self.mass[1]:
+            raise ValueError(f"mean {mean} and scale {scale} of ln t leave nothing in [{sigma_min}, {sigma_max}]")
+
+    def stage(self, k: int, K: int) -> int:
+        """a at step k of K."""
+        return self.first_stage + min(self.stages * k // K, self.stages - 1)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """t below which a share u of the rows that are not at t' lies; float64, shape of u."""
+        below, above = self.mass
+        z = student_t.ppf(below + u.double().numpy() * (above - below), self.df)
+        return (self.mean + self.scale * torch.from_numpy(z)).exp()
+
+    def low(self, high: Tensor, stage: int) -> Tensor:
+        """s for levels t of any shape."""
+        remaining = 1 - min(1 - self.q ** -(stage + 1), self.limit)
+        growth = 1 + self.slope * torch.sigmoid(-self.steepness * high)
+        return (high * (1 - remaining * growth)).clamp(min=LOWEST)
+
+    def levels(self, u: Tensor, boundary: Tensor, share: float, stage: int) -> Levels:
+        """Levels and weights in float64, shape (B,).
+
+        Args:
+            u: uniform in [0, 1), shape (B,).
+            boundary: which rows are at t', shape (B,).
+            share: of such rows in the global batch.
+            stage: a.
+        """
+        high = torch.where(boundary, self.transition, self.quantile(u))
+        weight = torch.full_like(high, 1 / (1 - share)).masked_fill(boundary, self.boundary_weight / (share or 1))
+        return Levels(high=high, low=self.low(high, stage), weight=weight)
+
+    def __call__(self, rows: BatchRandom, k: int, K: int) -> Levels:
+        """The levels of these rows at step k of K, float32, shape (len(rows),)."""
+        count = math.floor(self.share * rows.total + 1e-9)
+        if self.share > 0 and count == 0:
+            raise ValueError(
+                f"a batch of {rows.total} has no row at the transition with share {self.share}: enlarge it"
+            )
+        position = torch.arange(rows.local_slice.start, rows.local_slice.stop)
+        boundary = (position + 1) * count // rows.total > position * count // rows.total
+        levels = self.levels(rows.rand("levels", dtype=torch.float64), boundary, count / rows.total, self.stage(k, K))
+        return levels.to("cpu", torch.float32)

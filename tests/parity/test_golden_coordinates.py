@@ -1,0 +1,119 @@
+"""Three clocks of one noise level, laws of levels, and closed-form flows in all of them."""
+
+import pytest
+import torch
+from methods.steps import method, step_of
+from parity.golden import cases, load
+from torch import nn
+from torch.testing import assert_close
+
+from consistency_models.methods.sct import ContinuousConsistencyTraining
+from consistency_models.noise.preconditioning import EDM, Flow, Preconditioned, TrigFlow
+from consistency_models.noise.schedules import Levels, LogNormal, per_image
+from consistency_models.random import BatchRandom
+from consistency_models.sampling.samplers import FlowMapSampler
+
+EXACT = {"rtol": 1e-9, "atol": 1e-11}
+
+
+class Answers(nn.Module):
+    """A network that gives this, and keeps what it was called with."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x, noise_label, labels=None, augment=None):
+        self.x, self.noise_label = x, noise_label
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("path", "scalings", "raw", "time", "state", "scale", "denoised"),
+    [
+        pytest.param(*case.values, *rest, id=f"{case.id}-{rest[0].__name__}")
+        for case in cases("F_trig", "F_fm", "x_trig")
+        for rest in (
+            (TrigFlow, "F_trig", "angle", "x_trig", 1, "denoised_edm"),
+            (EDM, "F_edm", None, "x_trig", 1, "denoised_edm"),
+            (Flow, "F_fm", "t_fm", "x_fm", 0, "denoised_fm"),
+        )
+    ],
+)
+def test_the_same_point_in_another_clock(path, scalings, raw, time, state, scale, denoised):
+    """The network is called with the time and the state of its clock, in units of σ_data in TrigFlow's."""
+    file = load(path)
+    sigma_data = file["sigma_data"].item()
+    network = Answers(file[raw])
+    model = Preconditioned(network, scalings() if scalings is Flow else scalings(sigma_data))
+    assert_close(model(file["x_ve"], file["sigma"]), file[denoised], **EXACT)
+    assert_close(network.x * sigma_data**scale, file[state], **EXACT)
+    assert_close(network.noise_label, file[time] if time else file["sigma"].log() / 4, **EXACT)
+
+
+@pytest.mark.parametrize(("path", "name"), cases(r"law_(\w+)_angle", r"law_u"))
+def test_laws_of_levels(path, name, fixed_rows):
+    """In every clock they are the log-normal law of σ."""
+    file = load(path)
+    sigma, normal = file[f"law_{name}_sigma"], torch.special.ndtri(file["law_u"])
+    std = (sigma[-1] / sigma[0]).log() / (normal[-1] - normal[0])
+    law = LogNormal((sigma[0].log() - std * normal[0]).item(), std.item())
+    assert_close(law(fixed_rows(normal), 0, 1).high.double(), sigma, rtol=1e-6, atol=0)
+    assert_close(TrigFlow(file["sigma_data"].item()).c_noise(sigma), file[f"law_{name}_angle"], **EXACT)
+    assert_close(Flow().c_noise(sigma), file[f"law_{name}_t"], **EXACT)
+
+
+@pytest.mark.parametrize("path", cases(r"dF_dangle", r"x_trig", r"v_trig", r"sigma_end"))
+def test_the_tangent_of_the_consistency_function_of_gaussian_data_is_0(path):
+    """f* is constant on trajectories, so that g = 0 along the true velocity; and f*'s F and dF/da are the file's."""
+    file = load(path)
+    x, sigma, sigma_data, mean, std = (file[name] for name in ("x", "sigma", "sigma_data", "mean", "std"))
+    scalings = TrigFlow(sigma_data.item())
+
+    class Exact(nn.Module):
+        """F of f*(x, σ) = mean + std·(x - mean)/√(std² + σ²)."""
+
+        num_classes = 0
+
+        def forward(self, scaled, angle, labels=None, augment=None):
+            level = sigma_data * angle.tan()[:, None]
+            c_skip, c_out, c_in = (part(level) for part in (scalings.c_skip, scalings.c_out, scalings.c_in))
+            noisy = scaled / c_in
+            f = mean + std * (noisy - mean) / (std**2 + level**2).sqrt()
+            return (f - c_skip * noisy) / c_out
+
+    model = Preconditioned(Exact(), scalings)
+    sct = method(ContinuousConsistencyTraining, model, warmup_steps=0)
+    step = step_of(file["denoised"], (x - file["denoised"]) / sigma[:, None], Levels(sigma, torch.zeros_like(sigma)))
+    step.rows = BatchRandom(0, 0, len(x), slice(0, len(x)))
+    assert_close(step.x_t, x, **EXACT)
+    assert_close(model(x, sigma), file["f"], **EXACT)
+    assert_close(model.raw(x, sigma), file["F"], rtol=1e-9, atol=1e-9)
+    velocity = per_image(sigma_data / (sigma / sigma_data).atan().cos(), x) * sct.slope(step)
+    assert_close(velocity - per_image((sigma / sigma_data).atan().sin(), x) * x, file["v_trig"], **EXACT)
+    by_sigma = sct.derivative(step, model.raw, (x, sigma), (sct.slope(step), torch.ones_like(sigma)))[1]
+    by_angle = per_image((sigma**2 + sigma_data**2) / sigma_data, x) * by_sigma
+    assert_close(by_angle, file["dF_dangle"], rtol=1e-7, atol=1e-7)
+    assert sct.tangent(step).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("path", cases(r"denoised_two_time", r"x_end", r"u"))
+def test_jumps_and_average_velocities(path):
+    """x_end = D + s/σ·(x - D), and D = z - t·u: the flow map of a closed form in both clocks."""
+    file = load(path)
+    tolerance = EXACT if "mean" in file else {"rtol": 1e-8, "atol": 1e-8}
+    x, sigma, end, u = (file[name] for name in ("x", "sigma", "sigma_end", "u"))
+    known = torch.isfinite(u).all(1)
+    denoised = Preconditioned(Answers(u), Flow())(x, sigma)
+    assert_close(denoised[known], file["denoised_two_time"][known], **tolerance)
+    sampler = FlowMapSampler(sigmas=[1.0])
+    for row in known.nonzero().flatten().tolist():
+        asked = []
+
+        def model(y, level, end, row=row, asked=asked):
+            asked.append((level.item(), end.item()))
+            return file["denoised_two_time"][row : row + 1]
+
+        found = sampler._jump(model, x[row : row + 1], sigma[row].item(), end[row].item())
+        assert_close(found, file["x_end"][row : row + 1], **tolerance)
+        assert asked == [(sigma[row].item(), end[row].item())]
