@@ -10,12 +10,15 @@ there is told log₂ 1/d, here d; there two rows may share an image, here each h
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from consistency_models.methods.base import Step
 from consistency_models.methods.flow_map import FlowMap, gap
+from consistency_models.noise.pairs import Dyadic
+from consistency_models.noise.preconditioning import Preconditioned
 from consistency_models.noise.schedules import per_image
 
 __all__ = ["Shortcut"]
@@ -35,6 +38,8 @@ class Shortcut(FlowMap):
         ValueError: clip is not positive.
     """
 
+    schedule: Dyadic
+
     def __init__(self, *, clip: float = 4.0, cfg_scale: float = 1.0, **arguments) -> None:
         super().__init__(**arguments)
         if not clip > 0:
@@ -45,14 +50,14 @@ class Shortcut(FlowMap):
         """x + (σ + 10⁻⁵)·noise, shape of x."""
         return step.at(step.levels.high) + FLOOR * step.noise
 
-    def half(self, step: Step, z: Tensor, t: Tensor, d: Tensor, shortest: Tensor) -> Tensor:
+    def half_step(self, step: Step, z: Tensor, t: Tensor, d: Tensor, shortest: Tensor) -> Tensor:
         """u⁻(z, t, t - ½d), guided in the rows of the shortest steps; shape of z."""
         sigma, end = ((time / (1 - time)) for time in (t, t - d / 2))
-        x = z * per_image(1 + sigma, z)
-        u = self.target_model.raw(x, sigma, step.labels, step.augment, end)[:, : z.shape[1]]
+        model, x = cast(Preconditioned, self.target_model), z * per_image(1 + sigma, z)
+        u = model.raw(x, sigma, step.labels, step.augment, end)[:, : z.shape[1]]
         if self.cfg_scale == 1:
             return u
-        hidden = self.target_model.raw(x, sigma, None, step.augment, end)[:, : z.shape[1]]
+        hidden = model.raw(x, sigma, None, step.augment, end)[:, : z.shape[1]]
         return torch.where(per_image(shortest, z), hidden + self.cfg_scale * (u - hidden), u)
 
     def target(self, step: Step) -> Tensor:
@@ -66,7 +71,7 @@ class Shortcut(FlowMap):
         t = step.levels.high[first] / (1 + step.levels.high[first])
         d = gap(step.levels)[first]
         z, shortest = step.x_t[first] * per_image(1 - t, v), d < 3 / self.schedule.sections
-        u_1 = self.half(rows, z, t, d, shortest)
+        u_1 = self.half_step(rows, z, t, d, shortest)
         z_2 = (z - per_image(d / 2, z) * u_1).clamp(-self.clip, self.clip)
-        u_2 = self.half(rows, z_2, t - d / 2, d, shortest)
+        u_2 = self.half_step(rows, z_2, t - d / 2, d, shortest)
         return torch.cat([((u_1 + u_2) / 2).clamp(-self.clip, self.clip), v[count:]])
