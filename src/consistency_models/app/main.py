@@ -143,7 +143,7 @@ def _train_and_test(config: dict[str, Any]) -> tuple[Exit, float | None]:
             code, metric = run_job(config, folder)
     if config["test"] and code == Exit.DONE and first:  # the others have nothing more to do
         from consistency_models.app.tasks import run_task
-        from consistency_models.app.tasks.evaluate import settings_of
+        from consistency_models.app.tasks.evaluate import eval_config
 
-        code = run_task(settings_of(config, folder if config["train"] else config["ckpt_path"]))
+        code = run_task(eval_config(config, folder if config["train"] else config["ckpt_path"]))
     return code, metric

@@ -1,6 +1,6 @@
 """Weightings λ(s, t): one number for each image, which multiplies its loss.
 
-All take `Levels` and return shape (B,), in the levels' dtype; all but `InverseGap` look at t, the larger level, alone.
+All take `Levels` and return shape (B,), in the levels' dtype; all but `InverseGap` depend only on t, the larger level.
 """
 
 from __future__ import annotations
