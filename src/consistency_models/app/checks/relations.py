@@ -37,7 +37,8 @@ class Choices(dict[str, str]):
         self.options = options
 
 
-FLOW_MAPS = ("MeanFlow", "AlphaFlow", "AlignYourFlow")  # methods whose network predicts an average velocity
+PAIRS_OF_TIMES = ("MeanFlow", "AlphaFlow", "AlignYourFlow")
+FLOW_MAPS = (*PAIRS_OF_TIMES, "FlowAnchoredConsistency", "Shortcut")  # whose network predicts an average velocity
 A_RUN = "a finished run: its folder or a checkpoint file"
 OFFICIAL = "an official checkpoint, a file"
 
@@ -365,6 +366,13 @@ def trainer(config: Config, choices: Choices) -> Problems:
         reason = "devices x nodes x trainer.accumulate_grad_batches micro-batches share a batch evenly"
         fix = f"did you mean data.batch_size={max(round(batch / parts), 1) * parts}?"
         yield problem("data.batch_size", batch, f"a multiple of {parts}", fix, reason=reason)
+    group = config["model"].get("group", 1)
+    if batch % parts == 0 and batch // parts % group:
+        reason = f"a micro-batch has {batch // parts} images, and groups of model.group={group} are not divided"
+        yield problem("data.batch_size", batch, f"a multiple of {parts * group}", reason=reason)
+    sections = config["schedule"].get("sections", 2)
+    if sections & (sections - 1):
+        yield problem("schedule.sections", sections, "a power of two")
     if trainer["max_images"] is not None and trainer["max_images"] < batch:
         allowed, reason = f"at least data.batch_size={batch}", "a step takes one batch"
         yield problem("trainer.max_images", trainer["max_images"], allowed, reason=reason)
