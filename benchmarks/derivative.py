@@ -1,9 +1,9 @@
 """What a derivative in forward mode costs beside the other passes of a network, and what differences cost instead.
 
-    python benchmarks/derivative.py                                               # the network of digits, this machine
+    python benchmarks/derivative.py                                              # the network of digits, this machine
     python benchmarks/derivative.py --overrides data=cifar10 network=ddpmpp data.batch_size=16
 
-The derivative is that of the denoised images along the noise, as `model=sct` takes it. The error is the largest difference
+The derivative is of the denoised images along the noise, as `model=sct` takes it. The error is the largest difference
 from the derivative in float64, relative to its largest value, on random weights.
 """
 

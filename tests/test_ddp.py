@@ -38,10 +38,13 @@ def test_accumulated_micro_batches(one_process, tmp_path):
     assert_same_step(tmp_path, one_process)
 
 
-@pytest.mark.parametrize("model", ["model=sct", "model=tcm teacher=exact"])
+LEARNED = "model=sct model.log_weight={_target_:consistency_models.losses.learned.LogWeight}"
+
+
+@pytest.mark.parametrize("model", [LEARNED, "model=tcm teacher=exact"])
 def test_accumulated_micro_batches_of_methods_with_more_than_a_model(model, tmp_path):
     """A learned weight and a derivative; rows that have a place in the global batch."""
-    steps = (*TINY, "data=mixture", "data.batch_size=16", *GRADIENT_STEP, "recipe=null", *model.split())
+    steps = (*TINY, "data=mixture", "data.batch_size=16", *GRADIENT_STEP, *model.split())
     for accumulate in (1, 4):
         more = (f"trainer.accumulate_grad_batches={accumulate}", "optimizer.lr=0.1")
         assert run(tmp_path / str(accumulate), *steps, *more) == Exit.DONE
@@ -52,7 +55,7 @@ def test_accumulated_micro_batches_of_methods_with_more_than_a_model(model, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["model=sct", "model=tcm teacher=exact"])
+@pytest.mark.parametrize("model", [LEARNED, "model=tcm teacher=exact"])
 def test_two_processes_of_methods_with_more_than_a_model(model, tmp_path):
     steps = (*TINY, "data=mixture", "data.batch_size=16", *GRADIENT_STEP, "optimizer.lr=0.1", *model.split())
     assert run(tmp_path / "one", *steps) == Exit.DONE
