@@ -7,8 +7,8 @@ import pytest
 from commands import CONF
 from omegaconf import OmegaConf
 
-from consistency_models.app.checks import rules
-from consistency_models.app.checks.composing import plain
+from consistency_models.app.checks import check, rules
+from consistency_models.app.checks.composing import Composer, plain
 from consistency_models.app.checks.files import MARK, SIZE
 from consistency_models.app.checks.targets import find
 
@@ -93,3 +93,14 @@ def test_a_module_that_is_no_python_is_left_to_its_import(tmp_path, monkeypatch)
     (tmp_path / "broken_module_of_a_user.py").write_text("def (")
     monkeypatch.syspath_prepend(tmp_path)
     assert find("broken_module_of_a_user.thing").exists
+
+
+def test_a_new_root_of_the_runs_data_is_one_key(tmp_path, as_in_main):
+    """`data.root=` alone is understood, as an addition; beside `data=` it is a key of that choice."""
+    (tmp_path / "run.pkl").write_bytes(b"")
+    composer = Composer("eval", CONF)
+    run = f"run={tmp_path / 'run.pkl'}"
+    lines = check("eval", composer, [run, f"data.root={tmp_path}", "task=sample"])
+    assert lines == [run, f"+data.root={tmp_path}", "task=sample"]
+    lines = [run, "data=cifar10", f"data.root={tmp_path}", "features=identity"]
+    assert check("eval", composer, lines) == lines

@@ -397,6 +397,12 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("model=meanflow data=mixture model.kappa=0.5", "model.kappa", "told no classes", "data.conditional=true"),
     ("model=alphaflow model.start=0.7 model.stop=0.5", "model.start", "less than model.stop=0.5", "swap"),
     ("model=ayf", "teacher", "run, ", "teacher=run"),
+    ("model=facm schedule=lognormal_pair", "schedule", "steps that end at 0", "schedule=arctan_lognormal?"),
+    ("model=shortcut schedule.sections=12", "schedule.sections", "a power of two", ""),
+    ("model=shortcut preconditioning=trigflow", "preconditioning", "predicts a velocity", ""),
+    ("model=imm model.group=1", "model.group", "a whole number from 2", ""),
+    ("model=imm data.batch_size=6", "data.batch_size", "a multiple of 4", ""),
+    ("model=imm data.batch_size=8 trainer.accumulate_grad_batches=4", "data.batch_size", "a multiple of 16", ""),
     ("model=ayf teacher=run teacher.path={run} teacher.weak={run}", "teacher.weak", "is not used", "teacher.guidance"),
     (
         "model=ayf teacher=run teacher.path={run} teacher.weak=/nowhere teacher.guidance=2",

@@ -95,8 +95,8 @@ def build_data(config: dict[str, Any], may_fetch: bool = False) -> LightningData
     Raises:
         DataError: files are missing and cannot be fetched, or are not what the configuration states.
     """
-    told = set(NOT_ARGUMENTS) - {"name", "_target_"}
-    data = {key: value for key, value in config["data"].items() if key not in told}
+    not_arguments = set(NOT_ARGUMENTS) - {"name", "_target_"}
+    data = {key: value for key, value in config["data"].items() if key not in not_arguments}
     if (folder := _folder_of_fetched(data["source"])) is not None:
         own = data["source"].get("root")
         if may_fetch and data["source"].get("download") and own in (None, os.path.abspath(folder)):
@@ -201,7 +201,8 @@ def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evalu
     if real is None:
         evaluation.reference  # noqa: B018
     elif len(real) < SMALLEST_TO_SPLIT:
-        log.warning("%d real images: no floor is computed; it needs %d", len(real), SMALLEST_TO_SPLIT)
+        left_out = "no floor is computed; it needs" if len(real) > 1 else "no metric is computed; the floor needs"
+        log.warning("%d real images: %s %d", len(real), left_out, SMALLEST_TO_SPLIT)
     return evaluation
 
 

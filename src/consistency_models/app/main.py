@@ -32,6 +32,25 @@ def main(task: str, root: Path) -> int:
     Returns:
         The exit code (`Exit`); of a multirun, the highest of its jobs.
     """
+    try:
+        with stoppable():
+            return _run_command(task, root)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return int(error.code)
+    except (StoppedBySignal, KeyboardInterrupt) as stop:
+        from consistency_models.app.multirun import Multirun
+
+        text = str(stop) or "stopped by SIGINT outside training"
+        print(text, file=sys.stderr)
+        folder = Multirun.run_folder
+        if folder is not None and folder.state in (None, "RUNNING"):
+            with suppress(OSError):  # a full disk
+                folder.mark("STOPPED", f"{text}\n")
+        return int(Exit.STOPPED)
+
+
+def _run_command(task: str, root: Path) -> int:
     import hydra
 
     from consistency_models.app.multirun import Multirun
@@ -42,34 +61,21 @@ def main(task: str, root: Path) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     arguments = get_args_parser().parse_args()
     outcomes: list[int] = []
-    asked = any(getattr(arguments, name, None) for name in HYDRA_ANSWERS)
-    try:
-        with stoppable():
-            if arguments.help:
-                from consistency_models.app.help import help_of
+    if arguments.help:
+        from consistency_models.app.help import help_of
 
-                print(help_of(task, root / "conf", arguments.config_dir))
-                return int(Exit.DONE)
-            if not asked:
-                from consistency_models.app.checks import check_command, config_to_plan
+        print(help_of(task, root / "conf", arguments.config_dir))
+        return int(Exit.DONE)
+    if not any(getattr(arguments, name, None) for name in HYDRA_ANSWERS):
+        from consistency_models.app.checks import check_command, config_to_plan
 
-                sys.argv[1:] = check_command(task, root / "conf", arguments)
-                if task == "train" and (config := config_to_plan(root / "conf", arguments)) is not None:
-                    from consistency_models.app.plan import plan
+        sys.argv[1:] = check_command(task, root / "conf", arguments)
+        if task == "train" and (config := config_to_plan(root / "conf", arguments)) is not None:
+            from consistency_models.app.plan import plan
 
-                    print(plan(config))
-                    return int(Exit.DONE)
-            hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(error.code)
-    except (StoppedBySignal, KeyboardInterrupt) as stop:
-        text = str(stop) or "stopped by SIGINT outside training"
-        print(text, file=sys.stderr)
-        folder = Multirun.run_folder
-        if folder is not None and folder.state in (None, "RUNNING"):
-            folder.mark("STOPPED", f"{text}\n")
-        return int(Exit.STOPPED)
+            print(plan(config))
+            return int(Exit.DONE)
+    hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
     return max([*outcomes, Multirun.folder.exit_code if Multirun.folder else 0])
 
 
@@ -143,7 +149,7 @@ def _train_and_test(config: dict[str, Any]) -> tuple[Exit, float | None]:
             code, metric = run_job(config, folder)
     if config["test"] and code == Exit.DONE and first:  # the others have nothing more to do
         from consistency_models.app.tasks import run_task
-        from consistency_models.app.tasks.evaluate import settings_of
+        from consistency_models.app.tasks.evaluate import eval_config
 
-        code = run_task(settings_of(config, folder if config["train"] else config["ckpt_path"]))
+        code = run_task(eval_config(config, folder if config["train"] else config["ckpt_path"]))
     return code, metric

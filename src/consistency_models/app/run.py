@@ -182,21 +182,21 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
 
 
 def _fit(trainer: Trainer, method: Method, data: LightningDataModule, resume: Path | None) -> None:
-    """Train; what Lightning cannot restore from a checkpoint is the checkpoint's fault.
+    """Train; an error before the end of the first step of a resumed run is the checkpoint's fault.
 
     Raises:
         CheckpointError: the checkpoint holds another state than this training has.
     """
     begun = []
-    trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: begun.append(True)))
+    trainer.callbacks.append(LambdaCallback(on_train_batch_end=lambda *_: begun.append(True)))
     try:
         trainer.fit(method, datamodule=data, ckpt_path=resume)
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        if resume is None or begun or type(error) in (ConfigError, DataError, CheckpointError):
+        own = (ConfigError, DataError, CheckpointError, NonFiniteError, torch.OutOfMemoryError)
+        if resume is None or begun or isinstance(error, own):
             raise
-        raise CheckpointError(
-            "a training that can be gone on with", f"{type(error).__name__}: {error}", resume
-        ) from error
+        found = f"{type(error).__name__}: {error}"
+        raise CheckpointError("the state of a training like this one", found, resume) from error
 
 
 def quiet() -> None:

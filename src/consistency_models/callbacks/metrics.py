@@ -108,5 +108,5 @@ def _quartiles(trainer: Trainer, method: LightningModule) -> dict[str, Tensor]:
     mine = torch.stack(method.losses_by_level)  # (micro-batches, 2, B)
     pairs = trainer.strategy.all_gather(mine).reshape(trainer.world_size, *mine.shape)
     levels, losses = pairs.permute(2, 1, 0, 3).flatten(1)  # in the order of the global batch, which breaks ties
-    parts = losses[levels.argsort(stable=True)].tensor_split(4)
-    return {f"train/loss_quartile{i}": part.mean() for i, part in enumerate(parts, start=1)}
+    quartiles = losses[levels.argsort(stable=True)].tensor_split(4)
+    return {f"train/loss_quartile{i}": quartile.mean() for i, quartile in enumerate(quartiles, start=1)}

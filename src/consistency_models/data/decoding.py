@@ -162,7 +162,8 @@ class Images:
                             progress.start()
                         yield image
             finally:
-                progress.stop()
+                if progress.live.is_started:
+                    progress.stop()
         if first is None:
             raise DataError(
                 f"{self.files.origin}: none of {len(self.names)} images can be decoded; at least 1 is needed"

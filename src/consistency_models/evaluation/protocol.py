@@ -179,7 +179,12 @@ class Evaluation:
         return FeatureSet(torch.cat(batches), labels, self.extractor)
 
     def scores(self, images: Tensor, labels: Tensor | None, steps: int) -> list[Score]:
-        """All metrics of images (n, C, H, W) in [-1, 1], made in `steps` steps for classes `labels` (n,), if any."""
+        """All metrics of images (n, C, H, W) in [-1, 1], made in `steps` steps for classes `labels` (n,), if any.
+
+        None where there is one real image only: it has no distribution.
+        """
+        if self.source.images is not None and len(self.source.images) < 2:
+            return []
         generated = self.features(images, labels)
         finite = generated.points.isfinite().all()
         return [

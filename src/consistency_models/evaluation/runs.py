@@ -126,7 +126,7 @@ def _jobs(path: Path) -> dict[Path, str]:
     """Folder -> what differs, of the finished jobs of a sweep folder."""
     with _reading(path / "jobs.csv", "the jobs.csv of a sweep"):
         done = {row["job"]: row["differs"] for row in _rows(path, "jobs.csv") if row["status"] == "DONE"}
-        if strange := [job for job in done if Path(job).name != job]:
+        if strange := [job for job in done if Path(job).name != job or job == ".."]:
             raise ValueError(f"the job {strange[0]!r}")
         return {path / job: differs for job, differs in done.items()}
 
@@ -198,6 +198,8 @@ def _check_result(result: dict[str, Any]) -> None:
     for key in ("metric", "sampler"):
         if type(result[key]) is not str:
             raise ValueError(f"{key}={result[key]!r}")
+    if result["features"] is not None and not (type(result["features"]) is str and _is_number(result["nfe"])):
+        raise ValueError(f"features={result['features']!r}")
     for key in ("value", "spread", "steps", "nfe"):
         if result[key] is not None and not _is_number(result[key]):
             raise ValueError(f"{key}={result[key]!r}")

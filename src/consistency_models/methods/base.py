@@ -121,7 +121,8 @@ class Method(LightningModule):
                 "a diffusion model, which gives a mean",
             )
             given, wanted = kinds if consistent else reversed(kinds)
-            path = teacher.origin["path"]
+            marked: Any = teacher  # only a teacher from a file has the mark, and its origin
+            path = marked.origin["path"]
             rank_zero_warn(f"teacher.path={path} is {given}; {type(self).__name__} asks for {wanted}")
         self.model = model
         # A list, because to walk through the modules for them costs as much as to average them.

@@ -1,7 +1,7 @@
-"""Exponential moving averages of weights: the update, and the families of decays that are kept for evaluation.
+"""Exponential moving averages of weights: the update, and the families of decays for evaluation.
 
 A family has `names`, one for each average, and `decays(step, batch_size)`, the decays of the update after optimiser
-step `step`, counted from 0. It is a pure function of the step: there is nothing to save.
+step `step`, counted from 0. It is a pure function of the step, without state to save.
 """
 
 from __future__ import annotations

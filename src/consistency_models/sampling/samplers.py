@@ -4,13 +4,13 @@
 
 `denoiser(x, sigma)` takes σ of shape (B,), and of a model of two times also `end`, the level where the step ends;
 `noise` and what `randn()` returns are standard normal, shape (B, ...). The state has the dtype of `noise`. `sigmas` are
-the levels, descending, from which a step starts; `nfe` counts the denoiser calls. Nothing is clamped unless `clip`:
-then what the denoiser returns is, each time, and so are the images, to [-1, 1].
+the levels, descending, from which a step starts; `nfe` counts the denoiser calls. With `clip`, each output
+of the denoiser and the images are clamped to [-1, 1].
 
     sampler.descend(denoiser, x, sigma) -> images
 
-is the same way down from images x of any level, without adding noise (`Ancestral`, which lives on it, has none): what
-is compared with the solution of the probability-flow ODE.
+starts from images x of any level and adds no noise. Its result is compared with the solution of the probability-flow
+ODE. `Ancestral`, which needs the noise, has no such method.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Consistency:
 
     Args:
         sigmas: σ_1 > σ_2 > …, the levels at which f is called; the first is the standard deviation of the start.
-        sigma_min: the level of what f returns: 0.002 with the boundary preconditioning, 0 for ECT's models.
-        clip: clamp what f returns to [-1, 1].
-        end: the level of what the sampler returns; by default `sigma_min`, and no noise is added after the last call.
+        sigma_min: level of the output of f: 0.002 with the boundary preconditioning, 0 for ECT's models.
+        clip: clamp the output of f to [-1, 1].
+        end: level of the images; by default `sigma_min`, and no noise is added after the last call.
 
     Raises:
         ValueError: sigmas are not descending and finite, or not 0 <= sigma_min <= end < the last of them.
@@ -79,7 +79,7 @@ class Consistency:
         """One step from σ_max; two, σ_max and `sigma_mid`; more, a Karras grid between the two (our choice).
 
         Args:
-            steps: how many calls, at least 1.
+            steps: number of calls, at least 1.
             sigma_mid: the second level of two: 0.821 on CIFAR-10, 1.526 on ImageNet-64 (iCT's and ECT's code).
             sigma_min, clip: as for the class.
             sigma_max, rho: the grid's.
@@ -107,8 +107,8 @@ class Consistency:
     ) -> Consistency:
         """What the official code calls `ts`: indices from 0 (σ_max) to steps - 1 (σ_min) of a Karras grid.
 
-        There are len(ts) - 1 calls: the last index only says how noisy the returned images are, and is steps - 1 (not
-        noisy) in every published use.
+        There are len(ts) - 1 calls. The last index is the level of the images; it is steps - 1 (no noise) in every
+        published use.
 
         Raises:
             ValueError: fewer than two ts, ts not ascending, or outside 0 … steps - 1.
@@ -133,7 +133,7 @@ class Consistency:
 
     @torch.no_grad()
     def descend(self, denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
-        """f(x, sigma), shape of x: the first step is the whole way."""
+        """f(x, sigma), shape of x."""
         return (_clipped(denoiser) if self.clip else denoiser)(x, x.new_full((len(x),), sigma))
 
 
@@ -146,9 +146,9 @@ class SegmentSampler:
 
     Args:
         steps: S.
-        segments: of the model, which can be sampled in that many steps only; None: whatever `steps` is.
-        spacing: how the ends lie between 0 and σ_max: `karras_grid`, the default, or `segments.cosine_grid`.
-        clip: clamp what f returns to [-1, 1].
+        segments: number of segments of the model, which must equal `steps`; None: not checked.
+        spacing: distribution of the ends between 0 and σ_max: `karras_grid`, the default, or `segments.cosine_grid`.
+        clip: clamp the output of f to [-1, 1].
 
     Raises:
         ValueError: steps is below 1, or is not the number of the model's segments.
@@ -273,7 +273,7 @@ class _ODE:
         for high, low in pairwise((*self.sigmas, 0.0)):
             if self.churn.gamma > 0:
                 high, std = self.churn(high)
-                x = x + std * randn()  # drawn in every step, so that the window moves no later draw
+                x = x + std * randn()  # drawn in every step, so that later draws do not depend on the window
             x = self.solver(D, x, high, low)
         return x.clamp(-1, 1) if self.clip else x
 
@@ -307,10 +307,10 @@ class Heun(_ODE):
         steps: levels of the Karras grid; 0 comes after them.
         sigma_min, sigma_max, rho: the grid's.
         churn, churn_min, churn_max, churn_noise: EDM's S_churn, S_min, S_max, S_noise; churn 0 is deterministic.
-        clip: clamp what the denoiser returns to [-1, 1].
+        clip: clamp the output of the denoiser to [-1, 1].
 
     Raises:
-        ValueError: steps < 1, a range as in `karras_grid`, or a churn without meaning.
+        ValueError: steps < 1, a range as in `karras_grid`, or an option of the churn is out of range.
     """
 
     solver = solvers.Heun()
@@ -341,7 +341,7 @@ class Ancestral:
     Args:
         steps: levels of the Karras grid; 0 comes after them.
         sigma_min, sigma_max, rho: the grid's.
-        clip: clamp what the denoiser returns to [-1, 1].
+        clip: clamp the output of the denoiser to [-1, 1].
 
     Raises:
         ValueError: steps < 1, or a range as in `karras_grid`.

@@ -33,7 +33,8 @@ PAIRS = (
     ("karras_lognormal", "karras_uniform"),
     "pairs of levels above 0",
 )
-FLOW_MAPS = ("MeanFlow", "AlphaFlow", "AlignYourFlow")  # methods whose network predicts an average velocity
+PAIRS_OF_TIMES = ("MeanFlow", "AlphaFlow", "AlignYourFlow")
+FLOW_MAPS = (*PAIRS_OF_TIMES, "FlowAnchoredConsistency", "Shortcut")  # whose network predicts an average velocity
 SCHEDULES = {  # of methods that cannot do with just any: classes, the options for them, why
     **dict.fromkeys(("ConsistencyDistillation", "ConsistencyTraining", "ImprovedConsistencyTraining"), PAIRS),
     **dict.fromkeys(("DirectConsistency", "MidTraining"), PAIRS),
@@ -43,7 +44,10 @@ SCHEDULES = {  # of methods that cannot do with just any: classes, the options f
         ("segments_cosine", "segments_karras", "phases_karras"),
         "segments",
     ),
-    **dict.fromkeys(FLOW_MAPS, (("LogNormalPair",), ("lognormal_pair",), "pairs of times")),
+    **dict.fromkeys(PAIRS_OF_TIMES, (("LogNormalPair",), ("lognormal_pair",), "pairs of times")),
+    "FlowAnchoredConsistency": (("ArctanLogNormal",), ("arctan_lognormal",), "steps that end at 0"),
+    "Shortcut": (("Dyadic",), ("dyadic",), "steps of lengths 2^-j"),
+    "InductiveMomentMatching": (("Groups",), ("groups",), "levels that a group shares"),
 }
 A_RUN = "a finished run: its folder or a checkpoint file"
 OFFICIAL = "an official checkpoint, a file"
@@ -371,6 +375,13 @@ def trainer(config: Config, choices: Choices) -> Problems:
         reason = "devices x nodes x trainer.accumulate_grad_batches micro-batches share a batch evenly"
         fix = f"did you mean data.batch_size={max(round(batch / parts), 1) * parts}?"
         yield problem("data.batch_size", batch, f"a multiple of {parts}", fix, reason=reason)
+    group = config["model"].get("group", 1)
+    if batch % parts == 0 and batch // parts % group:
+        reason = f"a micro-batch has {batch // parts} images, and groups of model.group={group} are not divided"
+        yield problem("data.batch_size", batch, f"a multiple of {parts * group}", reason=reason)
+    sections = config["schedule"].get("sections", 2)
+    if sections & (sections - 1):
+        yield problem("schedule.sections", sections, "a power of two")
     if trainer["max_images"] is not None and trainer["max_images"] < batch:
         allowed, reason = f"at least data.batch_size={batch}", "a step takes one batch"
         yield problem("trainer.max_images", trainer["max_images"], allowed, reason=reason)
