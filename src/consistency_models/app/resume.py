@@ -110,7 +110,8 @@ class Origin(NamedTuple):
             changes.append(f"processes {self.processes} -> {processes}")
         if changes:
             log.warning("changed against the run that goes on: %s", "; ".join(changes))
-        if then.get("optimizer._target_") != now["optimizer._target_"]:
+        classes = [str(settings.get("optimizer._target_")).rpartition(".")[2] for settings in (then, now)]
+        if classes[0] != classes[1]:  # torch's RAdam and this package's have the same state
             log.warning("the state of another optimiser cannot be taken over: the optimiser starts anew")
 
 
