@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from consistency_models.app.folder import RunFolder
+from consistency_models.callbacks.checkpoint_format import same_optimizer
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.data_spec import listed
 from consistency_models.errors import ConfigError, naming, pasteable
@@ -110,8 +111,7 @@ class Origin(NamedTuple):
             changes.append(f"processes {self.processes} -> {processes}")
         if changes:
             log.warning("changed against the run that goes on: %s", "; ".join(changes))
-        classes = [str(settings.get("optimizer._target_")).rpartition(".")[2] for settings in (then, now)]
-        if classes[0] != classes[1]:  # torch's RAdam and this package's have the same state
+        if not same_optimizer(self.config, config):
             log.warning("the state of another optimiser cannot be taken over: the optimiser starts anew")
 
 
