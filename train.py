@@ -4,9 +4,13 @@ Hydra composes the configuration from conf/; what is trained, and how, is in the
 """
 
 import sys
-from pathlib import Path
 
-from consistency_models.app.main import main
+try:
+    from pathlib import Path
+
+    from consistency_models.app.main import main
+except KeyboardInterrupt:  # Ctrl-C before the command has begun
+    sys.exit(75)
 
 if __name__ == "__main__":
     sys.exit(main("train", Path(__file__).resolve().parent))

@@ -4,10 +4,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 from jobs import ROOT, run
 
+from consistency_models.app import build
 from consistency_models.app import main as module
 from consistency_models.app import run as run_module
 from consistency_models.app.folder import RunFolder
@@ -62,6 +64,19 @@ def test_running_does_not_stay(error, monkeypatch, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.isupper()] == ["STOPPED"]
 
 
+def test_a_signal_whose_exception_is_lost_stops_the_run_before_the_first_step(monkeypatch, tmp_path):
+    def swallow(*_):
+        with suppress(BaseException):  # as a finalizer does
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(build, "prepare_distance", swallow)
+    assert run(tmp_path, *TINY) == Exit.STOPPED
+    assert (tmp_path / "STOPPED").read_text() == "stopped by SIGTERM outside training\n"
+    assert not (tmp_path / "metrics.csv").exists()
+    monkeypatch.undo()
+    assert run(tmp_path, *TINY, "callbacks.samples=null", "callbacks.validation=null") == Exit.DONE
+
+
 @pytest.mark.slow  # twelve commands
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_at_any_time_from_the_command_on(number, tmp_path):
@@ -71,7 +86,10 @@ def test_at_any_time_from_the_command_on(number, tmp_path):
         process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tmp_path)
         time.sleep(1.0 + 1.5 * i)
         process.send_signal(number)
-        error = process.communicate(timeout=100)[1]
+        try:
+            error = process.communicate(timeout=100)[1]
+        finally:
+            process.kill()
         assert process.returncode == Exit.STOPPED, error
         assert "Traceback" not in error
         assert not folder.exists() or RunFolder(folder).state == "STOPPED"

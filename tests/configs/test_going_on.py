@@ -51,6 +51,22 @@ def test_what_is_typed_now_replaces_what_was_typed_then(run_folder, handed):
     assert got == ["seed=3", "trainer.max_steps=200", "model=ict", *ends(folder)]
 
 
+@pytest.mark.parametrize(
+    ("root", "expected"),
+    [("{folder}", "data.root='{folder}'"), ("images", "data.root=images"), ("{folder}/${{name}}", "data.root=images")],
+    ids=["absolute", "of an earlier version", "an interpolation"],
+)
+def test_the_data_are_where_the_run_had_them(run_folder, handed, tmp_path, root, expected):
+    (tmp_path / "images").mkdir()
+    overrides = ["data=image_folder", "data.image_size=8", "data.root=images", "network=small", "features=identity"]
+    folder = run_folder(overrides=overrides)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["data"]["root"] = root.format(folder=tmp_path)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert handed(f"ckpt_path={folder}")[2] == expected.format(folder=tmp_path)
+    assert handed(f"ckpt_path={folder}", f"data.root={tmp_path}")[4] == f"data.root={tmp_path}"
+
+
 def test_a_job_of_a_sweep_goes_on_alone(run_folder, handed, tmp_path, monkeypatch, composer):
     folder = run_folder(overrides=["seed=1"])
     assert handed(f"ckpt_path={folder}", "hydra.mode=MULTIRUN")[-1] == "hydra.mode=RUN"

@@ -18,7 +18,7 @@ import torch
 from data.conftest import write
 from hydra.errors import InstantiationException
 
-from consistency_models.app.build import build_data
+from consistency_models.app.build import build_data, located
 from consistency_models.data import DataError, cifar10, digits, fashion_mnist
 from consistency_models.storage import fetching
 
@@ -324,7 +324,7 @@ def test_fashion_mnist_is_not_there(tmp_path):
 
 
 def test_fashion_mnist_has_two_sizes(tmp_path):
-    with pytest.raises(ValueError, match=r"28, or 32 .*got 64"):
+    with pytest.raises(ValueError, match=r"image_size=64 is not .* 28, 32"):
         fashion_mnist(tmp_path, 64)
 
 
@@ -332,3 +332,17 @@ def test_sources_give_what_torch_can_change(tmp_path):
     images = fashion_mnist(write(tmp_path, fashion_files()))
     images.images[:] = 0
     assert torch.count_nonzero(images.images) == 0
+
+
+@pytest.mark.parametrize(
+    ("root", "expected"), [(None, "cache/data/cifar10"), ("images", "here/images"), ("~/images", "home/images")]
+)
+def test_a_runs_configuration_says_absolutely_where_its_data_lie(tmp_path, monkeypatch, root, expected):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    config = config_of(cifar10, tmp_path / "cache", root=root)
+    config["data"]["root"] = root
+    found = located(config)["data"]
+    assert found["root"] == found["source"]["root"] == str(tmp_path / expected)
+    assert config["data"]["root"] == root

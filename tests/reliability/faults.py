@@ -13,6 +13,7 @@ from lightning import Callback
 from torch import nn
 
 from consistency_models.app.folder import RunFolder
+from consistency_models.callbacks import micro_batches
 
 
 class Spoiled(nn.Module):
@@ -68,6 +69,19 @@ class Fault(Callback):
 
     def on_train_batch_end(self, trainer, method, *_):
         method.weighting, method._teacher = self.weighting, self.teacher
+
+
+class Scarce(Callback):
+    """So many bytes are free on each process, by its rank, and no bound says that a step fits."""
+
+    def __init__(self, free):
+        def setup(trainer):
+            micro_batches.available_bytes = lambda device: free[trainer.global_rank]
+
+        micro_batches.FEW, self.setup_with = 0, setup
+
+    def setup(self, trainer, *_, **__):
+        self.setup_with(trainer)
 
 
 class Die(Callback):

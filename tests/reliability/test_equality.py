@@ -51,6 +51,19 @@ def test_two_processes_take_the_same_step_and_report_the_same_metrics(accumulate
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
+def test_two_processes_choose_the_micro_batches_that_the_poorer_one_needs(one_process, tmp_path):
+    scarce = {"scarce": {"_target_": "faults.Scarce", "free": [2**40, 3_100_000]}}
+    code, error = job(tmp_path, *STEP, processes=2, callbacks=scarce)
+    assert code == Exit.DONE, error
+    content = read(tmp_path / "checkpoints/last.ckpt")
+    assert content["trainer"]["callbacks"]["MicroBatches"]["count"] > 1
+    for name, value in read(one_process / "checkpoints/last.ckpt")["model"].items():
+        torch.testing.assert_close(content["model"][name], value, rtol=1e-6, atol=1e-6, msg=name)
+    found, expected = figures(tmp_path), figures(one_process)
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
 def test_the_same_seed_twice_is_bit_identical(one_process, tmp_path):
     steps = (*STEP, "trainer.max_steps=4", "callbacks.validation=null")
     for name in ("a", "b"):

@@ -14,19 +14,19 @@ __all__ = ["fetched", "resolve_artifacts"]
 KEYS = (("ckpt_path",), ("teacher", "path"), ("init", "path"))
 
 
-def resolve_artifacts(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with local files in place of the artifacts that are needed, which are downloaded once and kept.
+def resolve_artifacts(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with local files in place of the artifacts that are needed, which are downloaded once and kept.
 
     Raises:
         ConfigError: an artifact cannot be had, or holds no checkpoint.
     """
-    for *parents, last in KEYS if settings.get("train", True) else KEYS[:1]:
-        node = settings
+    for *parents, last in KEYS if config.get("train", True) else KEYS[:1]:
+        group = config
         for name in parents:
-            node = node.get(name) or {}
-        if ARTIFACT.fullmatch(str(node.get(last))):
-            node[last] = str(fetched(".".join([*parents, last]), node[last]))
-    return settings
+            group = group.get(name) or {}
+        if ARTIFACT.fullmatch(str(group.get(last))):
+            group[last] = str(fetched(".".join([*parents, last]), group[last]))
+    return config
 
 
 def fetched(key: str, reference: str) -> Path:

@@ -34,7 +34,7 @@ def main(task: str, root: Path) -> int:
     """
     try:
         with stoppable():
-            return _run(task, root)
+            return _run_command(task, root)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.code)
@@ -44,12 +44,12 @@ def main(task: str, root: Path) -> int:
         multirun = sys.modules.get("consistency_models.app.multirun")  # it may not have been imported yet
         folder = multirun.Multirun.run_folder if multirun else None
         if folder is not None and folder.state in (None, "RUNNING"):
-            folder.mark("STOPPED", f"{text}\n")
+            with suppress(OSError):  # a full disk
+                folder.mark("STOPPED", f"{text}\n")
         return int(Exit.STOPPED)
 
 
-def _run(task: str, root: Path) -> int:
-    """What `main` does, without the ends that it turns into exit codes."""
+def _run_command(task: str, root: Path) -> int:
     import hydra
     from hydra._internal.utils import get_args_parser
 
@@ -151,7 +151,7 @@ def _train_and_test(config: dict[str, Any]) -> tuple[Exit, float | None]:
             code, metric = run_job(config, folder)
     if config["test"] and code == Exit.DONE and first:  # the others have nothing more to do
         from consistency_models.app.tasks import run_task
-        from consistency_models.app.tasks.evaluate import settings_of
+        from consistency_models.app.tasks.evaluate import eval_config
 
-        code = run_task(settings_of(config, folder if config["train"] else config["ckpt_path"]))
+        code = run_task(eval_config(config, folder if config["train"] else config["ckpt_path"]))
     return code, metric

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from consistency_models.app.folder import RunFolder
+from consistency_models.callbacks.checkpoint_format import same_optimizer
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.data_spec import listed
 from consistency_models.errors import ConfigError, naming, pasteable
@@ -110,7 +111,7 @@ class Origin(NamedTuple):
             changes.append(f"processes {self.processes} -> {processes}")
         if changes:
             log.warning("changed against the run that goes on: %s", "; ".join(changes))
-        if then.get("optimizer._target_") != now["optimizer._target_"]:
+        if not same_optimizer(self.config, config):
             log.warning("the state of another optimiser cannot be taken over: the optimiser starts anew")
 
 

@@ -137,8 +137,8 @@ class SweepFolder:
         for row in rows:
             if row["status"] in ("FAILED", "STOPPED"):
                 mark = self.path / row["job"] / row["status"]
-                told = mark.read_text().strip().rpartition("\n")[2] if mark.exists() else ""
-                lines.append(f"\njob {row['job']} {row['status']}: `{row['overrides']}`  \n{told}")
+                last_line = mark.read_text().strip().rpartition("\n")[2] if mark.exists() else ""
+                lines.append(f"\njob {row['job']} {row['status']}: `{row['overrides']}`  \n{last_line}")
         return "\n".join(lines) + "\n"
 
 

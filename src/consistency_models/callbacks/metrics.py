@@ -10,6 +10,7 @@ from torch import Tensor
 
 from consistency_models.callbacks.deferred import Deferred
 from consistency_models.callbacks.step import StepCallback
+from consistency_models.values import Size, checked
 
 __all__ = ["TrainMetrics"]
 
@@ -23,7 +24,8 @@ class TrainMetrics(StepCallback):
         every_n_steps: optimiser steps between two rows, at least 1.
     """
 
-    def __init__(self, every_n_steps: int = 50) -> None:
+    @checked
+    def __init__(self, every_n_steps: Size = 50) -> None:
         self.every_n_steps = every_n_steps
         self.latest: dict[str, float] = {}  # the newest row that has arrived, for the progress bar and the summary
         self.images_per_second = float("nan")
@@ -108,5 +110,5 @@ def _quartiles(trainer: Trainer, method: LightningModule) -> dict[str, Tensor]:
     mine = torch.stack(method.losses_by_level)  # (micro-batches, 2, B)
     pairs = trainer.strategy.all_gather(mine).reshape(trainer.world_size, *mine.shape)
     levels, losses = pairs.permute(2, 1, 0, 3).flatten(1)  # in the order of the global batch, which breaks ties
-    parts = losses[levels.argsort(stable=True)].tensor_split(4)
-    return {f"train/loss_quartile{i}": part.mean() for i, part in enumerate(parts, start=1)}
+    quartiles = losses[levels.argsort(stable=True)].tensor_split(4)
+    return {f"train/loss_quartile{i}": quartile.mean() for i, quartile in enumerate(quartiles, start=1)}

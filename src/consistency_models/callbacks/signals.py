@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from consistency_models.callbacks.checkpoint import Checkpoint
 from consistency_models.callbacks.deferred import Deferred
 from consistency_models.callbacks.step import StepCallback
-from consistency_models.callbacks.stopping import SIGNALS, StoppedBySignal
+from consistency_models.callbacks.stopping import SIGNALS, StoppedBySignal, raise_if_stopped
 
 __all__ = ["StopOnSignal"]
 
@@ -28,8 +28,13 @@ class StopOnSignal(StepCallback):
         self._asked: Deferred | None = None
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
-        """Listen."""
+        """Listen.
+
+        Raises:
+            StoppedBySignal: a signal came before training.
+        """
         super().on_train_start(trainer, method)
+        raise_if_stopped()
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self.receive)
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from consistency_models.evaluation.features import resized_to, to_bytes, to_rgb
 from consistency_models.storage.downloads import Weights
 from consistency_models.trust import loadable
+from consistency_models.values import Text, checked
 
 __all__ = ["DINOv2"]
 
@@ -42,7 +43,10 @@ class DINOv2(nn.Module):
 
     protocol = "8 bits, bicubic antialiased 224"
 
-    def __init__(self, data=None, weights: str | Path | None = None, download: bool = True) -> None:
+    needs_images = True
+
+    @checked
+    def __init__(self, data=None, weights: Text | Path | None = None, download: bool = True) -> None:
         super().__init__()
         self.network = WEIGHTS.use(_network, weights, download)
         width = self.network.hidden_dim

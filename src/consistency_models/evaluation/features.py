@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from consistency_models.storage.cache import cached, source_fingerprint
 from consistency_models.trust import loadable
+from consistency_models.values import Count, Positive, Size, checked
 
 __all__ = ["Classifier", "Identity", "resized_to", "to_bytes", "to_float", "to_rgb"]
 
@@ -105,8 +106,11 @@ class Classifier(nn.Module):
 
     name, protocol = "classifier", "8 bits"
 
+    needs_classes = True
+
+    @checked
     def __init__(
-        self, data, steps: int = 300, batch_size: int = 128, learning_rate: float = 5e-3, seed: int = 0
+        self, data, steps: Size = 300, batch_size: Size = 128, learning_rate: Positive = 5e-3, seed: Count = 0
     ) -> None:
         super().__init__()
         if data.labels is None:

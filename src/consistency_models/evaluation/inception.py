@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from consistency_models.evaluation.features import to_bytes, to_rgb
 from consistency_models.storage.downloads import Weights
 from consistency_models.trust import loadable
+from consistency_models.values import Text, checked
 
 __all__ = ["InceptionV3"]
 
@@ -41,7 +42,10 @@ class InceptionV3(nn.Module):
 
     name, protocol = "inception", "8 bits, TensorFlow 1 bilinear 299"
 
-    def __init__(self, data=None, weights: str | Path | None = None, download: bool = True) -> None:
+    needs_images = True
+
+    @checked
+    def __init__(self, data=None, weights: Text | Path | None = None, download: bool = True) -> None:
         super().__init__()
         self.network = WEIGHTS.use(_network, weights, download)
         self.eval()

@@ -10,11 +10,15 @@ A metric declares
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import numpy as np
 import torch
+from annotated_types import Ge
 
 from consistency_models.evaluation.feature_set import FeatureSet, distances, sum_of_distances
 from consistency_models.trust import loadable
+from consistency_models.values import Count, Size, checked
 
 __all__ = [
     "Agreement",
@@ -45,7 +49,8 @@ class FrechetDistance:
 
     needs_labels, needs_points, needs_order, is_distance = False, False, False, True
 
-    def __init__(self, name: str = "fd") -> None:
+    @checked
+    def __init__(self, name: Literal["fd", "fid"] = "fd") -> None:
         self.name = name
 
     def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
@@ -75,7 +80,14 @@ class KernelDistance:
 
     needs_labels, needs_points, needs_order, is_distance = False, True, True, True
 
-    def __init__(self, name: str = "kd", subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> None:
+    @checked
+    def __init__(
+        self,
+        name: Literal["kd", "kid"] = "kd",
+        subsets: Size = 100,
+        subset_size: Annotated[int, Ge(2)] = 1000,
+        seed: Count = 2020,
+    ) -> None:
         self.name, self.subsets, self.subset_size, self.seed = name, subsets, subset_size, seed
 
     def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
@@ -103,7 +115,8 @@ class InceptionScore:
 
     name, needs_labels, needs_points, needs_order, is_distance = "is", False, False, True, False
 
-    def __init__(self, splits: int = 10) -> None:
+    @checked
+    def __init__(self, splits: Size = 10) -> None:
         self.splits = splits
 
     def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
@@ -127,7 +140,8 @@ class Precision:
 
     name, needs_labels, needs_points, needs_order, is_distance = "precision", False, True, False, False
 
-    def __init__(self, k: int = 3) -> None:
+    @checked
+    def __init__(self, k: Size = 3) -> None:
         self.k = k
 
     def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
@@ -164,7 +178,8 @@ class SlicedWasserstein:
 
     name, needs_labels, needs_points, needs_order, is_distance = "sw", False, True, False, True
 
-    def __init__(self, projections: int = 128, seed: int = 0) -> None:
+    @checked
+    def __init__(self, projections: Size = 128, seed: Count = 0) -> None:
         self.projections, self.seed = projections, seed
 
     def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from consistency_models.evaluation.references import Reference, identity_of
 from consistency_models.random import seed_of
 from consistency_models.storage.cache import cached, source_fingerprint
 from consistency_models.trust import loadable
+from consistency_models.values import NpzFile, Size, checked
 
 __all__ = ["SMALLEST_TO_SPLIT", "Evaluation", "Score", "combined"]
 
@@ -98,15 +100,16 @@ class Evaluation:
         DataError: the reference cannot be had.
     """
 
+    @checked
     def __init__(
         self,
         data,
         extractor: Callable[..., nn.Module],
         metrics: Sequence[Callable[[FeatureSet, FeatureSet], float]],
-        reference: str = "train",
-        batch_size: int = 512,
-        device: str = "cpu",
-        reference_bytes: int | None = None,
+        reference: Literal["train", "test"] | NpzFile = "train",
+        batch_size: Size = 512,
+        device: Literal["auto", "cpu", "cuda"] = "cpu",
+        reference_bytes: Size | None = None,
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -179,7 +182,12 @@ class Evaluation:
         return FeatureSet(torch.cat(batches), labels, self.extractor)
 
     def scores(self, images: Tensor, labels: Tensor | None, steps: int) -> list[Score]:
-        """All metrics of images (n, C, H, W) in [-1, 1], made in `steps` steps for classes `labels` (n,), if any."""
+        """All metrics of images (n, C, H, W) in [-1, 1], made in `steps` steps for classes `labels` (n,), if any.
+
+        None where there is one real image only: it has no distribution.
+        """
+        if self.source.images is not None and len(self.source.images) < 2:
+            return []
         generated = self.features(images, labels)
         finite = generated.points.isfinite().all()
         return [

@@ -1,8 +1,8 @@
-"""A trained model in the forms of other tools: safetensors, ONNX, a folder for the Hugging Face Hub, diffusers.
+"""Export of a trained model to other formats: safetensors, ONNX, a folder for the Hugging Face Hub, diffusers.
 
     python -m consistency_models.export RUN OUT --format safetensors|onnx|hub|diffusers|checkpoint
 
-Each function takes what `consistency_models.load` gives, and where to write.
+Each function takes the generator that `consistency_models.load` returns, and the path to write.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""python -m consistency_models.export RUN OUT --format F: a trained model, or an official one, in another form.
+"""python -m consistency_models.export RUN OUT --format F: export a trained or official model to another format.
 
-safetensors   weights with their configuration, one file, which consistency_models.load reads back
-onnx          the generator of one step: noise (and classes) in, images out, any batch
+safetensors   one file with weights and configuration; consistency_models.load reads it
+onnx          the generator of one step: noise (and classes) to images, for any batch size
 hub           a folder for the Hugging Face Hub: model card, weights, configuration, samples
 diffusers     a folder for diffusers' ConsistencyModelPipeline (network=openai_adm only)
-checkpoint    this project's own form, for whatever takes a run: eval.py, teacher=run, load
+checkpoint    a checkpoint of this project, for eval.py, teacher=run and load
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FORMATS = ("safetensors", "onnx", "hub", "diffusers", "checkpoint")
 
 
 def main() -> Exit:
-    """Export what the command line names; returns the exit code."""
+    """Run the export of the command line and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m consistency_models.export",
         description=__doc__,

@@ -1,9 +1,8 @@
-"""A student as a folder for diffusers' pipeline.
+"""Export of a consistency model to a folder for diffusers' ConsistencyModelPipeline.
 
-`ConsistencyModelPipeline.from_pretrained(FOLDER)` then gives the same images from the same noise. diffusers has one
-network and one preconditioning for it, those of OpenAI's files: `OpenAIUNet` with residual resampling, and `Boundary`.
-EDM's ADM is the same function but for the embedding of the noise level (of ln(σ)/4, there of 250·ln(σ)), which
-diffusers computes itself and no weight can make up for.
+`ConsistencyModelPipeline.from_pretrained(FOLDER)` samples the same images from the same noise. The pipeline supports
+one network and one preconditioning, those of OpenAI's files: `OpenAIUNet` with residual resampling, and `Boundary`.
+EDM's ADM has the same architecture, but embeds ln(σ)/4 where diffusers embeds 250·ln(σ); weights cannot compensate.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ TOP |= {"class_embedding": "label_emb", "conv_in": "input_blocks.0.0", "conv_nor
 
 
 def to_diffusers(generator: Generator, folder: Path | str) -> None:
-    """Write the folder, which is made if it is not there.
+    """Write the folder; it is created if it does not exist.
 
     Raises:
         ValueError: diffusers has no such network or preconditioning.
@@ -53,7 +52,7 @@ def to_diffusers(generator: Generator, folder: Path | str) -> None:
 
 
 def arguments(network: OpenAIUNet) -> dict[str, object]:
-    """Those of diffusers' UNet2DModel for the same network."""
+    """Arguments of diffusers' UNet2DModel for the same network."""
     residual = [block for block in network.modules() if isinstance(block, ResBlock)]
     attention = [block for block in network.modules() if isinstance(block, AttentionBlock)]
     head_channels = {block.norm.num_channels // block.heads for block in attention}
@@ -130,6 +129,6 @@ def _of_block(block: nn.Module) -> dict[str, Tensor]:
 
 
 def _state(module: nn.Module, name: str) -> list[tuple[str, Tensor]]:
-    """Names and values below `name`; none where there is no such part."""
+    """Names and values of the part `name` of a module; empty if there is no such part."""
     prefix = f"{name}."
     return [(key.removeprefix(prefix), value) for key, value in module.state_dict().items() if key.startswith(prefix)]

@@ -1,4 +1,4 @@
-"""A folder for the Hugging Face Hub: weights, configuration, a picture, and a card that says what was measured.
+"""A folder for the Hugging Face Hub: weights, configuration, samples, and a model card with the measured metrics.
 
     README.md  model.safetensors  config.json  samples.png
 
@@ -26,10 +26,10 @@ __all__ = ["measured", "to_hub"]
 LICENSES = {"OpenAI": "mit"} | dict.fromkeys(
     ("EDMPrecond", "ECMPrecond", "Precond", "VPPrecond", "VEPrecond", "iDDPMPrecond"), "cc-by-nc-sa-4.0"
 )
-"""Under which official weights were released, by the kind of file."""
+"""Licences of the official weights, by the kind of file."""
 
 IMAGES = 20
-TASK = "unconditional-image-generation"  # the Hub's nearest: it knows none from classes
+TASK = "unconditional-image-generation"  # the nearest task of the Hub, which has no task from classes
 
 CARD = """---
 {front}
@@ -61,13 +61,14 @@ images = generator.sample(16, steps={first}, seed=0)  # (16, {shape}){range}
 
 
 def to_hub(generator: Generator, folder: Path | str, license: str | None = None) -> None:
-    """Write the folder, which is made if it is not there.
+    """Write the folder; it is created if it does not exist.
 
     Args:
-        generator: what `consistency_models.load` gave; its run's `evaluation.json` is quoted if it is of these weights.
-        folder: to write.
+        generator: result of `consistency_models.load`. The card quotes the run's `evaluation.json` if it is of these
+            weights.
+        folder: folder to write.
         license: of the weights, as the Hub spells it (mit, cc-by-nc-sa-4.0 …); by default that of an official file,
-            and "other" for everything else, because only their owner can say it.
+            and "other" for all other weights, whose licence only the owner knows.
 
     Raises:
         ModuleNotFoundError: the extras `export` and `hub` are not installed.

@@ -1,4 +1,4 @@
-"""A generator of one step as an ONNX graph: noise in, images out, for any runtime and any batch."""
+"""Export of a one-step generator as an ONNX graph from noise to images, for any batch size."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from consistency_models.storage.loading import HEADER
 
 __all__ = ["OneStep", "to_onnx"]
 
-LARGEST = 1_900_000_000  # bytes of weights in the file itself: protobuf ends at 2 GiB
+LARGEST = 1_900_000_000  # bytes of weights in the file itself: protobuf allows 2 GiB
 
 
 class OneStep(nn.Module):
-    """clamp(f(σ_max·noise, σ_max), -1, 1): what `Generator.sample(steps=1)` does with its noise.
+    """clamp(f(σ_max·noise, σ_max), -1, 1), as in `Generator.sample(steps=1)`.
 
     Args:
-        generator: whose sampler makes an image in one step without drawing noise on its way.
+        generator: its sampler makes an image in one step and draws no further noise.
 
     Raises:
         ValueError: the sampler has no single step (a multistep model of more than one segment).
@@ -39,8 +39,8 @@ class OneStep(nn.Module):
 
         Args:
             noise: as above.
-            labels: classes (B,), int64, of a class-conditional model; -1 is no class, for one that was trained with
-                some classes hidden.
+            labels: classes (B,), int64, of a class-conditional model; -1 is no class, for a model that was trained with
+                label dropout.
         """
         onehot = None
         if labels is not None:
@@ -50,7 +50,7 @@ class OneStep(nn.Module):
 
 
 def _no_noise() -> Tensor:
-    raise ValueError("an ONNX graph is given its noise once; this sampler draws more on its way (churn)")
+    raise ValueError("an ONNX graph takes its noise once; this sampler draws further noise (churn)")
 
 
 def to_onnx(generator: Generator, path: Path | str) -> None:
@@ -71,9 +71,9 @@ def to_onnx(generator: Generator, path: Path | str) -> None:
     if generator.num_classes:
         inputs["labels"] = torch.zeros(2, dtype=torch.long, device=device)
     sizes = {name: {0: torch.export.Dim("batch")} for name in inputs}
-    # strict: only then does len(x) stay the batch's, instead of becoming the 2 of this example.
+    # strict: otherwise len(x) becomes the 2 of this example instead of the batch size.
     graph = torch.export.export(OneStep(generator).eval(), (), inputs, dynamic_shapes=sizes, strict=True)
-    named = {name: {0: "batch"} if name == "noise" else {} for name in inputs}  # the axis that all share
+    named = {name: {0: "batch"} if name == "noise" else {} for name in inputs}  # the axis that all inputs share
     names: dict[str, Any] = {"input_names": list(inputs), "output_names": ["images"], "dynamic_shapes": named}
     program = torch.onnx.export(graph, **names, dynamo=True, verbose=False)
     assert program is not None  # with dynamo

@@ -1,7 +1,7 @@
 """Weights for inference, in one file with the configuration that builds their network.
 
-Both forms hold one set of weights, the one that `generator.weights` names, and neither an optimiser nor a path of the
-machine that trained it; `loading.read_safetensors` says what the header of a safetensors file holds.
+Both formats hold one set of weights, named by `generator.weights`. They hold no optimiser and no path of the machine
+that trained the model. `loading.read_safetensors` documents the header of a safetensors file.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ GROUPS = (
     *("name", "seed", "model", "network", "preconditioning", "sampler", "evaluation", "schedule", "curriculum"),
     *("loss", "weighting", "optimizer", "learning_rate", "ema", "solver", "augment"),
 )
-"""Of the configuration, what says how the model was made; where it was made is nobody's business."""
+"""Parts of the configuration that describe the model. Parts that describe the machine are left out."""
 
 
 def description(generator: Generator) -> dict[str, Any]:
-    """What a file says of the model: {"schema", "config", "origin"}; `load` builds the network from it."""
+    """The description of the model in a file: {"schema", "config", "origin"}; `load` builds the network from it."""
     config = {group: generator.config[group] for group in GROUPS if group in generator.config}
     config["data"] = {key: value for key, value in generator.config["data"].items() if key not in ("_target_", "root")}
     config["data"].pop("source", None)
@@ -34,7 +34,7 @@ def description(generator: Generator) -> dict[str, Any]:
 
 
 def to_safetensors(generator: Generator, path: Path | str) -> None:
-    """Write `path`, which any reader of safetensors opens and `consistency_models.load` samples from, bit for bit.
+    """Write a safetensors file. `consistency_models.load` samples from it bit for bit.
 
     Raises:
         ModuleNotFoundError: the extra `export` is not installed.
@@ -48,7 +48,7 @@ def to_safetensors(generator: Generator, path: Path | str) -> None:
 
 
 def to_checkpoint(generator: Generator, path: Path | str) -> None:
-    """Write `path` in this project's own form, for whatever takes a run: `eval.py`, `teacher=run`, `load`.
+    """Write a checkpoint of this project, for `eval.py`, `teacher=run` and `load`.
 
     Raises:
         OSError: it cannot be written.

@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 
 from consistency_models.storage.downloads import Weights
 from consistency_models.trust import loadable
+from consistency_models.values import NotNegative, Text, checked
 
 __all__ = ["L1", "LPIPS", "LInf", "PseudoHuber", "SquaredL2", "SquaredL2At32"]
 
@@ -67,21 +68,17 @@ class LInf(nn.Module):
 class PseudoHuber(nn.Module):
     """d(x, y) = √(‖x - y‖² + c²) - c, with the norm over the whole image.
 
-    Quadratic for ‖x - y‖ ≪ c, linear beyond. Taken pixel by pixel instead, the same c would make it squared l2 in
-    all but name.  (Improved Techniques for Training Consistency Models, arXiv 2310.14189, Sec. 3.3.)
+    Quadratic for ‖x - y‖ ≪ c, linear beyond. With the norm of single pixels, the same c would give nearly
+    squared l2.  (Improved Techniques for Training Consistency Models, arXiv 2310.14189, Sec. 3.3.)
 
     Args:
-        c: where quadratic turns linear, in units of the norm; 0 is the norm itself; by default the paper's 0.00054·√d
-            for d values an image.
-
-    Raises:
-        ValueError: c is negative or not finite.
+        c: norm at which quadratic turns linear; 0 is the norm itself; by default the paper's 0.00054·√d for d values an
+            image.
     """
 
-    def __init__(self, c: float | None = None) -> None:
+    @checked
+    def __init__(self, c: NotNegative | None = None) -> None:
         super().__init__()
-        if c is not None and not 0 <= c < math.inf:
-            raise ValueError(f"c must be at least 0 and finite, or None for 0.00054·√d; got {c}")
         self.c = c
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -110,17 +107,20 @@ class LPIPS(nn.Module):
     the network.
 
     Args:
-        weights: torchvision's `vgg16-397923af.pth`, a local file; by default it is looked for, and if need be
-            downloaded, at the first call: see `Weights`.
+        weights: torchvision's `vgg16-397923af.pth`, a local file; by default the file is searched and, if necessary,
+            downloaded at the first call: see `Weights`.
         metric: another perceptual metric of two batches of images in [0, 1], shape (B, 3, H, W) -> (B,).
 
     Raises:
         FileNotFoundError: there is no file `weights`, or it cannot be downloaded.
-        ValueError: both arguments are given, or the file holds something else.
+        ValueError: both arguments are given, or the file has another content.
     """
 
+    needs_rgb = True
+
+    @checked
     def __init__(
-        self, weights: str | Path | None = None, metric: Callable[[Tensor, Tensor], Tensor] | None = None
+        self, weights: Text | Path | None = None, metric: Callable[[Tensor, Tensor], Tensor] | None = None
     ) -> None:
         super().__init__()
         if weights is not None and metric is not None:
@@ -135,7 +135,7 @@ class LPIPS(nn.Module):
 
         Raises:
             FileNotFoundError: the weights are not on the disk and cannot be downloaded.
-            ValueError: the file holds something else.
+            ValueError: the file has another content.
         """
         if self._metric[0] is None:
             self._metric[0] = _VGG16(self.weights)
@@ -163,7 +163,9 @@ class _VGG16(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
-        with torch.device("meta"):  # the weights come from files; drawing some would advance the training's generator
+        with torch.device(
+            "meta"
+        ):  # the weights come from files; drawing weights would advance the generator of the training
             for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()] if width else [nn.AvgPool2d(2)]
                 channels = width or channels

@@ -10,12 +10,15 @@ from consistency_models.methods.cmt import MidTraining
 from consistency_models.methods.ct import ConsistencyTraining
 from consistency_models.methods.dcm import DirectConsistency
 from consistency_models.methods.ect import EasyConsistencyTuning
+from consistency_models.methods.facm import FlowAnchoredConsistency
 from consistency_models.methods.flow_map import FlowMap
 from consistency_models.methods.ict import ImprovedConsistencyTraining
+from consistency_models.methods.imm import InductiveMomentMatching
 from consistency_models.methods.mcm import MultistepConsistency
 from consistency_models.methods.meanflow import MeanFlow
 from consistency_models.methods.scd import ContinuousConsistencyDistillation
 from consistency_models.methods.sct import ContinuousConsistencyTraining
+from consistency_models.methods.shortcut import Shortcut
 from consistency_models.methods.tcm import TruncatedConsistency
 from consistency_models.methods.teacher import Diffusion
 
@@ -29,12 +32,15 @@ __all__ = [
     "Diffusion",
     "DirectConsistency",
     "EasyConsistencyTuning",
+    "FlowAnchoredConsistency",
     "FlowMap",
     "ImprovedConsistencyTraining",
+    "InductiveMomentMatching",
     "MeanFlow",
     "Method",
     "MidTraining",
     "MultistepConsistency",
+    "Shortcut",
     "Step",
     "TruncatedConsistency",
 ]

@@ -92,6 +92,8 @@ class Method(LightningModule):
 
     needs_teacher: bool | None = False
     """True: cannot do without; False: has no use for one; None: works with and without."""
+    needs_levels: str | None = None
+    """What the schedule must draw, in the words of the schedule's `draws`; None: any levels."""
     teacher_is_consistent: bool = False
     """Whether the teacher is a consistency model, which gives the end of a trajectory, or a diffusion model."""
 
@@ -121,7 +123,8 @@ class Method(LightningModule):
                 "a diffusion model, which gives a mean",
             )
             given, wanted = kinds if consistent else reversed(kinds)
-            path = teacher.origin["path"]
+            marked: Any = teacher  # only a teacher from a file has the mark, and its origin
+            path = marked.origin["path"]
             rank_zero_warn(f"teacher.path={path} is {given}; {type(self).__name__} asks for {wanted}")
         self.model = model
         # A list, because to walk through the modules for them costs as much as to average them.

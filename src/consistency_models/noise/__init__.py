@@ -13,7 +13,7 @@ from consistency_models.noise.curricula import (
     Progressive,
     Square,
 )
-from consistency_models.noise.pairs import LogNormalPair
+from consistency_models.noise.pairs import ArctanLogNormal, Dyadic, Groups, LogNormalPair
 from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary, Flow, Preconditioned, TrigFlow
 from consistency_models.noise.schedules import (
     ECTSchedule,
@@ -34,13 +34,16 @@ __all__ = [
     "VP",
     "AdaptiveDecay",
     "Annealed",
+    "ArctanLogNormal",
     "Boundary",
     "Constant",
     "ConstantDecay",
     "Cosine",
     "Doubling",
+    "Dyadic",
     "ECTSchedule",
     "Flow",
+    "Groups",
     "KarrasLogNormal",
     "KarrasUniform",
     "Levels",

@@ -1,4 +1,4 @@
-"""Official checkpoints of others, read without executing anything: pickles of EDM, EDM2 and ECT, OpenAI's torch files.
+"""Official checkpoints, read without running their code: pickles of EDM, EDM2 and ECT, OpenAI's torch files.
 
 load("edm-cifar10-32x32-uncond-vp.pkl").model(x, sigma)     a teacher
 load("cd_imagenet64_lpips.pt").model(x, sigma, labels)      a baseline
@@ -19,10 +19,11 @@ __all__ = ["CheckpointError", "Pretrained", "Snapshot", "load", "load_openai", "
 
 
 def load(path: Path | str) -> Pretrained:
-    """The model in an official checkpoint; what it is, the file's content tells: a zip file is OpenAI's.
+    """Load the model of an official checkpoint. A zip file is taken as one of OpenAI's, any other file as a snapshot.
 
     Raises:
-        CheckpointError: no checkpoint that this package knows; it names the file, what was expected and what was found.
+        CheckpointError: the file is no checkpoint that this package knows. The message names the file, what was
+            expected and what was found.
     """
     path = Path(path).expanduser()
     return load_openai(path) if zipfile.is_zipfile(path) else load_snapshot(path)

@@ -1,4 +1,4 @@
-"""What an official checkpoint becomes: one of our networks with the file's weights, in the file's preconditioning."""
+"""The model of an official checkpoint: a network of this package with the weights and preconditioning of the file."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ __all__ = ["Pretrained", "fill"]
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model of others, ready to be called: in eval mode, its parameters without gradients.
+    """A model from an official checkpoint, in eval mode, with parameters that require no gradient.
 
     Args:
         model: model(x, sigma, labels=None, augment=None) -> denoised, for one-hot labels; the names of the parameters
             of `model.network` are the official ones.
-        kind: the official class of the model, as "EDMPrecond", or "OpenAI".
-        sigma_data: the standard deviation of the data that its preconditioning assumes; 0.5 if it assumes none.
-        sigma_min: the lowest level that it was made for.
-        sigma_max: the highest.
+        kind: the official class of the model, such as "EDMPrecond", or "OpenAI".
+        sigma_data: standard deviation of the data that the preconditioning assumes; 0.5 if it assumes none.
+        sigma_min: lowest level of the model.
+        sigma_max: highest level of the model.
         image_size: height and width.
         channels: of the images.
         num_classes: width of the labels; 0 for an unconditional model.
         digest: sha256 of the file.
-        steps: step counts at which it was published.
-        recipe: how `network`, `preconditioning` and a `sampler` for such a file are made, each a class or function and
-            its keyword arguments; empty for a network that was given from outside.
+        steps: published step counts.
+        recipe: constructors of `network`, `preconditioning` and `sampler` with their keyword arguments; empty for a
+            network that the caller passed.
     """
 
     model: Preconditioned
@@ -49,9 +49,9 @@ class Pretrained:
 
 
 def fill(make: Callable[[], nn.Module], weights: dict[str, Tensor]) -> nn.Module:
-    """The network with these weights, which must be all of its parameters and buffers and nothing else.
+    """Build the network and load these weights, which must be exactly its parameters and buffers.
 
-    Names and shapes are compared before any memory is asked for.
+    Names and shapes are compared on the meta device, before memory is allocated.
 
     Raises:
         CheckpointError: a name or a shape differs.

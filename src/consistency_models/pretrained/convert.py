@@ -1,4 +1,4 @@
-"""An official checkpoint in the form of this project's own: the same content, so the same images, bit for bit."""
+"""Conversion of an official checkpoint into a checkpoint of this project, which samples the same images bit for bit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["checkpoint_of"]
 
 
 def checkpoint_of(path: Path | str) -> dict[str, Any]:
-    """What `checkpoints.read` would give of the same model in our form; `checkpoints.write` takes it.
+    """Return the content of a checkpoint of this project with the same model, as `checkpoints.write` takes it.
 
-    Of the configuration it has what sampling needs. The data set and what to measure are not in an official file.
+    The configuration has the parts that sampling needs. An official file names no data set and no metrics.
 
     Raises:
         CheckpointError: see `pretrained.load`.
@@ -48,6 +48,6 @@ def checkpoint_of(path: Path | str) -> dict[str, Any]:
 
 
 def _node(part: partial, path: Path | str) -> dict[str, Any]:
-    if "${" in str(part.keywords):  # it would be resolved, and with the user's environment
+    if "${" in str(part.keywords):  # an interpolation could read the user's environment
         raise CheckpointError("arguments without ${", str(part.keywords), path)
     return {"_target_": f"{part.func.__module__}.{part.func.__qualname__}", **part.keywords}

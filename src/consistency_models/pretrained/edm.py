@@ -1,4 +1,4 @@
-"""The models in the snapshots of EDM, EDM2 and ECT; what a snapshot says of itself tells network and scalings."""
+"""The models in the snapshots of EDM, EDM2 and ECT. A snapshot describes its own network and preconditioning."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = ["load_snapshot"]
 
 ARGUMENTS = {"img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_min", "sigma_max", "sigma_data"}
 ARGUMENTS |= {"model_type", "beta_d", "beta_min", "M", "epsilon_t", "C_1", "C_2"}
-"""Those of the official preconditionings; what else one is constructed with, it hands on to its network."""
+"""Arguments of the official preconditionings; further arguments of a constructor belong to the network."""
 
 DEFAULTS = {"label_dim": 0, "sigma_data": 0.5, "sigma_min": 0.0, "sigma_max": math.inf}
 DEFAULTS |= {"beta_d": 19.9, "beta_min": 0.1, "epsilon_t": 1e-5, "M": 1000, "C_1": 0.001, "C_2": 0.008}
-"""Of what a snapshot of an older version may not say."""
+"""Values of arguments that snapshots of older versions may lack."""
 
 
 @loadable()
 def iddpm(c_1: float, c_2: float, levels: list[float]) -> IDDPM:
-    """With the levels that a file holds, to the last bit of float32."""
+    """`IDDPM` with the levels of a file, exact in float32."""
     scalings = IDDPM(c_1, c_2, len(levels) - 1)
     scalings.levels = torch.tensor(levels)
     return scalings
@@ -49,13 +49,13 @@ PRECONDITIONINGS = {
 
 
 def load_snapshot(path: Path | str) -> Pretrained:
-    """The model in a snapshot pickle of EDM, EDM2 or ECT, in the form that it has outside training.
+    """Load the model of a snapshot pickle of EDM, EDM2 or ECT, with the preconditioning that is used for sampling.
 
-    For ECT on CIFAR-10 that is another: in training it has EDM's scalings, `Preconditioned(model.network, EDM())`,
-    afterwards those of the boundary at 0.003.
+    ECT trains on CIFAR-10 with EDM's scalings, `Preconditioned(model.network, EDM())`, and samples with the boundary
+    scalings at 0.003.
 
     Raises:
-        CheckpointError: not such a snapshot, or of a class, of arguments or of shapes that our networks do not know.
+        CheckpointError: the file is no such snapshot, or its class, arguments or shapes are unknown.
     """
     with naming(path, "a network that this package has"):
         snapshot = read_snapshot(path)
@@ -82,7 +82,7 @@ def load_snapshot(path: Path | str) -> Pretrained:
 
 
 def sampling(snapshot: Snapshot, said: dict[str, object]) -> tuple[partial, tuple[int, ...]]:
-    """Sampler and step counts: EDM's 18 steps of Heun, or ECT's one and two, without a floor of σ_min."""
+    """Sampler and step counts: 18 steps of Heun for EDM, one and two steps for ECT, whose levels end at 0."""
     if snapshot.class_name == "ECMPrecond" or (snapshot.class_name == "Precond" and not has_uncertainty(snapshot)):
         sigma_mid = 0.821 if said["img_resolution"] <= 32 else 1.526  # ECT's, of CIFAR-10 and of ImageNet 64
         return partial(Consistency.for_steps, sigma_mid=sigma_mid, sigma_min=0.0, sigma_max=80.0), (1, 2)
@@ -91,7 +91,7 @@ def sampling(snapshot: Snapshot, said: dict[str, object]) -> tuple[partial, tupl
 
 
 def edm_network(snapshot: Snapshot, weights: dict[str, Tensor]) -> tuple[partial, dict[str, Tensor]]:
-    """SongUNet or DhariwalUNet, and its weights: everything under "model."."""
+    """The constructor of SongUNet or DhariwalUNet, and its weights: the entries that start with "model."."""
     kwargs = snapshot.kwargs
     channels = kwargs["img_channels"]
     weights = {name.removeprefix("model."): value for name, value in weights.items()}
@@ -103,12 +103,12 @@ def edm_network(snapshot: Snapshot, weights: dict[str, Tensor]) -> tuple[partial
 
 
 def has_uncertainty(snapshot: Snapshot) -> bool:
-    """Whether there is EDM2's head for the uncertainty; ECT's copies of the network have none."""
+    """Whether the network has EDM2's uncertainty head; ECT's copies of the network have none."""
     return "logvar_linear.weight" in snapshot.state_dict
 
 
 def edm2_network(snapshot: Snapshot, weights: dict[str, Tensor]) -> tuple[partial, dict[str, Tensor]]:
-    """EDM2's U-Net, and its weights; ECT's copies may limit dropout to low resolutions (`dropout_res`)."""
+    """The constructor of EDM2's U-Net, and its weights. ECT may limit dropout to low resolutions (`dropout_res`)."""
     kwargs = dict(snapshot.kwargs)
     if not has_uncertainty(snapshot):
         kwargs["logvar_channels"] = 0

@@ -1,7 +1,7 @@
 """OpenAI's checkpoints of "Consistency Models" (arXiv 2303.01469): `edm_`, `cd_` and `ct_` of ImageNet 64 and LSUN 256.
 
-Each is what `torch.save` wrote of one flat dict of tensors, so `torch.load` reads it with `weights_only=True`. It says
-nothing of itself: the network follows from the shapes, and teacher or student from the file's name.
+Each file is one flat dict of tensors that `torch.save` wrote, so `torch.load` reads it with `weights_only=True`. A file
+has no description: the network follows from the shapes, and the kind (teacher or student) from the file name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FAMILIES = {  # arXiv 2303.01469, App. C
         adaptive_scale=False,
     ),
 }
-MIDDLE = {  # the second level of two steps, as found by search in OpenAI's code; the one of cd_cat256 is not published
+MIDDLE = {  # second level of two steps, from the search in OpenAI's code; the level of cd_cat256 is not published
     "cd_imagenet64": 1.382,
     "ct_imagenet64": 1.913,
     "cd_bedroom256_lpips": 4.366,
@@ -46,16 +46,16 @@ MIDDLE = {  # the second level of two steps, as found by search in OpenAI's code
 
 
 def load_openai(path: Path | str, consistency: bool | None = None, network: nn.Module | None = None) -> Pretrained:
-    """The model in one of OpenAI's `*.pt` files.
+    """Load the model of one of OpenAI's `*.pt` files.
 
     Args:
         path: the file.
-        consistency: it is a consistency model (`cd_…`, `ct_…`), with the scalings of the boundary at 0.002, rather than
-            a diffusion model (`edm_…`), with EDM's; by default the file's name decides.
-        network: the network to fill, where it is neither that for ImageNet 64 nor that for LSUN 256.
+        consistency: True for a consistency model (`cd_…`, `ct_…`), with the boundary scalings at 0.002; False for a
+            diffusion model (`edm_…`), with EDM's scalings. By default the file name decides.
+        network: the network to fill, if it is neither the one for ImageNet 64 nor the one for LSUN 256.
 
     Raises:
-        CheckpointError: not such a file, weights of another network, or a name that does not say what it is.
+        CheckpointError: the file is no such file, has weights of another network, or has a name without a known prefix.
     """
     path = Path(path)
     with naming(path, "a flat dict of tensors, as torch.save writes it"):

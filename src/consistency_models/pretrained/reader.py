@@ -1,8 +1,9 @@
-"""Reads the snapshot pickles of EDM, EDM2 and ECT without running anything that they contain.
+"""Reading of the snapshot pickles of EDM, EDM2 and ECT without running their code.
 
-Officially such a file is code: every module carries the text of its Python source, which the loader executes. Here the
-stream is interpreted by `machine.run`, every name that these files use stands for a small inert object of ours
-(`standins`), and the embedded source is hashed and forgotten. What can be got out of a file is bounded by its size.
+In such a file every module carries the text of its Python source, which the official loader executes. Here
+`safe_unpickler.run` interprets the stream, every name of the files maps to a small inert object (`stub_classes`), and
+the embedded source is hashed and dropped. The memory of the result is bounded by the size of the file.
+
 (EDM, arXiv 2206.00364; EDM2, arXiv 2312.02696; ECT, arXiv 2406.14548.)
 """
 
@@ -28,15 +29,15 @@ SCALARS = (type(None), bool, int, float, str)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a snapshot pickle says about the network under its key "ema".
+    """The network under the key "ema" of a snapshot pickle.
 
     Args:
-        class_name: the official class of the network with its preconditioning, as "EDMPrecond".
-        network: the official class of its U-Net, as "SongUNet": that of its first module.
-        kwargs: the arguments that it was constructed with; official defaults are not among them.
-        attributes: its numbers, as sigma_data and sigma_min.
-        state_dict: its parameters and persistent buffers: official names, official order, as stored (bit-exact).
-        dataset_kwargs: the arguments of its training data set, the plain ones; empty if the file has none.
+        class_name: the official class of the network with its preconditioning, such as "EDMPrecond".
+        network: the official class of the U-Net, such as "SongUNet": the class of the first module.
+        kwargs: the arguments of the constructor; official defaults are not among them.
+        attributes: numbers among the attributes, such as sigma_data and sigma_min.
+        state_dict: parameters and persistent buffers, with official names in official order, bit-exact.
+        dataset_kwargs: plain arguments of the training data set; empty if the file has none.
         sources: sha256 of each Python source text in the file, sorted; none of them was executed.
         digest: sha256 of the file.
     """
@@ -52,10 +53,10 @@ class Snapshot:
 
 
 def read_snapshot(path: Path | str) -> Snapshot:
-    """The network in an EDM, EDM2 or ECT snapshot pickle, read without executing anything.
+    """Read the network of an EDM, EDM2 or ECT snapshot pickle without running its code.
 
     Raises:
-        CheckpointError: the file cannot be read, or is not such a snapshot in every detail.
+        CheckpointError: the file cannot be read, or differs from such a snapshot.
     """
     with naming(path, "a snapshot pickle of EDM, EDM2 or ECT"):
         data = read_bytes(path)
@@ -79,7 +80,7 @@ def read_snapshot(path: Path | str) -> Snapshot:
 
 
 def read_bytes(path: Path | str) -> bytes:
-    """The bytes of a regular file of bounded size."""
+    """Read the bytes of a regular file of bounded size."""
     path = Path(path)
     if path.exists() and not path.is_file():
         raise CheckpointError("a regular file", "something else")
@@ -89,7 +90,7 @@ def read_bytes(path: Path | str) -> bytes:
 
 
 def is_plain(value: object) -> bool:
-    """Whether this is None, a number, a string, or a short list of these: what official arguments are made of."""
+    """Whether the value is None, a number, a string, or a short list of these, as official arguments are."""
     if type(value) in (list, tuple):
         return len(value) <= 64 and all(type(item) in SCALARS for item in value)
     return type(value) in SCALARS
@@ -97,7 +98,7 @@ def is_plain(value: object) -> bool:
 
 def tensors(module: Record, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
     """Names and values of the parameters and persistent buffers, in the order of `Module.state_dict`."""
-    if id(module) in seen or prefix.count(".") > MAX_DEPTH:  # each once: a module inside itself would have no end
+    if id(module) in seen or prefix.count(".") > MAX_DEPTH:  # each module once: a module inside itself has no end
         raise CheckpointError(f"modules that are not shared, nested up to {MAX_DEPTH} deep", prefix)
     seen.add(id(module))
     skipped = exact(module.state.get("_non_persistent_buffers_set", set()), set)

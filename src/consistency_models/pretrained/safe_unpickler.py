@@ -1,11 +1,12 @@
-"""A pickle machine that can call nothing.
+"""An interpreter of pickles that calls only functions of a given table.
 
-`pickle.Unpickler` looks names up, calls what it found, and runs methods of the objects on its stack (`append`,
-`__setitem__`, `__hash__` …). This one interprets the same stream, tokenised by the standard library's `pickletools`,
-but a name is only a key of the caller's table, containers are exact lists, dicts and sets, and only strings are hashed.
-What a stream builds therefore grows with its length: a declared length is never allocated before the bytes are there,
-opcodes that a protocol 4 writer does not emit (explicit memo indices, extension codes, persistent ids …) do not exist,
-and neither a tuple of tuples of tuples nor a dict of colliding integers can keep a hash table busy for hours.
+`pickle.Unpickler` imports names, calls them, and runs methods of the objects on its stack (`append`, `__setitem__`,
+`__hash__` …). This interpreter reads the same stream, tokenised by the standard library's `pickletools`. A name is only
+a key of the caller's table, containers are exact lists, dicts and sets, and only strings are hashed.
+
+The size of the result is bounded by the length of the stream: a declared length is not allocated before its bytes were
+read. Opcodes that a protocol 4 writer does not emit (explicit memo indices, extension codes, persistent ids …) are
+refused. Nested tuples and colliding integers cannot slow down a hash table, because they are never hashed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Inert:
-    """What stands for an object of the stream: a few slots, and no behaviour that a stream could reach."""
+    """Base class of the stubs for objects of the stream: slots, and no behaviour that a stream could use."""
 
     __slots__ = ()
 
@@ -36,7 +37,7 @@ class Inert:
 
 
 class Name(Inert):
-    """An allowed global, and what stands for it when it is called."""
+    """A name of the table, and the function that a call of the name runs."""
 
     __slots__ = ("make",)
 
@@ -45,23 +46,23 @@ class Name(Inert):
 
 
 def exact(value: object, kind: type, what: str | None = None) -> object:
-    """The value, which must be of this very type: a subclass could bring methods of its own."""
+    """Return the value if its type is exactly `kind`; a subclass could have methods of its own."""
     if type(value) is not kind:
         raise CheckpointError(what or f"a value of type {kind.__name__}", value)
     return value
 
 
 def run(data: bytes, allowed: Mapping[tuple[str, str], Callable[..., object]]) -> object:
-    """What a pickle describes, made of plain values and of what the table makes.
+    """Return the object that a pickle describes, made of plain values and of results of the table's functions.
 
     Args:
         data: the pickle.
-        allowed: for each (module, name) that may occur a function of ours; it gets the arguments that the stream has
-            for it and returns a plain value, a tensor, or an `Inert`, whose `__setstate__` decides about a state.
+        allowed: a function for each (module, name) that may occur. The function takes the arguments of the stream and
+            returns a plain value, a tensor, or an `Inert`, whose `__setstate__` accepts or refuses a state.
 
     Raises:
         CheckpointError: an opcode, a name or a type that is not allowed, or too many opcodes.
-        Exception: whatever else a malformed stream leads to, as IndexError for an empty stack; see `errors.naming`.
+        Exception: other errors of a malformed stream, such as IndexError for an empty stack; see `errors.naming`.
     """
     stack, below, memo = [], [], []
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):

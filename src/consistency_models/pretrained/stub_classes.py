@@ -1,4 +1,4 @@
-"""What stands for each name that a snapshot pickle of EDM, EDM2 or ECT uses."""
+"""Stubs for the names that a snapshot pickle of EDM, EDM2 or ECT uses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STORAGE_OPCODES |= {"EMPTY_LIST", "APPEND", "BINPERSID"}
 
 
 class Record(Inert):
-    """An object of a class that is not there: the class's name, and what the object's `__dict__` held."""
+    """An object of a class that is not imported: the name of the class, and the object's `__dict__`."""
 
     __slots__ = ("class_name", "state")
 
@@ -39,7 +39,7 @@ class Record(Inert):
 
 
 class BoundMethod(Inert):
-    """`getattr(record, name)`: ECT's loss holds one of its own methods."""
+    """`getattr(record, name)`; ECT's loss refers to one of its own methods."""
 
     __slots__ = ("name", "record")
 
@@ -64,7 +64,7 @@ class DType(Inert):
 
 
 class Storage(Inert):
-    """The numbers of a nested torch file: a tensor of one dimension that nothing else refers to."""
+    """The numbers of a nested torch file: a tensor of one dimension without further references."""
 
     __slots__ = ("values",)
 
@@ -73,11 +73,11 @@ class Storage(Inert):
 
 
 class StandIns:
-    """The table of names, and what is left of the memory that a file of this size may ask for.
+    """The table of names, with a budget of memory for a file of this size.
 
     Args:
-        size: bytes in the file. Storages together hold no more than that, and neither do tensors, however often the
-            stream refers to the same bytes and whatever strides it declares.
+        size: bytes in the file. All storages together, and all tensors together, hold at most as many bytes, however
+            often the stream refers to the same bytes and whatever strides it declares.
     """
 
     def __init__(self, size: int) -> None:
@@ -98,20 +98,20 @@ class StandIns:
         }
 
     def record(self, meta: dict[str, object]) -> Record:
-        """`torch_utils.persistence._reconstruct_persistent_obj`, which would execute `module_src`."""
+        """Stub for `torch_utils.persistence._reconstruct_persistent_obj`, which executes `module_src`."""
         if {name: type(value) for name, value in exact(meta, dict).items()} != META:
             raise CheckpointError(f"an object with {', '.join(META)} and nothing else", ", ".join(meta))
         if (meta["type"], meta["version"]) != ("class", 6):
             raise CheckpointError("an object of type class, version 6", f"{meta['type']}, {meta['version']}")
         self.sources.add(meta["module_src"])
-        return Record(meta["class_name"], meta["state"])  # the state itself: that of ECT's loss is filled in later
+        return Record(meta["class_name"], meta["state"])  # not a copy: the state of ECT's loss is filled in later
 
     def parameter(self, value: Tensor, requires_grad: bool, hooks: dict[str, object]) -> Tensor:
-        """`torch._utils._rebuild_parameter`; the tensor is enough."""
+        """Stub for `torch._utils._rebuild_parameter`: returns the tensor."""
         return exact(value, Tensor)
 
     def tensor(self, storage, offset, size, stride, requires_grad, hooks) -> Tensor:
-        """`torch._utils._rebuild_tensor_v2`: a copy of a part of the storage, which `set_` would let grow instead."""
+        """Stub for `torch._utils._rebuild_tensor_v2`: a copy of a part of the storage, which `set_` could enlarge."""
         values = exact(storage, Storage).values
         shape = (offset, *exact(size, tuple), *exact(stride, tuple))
         if len(shape) > 17 or not all(type(n) is int and 0 <= n <= self.size for n in shape):
@@ -126,10 +126,10 @@ class StandIns:
         return values.as_strided(size, stride, offset).clone()
 
     def storage(self, data: bytes) -> Storage:
-        """`torch.storage._load_from_bytes`: a storage in torch's legacy format, read with `weights_only=True`.
+        """Stub for `torch.storage._load_from_bytes`: reads a storage in torch's legacy format with `weights_only=True`.
 
-        Before torch sees it, it must be made of the few opcodes that write one storage: they call nothing, and no
-        number is larger than the file, so that torch cannot be made to allocate what is not there.
+        The bytes are checked first. They may contain only the opcodes that write one storage, which call nothing, and
+        no number larger than the file, so that torch allocates no more than the file holds.
         """
         self.storage_bytes -= len(exact(data, bytes))
         if self.storage_bytes < 0:
@@ -153,16 +153,16 @@ class StandIns:
 
 
 def module_dict() -> Record:
-    """`torch.nn.ModuleDict`, which gets its state afterwards."""
+    """Stub for `torch.nn.ModuleDict`; the state follows in the stream."""
     return Record("ModuleDict", None)
 
 
 def empty_dict() -> dict[str, object]:
-    """`collections.OrderedDict()` and `EasyDict()`, which are filled item by item."""
+    """Stub for `collections.OrderedDict()` and `EasyDict()`; the items follow in the stream."""
     return {}
 
 
 def number(dtype: DType, data: bytes) -> float | int:
-    """`numpy.core.multiarray.scalar`."""
+    """Stub for `numpy.core.multiarray.scalar`."""
     (value,) = np.frombuffer(exact(data, bytes), exact(dtype, DType).dtype)
     return value.item()

@@ -1,7 +1,7 @@
 """From noise to images: samplers, the generator that runs them, zero-shot editing, and one-step solvers of the ODE.
 
-`Euler`, `Heun` and `DPM2` are samplers: many steps, from noise to images. Single steps, as methods with a teacher take
-them, are the classes of the same names in `sampling.solvers`.
+`Euler`, `Heun` and `DPM2` are samplers of many steps, from noise to images. Single steps, for methods with a teacher,
+are the classes of the same names in `sampling.solvers`.
 """
 
 from __future__ import annotations

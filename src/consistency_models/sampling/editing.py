@@ -1,13 +1,13 @@
-"""Zero-shot editing: images that agree with what was measured of an image, by a model that was never trained for it.
+"""Zero-shot editing: images that agree with a measurement of an image, by a model that was not trained for editing.
 
 A measurement has two methods, for images of shape (B, C, H, W) in [-1, 1]:
 
-    measure(image) -> y        what is known, in the shape of the image; measure(y) = y
+    measure(image) -> y        the known part, in the shape of the image; measure(y) = y
     replace(y, x) -> x         the image nearest to x that agrees with y:  measure(replace(y, x)) = y
 
-and `edit` is multistep consistency sampling in which each answer of the model is made to agree before noise is added to
-it again. In the paper's terms replace(y, x) = A⁻¹[(A y)(1 - Ω) + (A x) Ω].  (Song et al., Consistency Models,
-arXiv 2303.01469, Alg. 4 and App. D.)
+`edit` is multistep consistency sampling in which each output of the model is made to agree before noise is added. In
+the paper's terms replace(y, x) = A⁻¹[(A y)(1 - Ω) + (A x) Ω].  (Song et al., Consistency Models, arXiv 2303.01469,
+Alg. 4 and App. D.)
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ def edit(
 ) -> Tensor:
     """x = y + σ_1·z; then for each level, x ← replace(y, f(x, σ_i)) and, if more follow, + √(σ_{i+1}² - σ_min²)·z.
 
-    The measurement is put back after the last call too, and nothing is clamped after that: measure(result) = y.
+    The measurement also replaces the known part after the last call, without clamping: measure(result) = y.
 
     Args:
-        denoiser: `f(x, sigma)`, a consistency function, or whatever leads from any level to the end of the ODE.
+        denoiser: `f(x, sigma)`, a consistency function, or another map from any level to the end of the ODE.
         y: the measurement, shape (B, C, H, W).
         replace: makes images agree with y.
         sigmas: σ_1 > σ_2 > …, the levels at which f is called.
         randn: standard normal noise, shape of y.
-        sigma_min: the level of what f returns.
+        sigma_min: the level of the output of f.
         end: the level of the result; by default `sigma_min`, and no noise is added after the last call.
         x: the image at level σ_1 to start from, by default y + σ_1·z.  (The official JAX notebook adds no noise there,
             by multiplying with an index in place of the level; the paper does.)
-        clip: clamp what f returns to [-1, 1], before it is made to agree, as the official code does.
+        clip: clamp the output of f to [-1, 1] before it is made to agree, as the official code does.
 
     Returns:
         Images, shape of y.
@@ -80,8 +80,8 @@ def edit(
 
 
 def grid_of(points: int = 40, sigma_min: float = 0.002, sigma_max: float = 80.0) -> tuple[float, ...]:
-    """The levels that Alg. 4 calls f at, descending: a Karras grid of `points` without its last, where f is the
-    identity. The paper takes all of 40.
+    """The levels at which Alg. 4 calls f, descending: a Karras grid of `points` without the last point, where f is the
+    identity. The paper takes 40 points.
 
     Raises:
         ValueError: fewer than 2 points, or a range as in `karras_grid`.
@@ -92,12 +92,12 @@ def grid_of(points: int = 40, sigma_min: float = 0.002, sigma_max: float = 80.0)
 
 
 class Inpainting:
-    """y = known·image + (1 - known)·fill,   replace(y, x) = known·y + (1 - known)·x:  known pixels to the last bit.
+    """y = known·image + (1 - known)·fill,   replace(y, x) = known·y + (1 - known)·x:  known pixels exactly.
 
     Args:
         known: bool or 0 and 1, broadcasting against (B, C, H, W); true where pixels are kept.
-        fill: what `measure` puts in place of unknown pixels: 0 in the paper and in JAX, -1 in the official PyTorch
-            code. Under the noise of the first level it makes no difference.
+        fill: value of unknown pixels in `measure`: 0 in the paper and in JAX, -1 in the official PyTorch code. Under
+            the noise of the first level the value makes no difference.
 
     Raises:
         ValueError: `known` has other values; in `measure`, it does not broadcast against the images.
@@ -124,7 +124,7 @@ class Inpainting:
 class Colorization:
     """y = v vᵀ image at each pixel,   replace(y, x) = v vᵀ y + (I - v vᵀ) x,   v ∝ (0.2989, 0.5870, 0.1140), ‖v‖ = 1.
 
-    The brightness is known, the two colours across it are not. y is not a grey image; `grey` makes one of it.
+    The brightness is known, the two colours orthogonal to it are not. y is no grey image; `grey` converts it.
 
     Raises:
         ValueError: in `measure`, the images do not have 3 channels.
@@ -147,7 +147,7 @@ class Colorization:
         return x + self._brightness(y - x)
 
     def grey(self, y: Tensor) -> Tensor:
-        """What a grey photograph would show, shape of y: the brightness in all three channels."""
+        """The grey image, shape of y: the brightness in all three channels."""
         weights = y.new_tensor(self.weights).reshape(3, 1, 1)
         return ((weights * y).sum(1, keepdim=True) / weights.sum()).expand_as(y)
 
@@ -180,10 +180,10 @@ class SuperResolution:
 
 
 class Unconstrained:
-    """y = image,   replace(y, x) = x:  the image is where to start from, and nothing of it has to stay (A = I, Ω = 1).
+    """y = image,   replace(y, x) = x:  the image is the start, and no part of it is kept (A = I, Ω = 1).
 
-    With levels 5.38 and 2.24 that is the paper's stroke-guided generation (SDEdit, arXiv 2108.01073); from a noisy
-    image at its own level, denoising.
+    With levels 5.38 and 2.24 this is the paper's stroke-guided generation (SDEdit, arXiv 2108.01073). From a noisy
+    image at its own level, this is denoising.
     """
 
     def measure(self, image: Tensor) -> Tensor:
@@ -198,11 +198,11 @@ class Unconstrained:
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     """sin((1-α)ψ)/sin ψ · a + sin(αψ)/sin ψ · b,   ψ = arccos(aᵀb/(‖a‖‖b‖)),   α = share.
 
-    From noise to noise by vectors that are as long as noise is.  (arXiv 2303.01469, App. D.)  a, b: one image each, of
+    The interpolated vectors have the norm of noise.  (arXiv 2303.01469, App. D.)  a, b: one image each, of
     the same shape.
 
     Raises:
-        ValueError: a and b are opposite, or one is 0: there is no arc, or more than one.
+        ValueError: a and b are opposite, or one is 0: the arc is not unique.
     """
     u, w = (F.normalize(each.double().flatten(), dim=0) for each in (a, b))
     psi = 2 * torch.atan2((u - w).norm(), (u + w).norm()).item()  # arccos, without its rounding at 0 and π
@@ -216,9 +216,9 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 def estimate_sigma(image: Tensor) -> float:
     """The standard deviation of white noise in an image (C, H, W): median |d| / 0.6745 of the finest diagonal details.
 
-    d = (x_00 - x_01 - x_10 + x_11)/2 over blocks of 2x2 (Haar) has the deviation of the noise, and is nearly 0 of what
-    is smooth. An image of few pixels is not smooth: there it is an upper bound.  (Donoho & Johnstone 1994, Ideal
-    spatial adaptation by wavelet shrinkage, Biometrika 81.)
+    d = (x_00 - x_01 - x_10 + x_11)/2 over blocks of 2x2 (Haar) has the deviation of the noise, and is nearly 0 where
+    the image is smooth. For an image of few pixels, which is not smooth, the estimate is an upper bound.  (Donoho &
+    Johnstone 1994, Ideal spatial adaptation by wavelet shrinkage, Biometrika 81.)
 
     Raises:
         ValueError: the image has no 2x2 pixels.

@@ -1,4 +1,4 @@
-"""EDM's general sampler: earlier work's ODEs and choices of levels in one frame, to be compared with EDM's own.
+"""EDM's general sampler: the ODEs and levels of earlier work in one framework, for comparison with EDM's own.
 
     x(t) = s(t)·(y + σ(t)·n),   dx/dt = (σ̇/σ + ṡ/s)·x - (σ̇·s/σ)·D(x/s, σ)
 
@@ -126,15 +126,16 @@ class GeneralODESampler:
         sigmas: the levels, descending; 0 comes after them. At least two.
         schedule: σ(t).
         scaled: s(t) = 1/√(1 + σ²), the variance-preserving process, instead of s = 1.
-        alpha: where in the step the second call is; 1 is Heun's method, ½ the midpoint's, 0 none, which is Euler's.
+        alpha: position of the second call in the step; 1 is Heun's method, ½ the midpoint method, 0 Euler's method
+            without a second call.
         churn: EDM's S_churn; 0 is deterministic.
         churn_min: S_min.
         churn_max: S_max.
         churn_noise: S_noise.
 
     Raises:
-        ValueError: sigmas are not two or more positive levels in descending order, alpha is not in [0, 1], or a churn
-            without meaning.
+        ValueError: sigmas are not two or more positive levels in descending order, alpha is not in [0, 1], or an option
+            of the churn is out of range.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Images from a trained model: the same images whatever the batch, the number of processes and the order.
+"""Sampling from a trained model. Images do not depend on the batch size, the number of processes or the order.
 
-The noise of image k is a function of (seed, k) alone, so images 0-63 of a run of 50,000 are those of a run of 64.
+The noise of image k is a function of (seed, k), so images 0 to 63 of 50,000 are the same as those of 64.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ __all__ = ["Generator", "ImageNoise"]
 
 
 class Generator:
-    """A model with its sampler: `.sample(n, steps=1)` gives images.
+    """A model with its sampler: `.sample(n, steps=1)` returns images.
 
     Args:
         model: preconditioned network, `model(x, sigma, labels=…) -> denoised`, with `end=` if it has two times.
         shape: (C, H, W) of one image.
-        make_sampler: `make_sampler(steps=n)` gives the sampler that makes an image in n steps.
+        make_sampler: `make_sampler(steps=n)` returns the sampler of n steps.
         num_classes: classes of a class-conditional model, 0 for an unconditional one.
-        clamp: images live in [-1, 1] and are clamped to it.
-        class_names: of each class, where they are known.
+        clamp: clamp images to [-1, 1].
+        class_names: the name of each class, if known.
         lowest: the lowest level that the model was trained on; calls below are refused.
     """
 
@@ -46,17 +46,17 @@ class Generator:
         self.class_names = tuple(class_names)
         self.model, self.shape, self.make_sampler = model, tuple(shape), make_sampler
         self.num_classes, self.clamp, self.lowest = num_classes, clamp, lowest
-        # What `load` knows of the file: the name of an average, its configuration, step counts, path and digest.
+        # Set by `load`: the name of the weights, the configuration, step counts, path and digest of the file.
         self.weights, self.steps = "model", (1,)
         self.config: dict[str, Any] = {}
         self.origin: dict[str, Any] = {}
 
     def labels(self, indices: Tensor) -> Tensor | None:
-        """The class of each image where none is asked for: they take turns, so that all are equally frequent."""
+        """The default class of each image: the classes take turns, so that all are equally frequent."""
         return indices % self.num_classes if self.num_classes else None
 
     def names(self, labels: Tensor | None) -> list[str] | None:
-        """The names of these classes, (n,) numbers, or None where names or classes are not known."""
+        """The names of these classes, given as (n,) numbers, or None if names or classes are unknown."""
         return [self.class_names[label] for label in labels] if self.class_names and labels is not None else None
 
     def solver(self, steps: int) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
@@ -100,7 +100,7 @@ class Generator:
         """Images first … first + n - 1 of this seed, shape (n, C, H, W), on the CPU; in [-1, 1] for image data.
 
         Args:
-            n: how many, at least 1.
+            n: number of images, at least 1.
             steps: network calls an image (for an ODE sampler: solver steps); by default the first step count at which
                 the model was evaluated, 1 for a consistency model.
             seed: images depend on (seed, index) only.

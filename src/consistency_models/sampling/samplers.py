@@ -4,13 +4,13 @@
 
 `denoiser(x, sigma)` takes σ of shape (B,), and of a model of two times also `end`, the level where the step ends;
 `noise` and what `randn()` returns are standard normal, shape (B, ...). The state has the dtype of `noise`. `sigmas` are
-the levels, descending, from which a step starts; `nfe` counts the denoiser calls. Nothing is clamped unless `clip`:
-then what the denoiser returns is, each time, and so are the images, to [-1, 1].
+the levels, descending, from which a step starts; `nfe` counts the denoiser calls. With `clip`, each output
+of the denoiser and the images are clamped to [-1, 1].
 
     sampler.descend(denoiser, x, sigma) -> images
 
-is the same way down from images x of any level, without adding noise (`Ancestral`, which lives on it, has none): what
-is compared with the solution of the probability-flow ODE.
+starts from images x of any level and adds no noise. Its result is compared with the solution of the probability-flow
+ODE. `Ancestral`, which needs the noise, has no such method.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from consistency_models.noise.schedules import karras_grid
@@ -28,6 +30,7 @@ from consistency_models.sampling import solvers
 from consistency_models.sampling.churn import Churn
 from consistency_models.sampling.solvers import Denoiser
 from consistency_models.trust import loadable
+from consistency_models.values import Descending, Infinite, NotNegative, Rho, Share, Sigma, SigmaOrZero, Size, checked
 
 __all__ = ["DPM2", "Ancestral", "Consistency", "Euler", "FlowMapSampler", "Heun", "SegmentSampler", "ancestral_step"]
 
@@ -44,20 +47,25 @@ class Consistency:
 
     Args:
         sigmas: σ_1 > σ_2 > …, the levels at which f is called; the first is the standard deviation of the start.
-        sigma_min: the level of what f returns: 0.002 with the boundary preconditioning, 0 for ECT's models.
-        clip: clamp what f returns to [-1, 1].
-        end: the level of what the sampler returns; by default `sigma_min`, and no noise is added after the last call.
+        sigma_min: level of the output of f: 0.002 with the boundary preconditioning, 0 for ECT's models.
+        clip: clamp the output of f to [-1, 1].
+        end: level of the images; by default `sigma_min`, and no noise is added after the last call.
 
     Raises:
-        ValueError: sigmas are not descending and finite, or not 0 <= sigma_min <= end < the last of them.
+        ValueError: not sigma_min <= end < the last of sigmas.
     """
 
+    is_consistency = True
+
+    @checked
     def __init__(
-        self, sigmas: Sequence[float] = (80.0,), sigma_min: float = 0.002, clip: bool = False, end: float | None = None
+        self,
+        sigmas: Descending = (80.0,),
+        sigma_min: SigmaOrZero = 0.002,
+        clip: bool = False,
+        end: SigmaOrZero | None = None,
     ) -> None:
         sigmas, end = tuple(map(float, sigmas)), sigma_min if end is None else end
-        if not sigmas or not all(math.isfinite(s) for s in sigmas) or not all(a > b for a, b in pairwise(sigmas)):
-            raise ValueError(f"sigmas must be one or more finite levels in descending order; got {sigmas}")
         if not 0 <= sigma_min <= end < sigmas[-1]:
             raise ValueError(
                 f"need 0 <= sigma_min <= end < sigmas; got sigma_min {sigma_min}, end {end}, sigmas {sigmas}"
@@ -67,29 +75,30 @@ class Consistency:
 
     @classmethod
     @loadable()
+    @checked
     def for_steps(
         cls,
-        steps: int,
-        sigma_mid: float = 0.821,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-        rho: float = 7.0,
+        steps: Size,
+        sigma_mid: Sigma = 0.821,
+        sigma_min: SigmaOrZero = 0.002,
+        sigma_max: Sigma = 80.0,
+        rho: Rho = 7.0,
         clip: bool = False,
     ) -> Consistency:
         """One step from σ_max; two, σ_max and `sigma_mid`; more, a Karras grid between the two (our choice).
 
         Args:
-            steps: how many calls, at least 1.
+            steps: number of calls, at least 1.
             sigma_mid: the second level of two: 0.821 on CIFAR-10, 1.526 on ImageNet-64 (iCT's and ECT's code).
             sigma_min, clip: as for the class.
             sigma_max, rho: the grid's.
 
         Raises:
-            ValueError: steps below 1, or sigma_mid not between sigma_min and sigma_max.
+            ValueError: sigma_mid is not between sigma_min and sigma_max.
         """
-        if steps < 1 or not sigma_min < sigma_mid < sigma_max:
+        if not sigma_min < sigma_mid < sigma_max:
             raise ValueError(
-                f"need steps >= 1 and sigma_min < sigma_mid < sigma_max; got steps {steps}, sigma_mid {sigma_mid}, "
+                f"need sigma_min < sigma_mid < sigma_max; got sigma_mid {sigma_mid}, "
                 f"sigma_min {sigma_min}, sigma_max {sigma_max}"
             )
         return cls(karras_grid(steps, sigma_mid, sigma_max, rho).flip(0).tolist(), sigma_min, clip)
@@ -107,8 +116,8 @@ class Consistency:
     ) -> Consistency:
         """What the official code calls `ts`: indices from 0 (σ_max) to steps - 1 (σ_min) of a Karras grid.
 
-        There are len(ts) - 1 calls: the last index only says how noisy the returned images are, and is steps - 1 (not
-        noisy) in every published use.
+        There are len(ts) - 1 calls. The last index is the level of the images; it is steps - 1 (no noise) in every
+        published use.
 
         Raises:
             ValueError: fewer than two ts, ts not ascending, or outside 0 … steps - 1.
@@ -133,7 +142,7 @@ class Consistency:
 
     @torch.no_grad()
     def descend(self, denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
-        """f(x, sigma), shape of x: the first step is the whole way."""
+        """f(x, sigma), shape of x."""
         return (_clipped(denoiser) if self.clip else denoiser)(x, x.new_full((len(x),), sigma))
 
 
@@ -146,16 +155,17 @@ class SegmentSampler:
 
     Args:
         steps: S.
-        segments: of the model, which can be sampled in that many steps only; None: whatever `steps` is.
-        spacing: how the ends lie between 0 and σ_max: `karras_grid`, the default, or `segments.cosine_grid`.
-        clip: clamp what f returns to [-1, 1].
+        segments: number of segments of the model, which must equal `steps`; None: not checked.
+        spacing: distribution of the ends between 0 and σ_max: `karras_grid`, the default, or `segments.cosine_grid`.
+        clip: clamp the output of f to [-1, 1].
 
     Raises:
-        ValueError: steps is below 1, or is not the number of the model's segments.
+        ValueError: steps is not the number of the model's segments.
     """
 
+    @checked
     def __init__(
-        self, steps: int = 1, segments: int | None = None, spacing: Spacing | None = None, clip: bool = False
+        self, steps: Size = 1, segments: Size | None = None, spacing: Spacing | None = None, clip: bool = False
     ) -> None:
         if segments is not None and steps != segments:
             raise ValueError(f"a model of {segments} segments is sampled in {segments} steps; got steps={steps}")
@@ -190,31 +200,21 @@ class FlowMapSampler:
         sigmas: the levels at which the model is called, descending, in place of steps and sigma_max.
         gamma: γ in [0, 1].
         clip: clamp D to [-1, 1].
-
-    Raises:
-        ValueError: steps < 1, gamma outside [0, 1], or sigmas not descending, positive and finite.
     """
 
+    @checked
     def __init__(
         self,
-        steps: int = 1,
-        sigma_max: float = 80.0,
-        sigmas: Sequence[float] | None = None,
-        gamma: float = 0.0,
+        steps: Size = 1,
+        sigma_max: Sigma = 80.0,
+        sigmas: Descending | None = None,
+        gamma: Share = 0.0,
         clip: bool = False,
     ) -> None:
-        if steps < 1 or not 0 <= gamma <= 1 or not 0 < sigma_max < math.inf:
-            raise ValueError(
-                "need steps >= 1, 0 <= gamma <= 1, sigma_max > 0; "
-                f"got steps {steps}, gamma {gamma}, sigma_max {sigma_max}"
-            )
         if sigmas is None:
             times = (sigma_max / (1 + sigma_max) * (1 - i / steps) for i in range(1, steps))
             sigmas = (sigma_max, *(t / (1 - t) for t in times))
-        sigmas = tuple(map(float, sigmas))
-        if not sigmas or not all(a > b for a, b in pairwise((math.inf, *sigmas, 0.0))):
-            raise ValueError(f"sigmas must be one or more positive finite levels in descending order; got {sigmas}")
-        self.sigmas, self.gamma, self.clip = sigmas, gamma, clip
+        self.sigmas, self.gamma, self.clip = tuple(map(float, sigmas)), gamma, clip
         self.nfe = len(self.sigmas)
 
     @torch.no_grad()
@@ -245,16 +245,17 @@ class _ODE:
 
     solver: solvers.Euler | solvers.Heun | solvers.DPM2
 
+    @checked
     def __init__(
         self,
-        steps: int = 18,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-        rho: float = 7.0,
-        churn: float = 0.0,
-        churn_min: float = 0.0,
-        churn_max: float = math.inf,
-        churn_noise: float = 1.0,
+        steps: Size = 18,
+        sigma_min: Sigma = 0.002,
+        sigma_max: Sigma = 80.0,
+        rho: Rho = 7.0,
+        churn: NotNegative = 0.0,
+        churn_min: NotNegative = 0.0,
+        churn_max: Annotated[float, Ge(0), Infinite] = math.inf,
+        churn_noise: NotNegative = 1.0,
         clip: bool = False,
     ) -> None:
         self.sigmas = tuple(karras_grid(steps, sigma_min, sigma_max, rho).flip(0).tolist())
@@ -273,7 +274,7 @@ class _ODE:
         for high, low in pairwise((*self.sigmas, 0.0)):
             if self.churn.gamma > 0:
                 high, std = self.churn(high)
-                x = x + std * randn()  # drawn in every step, so that the window moves no later draw
+                x = x + std * randn()  # drawn in every step, so that later draws do not depend on the window
             x = self.solver(D, x, high, low)
         return x.clamp(-1, 1) if self.clip else x
 
@@ -307,10 +308,10 @@ class Heun(_ODE):
         steps: levels of the Karras grid; 0 comes after them.
         sigma_min, sigma_max, rho: the grid's.
         churn, churn_min, churn_max, churn_noise: EDM's S_churn, S_min, S_max, S_noise; churn 0 is deterministic.
-        clip: clamp what the denoiser returns to [-1, 1].
+        clip: clamp the output of the denoiser to [-1, 1].
 
     Raises:
-        ValueError: steps < 1, a range as in `karras_grid`, or a churn without meaning.
+        ValueError: steps < 1, a range as in `karras_grid`, or an option of the churn is out of range.
     """
 
     solver = solvers.Heun()
@@ -341,14 +342,20 @@ class Ancestral:
     Args:
         steps: levels of the Karras grid; 0 comes after them.
         sigma_min, sigma_max, rho: the grid's.
-        clip: clamp what the denoiser returns to [-1, 1].
+        clip: clamp the output of the denoiser to [-1, 1].
 
     Raises:
         ValueError: steps < 1, or a range as in `karras_grid`.
     """
 
+    @checked
     def __init__(
-        self, steps: int = 18, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, clip: bool = False
+        self,
+        steps: Size = 18,
+        sigma_min: Sigma = 0.002,
+        sigma_max: Sigma = 80.0,
+        rho: Rho = 7.0,
+        clip: bool = False,
     ) -> None:
         self.sigmas = tuple(karras_grid(steps, sigma_min, sigma_max, rho).flip(0).tolist())
         self.nfe, self.clip = steps, clip

@@ -5,13 +5,12 @@
 with a denoiser D(x, σ), shape (B, ...) -> the same, σ of shape (B,).  (EDM, arXiv 2206.00364, Eq. 1, σ(t) = t.)
 
 Levels are given for each image, shape (B,), or as one number for all. `order` is the power of the step size with which
-the error at the end vanishes; `calls` is how often a step calls the denoiser, `calls_to_zero` how often one to the
-number 0. A step is x_s = x_t + (s - t)·Φ; Φ, the mean slope on the way, is `slope`.
+the error at the end vanishes; `calls` counts the denoiser calls of a step, `calls_to_zero` those of a
+step to the number 0. A step is x_s = x_t + (s - t)·Φ; Φ, the mean slope of the step, is `slope`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from consistency_models.noise.schedules import per_image
 from consistency_models.trust import loadable
+from consistency_models.values import NotNegative, Positive, checked
 
 __all__ = ["ADDIM", "DPM2", "Denoiser", "Euler", "Heun"]
 
@@ -44,7 +44,7 @@ class _OneStep:
         low: Tensor | float,
         clean: Tensor | None = None,
     ) -> Tensor:
-        """Φ, shape of x; `clean`, what x is a noisy version of, is looked at by `ADDIM` alone."""
+        """Φ, shape of x. Only `ADDIM` uses `clean`, the images without noise."""
         raise NotImplementedError
 
     def __call__(self, denoiser: Denoiser, x: Tensor, high: Tensor | float, low: Tensor | float) -> Tensor:
@@ -69,28 +69,23 @@ class Euler(_OneStep):
 
 @loadable()
 class ADDIM(_OneStep):
-    """x_s = D + σ'·ε,  ε = (x_t - D)/t,  σ'² = s² + (d/‖ε‖²)·(1 - s/t)²·v: DDIM with the noise that D averages away.
+    """x_s = D + σ'·ε,  ε = (x_t - D)/t,  σ'² = s² + (d/‖ε‖²)·(1 - s/t)²·v: DDIM with added noise.
 
-    d is the number of values of an image, v the variance of the clean image given x_t, a pixel: in training
-    η·‖D - x‖²/d, where the clean image x is known; otherwise share/(1/prior_variance + 1/t²), a part of what it is
-    for Gaussian data.  (Multistep Consistency Models, arXiv 2403.06807, Algorithm 3 and App. A.)
+    d is the number of values of an image, and v estimates the variance of a pixel of the clean image given x_t. In
+    training, where the clean image x is known, v = η·‖D - x‖²/d; otherwise v = share/(1/prior_variance + 1/t²), a part
+    of the variance for Gaussian data.  (Multistep Consistency Models, arXiv 2403.06807, Algorithm 3 and App. A.)
 
     Args:
         eta: η; None: the second estimate in any case.
         share, prior_variance: of the second estimate.
-
-    Raises:
-        ValueError: eta or share is negative or not finite, or prior_variance is not positive.
     """
 
     order, calls, calls_to_zero = 1, 1, 1
 
-    def __init__(self, eta: float | None = 0.75, share: float = 0.1, prior_variance: float = 0.5) -> None:
-        if not 0 <= (eta or 0) < math.inf or not 0 <= share < math.inf or not prior_variance > 0:
-            raise ValueError(
-                "need eta >= 0 or None, share >= 0, prior_variance > 0, all finite; "
-                f"got eta {eta}, share {share}, prior_variance {prior_variance}"
-            )
+    @checked
+    def __init__(
+        self, eta: NotNegative | None = 0.75, share: NotNegative = 0.1, prior_variance: Positive = 0.5
+    ) -> None:
         self.eta, self.share, self.prior_variance = eta, share, prior_variance
 
     def variance(self, denoised: Tensor, high: Tensor, clean: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What can be made again is kept on disk: computed once for all runs of a machine."""
+"""A disk cache for results that can be recomputed, shared by all runs of a machine."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def cache_folder() -> Path:
 
 
 def source_fingerprint(*objects: Any) -> list[str]:
-    """The text of the modules that define these classes and functions: what they give may change with it.
+    """The source text of the modules that define these classes and functions, as a part of a cache key.
 
-    What was typed at a prompt, or compiled, has no text: then its name.
+    Objects without source text, typed at a prompt or compiled, are represented by their name.
     """
     texts = []
     for each in objects:
@@ -38,12 +38,12 @@ def source_fingerprint(*objects: Any) -> list[str]:
 
 
 def cached(what: str, key: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `compute` gives, or what an earlier run has kept of it in `cache_folder()`.
+    """Return `compute()`, or the result that an earlier run stored in `cache_folder()`.
 
     Args:
-        what: how the file's name begins.
-        key: all that the content depends on, told apart by its `repr`; the package's version counts, too.
-        compute: gives tensors, numbers, strings, lists and dicts.
+        what: beginning of the file name.
+        key: everything that the result depends on; its `repr` and the version of the package identify the result.
+        compute: returns tensors, numbers, strings, lists and dicts.
     """
     name = hashlib.blake2b(repr((key, __version__)).encode(), digest_size=12).hexdigest()
     path = cache_folder() / f"{what}-{name}.pt"
@@ -51,10 +51,10 @@ def cached(what: str, key: Any, compute: Callable[[], dict[str, Any]]) -> dict[s
         try:
             return read(path)["content"]
         except (CheckpointError, KeyError) as error:
-            log.warning("what was kept cannot be used and is computed again: %s", error)
+            log.warning("a cached result cannot be used and is computed again: %s", error)
     content = compute()
     try:
         write({"schema": SCHEMA, "content": content}, path)
     except OSError as error:
-        log.warning("%s cannot be kept and will be computed again by the next run: %s", what, error)
+        log.warning("%s cannot be cached; the next run computes the result again: %s", what, error)
     return content

@@ -1,8 +1,8 @@
-"""Checkpoint files: written whole or not at all, checked when read, and never able to run code.
+"""Checkpoint files: written atomically, verified when read, and unable to run code.
 
-A checkpoint is what `torch.save` writes of plain tensors, numbers, strings, lists and dicts; its SHA-256 stands in the
-zip comment at the file's end, so the digest is inside the file and any PyTorch can still read it. `read` verifies it
-and loads with `weights_only=True`: a flipped bit, a cut-off file and a pickle are all refused with one error.
+`torch.save` writes plain tensors, numbers, strings, lists and dicts. The SHA-256 of the file is the zip comment at its
+end, so the digest is inside the file and PyTorch can still read it. `read` verifies the digest and loads with
+`weights_only=True`: a flipped bit, a cut-off file and a pickle are refused with one error.
 
     {"schema": 1, "step", "config", "model": {}, "ema": {"0.999": {}}, "target": {} | None, "method": {},
      "optimizer": {}, "teacher": {"path", "digest"} | None, "images_seen", "trainer": {what Lightning needs to resume}}
@@ -31,14 +31,14 @@ COMMENT = len(MARK) + 64
 KEYS: dict[str, Any] = {"config": dict, "model": dict, "ema": dict, "optimizer": dict, "trainer": dict, "step": int}
 KEYS |= {"target": dict | None, "teacher": dict | None}
 MAX_ITEMS = 1_000_000
-END_RECORD = 22  # bytes of a zip's end record without its comment
+END_RECORD = 22  # bytes of the end record of a zip without the comment
 
 
 def write(content: dict[str, Any], path: str | Path) -> None:
     """Write the checkpoint to `path` atomically: a reader sees the old file or the whole new one, never a part.
 
     Raises:
-        TypeError: the content holds something that could not be read back.
+        TypeError: the content holds an object that `read` would refuse.
         OSError: the disk is full or the folder is read-only; `path` is then as it was before.
     """
     _check_plain(content, "checkpoint")
@@ -49,7 +49,7 @@ def write(content: dict[str, Any], path: str | Path) -> None:
         with open(part, "w+b") as file:
             torch.save(content, file)
             file.seek(-2, os.SEEK_END)
-            file.write(COMMENT.to_bytes(2, "little"))  # the zip's own field for the length of its comment
+            file.write(COMMENT.to_bytes(2, "little"))  # the field of the zip for the length of its comment
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0, os.SEEK_END)
@@ -62,7 +62,7 @@ def write(content: dict[str, Any], path: str | Path) -> None:
         if error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
-    except RuntimeError as error:  # torch's zip writer hides the system's error behind one of its own
+    except RuntimeError as error:  # torch's zip writer replaces the system's error by a RuntimeError
         cause = error.__context__
         if isinstance(cause, OSError):
             raise OSError(cause.errno, cause.strerror, str(path)) from error
@@ -72,7 +72,7 @@ def write(content: dict[str, Any], path: str | Path) -> None:
 
 
 def digest_of(path: str | Path) -> str:
-    """The SHA-256 that stands in the checkpoint, after checking it against the file's content.
+    """Return the SHA-256 inside the checkpoint after comparing it with the content of the file.
 
     Raises:
         CheckpointError: no such file, not a checkpoint of this project, cut off, or changed since it was written.
@@ -104,7 +104,7 @@ def digest_of(path: str | Path) -> str:
 
 
 def is_marked(path: str | Path) -> bool:
-    """Whether the file ends as this project's checkpoints do; whether it is a good one, `digest_of` finds out."""
+    """Whether the file ends with a digest, as checkpoints of this project do; `digest_of` verifies the digest."""
     try:
         with open_regular(path) as file:
             file.seek(-COMMENT, os.SEEK_END)
@@ -114,7 +114,7 @@ def is_marked(path: str | Path) -> bool:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The checkpoint at `path`, on the CPU. Its content takes little more memory than the file.
+    """Read a checkpoint to the CPU. The content takes little more memory than the file.
 
     Raises:
         CheckpointError: see `digest_of`; a schema that this version does not know; or another content than `write`
@@ -151,7 +151,7 @@ def newest_good(folder: str | Path) -> Path | None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make sure that a new name in the folder outlives a power failure; where folders cannot be opened, nothing."""
+    """Synchronise the folder, so that a new name survives a power failure; no effect where folders cannot be opened."""
     with suppress(PermissionError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -161,9 +161,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _check_read(content: dict[str, Any]) -> None:
-    """Refuse what `write` never writes, and what a short file can make large.
+    """Refuse content that `write` never writes, and content that is much larger than the file.
 
-    Lists that hold one list several times have exponentially many items, and a tensor with strides of 0 any number.
+    Nested lists that repeat one list have exponentially many items; a tensor with strides of 0 has any number.
 
     Raises:
         ValueError: the content is one of these.

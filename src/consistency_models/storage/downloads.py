@@ -1,4 +1,4 @@
-"""Pretrained weights of other people's networks: found on disk, or downloaded; known by their SHA-256 either way."""
+"""Published weights of other networks, found on disk or downloaded, and identified by their SHA-256."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def weights_folder() -> Path:
-    """Where files of weights are looked for first: `$CONSISTENCY_MODELS_WEIGHTS`, or `weights` in `cache_folder()`."""
+    """The first folder to search for weights: `$CONSISTENCY_MODELS_WEIGHTS`, or `weights` in `cache_folder()`."""
     return Path(os.environ.get("CONSISTENCY_MODELS_WEIGHTS") or cache_folder() / "weights").expanduser()
 
 
@@ -29,12 +29,12 @@ def weights_folder() -> Path:
 class Weights:
     """A published file of weights.
 
-    It is looked for in `weights_folder()`, then in PyTorch's own folder of downloads, and is otherwise downloaded into
-    the former. Whatever is not the published file is refused, unless the user gives the file's path.
+    The file is searched in `weights_folder()` and in PyTorch's folder of downloads, and otherwise downloaded into the
+    first. A file with another content is refused, unless the user passes its path.
 
     Args:
-        origin: whose file it is.
-        url: where it is published; its last part is the file's name.
+        origin: publisher of the file.
+        url: address of the file; the last part is the file name.
         sha256: hexadecimal SHA-256 of the file, all 64 digits.
     """
 
@@ -48,7 +48,7 @@ class Weights:
         return self.url.rpartition("/")[2]
 
     def path(self, given: str | Path | None = None, download: bool = True) -> Path:
-        """The file: `given` as it is, or the published one, which is downloaded where `download` allows it.
+        """Return `given`, or the path of the published file, which is downloaded if `download` allows it.
 
         Raises:
             FileNotFoundError: it is not there, and could not or may not be downloaded.
@@ -76,11 +76,11 @@ class Weights:
             ) from error
 
     def use(self, build: Callable[[dict[str, Tensor]], T], given: str | Path | None = None, download: bool = True) -> T:
-        """`build(state)`, where `state` is the file's content: tensors by name, on the CPU; nothing else is unpickled.
+        """Return `build(state)` for the tensors of the file by name, on the CPU; no other objects are unpickled.
 
         Raises:
             FileNotFoundError, ValueError: see `path`.
-            ValueError: the content is damaged or none that `build` takes.
+            ValueError: the content is damaged, or `build` does not take it.
         """
         path = self.path(given, download)
         try:
@@ -90,7 +90,7 @@ class Weights:
             raise ValueError(f"weights: {path} is not {self.origin}'s {self.name}: {reason}") from error
 
     def verified(self, path: Path) -> Path:
-        """The path, after comparing the file's SHA-256.
+        """Return the path after comparing the SHA-256 of the file.
 
         Raises:
             ValueError: the file is not the published one.

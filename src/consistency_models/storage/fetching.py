@@ -1,4 +1,4 @@
-"""Published files over HTTP: a transfer that breaks off is resumed, and a file gets its name after its checksum."""
+"""Downloads of published files over HTTP. A broken transfer is resumed; a file gets its name after its checksum."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ __all__ = ["fetch"]
 log = logging.getLogger(__name__)
 
 BLOCK = 1 << 18
-LIMIT = 8 << 30  # bytes: no published file is larger, and a server may send without end
+LIMIT = 8 << 30  # bytes: an upper bound of published files, for servers that send without end
 PAUSE = 1.0  # seconds before a transfer that broke off is resumed
-BROKEN = (ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)  # not: the disk is full
+BROKEN = (
+    ConnectionError,
+    TimeoutError,
+    ssl.SSLError,
+    http.client.HTTPException,
+)  # an error of the disk is not among them
 
 
 def fetch(url: str, path: str | Path, checksum: str, timeout: float = 30.0) -> Path:
-    """Download `url` to `path` unless the file exists; only one of several processes does.
+    """Download `url` to `path` unless the file exists. Of several processes one downloads.
 
     The bytes are collected in `path.part`. The next attempt, or the next call, continues there.
 
@@ -52,14 +57,14 @@ def fetch(url: str, path: str | Path, checksum: str, timeout: float = 30.0) -> P
                 part.unlink()
                 if not resumed:
                     raise
-                _transfer(url, part, timeout)  # the start was of another version of the file
+                _transfer(url, part, timeout)  # the first part was of another version of the file
                 _verify(url, part, checksum)
             os.replace(part, path)
     return path
 
 
 def _transfer(url: str, part: Path, timeout: float) -> None:
-    """Fill `part`, with a new connection whenever one breaks that has brought at least one byte."""
+    """Fill `part`; a connection that breaks after at least one byte is replaced by a new one."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
@@ -85,7 +90,7 @@ def _transfer(url: str, part: Path, timeout: float) -> None:
 
 
 def _continue(url: str, file, timeout: float, progress: Callable[[int, int | None], None]) -> bool:
-    """Append what is missing; False if the connection ended early.
+    """Append the missing bytes; return False if the connection ended early.
 
     Raises:
         OSError, http.client.HTTPException: an error of the connection or the disk.
@@ -96,11 +101,11 @@ def _continue(url: str, file, timeout: float, progress: Callable[[int, int | Non
         answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
         if start and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return True  # nothing is missing; the checksum decides
+            return True  # no bytes are missing; the checksum decides
         raise
     with answer:
         if start and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            file.truncate(0)  # the server sends all of it
+            file.truncate(0)  # the server sends the whole file
             file.seek(0)
         length = answer.headers.get("Content-Length")
         total = file.tell() + int(length) if length else None

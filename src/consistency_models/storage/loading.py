@@ -1,7 +1,7 @@
-"""Generators from files: checkpoints and run folders of our own, exports, and official checkpoints of others.
+"""Loading of generators from checkpoints, run folders, exports and official checkpoints.
 
-A file says which classes its model is made of. Only networks, samplers, data sets and the like of this package, or
-classes of packages that the user trusts by name, are built: see `consistency_models.trust`.
+A file names the classes of its model. Only marked classes of this package, and classes of packages that the user trusts
+by name, are built: see `consistency_models.trust`.
 """
 
 from __future__ import annotations
@@ -35,21 +35,27 @@ from consistency_models.trust import advice, fixed_arguments
 
 __all__ = ["build_model", "checkpoint_file", "instantiate", "load", "read_safetensors"]
 
-HEADER, HEADER_SCHEMA = "consistency_models", 1  # of exports: under which key they say what they are
-PARTS = ("network", "preconditioning", "sampler", "data", "features")  # of a configuration, what is built from a file
+HEADER, HEADER_SCHEMA = "consistency_models", 1  # key and version of the description in exports
+PARTS = (
+    "network",
+    "preconditioning",
+    "sampler",
+    "data",
+    "features",
+)  # parts of a configuration that are built from a file
 MAX_SIZE, MAX_STEPS = 4096, 10_000
 FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace}
 
 
 def instantiate(node: Any, **arguments: Any) -> Any:
-    """The object that a configuration node describes; lists and dicts in it are plain, so that they can be saved."""
+    """Build the object that a part of a configuration describes, with plain lists and dicts, which can be saved."""
     import hydra.utils
 
     return hydra.utils.instantiate(node, _convert_="all", **arguments)
 
 
 def build_model(config: dict[str, Any]) -> nn.Module:
-    """The preconditioned network that a configuration describes, with fresh weights."""
+    """Build the preconditioned network of a configuration, with fresh weights."""
     return Preconditioned(instantiate(config["network"]), instantiate(config["preconditioning"]))
 
 
@@ -59,21 +65,21 @@ def load(
     device: torch.device | str = "cpu",
     trust: Sequence[str] = (),
 ) -> Generator:
-    """A generator from a checkpoint, a run folder, an export or an official checkpoint.
+    """Load a generator from a checkpoint, a run folder, an export or an official checkpoint.
 
     Args:
         path: a checkpoint file, a run folder (its `checkpoints/last.ckpt`), a `*.safetensors` file or Hub folder of
             `consistency_models.export`, or an official `*.pkl` or `*.pt` of others (see `pretrained`).
         weights: which weights: "model", or the name of an average such as "0.999" (a decay may be given as the number);
             by default the first average.
-        device: where it shall run.
+        device: device of the model.
         trust: packages whose classes the file may name, beside those in CONSISTENCY_MODELS_TRUST (a,b,…): see `trust`.
 
     Raises:
         CheckpointError: the file is damaged, its weights are not those of the network that it describes, or it asks for
             something other than a network, a sampler or the like of this package or of one that is trusted.
         ValueError: no such weights.
-        ModuleNotFoundError: an export, and the extra `export` is not installed.
+        ModuleNotFoundError: the file is an export, and the extra `export` is not installed.
     """
     path = checkpoint_file(path)
     content = _content(path)
@@ -91,7 +97,7 @@ def load(
 
 
 def _generator_of(config: dict[str, Any], model: nn.Module) -> Generator:
-    """The generator of a model.
+    """Build the generator of a model.
 
     Raises:
         CheckpointError: the images are not those of the network, or the sampler does not take the numbers of steps.
@@ -106,7 +112,9 @@ def _generator_of(config: dict[str, Any], model: nn.Module) -> Generator:
         raise CheckpointError(f"evaluation.steps with numbers from 1 to {MAX_STEPS}", f"{steps}")
     make_sampler = instantiate(config["sampler"])
     for n in steps:
-        make_sampler(steps=n)
+        sampler = make_sampler(steps=n)
+        if not callable(sampler) or not hasattr(sampler, "sigmas"):
+            raise CheckpointError("a sampler", sampler)
     lowest = float((config.get("model") or {}).get("transition") or 0)
     generator = Generator(model, data.shape, make_sampler, data.num_classes, data.clamp, data.class_names, lowest)
     generator.steps = steps
@@ -114,7 +122,7 @@ def _generator_of(config: dict[str, Any], model: nn.Module) -> Generator:
 
 
 def filled_model(config: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
-    """The preconditioned network that a configuration describes, with these weights, which must be all of its own.
+    """Build the preconditioned network of a configuration and load these weights, which must be exactly its own.
 
     Raises:
         CheckpointError: a name or a shape differs, or the network is larger than its weights.
@@ -127,6 +135,9 @@ def filled_model(config: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
     for name in {**expected, **found}:
         if expected.get(name) != found.get(name):
             raise CheckpointError(f"{name} of shape {expected.get(name)}", f"{found.get(name)}")
+    for name in ("c_skip", "c_out", "c_in", "c_noise"):
+        if getattr(model.preconditioning, name)(torch.ones(2)).shape != (2,):  # once: a number may be of a wrong type
+            raise CheckpointError(f"a preconditioning with {name} of one number for each level", model.preconditioning)
     for module in model.modules():
         if not 0 <= getattr(module, "dropout", 0.0) < 1:
             raise CheckpointError("dropout in [0, 1)", f"{module.dropout}")
@@ -136,7 +147,7 @@ def filled_model(config: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
 
 @contextmanager
 def _not_larger_than(weights: dict[str, Any]) -> Iterator[None]:
-    """Stop a constructor that makes many more numbers, modules, parameters and buffers than there are weights."""
+    """Stop a constructor that creates many more numbers, modules, parameters and buffers than there are weights."""
     made = itertools.count()
 
     def count(*_: Any) -> None:
@@ -160,7 +171,7 @@ def _not_larger_than(weights: dict[str, Any]) -> Iterator[None]:
 
 
 class _Bounded(TorchFunctionMode):
-    """Refuses to make new tensors of more than `numbers` values in all, before memory is asked for.
+    """Refuses new tensors of more than `numbers` values in all, before memory is allocated.
 
     The sizes are found on the meta device, without functions that are decomposed there: that takes a second to import.
     """
@@ -180,7 +191,7 @@ class _Bounded(TorchFunctionMode):
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """The checkpoint that a run folder, a folder for the Hub or a file name stands for."""
+    """The checkpoint file of a run folder, a folder for the Hub or a file name."""
     path = Path(path).expanduser()
     exported = path / "model.safetensors"
     if exported.is_file():
@@ -189,7 +200,7 @@ def checkpoint_file(path: str | Path) -> Path:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """What is in a file of any form that `load` takes: config, weights, and where they are from."""
+    """The content of a file that `load` takes: configuration, weights, and their origin."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix in (".pkl", ".pt") and not is_marked(path):
@@ -199,14 +210,14 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path | str) -> dict[str, Any]:
-    """What `checkpoints.read` would give of the same model; its digest is the file's.
+    """Read a safetensors export as `checkpoints.read` reads a checkpoint; the digest is that of the file.
 
-    All but the weights is JSON in the file's header, under the key `consistency_models`:
+    Everything but the weights is JSON in the header of the file, under the key `consistency_models`:
 
         {"schema": 1, "config": {}, "origin": {"digest", "weights", "kind" of an official file}}
 
     Raises:
-        CheckpointError: not such a file, or one without the configuration that `to_safetensors` writes.
+        CheckpointError: the file is no export, or lacks the configuration that `to_safetensors` writes.
         ModuleNotFoundError: the extra `export` is not installed.
     """
     safetensors = import_extra("safetensors")
@@ -223,12 +234,12 @@ def read_safetensors(path: Path | str) -> dict[str, Any]:
 
 
 def checked_config(config: dict[str, Any], trust: Sequence[str] = ()) -> dict[str, Any]:
-    """The configuration in a file, after making sure that its objects can be built: see `trust.fixed_arguments`.
+    """The configuration of a file, after checking that its objects may be built: see `trust.fixed_arguments`.
 
     The result is a copy of plain dicts and lists, in which arguments that a file cannot choose have their fixed values.
 
     Raises:
-        CheckpointError: a part in `PARTS` names something else, or holds an interpolation, which could become anything.
+        CheckpointError: a part in `PARTS` names another object, or holds an interpolation.
     """
     copy = _plain(config)
     for part in PARTS:
@@ -237,10 +248,10 @@ def checked_config(config: dict[str, Any], trust: Sequence[str] = ()) -> dict[st
 
 
 def _plain(value: Any) -> Any:
-    """A copy without tuples, which Hydra takes for lists.
+    """Copy a configuration with lists in place of tuples.
 
     Raises:
-        CheckpointError: something that no configuration holds.
+        CheckpointError: a value of a type that no configuration holds.
     """
     if isinstance(value, dict) and all(type(key) is str for key in value):
         return {key: _plain(item) for key, item in value.items()}
@@ -252,7 +263,7 @@ def _plain(value: Any) -> Any:
 
 
 def _check_targets(part: str, node: Any, trust: Sequence[str]) -> None:
-    """Check all objects in a node, and fix the arguments that a file cannot choose."""
+    """Check all objects in a part of a configuration, and set the arguments that a file cannot choose."""
     if (
         isinstance(node, str) and "${" in node
     ):  # it would be resolved, and could become a target that is not written here

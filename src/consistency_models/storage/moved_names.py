@@ -1,4 +1,4 @@
-"""Names that changed, so that checkpoints, run folders and command lines of earlier versions are still understood."""
+"""Renamed modules, classes, keys and options, for checkpoints, run folders and command lines of earlier versions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODULES = {
     "solvers": "sampling.solvers",
     "weightings": "losses.weightings",
 }
-"""Modules of this package up to version 0.1, and where their content is now."""
+"""Modules of version 0.1 and their present names."""
 
 CLASSES = {
     "consistency_models.methods.dcm.MidTraining": "consistency_models.methods.cmt.MidTraining",
@@ -36,7 +36,7 @@ CLASSES = {
     "consistency_models.sampling.general_ode.Ablation": "consistency_models.sampling.general_ode.GeneralODESampler",
     "consistency_models.sampling.samplers.Chain": "consistency_models.sampling.samplers.SegmentSampler",
 }
-"""Classes with another name, in the module where they are now."""
+"""Renamed classes, by their present module."""
 
 KEYS = {
     "callbacks.checkpoint.every": "callbacks.checkpoint.every_n_steps",
@@ -48,10 +48,10 @@ KEYS = {
     "recipe.middle": "recipe.sigma_mid",
     "sampler.middle": "sampler.sigma_mid",
 }
-"""Keys of a configuration."""
+"""Renamed keys of a configuration."""
 
 OPTIONS = {("sampler", "chain"): "segments", ("schedule", "closing"): "ect"}
-"""Options of config groups."""
+"""Renamed options of config groups."""
 
 DATA_RECIPES = [f"{model}_mixture" for model in ("cd", "cmt", "ct", "dcm", "ect", "ict", "teacher")]
 DATA_RECIPES += [f"{model}_digits" for model in ("cd", "cmt", "dcm", "ect")]

@@ -1,6 +1,6 @@
-"""Small text files of run folders, read as files that a stranger may have made: bounded, regular, without surprises.
+"""Reading of small text files from run folders of strangers: regular files only, with bounded sizes.
 
-Nothing here imports torch: the command check reads with it, too.
+This module does not import torch, because the check of a command uses it.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def read_json(path: str | Path, folder: str | Path | None = None) -> Any:
 
 
 def read_yaml(path: str | Path, folder: str | Path | None = None) -> Any:
-    """The content of a YAML file without anchors, of at most 256 kB: what a run writes has none.
+    """The content of a YAML file of at most 256 kB without anchors, which run folders do not have.
 
     Raises:
         OSError, ValueError: see `read_text`; the file is no YAML, or has aliases.
@@ -91,12 +91,12 @@ def read_yaml(path: str | Path, folder: str | Path | None = None) -> Any:
     text = read_text(path, folder, MAX_YAML)
     try:
         return yaml.load(text, _WithoutAliases)
-    except Exception as error:  # constructors raise a dozen kinds for scalars that are none
+    except Exception as error:  # constructors raise many kinds of errors for malformed scalars
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 class _WithoutAliases(yaml.SafeLoader):
-    """An alias can stand for a node that holds aliases, and so on: 1 kB becomes more than any memory holds."""
+    """Refuses aliases: nested aliases make 1 kB of YAML larger than any memory."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -111,8 +111,8 @@ def link_outwards(folder: str | Path, top: Collection[str] | None = None, closed
 
     Args:
         folder: may itself be a link.
-        top: the names in the folder that are looked at; by default all.
-        closed: the names in the folder that are not looked into.
+        top: the names in the folder to check; by default all.
+        closed: the names of folders that are not entered.
     """
     inside = os.path.realpath(folder)
     return next((path for path in _links(inside, top, closed) if not _is_inside(path, inside)), None)

@@ -52,6 +52,10 @@ def continued(composer: Composer, overrides: Sequence[Override]) -> list[Overrid
         raise problem("ckpt_path", folder, allowed, fix, Exit.NO_GOOD_CHECKPOINT, reason=reason)
     check_links("ckpt_path", folder)
     before = harmless(composer, folder, started, [*(o.key_or_group for o in typed), "ckpt_path"])
+    root = _at(trained, "data", "root")
+    if isinstance(root, str) and Path(root).is_absolute() and "$" not in root:  # the typed one may have been relative
+        absolute = composer.parse([f"data.root={QuotedString(root, Quote.single).with_quotes()}"])[0]
+        before = [absolute if override.key_or_group == "data.root" else override for override in before]
     quoted = QuotedString(str(folder), Quote.single).with_quotes()
     own = composer.parse([f"ckpt_path={quoted}", f"hydra.run.dir={quoted}", "hydra.mode=RUN"])
     merged = [*before, *typed, *own]

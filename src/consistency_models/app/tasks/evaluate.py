@@ -21,10 +21,10 @@ from consistency_models.evaluation.plots import save_ode_error, save_quality
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage.loading import checkpoint_file
 
-__all__ = ["evaluation_of", "run", "sample_sets", "settings_of"]
+__all__ = ["eval_config", "evaluation_of", "run", "sample_sets"]
 
 
-def settings_of(trained: dict[str, Any], run: str) -> dict[str, Any]:
+def eval_config(trained: dict[str, Any], run: str) -> dict[str, Any]:
     """What eval.py would be told, to score a run with the settings of its training configuration (`test=true`)."""
     evaluation = trained["evaluation"]
     kept = {key: evaluation[key] for key in ("steps", "n", "seed", "batch_size")}
@@ -75,7 +75,8 @@ def run(config: dict[str, Any], generator: Generator) -> None:
         save_comparison(folder / "samples.png", shown, title=title, names=names)
     else:
         save_scatter(folder / "samples.png", {"data": evaluation.data.images[: len(sets[0])], **pictures}, title)
-    save_quality(folder / "quality.png", {f"weights {generator.weights}": results})
+    if any(found["value"] is not None and found["features"] is not None for found in results):
+        save_quality(folder / "quality.png", {f"weights {generator.weights}": results})
     if curves:
         save_ode_error(folder / "ode_error.png", {f"weights {generator.weights}": curves})
     print(write(folder, content))
@@ -102,17 +103,17 @@ def evaluation_of(config: dict[str, Any], generator: Generator) -> Evaluation:
         ConfigError: neither says, or the data are of another shape or other classes than the model's.
     """
     data = build.chosen_data(config, generator.config)
-    parts = {"data": data, "features": config.get("features") or generator.config.get("features", {})}
+    chosen = {"data": data, "features": config.get("features") or generator.config.get("features", {})}
     for group, add in (("data", "data=cifar10 data.root=FOLDER"), ("features", "features=classifier")):
-        if "_target_" not in parts[group]:
+        if "_target_" not in chosen[group]:
             raise ConfigError(group, None, "a choice of its own", f"add {add}", reason=f"{config['run']} names none")
-    data = build.build_data(parts, may_fetch=data is config.get("data"))
+    data = build.build_data(chosen, may_fetch=data is config.get("data"))
     shape, classes = tuple(data.source.images.shape[1:]), data.source.num_classes
     if shape != generator.shape or generator.num_classes not in (0, classes):
         made = f"images of shape {generator.shape} in {generator.num_classes or 'no'} classes, as {config['run']} makes"
-        raise ConfigError("data", parts["data"]["name"], made, reason=f"these are {shape} in {classes}")
+        raise ConfigError("data", chosen["data"]["name"], made, reason=f"these are {shape} in {classes}")
     names = generator.class_names
     if names and data.source.class_names not in (names, ()):
         made = f"images of the classes {listed(names)}, as {config['run']} makes"
-        raise ConfigError("data", parts["data"]["name"], made, reason=f"these are {listed(data.source.class_names)}")
-    return build.build_evaluation(parts, data)
+        raise ConfigError("data", chosen["data"]["name"], made, reason=f"these are {listed(data.source.class_names)}")
+    return build.build_evaluation(chosen, data)

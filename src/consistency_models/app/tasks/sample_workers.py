@@ -148,8 +148,8 @@ class Producer:
         """
         skip, edge = set(skip), wanted.start - wanted.start % self.unit + self.unit
         borders = [wanted.start, *range(edge, wanted.stop, self.unit), wanted.stop]
-        parts = [range(first, last) for first, last in pairwise(borders)]
-        jobs = [(sampler, self.seed, part, classes, self.block) for part in parts if not skip.issuperset(part)]
+        ranges = [range(first, last) for first, last in pairwise(borders)]
+        jobs = [(sampler, self.seed, part, classes, self.block) for part in ranges if not skip.issuperset(part)]
         if self.executor is None:
             yield from ((job[2], make(self.generator, *job)) for job in jobs)
             return

@@ -1,0 +1,80 @@
+"""FACM: a continuous-time consistency model that is anchored by flow matching in the same network.
+
+    τ = 1 - t        g = u⁻ - v + t·du⁻/dt at r = 0, along (v, 1)        target = u⁻ - (1 - τ^p)·clip(g, -1, 1)
+    L(θ) = cos(½πτ)·m / stop_gradient(m + ε)^½ + mean(u_t - v)² + mean(1 - cos(u_t, v))
+
+m is the mean of (u(z, t, 0) - target)², u_t = u(z, t, t) the anchor, and the cosine is taken over channels.
+(Peng et al., FACM: Flow-Anchored Consistency Models, arXiv 2507.03738; settings of the official code.)
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from consistency_models.methods.base import Step
+from consistency_models.methods.flow_map import FlowMap, gap
+from consistency_models.noise.schedules import per_image
+
+__all__ = ["FlowAnchoredConsistency"]
+
+
+class FlowAnchoredConsistency(FlowMap):
+    """LightningModule for FACM with a network of two times, from data or from a teacher.
+
+    The online output and the target have 2·B rows: the consistency model's, then the anchor's. The anchor of a network
+    of one time, at the time 1 + t, is not offered.
+
+    Args:
+        power: p.
+        eps: ε of the adaptive weight.
+        tangent_clip: largest absolute value of g.
+        arguments: as for `FlowMap`; the schedule's end is 0.
+
+    Raises:
+        ValueError: power, eps or tangent_clip is not positive.
+    """
+
+    needs_teacher = None
+
+    needs_levels = "steps that end at 0"
+
+    def __init__(self, *, power: float = 0.5, eps: float = 1e-3, tangent_clip: float = 1.0, **arguments) -> None:
+        super().__init__(**arguments)
+        if not power > 0 or not eps > 0 or not tangent_clip > 0:
+            raise ValueError(
+                f"need power, eps and tangent_clip above 0; got power {power}, eps {eps}, tangent_clip {tangent_clip}"
+            )
+        self.power, self.eps, self.tangent_clip = power, eps, tangent_clip
+
+    def velocity(self, step: Step) -> Tensor:
+        """v, shape of x: n - x0, or the teacher's (x - D)/σ - D."""
+        if self._teacher[0] is None:
+            return step.noise - step.x
+        denoised = self.teacher(step.x_t, step.levels.high, step.labels)
+        return (step.x_t - denoised) / per_image(step.levels.high, denoised) - denoised
+
+    def online(self, step: Step) -> Tensor:
+        """u(z, t, 0) and u(z, t, t) with the same dropout masks, shape (2·B, ...)."""
+        consistent = super().online(step)
+        step.rows.seed_dropout()
+        return torch.cat([consistent, self.u(step, step.x_t, step.levels.high, step.levels.high)])
+
+    def target(self, step: Step) -> Tensor:
+        """The target of u(z, t, 0), and v, shape (2·B, ...)."""
+        v, t = self.velocity(step), gap(step.levels)
+        u, du_dt = self.derivative_along(step, v)
+        g = (u - v + per_image(t, v) * du_dt).clamp(-self.tangent_clip, self.tangent_clip)
+        assert step.online is not None
+        return torch.cat([step.online.chunk(2)[0] - per_image(1 - (1 - t) ** self.power, v) * g, v])
+
+    def loss(self, step: Step, online: Tensor, target: Tensor) -> Tensor:
+        """The two losses of each image, shape (B,)."""
+        (consistent, anchor), (goal, v) = online.chunk(2), target.chunk(2)
+        m, tau = self.distance(consistent, goal), 1 - gap(step.levels)
+        adaptive = (math.pi / 2 * tau).cos() * m / (m.detach() + self.eps).sqrt()
+        angle = 1 - cosine_similarity(anchor, v, dim=1).flatten(1).mean(1)
+        return self.weighting(step.levels) * (adaptive + self.distance(anchor, v) + angle)
