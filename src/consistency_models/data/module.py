@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from typing import Literal
 
@@ -125,6 +126,7 @@ class DataModule(LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals_to_the_training,
             pin_memory=device.type == "cuda" and not resident,
         )
 
@@ -144,3 +146,12 @@ class DataModule(LightningDataModule):
         if self.resident == "auto":
             return device.type == "cuda" and self.source.images.nbytes <= RESIDENT_BYTES
         return self.resident
+
+
+def _leave_signals_to_the_training(worker: int) -> None:
+    """Ignore the first of each signal; the second has its usual effect, as in the training.
+
+    Slurm sends a signal to every process of a step, and a worker that dies fails the training.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, lambda received, frame: signal.signal(received, signal.SIG_DFL))
