@@ -57,7 +57,7 @@ class StepSampler(Sampler[Slot]):
             raise ValueError(
                 f"data.batch_size={total} must be a multiple of {ranks * accumulate} "
                 f"({ranks} processes x {accumulate} accumulated micro-batches); "
-                f"use {max(total // (ranks * accumulate), 1) * ranks * accumulate}"
+                f"take {max(total // (ranks * accumulate), 1) * ranks * accumulate}"
             )
         self.n, self.total, self.seed = n, total, seed
         self.rank, self.ranks, self.accumulate, self.start, self.period = rank, ranks, accumulate, start, period
