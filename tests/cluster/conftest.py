@@ -181,7 +181,9 @@ class Cluster:
 
     def signal(self, job, name):
         """Send a signal to the steps of a job, if there are any: to all their processes, as at a time limit."""
-        subprocess.run(["scancel", f"--signal={name}", job], cwd=self.work, env=self.environment, capture_output=True)
+        command = ["scancel", f"--signal={name}", job]
+        with suppress(subprocess.TimeoutExpired):  # it tries again for minutes where the job has ended already
+            subprocess.run(command, cwd=self.work, env=self.environment, capture_output=True, timeout=5)
 
     def preempt(self, node):
         """Take the node for a job of higher priority."""

@@ -68,22 +68,21 @@ def test_a_signal_while_the_job_starts(slurm):
     assert (slurm.folder_of(job) / "DONE").exists()
 
 
-def test_the_time_limit_and_scancel(slurm):
+def test_a_job_near_its_time_limit_is_requeued(slurm):
     options = ["--time=1", "--signal=USR1@30"]  # Slurm looks at the time every half minute
     job = slurm.submit("logger=default", "trainer.max_steps=1000000", options=options)
     slurm.wait(job, "PENDING", 1)
-    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
-    slurm.restarted(job, 1)
-    folder = slurm.folder_of(job)
-    assert (folder / "STOPPED").read_text().startswith("stopped by SIGUSR1 ")
-    saved = folder / "checkpoints/last.ckpt"
-    before = saved.stat().st_mtime_ns if saved.exists() else 0
-    slurm.until(lambda: saved.exists() and saved.stat().st_mtime_ns > before)
+    assert (slurm.folder_of(job) / "STOPPED").read_text().startswith("stopped by SIGUSR1 ")
+
+
+def test_a_cancelled_job_saves_and_is_not_requeued(slurm):
+    job = slurm.submit("logger=default", "trainer.max_steps=1000000")
+    slurm.trains(job)
     slurm.run("scancel", job)
-    slurm.until((folder / "STOPPED").exists)
     slurm.until(lambda: not slurm.run("squeue", "-h", "-j", job).strip())
+    folder = slurm.folder_of(job)
     assert (folder / "STOPPED").read_text().startswith("stopped by SIGTERM after step ")
-    assert (slurm.job(job)["JobState"], slurm.job(job)["Restarts"]) == ("CANCELLED", "1")
+    assert (slurm.job(job)["JobState"], slurm.job(job)["Restarts"]) == ("CANCELLED", "0")
     assert steps_of(folder)[-1] == read(folder / "checkpoints/last.ckpt")["step"]
 
 
