@@ -109,7 +109,7 @@ def test_the_error_of_a_distilled_run_is_measured_while_its_teacher_is_there(tmp
     shutil.rmtree(teacher)
     content, found = results(student, "n=20", "steps=[1]")
     assert content["ode_error"] == []
-    assert "is not there" in caplog.text
+    assert "does not exist" in caplog.text
 
 
 def test_wandb_goes_on_with_the_run_and_is_not_needed(tmp_path, monkeypatch):
