@@ -1,6 +1,7 @@
-"""Weightings λ(s, t): one number for each image, which multiplies its loss.
+"""Weightings λ(s, t): a factor of the loss of each image.
 
-All take `Levels` and return shape (B,), in the levels' dtype; all but `InverseGap` depend only on t, the larger level.
+All take `Levels` and return shape (B,) in the dtype of the levels. All but `InverseGap` depend only on t, the larger
+level.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class MomentMatching:
     (IMM, arXiv 2503.07565, Eq. 13.)
 
     Args:
-        a, b: the paper's: 1 and 5 on CIFAR-10, 1 or 2 and 4 on ImageNet-256.
+        a, b: parameters; the paper uses 1 and 5 on CIFAR-10, 1 or 2 and 4 on ImageNet-256.
         sigma_data: σ_d.
 
     Raises:
