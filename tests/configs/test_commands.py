@@ -9,7 +9,7 @@ from commands import ROOT
 
 COMMANDS = [  # script, arguments, exit code, first line
     ("train.py", ["modle=ict"], 2, "error: modle=ict is not allowed. Allowed: groups ("),
-    ("train.py", ["model=icct"], 2, "error: model=icct is not allowed. Allowed: cd, "),
+    ("train.py", ["model=icct"], 2, "error: model=icct is not allowed. Allowed: alphaflow, "),
     ("train.py", ["trainer.max_step=5"], 2, "error: trainer.max_step=5 is not allowed. Allowed: keys of trainer: "),
     (
         "train.py",

@@ -11,7 +11,7 @@ from torch.nn.functional import one_hot
 from torch.testing import assert_close
 
 from consistency_models.losses.distances import PseudoHuber
-from consistency_models.losses.weightings import MomentMatching
+from consistency_models.losses.moments import MomentMatching
 from consistency_models.methods.alphaflow import AlphaFlow
 from consistency_models.methods.ayf import AlignYourFlow
 from consistency_models.methods.facm import FlowAnchoredConsistency
