@@ -38,6 +38,34 @@ def test_accumulated_micro_batches(one_process, tmp_path):
     assert_same_step(tmp_path, one_process)
 
 
+LEARNED = "model=sct model.log_weight={_target_:consistency_models.losses.learned.LogWeight}"
+
+
+@pytest.mark.parametrize("model", [LEARNED, "model=tcm teacher=exact"])
+def test_accumulated_micro_batches_of_methods_with_more_than_a_model(model, tmp_path):
+    """A learned weight and a derivative; rows that have a place in the global batch."""
+    steps = (*TINY, "data=mixture", "data.batch_size=16", *GRADIENT_STEP, *model.split())
+    for accumulate in (1, 4):
+        more = (f"trainer.accumulate_grad_batches={accumulate}", "optimizer.lr=0.1")
+        assert run(tmp_path / str(accumulate), *steps, *more) == Exit.DONE
+    one, four = (read(tmp_path / str(accumulate) / "checkpoints/last.ckpt") for accumulate in (1, 4))
+    assert_same_step(tmp_path / "4", one["model"])
+    for name, value in one["method"].items():
+        torch.testing.assert_close(four["method"][name], value, rtol=1e-6, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [LEARNED, "model=tcm teacher=exact"])
+def test_two_processes_of_methods_with_more_than_a_model(model, tmp_path):
+    steps = (*TINY, "data=mixture", "data.batch_size=16", *GRADIENT_STEP, "optimizer.lr=0.1", *model.split())
+    assert run(tmp_path / "one", *steps) == Exit.DONE
+    more = (f"paths.runs={tmp_path / 'runs'}", f"hydra.run.dir={tmp_path / 'two'}")
+    command = [sys.executable, str(ROOT / "train.py"), *steps, *TWO_PROCESSES, *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same_step(tmp_path / "two", read(tmp_path / "one/checkpoints/last.ckpt")["model"])
+
+
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_processes_in_one_folder(accumulate, one_process, tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), *STEP, *TWO_PROCESSES, f"paths.runs={tmp_path / 'runs'}"]

@@ -2,6 +2,7 @@
 
 import json
 
+import derivative
 import gpu
 import host_reads
 import pytest
@@ -76,6 +77,14 @@ def test_numbers_of_the_host_may_be_read():
     with host_reads.host_reads(Case(["model=ict", *TINY], "cpu").method, "cpu") as reads:
         torch.rand(3).sum().item()
     assert reads == []
+
+
+def test_derivatives(tmp_path, capsys):
+    found = found_by(derivative, tmp_path, capsys, *FAST, "--overrides", *TINY)
+    forward, backward, exact, difference = found["rows"]
+    assert forward["forwards"] == 1
+    assert backward["forwards"] > 1
+    assert exact["error"] < 1e-5 < difference["error"] < 1e-1
 
 
 def test_sampling(tmp_path, capsys):

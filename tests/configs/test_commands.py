@@ -15,7 +15,7 @@ COMMANDS = [  # script, arguments, exit code, first line
         "train.py",
         ["data.batch_size=abc"],
         2,
-        "error: data.batch_size=abc is not allowed. Allowed: a whole number from 1",
+        "error: data.batch_size=abc is not allowed. Allowed: a whole number >= 1",
     ),
     ("train.py", ["model=cd"], 2, "error: teacher=none is not allowed: model=cd distils a teacher. Allowed: run, "),
     ("train.py", ["schedule.sigma_min=90"], 2, "error: schedule.sigma_min=90 is not allowed. Allowed: less than "),

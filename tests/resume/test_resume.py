@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from jobs import ROOT, TINY, run
+from jobs import ROOT, TINY, distilling, run
 from lightning import Callback
 
 from consistency_models.errors import Exit
@@ -13,11 +13,7 @@ from consistency_models.storage.checkpoints import read
 
 METHODS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
 STEPS = 12
-TEACHER = {
-    name: ("teacher=exact",)
-    for name in METHODS
-    if "needs_teacher: true" in (ROOT / f"conf/model/{name}.yaml").read_text()
-}
+TEACHER = {name: ("teacher=exact",) for name in distilling()}
 
 
 class Crash(Callback):
@@ -67,7 +63,7 @@ def contents(folder):
     checkpoint = read(folder / "checkpoints/last.ckpt")
     with open(folder / "metrics.csv", newline="") as file:
         rows = [{k: v for k, v in row.items() if k != "train/images_per_second"} for row in csv.DictReader(file)]
-    return {key: checkpoint[key] for key in ("step", "model", "ema", "target", "optimizer")}, rows
+    return {key: checkpoint.get(key) for key in ("step", "model", "ema", "target", "optimizer", "method")}, rows
 
 
 def assert_same(a, b, where=""):
@@ -109,6 +105,17 @@ def test_resumed_is_bit_identical_with(more, tmp_path):
     assert run(killed, *arguments("ict", *image_run), callbacks=crash(7)) == Exit.UNEXPECTED
     assert run(killed, *arguments("ict", *image_run, f"ckpt_path={killed}")) == Exit.DONE
     assert_same(contents(undisturbed), contents(killed))
+
+
+def test_a_learned_weight_is_resumed_bit_identically(tmp_path):
+    """Parameters of the method itself, outside the model."""
+    image_run = ("data=digits", "network=small", "network.model_channels=8", "data.batch_size=8")
+    undisturbed, killed = tmp_path / "a", tmp_path / "b"
+    assert run(undisturbed, *arguments("sct", *image_run)) == Exit.DONE
+    assert run(killed, *arguments("sct", *image_run), callbacks=crash(7)) == Exit.UNEXPECTED
+    assert run(killed, *arguments("sct", *image_run, f"ckpt_path={killed}")) == Exit.DONE
+    assert_same(contents(undisturbed), contents(killed))
+    assert contents(killed)[0]["method"]["log_weight.linear.bias"].abs() > 0
 
 
 def test_workers_do_not_change_the_numbers(tmp_path):

@@ -1,4 +1,4 @@
-"""Lightning's plugin that stores checkpoints in this project's form."""
+"""Lightning's checkpoint plugin, which stores checkpoints in the format of this project."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from lightning.fabric.plugins import CheckpointIO
 
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.storage.checkpoints import SCHEMA, read, write
-from consistency_models.storage.moved_names import current_config
 
-__all__ = ["CheckpointFormat"]
+__all__ = ["CheckpointFormat", "same_optimizer"]
 
 
 class CheckpointFormat(CheckpointIO):
-    """Lightning's plugin that stores what the trainer hands it in the form above, and hands it back.
+    """Converts Lightning's checkpoints to the format of `storage.checkpoints` and back.
 
     Args:
         config: the resolved configuration, plain dicts and lists.
-        images_seen: the count of images after a step.
-        teacher: path and digest of the teacher, whose weights are not stored; None without one.
+        images_seen: images_seen(k) is the number of images after step k.
+        teacher: path and digest of the teacher, whose weights are not stored; None without a teacher.
     """
 
     def __init__(self, config: dict[str, Any], images_seen: ImagesSeen, teacher: dict[str, str] | None = None) -> None:
         self.config, self.images_seen, self.teacher = config, images_seen, teacher
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write Lightning's checkpoint in this project's form."""
+        """Write Lightning's checkpoint in the format of this project."""
         rest = dict(checkpoint)
         weights = rest.pop("state_dict")
         callbacks = dict(rest.pop("callbacks", {}))
@@ -51,7 +50,7 @@ class CheckpointFormat(CheckpointIO):
         )
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict:
-        """Read a checkpoint back into the form that Lightning expects."""
+        """Read a checkpoint and convert it to Lightning's format."""
         content = read(path)
         rest = dict(content["trainer"])
         weights = {f"model.{name}": value for name, value in content["model"].items()}
@@ -60,13 +59,9 @@ class CheckpointFormat(CheckpointIO):
         return {
             **rest,
             "state_dict": weights,
-            "optimizer_states": [content["optimizer"]] if self._has_same_optimizer(content) else [],
+            "optimizer_states": [content["optimizer"]] if same_optimizer(content["config"], self.config) else [],
             "callbacks": {**rest["callbacks"], "WeightEMA": content["ema"]},
         }
-
-    def _has_same_optimizer(self, content: dict[str, Any]) -> bool:
-        saved = current_config(content["config"])
-        return "optimizer" not in saved or saved["optimizer"]["_target_"] == self.config["optimizer"]["_target_"]
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint."""
@@ -75,6 +70,15 @@ class CheckpointFormat(CheckpointIO):
 
 def _processes() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def same_optimizer(saved: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Whether the optimisers of two configurations have the same state, by the names of their classes.
+
+    torch's RAdam and this package's RAdam have the same state.
+    """
+    names = [part["optimizer"]["_target_"].rpartition(".")[2] for part in (saved, config) if "optimizer" in part]
+    return len(set(names)) < 2
 
 
 def _under(prefix: str, weights: dict[str, Any]) -> dict[str, Any]:

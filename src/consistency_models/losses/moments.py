@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from consistency_models.noise.schedules import Levels
+from consistency_models.trust import loadable
+from consistency_models.values import Positive, checked
 
 __all__ = ["MomentMatching"]
 
 
+@loadable()
 class MomentMatching:
     """λ = ½·sigmoid(b - ln α²/t²)·(-d ln(α²/t²)/dt)·α^a/(α² + t²),  t = σ/(σ + σ_d),  α = 1 - t.
 
@@ -25,9 +26,8 @@ class MomentMatching:
         ValueError: sigma_data is not positive and finite.
     """
 
-    def __init__(self, a: float = 1.0, b: float = 5.0, sigma_data: float = 0.5) -> None:
-        if not 0 < sigma_data < math.inf:
-            raise ValueError(f"sigma_data must be positive and finite (the paper uses 0.5); got {sigma_data}")
+    @checked
+    def __init__(self, a: float = 1.0, b: float = 5.0, sigma_data: Positive = 0.5) -> None:
         self.a, self.b, self.sigma_data = a, b, sigma_data
 
     def __call__(self, levels: Levels) -> Tensor:

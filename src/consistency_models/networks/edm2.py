@@ -8,26 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import pi, sqrt
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import MinLen
 from torch import Tensor, nn
 
 from consistency_models.networks.layers import attention, check_levels, condition, run
 from consistency_models.trust import loadable
+from consistency_models.values import BelowOne, Count, Positive, Share, Size, checked
 
 __all__ = ["EDM2"]
 
 
 def normalize(x: Tensor, dim: int | tuple[int, ...], eps: float = 1e-4) -> Tensor:
-    """x / (ε + ‖x‖/√n) with norms over the n elements along dim: unit mean square."""
+    """x / (ε + ‖x‖/√n) with norms over the n elements along dim; the result has unit mean square."""
     n = x.shape[dim] if isinstance(dim, int) else x[0].numel()
     norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     return x / (eps + norm / sqrt(n)).to(x.dtype)
 
 
 def mp_silu(x: Tensor) -> Tensor:
-    """silu(x) / 0.596, of unit variance for x ~ N(0, 1).  (Eq. 81.)"""
+    """silu(x) / 0.596, which has unit variance for x ~ N(0, 1).  (Eq. 81.)"""
     return F.silu(x) / 0.596
 
 
@@ -37,7 +40,7 @@ def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Channels of a, then of b, which contribute (1 - t)² to t²; the mean square stays.  (Eq. 103.)"""
+    """Concatenate the channels of a and b, weighted (1 - t)² to t²; preserves the mean square.  (Eq. 103.)"""
     c = sqrt((a.shape[1] + b.shape[1]) / ((1 - t) ** 2 + t**2))
     return torch.cat([a * (c * (1 - t) / sqrt(a.shape[1])), b * (c * t / sqrt(b.shape[1]))], 1)
 
@@ -54,17 +57,17 @@ class MPFourier(nn.Module):
         self.register_buffer("phases", 2 * pi * torch.rand(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,) to (B, channels)."""
+        """Embed (B,) to (B, channels)."""
         return (x[:, None] * self.freqs + self.phases).cos() * sqrt(2)
 
 
 class MPConv(nn.Module):
-    """Convolution, or linear layer for kernel 0, with each output's weights normalised; no bias.  (Eq. 66.)
+    """Convolution, or linear layer for kernel 0, whose weights are normalised for each output; no bias.  (Eq. 66.)
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        kernel: odd width; 0 for a linear layer, which autocast leaves in its own precision (it maps the noise level).
+        kernel: odd width; 0 for a linear layer, which ignores autocast because it maps the noise level.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
@@ -73,11 +76,11 @@ class MPConv(nn.Module):
 
     @torch.no_grad()
     def force_norm(self) -> None:
-        """Put the weights back where gradient steps of any length mean the same change of direction.  (Sec. 2.3.)"""
+        """Normalise the stored weights, so that the effective learning rate does not decay.  (Sec. 2.3.)"""
         self.weight.copy_(normalize(self.weight, tuple(range(1, self.weight.ndim))))
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        """(B, in, …) to (B, out, …)."""
+        """Map (B, in, …) to (B, out, …)."""
         fan_in = self.weight[0].numel()
         w = normalize(self.weight, tuple(range(1, self.weight.ndim))) * (gain / sqrt(fan_in))
         if w.ndim == 2:
@@ -87,20 +90,20 @@ class MPConv(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block, then self-attention if wanted; (B, in, H, W) and embedding (B, emb) to (B, out, H', W').
+    """Residual block with optional self-attention; (B, in, H, W) and embedding (B, emb) to (B, out, H', W').
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         emb_channels: width of the embedding.
-        encoder: normalise each pixel and widen before the residual branch, rather than widen beside it.
+        encoder: normalise each pixel and widen before the residual branch, instead of widening on the skip path.
         resample: "up", "down" or None.
         heads: attention heads; 0 for no attention.
-        dropout: probability.
+        dropout: probability of dropout.
         resample_filter: 1-D filter of the resampling, of even length.
         res_balance: share t of the residual branch.
         attn_balance: share t of the attention.
-        clip_act: bound of the outputs; None for none.
+        clip_act: bound of the outputs; None for no bound.
     """
 
     filter: Tensor
@@ -158,7 +161,7 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """The U-Net proper; its arguments are those of `EDM2`."""
+    """The U-Net of `EDM2`, with the arguments of `EDM2`."""
 
     def __init__(
         self,
@@ -230,7 +233,7 @@ class UNet(nn.Module):
         self.out_conv = MPConv(c, channels, 3)
 
     def forward(self, x: Tensor, noise_label: Tensor, labels: Tensor | None) -> Tensor:
-        """As `EDM2`'s."""
+        """See `EDM2.forward`."""
         emb = self.emb_noise(self.emb_fourier(noise_label))
         labels = condition(labels, self.num_classes, emb, self.label_dropout if self.training else 0.0)
         if self.emb_label is not None:
@@ -250,75 +253,70 @@ class UNet(nn.Module):
 
 @loadable()
 class EDM2(nn.Module):
-    """Magnitude-preserving U-Net, and the head that tells how uncertain its loss is; F(x, noise_label, labels).
+    """Magnitude-preserving U-Net, and a head for the uncertainty of the loss; F(x, noise_label, labels).
 
-    In training, each forward pass that builds a graph first normalises the stored weights in place.
+    In training, each forward pass that records a graph first normalises the stored weights in place.
 
     Args:
         image_size: height and width; divisible by 2^(levels - 1).
-        channels: of the image.
+        channels: channels of the image.
         num_classes: width of the one-hot labels; 0 for an unconditional network.
-        augment_dim: must be 0, this network takes no augmentation labels.
+        augment_dim: must be 0; the network takes no augmentation labels.
         dropout: probability within the blocks.
-        dropout_resolution: dropout only in blocks of at most this resolution; everywhere by default.
-        label_dropout: probability, in training, of hiding an image's class (for classifier-free guidance).
+        dropout_resolution: highest resolution of blocks with dropout; by default all blocks have dropout.
+        label_dropout: probability, in training, of dropping the class of an image (for classifier-free guidance).
         model_channels: channels at multiplier 1.
         channel_mult: multiplier of each level, fine to coarse.
         num_blocks: residual blocks a level (the decoder has one more).
-        attn_resolutions: resolutions with attention; the start of the decoder has it always.
+        attn_resolutions: resolutions with attention; the start of the decoder always has attention.
         head_channels: channels of an attention head.
-        channel_mult_noise: multiplier of the noise level's Fourier features; that of the finest level by default.
-        channel_mult_emb: multiplier of the embedding's channels; that of the widest level by default.
+        channel_mult_noise: multiplier of the noise level's Fourier features; by default that of the finest level.
+        channel_mult_emb: multiplier of the embedding's channels; by default that of the widest level.
         resample_filter: 1-D filter of the resampling, of even length.
         res_balance: share t of the residual branch in each block, against 1 - t of the main branch, in [0, 1].
-        attn_balance: share of the attention, likewise.
-        concat_balance: share of the encoder's features where the decoder takes them in.
+        attn_balance: share of the attention, in [0, 1].
+        concat_balance: share of the encoder's features where the decoder concatenates them.
         label_balance: share of the class in the embedding.
-        clip_act: outputs of blocks are clamped to [-clip_act, clip_act]; null for not at all.
-        logvar_channels: width of the uncertainty head, 128 as published; 0, for losses that do not train it, for none.
-        checkpointing: keep no activations within blocks; backward computes them again.
+        clip_act: outputs of blocks are clamped to [-clip_act, clip_act]; null for no clamp.
+        logvar_channels: width of the uncertainty head, 128 as published; 0 for no head, if the loss does not train it.
+        checkpointing: do not store activations within blocks; the backward pass recomputes them.
 
     Raises:
-        ValueError: image_size cannot be halved as often as channel_mult has levels, augment_dim is not 0, the filter's
-            length is odd, or a balance is not in [0, 1].
+        ValueError: image_size cannot be halved as often as channel_mult has levels, or the filter's length is
+            odd.
     """
 
+    @checked
     def __init__(
         self,
-        image_size: int,
-        channels: int,
-        num_classes: int = 0,
-        augment_dim: int = 0,
-        dropout: float = 0.0,
+        image_size: Size,
+        channels: Size,
+        num_classes: Count = 0,
+        augment_dim: Literal[0] = 0,
+        dropout: BelowOne = 0.0,
         *,
-        dropout_resolution: int | None = None,
-        label_dropout: float = 0.0,
-        model_channels: int = 192,
-        channel_mult: Sequence[int] = (1, 2, 3, 4),
-        num_blocks: int = 3,
-        attn_resolutions: Sequence[int] = (16, 8),
-        head_channels: int = 64,
-        channel_mult_noise: int | None = None,
-        channel_mult_emb: int | None = None,
-        resample_filter: Sequence[float] = (1, 1),
-        res_balance: float = 0.3,
-        attn_balance: float = 0.3,
-        concat_balance: float = 0.5,
-        label_balance: float = 0.5,
-        clip_act: float | None = 256,
-        logvar_channels: int = 0,
+        dropout_resolution: Size | None = None,
+        label_dropout: Share = 0.0,
+        model_channels: Size = 192,
+        channel_mult: Annotated[Sequence[Size], MinLen(1)] = (1, 2, 3, 4),
+        num_blocks: Size = 3,
+        attn_resolutions: Sequence[Size] = (16, 8),
+        head_channels: Size = 64,
+        channel_mult_noise: Size | None = None,
+        channel_mult_emb: Size | None = None,
+        resample_filter: Annotated[Sequence[Positive], MinLen(1)] = (1, 1),
+        res_balance: Share = 0.3,
+        attn_balance: Share = 0.3,
+        concat_balance: Share = 0.5,
+        label_balance: Share = 0.5,
+        clip_act: Positive | None = 256,
+        logvar_channels: Count = 0,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
         check_levels(image_size, channel_mult)
-        if augment_dim:
-            raise ValueError(f"augment_dim must be 0 for EDM2; got {augment_dim}: network=adm takes labels")
         if len(resample_filter) % 2:
             raise ValueError(f"resample_filter must have an even length; got {list(resample_filter)}")
-        balances = {"res": res_balance, "attn": attn_balance, "concat": concat_balance, "label": label_balance}
-        for name, value in balances.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}_balance must be in [0, 1], 0.5 for equal shares; got {value}")
         self.image_size, self.channels = image_size, channels
         self.num_classes, self.augment_dim = num_classes, augment_dim
         self.unet = UNet(
@@ -335,7 +333,7 @@ class EDM2(nn.Module):
             self.logvar_linear = MPConv(logvar_channels, 1, 0)
 
     def log_variance(self, noise_label: Tensor) -> Tensor:
-        """u(σ), (B,): what the loss e^(-u)·λ(σ)·‖D - x‖² + u learns to be the logarithm of the error."""
+        """u(σ), (B,): the logarithm of the error, learned by the loss e^(-u)·λ(σ)·‖D - x‖² + u."""
         return self.logvar_linear(self.logvar_fourier(noise_label))[:, 0]
 
     def forward(

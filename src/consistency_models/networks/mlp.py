@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from consistency_models.networks.layers import Linear, condition
 from consistency_models.trust import loadable
+from consistency_models.values import BelowOne, Count, Size, checked
 
 __all__ = ["MLP"]
 
@@ -21,27 +22,28 @@ class MLP(nn.Module):
 
     Args:
         image_size: height and width; 1 for points.
-        channels: of the image; the dimension of points.
+        channels: channels of the image, or dimension of points.
         num_classes: width of the one-hot labels; 0 for an unconditional network.
         augment_dim: width of the augmentation labels; 0 for none.
         dropout: probability before each layer.
-        width: hidden units.
-        depth: residual layers.
-        two_times: takes a second noise label, by a second W_e that is 0 at first.
+        width: number of hidden units.
+        depth: number of residual layers.
+        two_times: take a second noise label, through a second W_e that is initialised to 0.
     """
 
     freqs: Tensor
 
+    @checked
     def __init__(
         self,
-        image_size: int,
-        channels: int,
-        num_classes: int = 0,
-        augment_dim: int = 0,
-        dropout: float = 0.0,
+        image_size: Size,
+        channels: Size,
+        num_classes: Count = 0,
+        augment_dim: Count = 0,
+        dropout: BelowOne = 0.0,
         *,
-        width: int = 128,
-        depth: int = 3,
+        width: Size = 128,
+        depth: Count = 3,
         two_times: bool = False,
     ) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """DDPM++ and NCSN++: the U-Nets of score-based generative modelling.
 
-(Song et al., arXiv 2011.13456, App. H, as EDM restates them: Karras et al., arXiv 2206.00364, App. F.6 and Table 8.)
+(Song et al., arXiv 2011.13456, App. H, as in EDM: Karras et al., arXiv 2206.00364, App. F.6 and Table 8.)
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import sqrt
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import MinLen
 from torch import Tensor, nn
 
 from consistency_models.networks.layers import (
@@ -24,6 +26,7 @@ from consistency_models.networks.layers import (
     run,
 )
 from consistency_models.trust import loadable
+from consistency_models.values import BelowOne, Count, Positive, Share, Size, checked
 
 __all__ = ["SongUNet"]
 
@@ -37,56 +40,58 @@ class SongUNet(nn.Module):
 
     Args:
         image_size: height and width; divisible by 2^(levels - 1).
-        channels: of the image.
+        channels: channels of the image.
         num_classes: width of the one-hot labels; 0 for an unconditional network.
         augment_dim: width of the augmentation labels; 0 for none.
         dropout: probability within the blocks.
-        dropout_resolution: dropout only in blocks of at most this resolution; everywhere by default.
-        label_dropout: probability, in training, of hiding an image's class (for classifier-free guidance).
-        out_channels: as `channels` by default.
+        dropout_resolution: highest resolution of blocks with dropout; by default all blocks have dropout.
+        label_dropout: probability, in training, of dropping the class of an image (for classifier-free guidance).
+        out_channels: channels of the result; `channels` by default.
         model_channels: channels at multiplier 1.
         channel_mult: multiplier of each level, fine to coarse.
         channel_mult_emb: width of the embedding, in model_channels.
         channel_mult_noise: width of the noise label's features, in model_channels.
         num_blocks: residual blocks a level (the decoder has one more).
         attn_resolutions: resolutions with attention.
-        middle_attention: attention at the start of the decoder, whatever the resolution.
+        middle_attention: attention at the start of the decoder, at any resolution.
         embedding: maps a width to a module from noise labels (B,) to features (B, width).
         encoder: "standard"; "residual" or "skip" feed a resampled image into each level.
-        decoder: "standard"; "skip" adds up an image from each level.
+        decoder: "standard"; "skip" sums an image from each level.
         resample_filter: see `Conv2d`.
-        adaptive_scale: the embedding scales and shifts (AdaGN), rather than shifts alone.
-        double_norm: scale and shift are normalised: see `UNetBlock`.
-        checkpointing: keep no activations within blocks; backward computes them again.
-        two_times: takes a second noise label, whose features enter by a linear layer that is 0 at first.
+        adaptive_scale: True: the embedding scales and shifts (AdaGN); False: the embedding shifts.
+        double_norm: normalise scale and shift, see `UNetBlock`.
+        checkpointing: do not store activations within blocks; the backward pass recomputes them.
+        two_times: take a second noise label, whose features enter through a linear layer that is initialised to 0.
 
     Raises:
-        ValueError: image_size cannot be halved as often as channel_mult has levels; encoder or decoder is unknown;
-            double_norm without adaptive_scale.
+        ValueError: image_size cannot be halved as often as channel_mult has levels; double_norm without adaptive_scale.
     """
 
+    norm_groups = True
+
+    @checked
     def __init__(
         self,
-        image_size: int,
-        channels: int,
-        num_classes: int = 0,
-        augment_dim: int = 0,
-        dropout: float = 0.0,
+        image_size: Size,
+        channels: Size,
+        num_classes: Count = 0,
+        augment_dim: Count = 0,
+        dropout: BelowOne = 0.0,
         *,
-        dropout_resolution: int | None = None,
-        label_dropout: float = 0.0,
-        out_channels: int | None = None,
-        model_channels: int = 128,
-        channel_mult: Sequence[int] = (2, 2, 2),
-        channel_mult_emb: int = 4,
-        channel_mult_noise: int = 1,
-        num_blocks: int = 4,
-        attn_resolutions: Sequence[int] = (16,),
+        dropout_resolution: Size | None = None,
+        label_dropout: Share = 0.0,
+        out_channels: Size | None = None,
+        model_channels: Size = 128,
+        channel_mult: Annotated[Sequence[Size], MinLen(1)] = (2, 2, 2),
+        channel_mult_emb: Size = 4,
+        channel_mult_noise: Size = 1,
+        num_blocks: Size = 4,
+        attn_resolutions: Sequence[Size] = (16,),
         middle_attention: bool = True,
         embedding: Callable[[int], nn.Module] = PositionalEmbedding,
-        encoder: str = "standard",
-        decoder: str = "standard",
-        resample_filter: Sequence[float] = (1, 1),
+        encoder: Literal["standard", "skip", "residual"] = "standard",
+        decoder: Literal["standard", "skip"] = "standard",
+        resample_filter: Annotated[Sequence[Positive], MinLen(1)] = (1, 1),
         adaptive_scale: bool = False,
         double_norm: bool = False,
         checkpointing: bool = False,
@@ -95,12 +100,6 @@ class SongUNet(nn.Module):
         super().__init__()
         check_levels(image_size, channel_mult)
         levels = len(channel_mult)
-        for name, value, allowed in (
-            ("encoder", encoder, ("standard", "skip", "residual")),
-            ("decoder", decoder, ("standard", "skip")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
         self.image_size, self.channels = image_size, channels
         self.num_classes, self.augment_dim, self.two_times = num_classes, augment_dim, two_times
         self.num_blocks, self.label_dropout, self.checkpointing = num_blocks, label_dropout, checkpointing
@@ -171,7 +170,7 @@ class SongUNet(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Xavier-uniform weights, zero biases; what ends a residual branch starts near zero, queries and keys small."""
+        """Initialise Xavier-uniform weights, zero biases, last layers of branches near zero, small queries and keys."""
         for name, module in self.named_modules():
             if isinstance(module, Conv2d | Linear) and module.weight is not None:
                 gain = sqrt(0.2) if name.endswith("qkv") else 1.0
@@ -184,9 +183,9 @@ class SongUNet(nn.Module):
     def embed(
         self, noise_label: Tensor, labels: Tensor | None, augment: Tensor | None, end_label: Tensor | None
     ) -> Tensor:
-        """The vector (B, emb) that every block sees."""
+        """Compute the embedding (B, emb) that conditions every block."""
         features = self.map_noise(noise_label)
-        emb = torch.cat(features.chunk(2, 1)[::-1], 1)  # sines first, which is what the published weights expect
+        emb = torch.cat(features.chunk(2, 1)[::-1], 1)  # sines first, as in the published weights
         if self.map_end is not None:
             emb = emb + self.map_end(self.map_noise(end_label))
         labels = condition(labels, self.num_classes, emb, self.label_dropout if self.training else 0.0)
@@ -209,7 +208,7 @@ class SongUNet(nn.Module):
 
         Args:
             x: shape (B, channels, size, size).
-            noise_label, end_label: shape (B,); the second of a network of two times.
+            noise_label, end_label: shape (B,); end_label only for a network of two times.
             labels, augment: one-hot classes and augmentation labels, or None.
         """
         emb = self.embed(noise_label, labels, augment, end_label)
@@ -233,7 +232,7 @@ class SongUNet(nn.Module):
                 x = run(enc[f"{key}_block{i}"], x, emb, checkpointing=self.checkpointing)
                 skips.append(x)
 
-        out = x  # becomes the image, or the sum of the images of all resolutions
+        out = x  # replaced by the image, or by the sum of the images of all resolutions
         for resolution in reversed(self.resolutions):
             key = f"{resolution}x{resolution}"
             for name in (f"{key}_in0", f"{key}_in1", f"{key}_up"):
