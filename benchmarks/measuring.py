@@ -24,6 +24,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 from torch import nn
 
+from consistency_models.app.checks.relations import needs_teacher
+
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 os.environ["PROJECT_ROOT"] = str(ROOT)  # what configurations refer to, as app/main.py makes it known
@@ -44,7 +46,7 @@ def configured(overrides: Sequence[str], folder: str | Path = "runs") -> dict[st
         with open_dict(config):
             config.data.source = {"_target_": f"{__name__}.random_images", **shape, "classes": config.data.num_classes}
     config = OmegaConf.to_container(config, resolve=True)
-    if config["model"]["needs_teacher"] and not config["teacher"]["_target_"]:
+    if needs_teacher(config) and not config["teacher"]["_target_"]:
         here = f"{__name__}.untrained"
         config["teacher"] = {"_target_": here, "_recursive_": False, "network": config["network"], "path": "untrained"}
     return config

@@ -1,10 +1,13 @@
 """Jobs run in this process, as train.py runs them: compose, resolve, train."""
 
+import re
 from pathlib import Path
 
 import hydra
+import yaml
 from omegaconf import OmegaConf
 
+from consistency_models.app.checks.relations import needs_teacher
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.run import run_job
 
@@ -43,3 +46,12 @@ def run(folder, *overrides, **extra):
     config["callbacks"] |= extra.get("callbacks", {})
     RunFolder(folder).write_config(config, list(overrides))
     return run_job(config, folder)[0]
+
+
+def distilling():
+    """The methods of conf/ that cannot do without a teacher."""
+    for file in sorted((ROOT / "conf/model").glob("*.yaml")):
+        schedule = re.search(r"override /schedule: (\w+)", file.read_text())
+        node = yaml.safe_load((ROOT / f"conf/schedule/{schedule[1]}.yaml").read_text()) if schedule else {}
+        if needs_teacher(yaml.safe_load(file.read_text()) | {"schedule": node}):
+            yield file.stem

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import MinLen
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from consistency_models import pretrained
+from consistency_models.data.mixture import Mixture
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError
 from consistency_models.sampling.samplers import Consistency
 from consistency_models.storage.loading import instantiate, load
+from consistency_models.values import Distinct, Text, Weights, checked
 
 __all__ = [
     "Guided",
@@ -71,7 +74,8 @@ def _check_fits(teacher: nn.Module, key: str, path: str, data: DataSpec) -> None
         raise ConfigError(key, path, allowed, "see data.conditional", reason=reason)
 
 
-def run_teacher(path: str, weights: str | None = None) -> nn.Module:
+@checked
+def run_teacher(path: Text, weights: Weights | None = None) -> nn.Module:
     """The model of another run, with its averaged weights."""
     generator = load(path, weights)
     generator.model.is_consistency_model = ".Consistency" in generator.config["sampler"]["_target_"]
@@ -79,7 +83,8 @@ def run_teacher(path: str, weights: str | None = None) -> nn.Module:
     return generator.model
 
 
-def official_teacher(path: str, kinds: Sequence[str]) -> nn.Module:
+@checked
+def official_teacher(path: Text, kinds: Annotated[Sequence[Text], MinLen(1), Distinct]) -> nn.Module:
     """The model in an official checkpoint, which must be of one of these kinds: see `pretrained.Pretrained.kind`."""
     loaded = pretrained.load(path)
     if loaded.kind not in kinds:
@@ -125,7 +130,7 @@ class Guided(nn.Module):
         return weak + self.guidance * (self.model(x, sigma, labels) - weak)
 
 
-def exact_teacher(source: Any, path: None = None) -> nn.Module:
+def exact_teacher(source: Mixture, path: None = None) -> nn.Module:
     """The closed-form denoiser of a Gaussian mixture."""
     if not hasattr(source, "denoised"):
         reason = "only mixtures have a closed-form denoiser"
@@ -155,14 +160,16 @@ def weights_of_teacher(model: nn.Module, teacher: nn.Module | None, path: None =
     _copy(teacher, model, "teacher")
 
 
+@checked
 def weights_of_run(
-    model: nn.Module, path: str | Path, teacher: nn.Module | None = None, weights: str | None = None
+    model: nn.Module, path: Text | Path, teacher: nn.Module | None = None, weights: Weights | None = None
 ) -> None:
     """Start from the weights of another run."""
     _copy(load(path, weights).model, model, f"init.path={path}")
 
 
-def weights_of_pretrained(model: nn.Module, path: str | Path, teacher: nn.Module | None = None) -> None:
+@checked
+def weights_of_pretrained(model: nn.Module, path: Text | Path, teacher: nn.Module | None = None) -> None:
     """Start from the weights of an official checkpoint."""
     _copy(pretrained.load(path).model, model, f"init.path={path}")
 

@@ -4,6 +4,8 @@ import itertools
 import shlex
 from pathlib import Path
 
+from jobs import distilling
+
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 GROUPS = {
@@ -88,8 +90,7 @@ def _turn(group, i):
 
 
 def _with_model(model):
-    needs = "needs_teacher: true" in (CONF / f"model/{model}.yaml").read_text()
-    return f"model={model}" + (" teacher=run teacher.path={run}" if needs else "")
+    return f"model={model}" + (" teacher=run teacher.path={run}" if model in distilling() else "")
 
 
 def _model_of(group, option):

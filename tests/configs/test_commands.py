@@ -9,13 +9,13 @@ from commands import ROOT
 
 COMMANDS = [  # script, arguments, exit code, first line
     ("train.py", ["modle=ict"], 2, "error: modle=ict is not allowed. Allowed: groups ("),
-    ("train.py", ["model=icct"], 2, "error: model=icct is not allowed. Allowed: cd, "),
+    ("train.py", ["model=icct"], 2, "error: model=icct is not allowed. Allowed: alphaflow, "),
     ("train.py", ["trainer.max_step=5"], 2, "error: trainer.max_step=5 is not allowed. Allowed: keys of trainer: "),
     (
         "train.py",
         ["data.batch_size=abc"],
         2,
-        "error: data.batch_size=abc is not allowed. Allowed: a whole number from 1",
+        "error: data.batch_size=abc is not allowed. Allowed: a whole number >= 1",
     ),
     ("train.py", ["model=cd"], 2, "error: teacher=none is not allowed: model=cd distils a teacher. Allowed: run, "),
     ("train.py", ["schedule.sigma_min=90"], 2, "error: schedule.sigma_min=90 is not allowed. Allowed: less than "),

@@ -1,9 +1,12 @@
 """What is checked is what Hydra would run; and rules and names that are looked up without imports."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
 
 import hydra
 import pytest
+from annotated_types import Ge, Gt, Le, Len
 from commands import CONF
 from omegaconf import OmegaConf
 
@@ -11,6 +14,17 @@ from consistency_models.app.checks import check, rules
 from consistency_models.app.checks.composing import Composer, plain
 from consistency_models.app.checks.files import MARK, SIZE
 from consistency_models.app.checks.targets import find
+from consistency_models.values import (
+    BelowOne,
+    Descending,
+    Distinct,
+    Infinite,
+    Size,
+    Text,
+    Unknown,
+    accepts,
+    describe,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,25 +58,34 @@ def test_the_mark_of_a_checkpoint_is_the_one_that_is_written():
 
 
 @pytest.mark.parametrize(
-    ("rule", "good", "bad"),
+    ("kind", "words", "good", "bad"),
     [
-        (rules.whole(2, 4), [2, 4], [1, 5, 2.0, True, "2", None, [2]]),
-        (rules.number("[0, 1)"), [0, 0.5], [1, -0.1, math.nan, True, "0", None]),
-        (rules.number("(0, inf]"), [1e-300, math.inf], [0, -math.inf, math.nan]),
-        (rules.one_of("a", 1, None), ["a", 1, None], ["b", True, 1.0, "null"]),
-        (rules.flag(), [True, False], [0, 1, "true", None]),
-        (rules.text(), ["a"], ["", " ", 1, None]),
-        (rules.list_of(rules.whole(1), 1, 2, distinct=True), [[1], [1, 2]], [[], [1, 1], [1, 2, 3], [0], 1, (1,)]),
-        (rules.either(rules.whole(1), rules.null()), [1, None], [0, "null"]),
-        (rules.node("${x}"), [{"_target_": "a"}], [{}, None, "${x}"]),
+        (Annotated[int, Ge(2), Le(4)], "a whole number >= 2 and <= 4", [2, 4], [1, 5, 2.0, True, "2", None, [2]]),
+        (BelowOne, "a number >= 0 and < 1", [0, 0.5], [1, -0.1, math.nan, math.inf, True, "0", None]),
+        (Annotated[float, Gt(0), Infinite], "a number > 0, or inf", [1e-300, math.inf], [0, -math.inf, math.nan]),
+        (Literal["a", 1] | None, "a, 1, or null", ["a", 1, None], ["b", True, 1.0, "null"]),
+        (bool, "true, false", [True, False], [0, 1, "true", None]),
+        (Text, "text", ["a"], ["", " ", 1, None]),
+        (
+            Annotated[Sequence[Size], Len(1, 2), Distinct],
+            "a list of 1 to 2 different, each a whole number >= 1",
+            [[1], [1, 2], (1,)],
+            [[], [1, 1], [1, 2, 3], [0], [1.0], 1, "12"],
+        ),
+        (tuple[float, float], "a list of 2, each a number", [[1, 2], (1.5, 2)], [[1], [1, 2, 3], ["a", "b"]]),
+        (Descending, "a list of descending levels, each a number > 0 and <= 1000000", [[2, 1]], [[1, 2], [0], []]),
+        (Size | None, "a whole number >= 1, or null", [1, None], [0, "null"]),
+        (Callable[[int], int], "an object with its _target_", [len], [{}, None, "${x}", 5]),
+        (Unknown | None, "any value, or null", [1, None, "a"], []),
     ],
-    ids=lambda value: getattr(value, "allowed", None),
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_rules(rule, good, bad):
-    assert all(map(rule.accepts, good))
-    assert not any(map(rule.accepts, bad))
+def test_kinds(kind, words, good, bad):
+    assert describe(kind) == words
+    assert [value for value in good if not accepts(kind, value)] == []
+    assert [value for value in bad if accepts(kind, value)] == []
     for value in bad:
-        assert rule.meant(value) in (None, "${x}") or rule.accepts(rule.meant(value))
+        assert rules.meant(kind, value) is None or accepts(kind, rules.meant(kind, value))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""Every option of every group composes and passes; every key has exactly one rule, and every rule a key."""
+"""Every option of every group composes and passes; every key is a setting of the table or an argument with a type."""
 
 import re
+from typing import Any
 
 import pytest
 from commands import CONF, every_option, written_options
@@ -9,7 +10,9 @@ from consistency_models.app.checks import Composer
 from consistency_models.app.checks.composing import leaves, plain, resolved
 from consistency_models.app.checks.job import REQUIRED, _objects
 from consistency_models.app.checks.relations import TRAIN as RELATIONS
-from consistency_models.app.checks.table import EVAL, FREE, NOT_ARGUMENTS, TRAIN
+from consistency_models.app.checks.relations import Choices
+from consistency_models.app.checks.table import EVAL, FREE, TRAIN, kind_of
+from consistency_models.app.checks.targets import find
 from consistency_models.errors import ConfigError
 
 LINES = list(dict.fromkeys(every_option()))
@@ -38,13 +41,30 @@ def test_no_option_is_left_out(composer, files):
     assert set(written_options()) - chosen - set(written) == set()
 
 
-def test_every_key_has_one_rule_and_every_rule_a_key(trees):
+def test_every_key_is_a_setting_or_an_argument_with_a_type(trees):
+    for tree in trees.values():
+        for path, _ in leaves(tree):
+            where = list(_objects(tree, path))
+            found = find(tree_at(tree, where[-1])["_target_"]) if where else None
+            kinds = (found.arguments or {}) if found else {}
+            argument = path[len(where[-1])] if where else None
+            foreign = found is not None and not tree_at(tree, where[-1])["_target_"].startswith("consistency_models.")
+            assert kind_of("train", ".".join(map(str, path))) or argument in kinds or foreign, path
+            untyped = argument in kinds and kinds[argument] is Any
+            assert not untyped, f"{path} has no type: annotate the argument"
+
+
+def test_every_setting_of_the_table_is_in_a_configuration(trees):
     found = set().union(*map(keys, trees.values()))
-    assert found - TRAIN.keys() == set(), "keys without a rule: add them to app/checks/table.py"
-    switched_off = {"model.target_ema", "logger.wandb"}
-    assert TRAIN.keys() - found - switched_off == set(), "rules without a key: remove them, or move them to FREE"
+    nodes = {"data.source", "logger.wandb", "teacher._target_", "init._target_"}
+    assert TRAIN.keys() - found - nodes == set(), "settings without a key: remove them, or move them to FREE"
     assert not TRAIN.keys() & FREE.keys()
-    assert set(REQUIRED["train"]) <= {*TRAIN, *(key.split(".")[0] for key in TRAIN)}
+
+
+def tree_at(tree, path):
+    for part in path:
+        tree = tree[part]
+    return tree
 
 
 @pytest.mark.usefixtures("_as_in_main")
@@ -65,7 +85,7 @@ def test_never_without_a_key_that_may_be_left_out(composer, files):
     seen = set()
     for line in LINES:
         config = composer.compose(composer.parse(files.split(line)))
-        choices = dict(config.hydra.runtime.choices)
+        choices = Choices(config.hydra.runtime.choices, composer.contents)
         content, choices["run folder"] = resolved(config)
         choices["goes on"] = "false"
         paths = {path[:end] for path, _ in leaves(content) for end in range(1, len(path) + 1)}
@@ -88,28 +108,11 @@ def without(tree, path):
     return kept if isinstance(tree, dict) else list(kept.values())
 
 
-def test_keys_that_are_no_arguments_are_those_that_build_leaves_out():
-    from consistency_models.app.build import NOT_ARGUMENTS as LEFT_OUT
-
-    assert set(LEFT_OUT) <= set(NOT_ARGUMENTS)
-    assert {key for key in NOT_ARGUMENTS if not key.startswith("_")} - set(LEFT_OUT) == {"max_images", "download"}
-
-
-def test_what_a_model_says_of_teachers_is_what_its_class_says(trees):
-    from hydra.utils import get_class
-
-    for tree in trees.values():
-        needs = get_class(tree["model"]["_target_"]).needs_teacher
-        assert needs is None or tree["model"]["needs_teacher"] is needs  # a model may settle what its class leaves open
-
-
 def test_every_object_is_found_with_its_arguments(trees):
     """What is read from source is what Python finds on import."""
     import inspect
 
     from hydra.utils import get_object
-
-    from consistency_models.app.checks.targets import find
 
     nodes = {}
     for tree in trees.values():

@@ -410,10 +410,10 @@ def test_a_name_that_leads_out_of_a_zip_writes_nothing(tmp_path, pixels):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bad_images": "ignore"}, "data.source.bad_images must be error or skip; got ignore"),
-        ({"image_size": 0}, "data.image_size must be at least 1"),
-        ({"channels": 2}, "data.channels must be 1"),
-        ({"resize": "best"}, "data.source.resize must be one of .*lanczos.*; got best"),
+        ({"bad_images": "ignore"}, "bad_images=ignore is not .* error, skip"),
+        ({"image_size": 0}, "image_size=0 is not .* >= 1"),
+        ({"channels": 2}, "channels=2 is not .* 1, 3"),
+        ({"resize": "best"}, "resize=best is not .*lanczos"),
     ],
 )
 def test_arguments_out_of_range(folder, options, message):

@@ -152,10 +152,10 @@ def test_a_wrong_sigma_data_is_warned_of(stated, warns):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"batch_size": 0}, ValueError, "data.batch_size must be at least 1; got 0"),
-        ({"workers": -1}, ValueError, "data.workers .* at least 0"),
-        ({"overfit_steps": -1}, ValueError, "data.overfit_steps .* at least 0"),
-        ({"resident": "yes"}, ValueError, "data.resident must be true, false or auto; got yes"),
+        ({"batch_size": 0}, ValueError, "batch_size=0 is not .* >= 1"),
+        ({"workers": -1}, ValueError, "workers=-1 is not .* >= 0"),
+        ({"overfit_steps": -1}, ValueError, "overfit_steps=-1 is not .* >= 0"),
+        ({"resident": "yes"}, ValueError, "resident=yes is not .* true, false, or auto"),
         ({"image_size": 32}, DataError, "data.image_size is 32, but digits has 8: set data.image_size=8"),
         ({"channels": 3, "root": "here"}, DataError, r"data.channels is 3, but digits \(here\) has 1"),
         ({"num_classes": 3, "name": "numbers"}, DataError, "data.num_classes is 3, but numbers has 10"),

@@ -114,7 +114,7 @@ def test_a_batch_without_a_row_at_the_transition_is_refused():
 )
 def test_numbers_without_meaning_are_refused(arguments):
     ((name, value),) = arguments.items()
-    with pytest.raises(ValueError, match=f"{name} must be .*; got {value}"):
+    with pytest.raises(ValueError, match=f"{name} must be .*; got {value}|{name}={value} is not allowed"):
         TruncatedStudentT(**arguments)
 
 

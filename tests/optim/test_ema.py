@@ -103,17 +103,17 @@ def test_power_function_has_the_published_exponents_and_ends_at_the_plain_averag
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Constant(()), "decays must be"),
-        (lambda: Constant((0.9, 0.9)), "decays must be"),
-        (lambda: Constant((1.0,)), "decays must be"),
-        (lambda: Constant((math.nan,)), "decays must be"),
-        (lambda: HalfLife(0), "images must be positive"),
-        (lambda: HalfLife(math.inf), "images must be positive"),
-        (lambda: HalfLife(1, ramp=0), "ramp positive or None"),
-        (lambda: PowerFunction(()), "stds must be"),
-        (lambda: PowerFunction((0.1, 0.1)), "stds must be"),
-        (lambda: PowerFunction((0.0,)), "stds must be"),
-        (lambda: PowerFunction((0.3,)), "stds must be"),
+        (lambda: Constant(()), r"decays=\[\] is not allowed"),
+        (lambda: Constant((0.9, 0.9)), r"decays=\[0.9,0.9\] is not .* different"),
+        (lambda: Constant((1.0,)), r"decays=\[1.0\] is not .* < 1"),
+        (lambda: Constant((math.nan,)), r"decays=\[nan\] is not allowed"),
+        (lambda: HalfLife(0), "images=0 is not allowed"),
+        (lambda: HalfLife(math.inf), "images=inf is not allowed"),
+        (lambda: HalfLife(1, ramp=0), "ramp=0 is not .*, or null"),
+        (lambda: PowerFunction(()), r"stds=\[\] is not allowed"),
+        (lambda: PowerFunction((0.1, 0.1)), r"stds=\[0.1,0.1\] is not .* different"),
+        (lambda: PowerFunction((0.0,)), r"stds=\[0.0\] is not .* > 0"),
+        (lambda: PowerFunction((0.3,)), r"stds=\[0.3\] is not .* <= 0.2887"),
     ],
 )
 def test_families_without_meaning_are_refused(make, message):

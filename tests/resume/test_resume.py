@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from jobs import ROOT, TINY, run
+from jobs import ROOT, TINY, distilling, run
 from lightning import Callback
 
 from consistency_models.errors import Exit
@@ -13,11 +13,7 @@ from consistency_models.storage.checkpoints import read
 
 METHODS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
 STEPS = 12
-TEACHER = {
-    name: ("teacher=exact",)
-    for name in METHODS
-    if "needs_teacher: true" in (ROOT / f"conf/model/{name}.yaml").read_text()
-}
+TEACHER = {name: ("teacher=exact",) for name in distilling()}
 
 
 class Crash(Callback):

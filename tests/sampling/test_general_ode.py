@@ -115,7 +115,7 @@ def test_the_host_never_waits_for_the_device():
 
 
 def test_a_churn_without_meaning_is_refused():
-    with pytest.raises(ValueError, match="need churn >= 0"):
+    with pytest.raises(ValueError, match="need churn_min <= churn_max"):
         GeneralODESampler([2.0, 1.0], Linear(), churn_min=2, churn_max=1)
 
 

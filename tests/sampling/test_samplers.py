@@ -215,7 +215,7 @@ def test_published_indices_are_the_published_levels(ts, steps, middle):
     ids=str,
 )
 def test_consistency_levels_without_meaning_are_refused(arguments):
-    with pytest.raises(ValueError, match="sigmas"):
+    with pytest.raises(ValueError, match="sigma"):
         Consistency(**arguments)
 
 
@@ -227,14 +227,14 @@ def test_indices_without_meaning_are_refused(ts):
 
 @pytest.mark.parametrize("arguments", [{"steps": 0}, {"steps": 2, "sigma_mid": 80}, {"steps": 1, "sigma_mid": 0.001}])
 def test_steps_without_meaning_are_refused(arguments):
-    with pytest.raises(ValueError, match=r"need steps >= 1 and sigma_min < sigma_mid"):
+    with pytest.raises(ValueError, match=r"steps=0 is not allowed|need sigma_min < sigma_mid"):
         Consistency.for_steps(**arguments)
 
 
 @pytest.mark.parametrize("make", GRID)
 @pytest.mark.parametrize("arguments", [{"steps": 0}, {"sigma_min": 0}, {"sigma_max": 0.001}, {"rho": 0}], ids=str)
 def test_a_grid_without_meaning_is_refused(make, arguments):
-    with pytest.raises(ValueError, match=r"must be|need 0 < sigma_min"):
+    with pytest.raises(ValueError, match=r"is not allowed|need 0 < sigma_min"):
         make(**arguments)
 
 
@@ -245,7 +245,7 @@ def test_a_grid_without_meaning_is_refused(make, arguments):
     ids=str,
 )
 def test_a_churn_without_meaning_is_refused(make, arguments):
-    with pytest.raises(ValueError, match="need churn >= 0"):
+    with pytest.raises(ValueError, match=r"churn\w*=(-1|nan) is not allowed|need churn_min <= churn_max"):
         make(**arguments)
 
 

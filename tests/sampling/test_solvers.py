@@ -140,5 +140,5 @@ def test_addim_without_variance_is_ddim():
 
 @pytest.mark.parametrize(("argument", "value"), [("eta", -1.0), ("share", math.nan), ("prior_variance", 0.0)])
 def test_variance_without_meaning_is_refused(argument, value):
-    with pytest.raises(ValueError, match=f"{argument} {value}"):
+    with pytest.raises(ValueError, match=f"{argument}={value} is not allowed"):
         solvers.ADDIM(**{argument: value})

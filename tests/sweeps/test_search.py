@@ -70,7 +70,7 @@ def test_axes(axis, expected):
 def test_a_search_is_checked_at_the_ends_of_its_axes(train, capsys):
     assert train(*SEARCH, "optimizer.lr=interval(-1,1)", "loss=l1,l9", "trainer.max_step=1,2") == Exit.BAD_INPUT
     told = capsys.readouterr().err
-    assert all(line in told for line in ("optimizer.lr=-1", "loss=l9", "did you mean trainer.max_steps=1?"))
+    assert all(line in told for line in ("optimizer.lr=-1", "loss=l9", "Did you mean trainer.max_steps=1?"))
     assert not Path("runs").exists()
 
 

@@ -188,7 +188,7 @@ def test_an_artifact_stands_in_for_a_path(tmp_path, monkeypatch):
     assert Path(found["teacher"]["path"]).exists()
     assert (found["ckpt_path"], found["init"]["path"]) == (None, "runs/x")
     server.files, server.digest = ["notes.txt"], "other"
-    with pytest.raises(ConfigError, match="this one has 0. Allowed: an artifact with one checkpoint"):
+    with pytest.raises(ConfigError, match=r"this one has 0\. Allowed: an artifact with one checkpoint"):
         resolve_artifacts({"ckpt_path": "wandb:me/cm/model-1:v0"})
 
 

@@ -15,6 +15,7 @@ from lightning import Callback, LightningDataModule, Trainer
 from torch import nn
 from torch.nn.functional import one_hot
 
+from consistency_models.app.checks.table import NOT_ARGUMENTS
 from consistency_models.app.strategy import strategy_of
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.data import Published
@@ -46,22 +47,10 @@ __all__ = [
     "total_steps",
 ]
 
-NOT_ARGUMENTS = (
-    "name",
-    "_target_",
-    "needs_teacher",
-    "segments",
-    "phases",
-    "two_times",
-    "network_classes",
-    "clamp",
-    "evaluation_images",
-    "guidance",
-    "weak",
-    "class_names",
-)
-"""Keys of `model`, `data` and `teacher` that tell other parts of the configuration something; no arguments of
-the class."""
+
+def arguments_of(config: dict[str, Any], group: str) -> dict[str, Any]:
+    """The object of a group, without the keys that tell other parts of the configuration something."""
+    return {key: value for key, value in config[group].items() if key not in NOT_ARGUMENTS[group]}
 
 
 def total_steps(config: dict[str, Any], images_seen: ImagesSeen) -> int:
@@ -95,8 +84,7 @@ def build_data(config: dict[str, Any], may_fetch: bool = False) -> LightningData
     Raises:
         DataError: files are missing and cannot be fetched, or are not what the configuration states.
     """
-    not_arguments = set(NOT_ARGUMENTS) - {"name", "_target_"}
-    data = {key: value for key, value in config["data"].items() if key not in not_arguments}
+    data = arguments_of(config, "data")
     if (folder := _folder_of_fetched(data["source"])) is not None:
         own = data["source"].get("root")
         if may_fetch and data["source"].get("download") and own in (None, os.path.abspath(folder)):
@@ -160,9 +148,8 @@ def build_method(
             network.to(memory_format=torch.channels_last)
         if config["compile"]:
             network.compile()  # in place: no _orig_mod in the names of a checkpoint
-    extra = {key: value for key, value in config["model"].items() if key not in NOT_ARGUMENTS}
     return instantiate(
-        {"_target_": config["model"]["_target_"], **extra},
+        arguments_of(config, "model"),
         model=model,
         schedule=instantiate(config["schedule"]),
         distance=instantiate(config["loss"]),
@@ -260,7 +247,7 @@ def build_trainer(config: dict[str, Any], folder: Path, steps: int, **shared: An
     options = instantiate({key: value for key, value in config["trainer"].items() if key not in ours})
     if options["accumulate_grad_batches"] == "auto":
         options["accumulate_grad_batches"] = 1  # until MicroBatches has tried what fits
-    return Trainer(
+    trainer = Trainer(
         **options,
         **shared,
         strategy=strategy_of(config["trainer"], folder),
@@ -275,6 +262,9 @@ def build_trainer(config: dict[str, Any], folder: Path, steps: int, **shared: An
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
+    # Lightning's own handlers call a collective, which the other processes are not in, and `scontrol requeue`.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    return trainer
 
 
 def build_callbacks(config: dict[str, Any], **objects: Any) -> list[Callback]:

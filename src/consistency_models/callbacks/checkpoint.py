@@ -11,6 +11,7 @@ from lightning import LightningModule, Trainer
 
 from consistency_models.callbacks.step import StepCallback
 from consistency_models.storage.checkpoints import CheckpointError, digest_of, newest_good
+from consistency_models.values import Size, Text, checked
 
 __all__ = ["Checkpoint"]
 
@@ -29,11 +30,12 @@ class Checkpoint(StepCallback):
         ValueError: keep is given without keep_every, or is below 1.
     """
 
+    @checked
     def __init__(
-        self, folder: str, every_n_steps: int = 500, keep_every: int | None = None, keep: int | None = None
+        self, folder: Text | Path, every_n_steps: Size = 500, keep_every: Size | None = None, keep: Size | None = None
     ) -> None:
-        if keep is not None and (keep < 1 or keep_every is None):
-            raise ValueError(f"callbacks.checkpoint.keep must be null, or at least 1 with keep_every set; got {keep}")
+        if keep is not None and keep_every is None:
+            raise ValueError(f"callbacks.checkpoint.keep must be null without keep_every; got {keep}")
         self.folder, self.every_n_steps, self.keep_every, self.keep = Path(folder), every_n_steps, keep_every, keep
         self.saved_at = -1
         self._last_is_good = False

@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from consistency_models.callbacks.step import StepCallback
-from consistency_models.optim.ema import ema_update
+from consistency_models.optim.ema import Constant, HalfLife, PowerFunction, ema_update
 
 __all__ = ["WeightEMA"]
 
@@ -26,7 +26,7 @@ class WeightEMA(StepCallback):
 
     state_key = "WeightEMA"
 
-    def __init__(self, profile) -> None:
+    def __init__(self, profile: Constant | HalfLife | PowerFunction) -> None:
         self.profile = profile
         self.averages: dict[str, list[Tensor]] = {}
         self.names: list[str] = []

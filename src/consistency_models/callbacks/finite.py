@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Literal
 
 import torch
 from lightning import LightningModule, Trainer
@@ -15,6 +16,7 @@ from consistency_models.callbacks.step import StepCallback
 from consistency_models.data.batch import Slot
 from consistency_models.errors import pasteable
 from consistency_models.random import BatchRandom
+from consistency_models.values import Size, checked
 
 __all__ = ["FiniteGuard", "NonFiniteError"]
 
@@ -52,11 +54,10 @@ class FiniteGuard(StepCallback):
 
     state_key = "FiniteGuard"
 
-    def __init__(self, policy: str = "stop", max_consecutive: int = 20) -> None:
-        if policy not in ("stop", "skip"):
-            raise ValueError(f"callbacks.finite.policy must be stop or skip; got {policy}")
-        if max_consecutive < 1:
-            raise ValueError(f"callbacks.finite.max_consecutive must be at least 1; got {max_consecutive}")
+    needs_callbacks = ("metrics",)
+
+    @checked
+    def __init__(self, policy: Literal["stop", "skip"] = "stop", max_consecutive: Size = 20) -> None:
         self.policy, self.max_consecutive = policy, max_consecutive
         self.skipped = self.in_a_row = 0
         self._figures: dict[str, Tensor] = {}

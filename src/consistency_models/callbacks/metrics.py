@@ -10,6 +10,7 @@ from torch import Tensor
 
 from consistency_models.callbacks.deferred import Deferred
 from consistency_models.callbacks.step import StepCallback
+from consistency_models.values import Size, checked
 
 __all__ = ["TrainMetrics"]
 
@@ -23,7 +24,8 @@ class TrainMetrics(StepCallback):
         every_n_steps: optimiser steps between two rows, at least 1.
     """
 
-    def __init__(self, every_n_steps: int = 50) -> None:
+    @checked
+    def __init__(self, every_n_steps: Size = 50) -> None:
         self.every_n_steps = every_n_steps
         self.latest: dict[str, float] = {}  # the newest row that has arrived, for the progress bar and the summary
         self.images_per_second = float("nan")

@@ -17,6 +17,8 @@ class ProgressBar(StepCallback):
     Where the output is no terminal, a line every tenth of the way instead.
     """
 
+    needs_callbacks = ("metrics",)
+
     def __init__(self) -> None:
         self.bar: Progress | None = None
         self.task = 0

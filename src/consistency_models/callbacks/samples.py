@@ -14,6 +14,7 @@ from consistency_models.callbacks.step import StepCallback
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.grids import save_comparison, save_grid, save_scatter
 from consistency_models.sampling.generator import Generator
+from consistency_models.values import Size, Text, checked
 
 __all__ = ["SampleGrids"]
 
@@ -33,13 +34,16 @@ class SampleGrids(StepCallback):
         settings: `steps` (step counts) and `seed`.
     """
 
+    needs_callbacks = ("ema",)
+
+    @checked
     def __init__(
         self,
-        folder: str,
-        every_n_steps: int,
-        columns: int,
-        rows: int,
-        points: int,
+        folder: Text | Path,
+        every_n_steps: Size,
+        columns: Size,
+        rows: Size,
+        points: Size,
         generator: Generator,
         evaluation: Evaluation,
         settings: dict[str, Any],

@@ -54,7 +54,8 @@ class StopOnSignal(StepCallback):
         if stop:
             checkpoint = next(c for c in trainer.callbacks if isinstance(c, Checkpoint))
             checkpoint.save(trainer)
-            raise StoppedBySignal(f"after step {step}", self.received.name if self.received else "a signal elsewhere")
+            name = self.received.name if self.received else "a signal elsewhere"
+            raise StoppedBySignal(f"after step {step}", name, together=True)
 
     def restore(self) -> None:
         """Give the signals back."""

@@ -18,10 +18,12 @@ class StoppedBySignal(BaseException):
     Args:
         when: for instance "after step 3".
         name: of the signal.
+        together: all processes of the training stop after the same step.
     """
 
-    def __init__(self, when: str, name: str) -> None:
+    def __init__(self, when: str, name: str, together: bool = False) -> None:
         super().__init__(f"stopped by {name} {when}")
+        self.together = together
 
 
 _depth = 0  # of `stoppable` blocks

@@ -16,6 +16,7 @@ from consistency_models.callbacks.step import StepCallback
 from consistency_models.evaluation import Evaluation, Score
 from consistency_models.evaluation.ode_error import ODEError
 from consistency_models.sampling.generator import Generator
+from consistency_models.values import Size, checked
 
 __all__ = ["Validation"]
 
@@ -35,9 +36,12 @@ class Validation(StepCallback):
 
     state_key = "Validation"
 
+    needs_callbacks = ("ema", "checkpoint")
+
+    @checked
     def __init__(
         self,
-        every_n_steps: int,
+        every_n_steps: Size,
         generator: Generator,
         evaluation: Evaluation,
         settings: dict[str, Any],

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from functools import reduce
-from math import inf, pi
+from math import pi
 from typing import ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from consistency_models.data.affine import LUMA, recolour, rotation, scaling, translation, turned_about_grey, warp
 from consistency_models.random import BatchRandom
 from consistency_models.trust import loadable
+from consistency_models.values import NotNegative, Positive, Share, checked
 
 __all__ = ["AugmentPipe"]
 
@@ -102,43 +103,35 @@ class AugmentPipe:
     COLOURS: ClassVar[tuple[str, ...]] = ("brightness", "contrast", "lumaflip", "hue", "saturation")
     """Transformations of images of three channels or of one."""
 
+    @checked
     def __init__(
         self,
-        p: float = 1.0,
-        xflip: float = 0.0,
-        yflip: float = 0.0,
-        rotate_int: float = 0.0,
-        translate_int: float = 0.0,
-        translate_int_max: float = 0.125,
-        scale: float = 0.0,
-        rotate_frac: float = 0.0,
-        aniso: float = 0.0,
-        translate_frac: float = 0.0,
-        scale_std: float = 0.2,
-        rotate_frac_max: float = 1.0,
-        aniso_std: float = 0.2,
-        aniso_rotate_prob: float = 0.5,
-        translate_frac_std: float = 0.125,
-        brightness: float = 0.0,
-        contrast: float = 0.0,
-        lumaflip: float = 0.0,
-        hue: float = 0.0,
-        saturation: float = 0.0,
-        brightness_std: float = 0.2,
-        contrast_std: float = 0.5,
-        hue_max: float = 1.0,
-        saturation_std: float = 1.0,
+        p: Share = 1.0,
+        xflip: NotNegative = 0.0,
+        yflip: NotNegative = 0.0,
+        rotate_int: NotNegative = 0.0,
+        translate_int: NotNegative = 0.0,
+        translate_int_max: Positive = 0.125,
+        scale: NotNegative = 0.0,
+        rotate_frac: NotNegative = 0.0,
+        aniso: NotNegative = 0.0,
+        translate_frac: NotNegative = 0.0,
+        scale_std: NotNegative = 0.2,
+        rotate_frac_max: NotNegative = 1.0,
+        aniso_std: NotNegative = 0.2,
+        aniso_rotate_prob: Share = 0.5,
+        translate_frac_std: NotNegative = 0.125,
+        brightness: NotNegative = 0.0,
+        contrast: NotNegative = 0.0,
+        lumaflip: NotNegative = 0.0,
+        hue: NotNegative = 0.0,
+        saturation: NotNegative = 0.0,
+        brightness_std: NotNegative = 0.2,
+        contrast_std: NotNegative = 0.5,
+        hue_max: NotNegative = 1.0,
+        saturation_std: NotNegative = 1.0,
     ) -> None:
         given = {name: value for name, value in locals().items() if name != "self"}
-        for name in ("p", "aniso_rotate_prob"):
-            if not 0 <= given[name] <= 1:
-                raise ValueError(f"{name} must be a probability, in [0, 1]; got {given[name]}")
-        for name, value in given.items():
-            if not 0 <= value < inf:
-                kind = "multiplies a probability" if name in self.LABELS else "is a range or a standard deviation"
-                raise ValueError(f"{name} {kind} and must be finite and at least 0; got {value}")
-        if translate_int_max == 0:
-            raise ValueError("translate_int_max must be above 0: labels are divided by it; translate_int=0 for none")
         self.p, self.aniso_rotate_prob = p, aniso_rotate_prob
         self.chances = {name: given[name] for name in self.LABELS}
         self.translate_int_max, self.translate_frac_std = translate_int_max, translate_frac_std

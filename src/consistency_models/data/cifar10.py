@@ -8,6 +8,7 @@ import pickle
 import tarfile
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from consistency_models.data.image_set import ImageSet
 from consistency_models.data.published import Published, published
 from consistency_models.errors import DataError
 from consistency_models.trust import loadable
+from consistency_models.values import Text, checked, facts
 
 __all__ = ["cifar10"]
 
@@ -32,7 +34,13 @@ ARCHIVE_BYTES = 256 << 20  # unpacked; the real one has 186 MB
 
 @loadable(cache_dir=None)
 @published(FILES)
-def cifar10(root: str | Path | None = None, bad_images: str = "error", cache_dir: str | Path | None = None) -> ImageSet:
+@facts(image_size=(32,), channels=(3,), num_classes=(10,))
+@checked
+def cifar10(
+    root: Text | Path | None = None,
+    bad_images: Literal["error", "skip"] = "error",
+    cache_dir: Text | Path | None = None,
+) -> ImageSet:
     """CIFAR-10, from whatever lies in root: the archive, or a folder or zip with train/CLASS/* and test/CLASS/*.
 
     Args:

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, features
 
 from consistency_models.data.files import Files
 from consistency_models.errors import DataError
+from consistency_models.values import Size, checked
 
 __all__ = ["SUFFIXES", "Decoder", "Images"]
 
@@ -29,6 +31,10 @@ CHUNK = 1024  # images that are decoded ahead
 LARGE = 1 << 22  # pixels: larger images are decoded one at a time
 
 
+Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]  # of Pillow
+
+
+@checked
 @dataclass(frozen=True)
 class Decoder:
     """An image file to (C, H, W) uint8.
@@ -47,31 +53,20 @@ class Decoder:
         max_pixels: a file with more is refused before it is unpacked.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: value_range is not ascending.
     """
 
-    image_size: int | None = None
-    channels: int = 3
-    resize: str = "lanczos"
+    image_size: Size | None = None
+    channels: Literal[1, 3] = 3
+    resize: Filter = "lanczos"
     value_range: tuple[float, float] | None = None
-    max_pixels: int = 50_000_000
+    max_pixels: Size = 50_000_000
     _alone: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(
-                f"data.image_size must be at least 1, or null to keep the files' size; got {self.image_size}"
-            )
-        if self.channels not in (1, 3):
-            raise ValueError(f"data.channels must be 1 (grey) or 3 (RGB); got {self.channels}")
-        filters = [filter.name.lower() for filter in Image.Resampling]
-        if self.resize not in filters:
-            raise ValueError(f"data.source.resize must be one of {', '.join(filters)}; got {self.resize}")
         low, high = self.value_range or (0, 1)
         if not low < high:
             raise ValueError(f"data.source.value_range must be [black, white], black < white; got {self.value_range}")
-        if self.max_pixels < 1:
-            raise ValueError(f"data.source.max_pixels must be at least 1; got {self.max_pixels}")
 
     def __call__(self, content: bytes) -> np.ndarray:
         """(C, H, W) uint8.

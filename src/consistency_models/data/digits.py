@@ -6,11 +6,13 @@ import torch
 
 from consistency_models.data.image_set import ImageSet
 from consistency_models.trust import loadable
+from consistency_models.values import facts
 
 __all__ = ["digits"]
 
 
 @loadable()
+@facts(image_size=(8,), channels=(1,), num_classes=(10,))
 def digits() -> ImageSet:
     """The digits of UCI ML's "Optical Recognition of Handwritten Digits" test set; pixels 0 … 16 become 0 … 255.
 

@@ -7,6 +7,7 @@ import io
 import math
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from consistency_models.data.image_set import ImageSet
 from consistency_models.data.published import Published, published
 from consistency_models.errors import DataError
 from consistency_models.trust import loadable
+from consistency_models.values import Text, checked, facts
 
 __all__ = ["fashion_mnist"]
 
@@ -38,8 +40,10 @@ IDX_BYTES = 64 << 20  # the largest file unpacks to 47 MB
 
 @loadable(cache_dir=None)
 @published(FILES)
+@facts(image_size=(28, 32), channels=(1,), num_classes=(10,))
+@checked
 def fashion_mnist(
-    root: str | Path | None = None, image_size: int = 28, cache_dir: str | Path | None = None
+    root: Text | Path | None = None, image_size: Literal[28, 32] = 28, cache_dir: Text | Path | None = None
 ) -> ImageSet:
     """Fashion-MNIST from its four idx files, gzipped or not; MNIST's files have the same names and form, and work, too.
 
@@ -51,12 +55,7 @@ def fashion_mnist(
 
     Raises:
         DataError: a file is missing, cut off or not of this form.
-        ValueError: image_size is neither 28 nor 32.
     """
-    if image_size not in (28, 32):
-        raise ValueError(
-            f"data.image_size must be 28, or 32 for a black frame, with data=fashion_mnist; got {image_size}"
-        )
     root, frame = FILES.folder(root, cache_dir), (image_size - 28) // 2
 
     def read(part: str, test: ImageSet | None = None) -> ImageSet:

@@ -6,32 +6,35 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from consistency_models.data.decoded_cache import cached
-from consistency_models.data.decoding import SUFFIXES, Decoder, Images
+from consistency_models.data.decoding import SUFFIXES, Decoder, Filter, Images
 from consistency_models.data.files import Files
 from consistency_models.data.image_set import ImageSet
 from consistency_models.data.layout import classes_of, image_names, ordered, say_left_out, sets_of
 from consistency_models.errors import DataError
 from consistency_models.trust import loadable
+from consistency_models.values import Size, Text, checked
 
 __all__ = ["image_folder"]
 
 
 @loadable(cache_dir=None)
+@checked
 def image_folder(
-    root: str | Path,
-    image_size: int | None = None,
-    channels: int = 3,
-    resize: str = "lanczos",
-    bad_images: str = "error",
-    cache_dir: str | Path | None = None,
-    name: str = "image_folder",
-    value_range: Sequence[float] | None = None,
-    max_pixels: int = 50_000_000,
+    root: Text | Path,
+    image_size: Size | None = None,
+    channels: Literal[1, 3] = 3,
+    resize: Filter = "lanczos",
+    bad_images: Literal["error", "skip"] = "error",
+    cache_dir: Text | Path | None = None,
+    name: Text = "image_folder",
+    value_range: tuple[float, float] | None = None,
+    max_pixels: Size = 50_000_000,
 ) -> ImageSet:
     """The images below a folder or in a zip.
 
@@ -50,10 +53,7 @@ def image_folder(
 
     Raises:
         DataError: root is missing or holds no images, a class is empty, a file cannot be used, or sizes differ.
-        ValueError: an argument is out of range.
     """
-    if bad_images not in ("error", "skip"):
-        raise ValueError(f"data.source.bad_images must be error or skip; got {bad_images}")
     decoder = Decoder(image_size, channels, resize, value_range and tuple(value_range), max_pixels)
     files = Files.open(root)
     say_left_out(files)

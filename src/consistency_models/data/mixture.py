@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from consistency_models.data.batch import Batch, Slot
 from consistency_models.random import BatchRandom, seed_of
 from consistency_models.trust import loadable
+from consistency_models.values import Count, Size, Text, checked
 
 __all__ = ["GaussianMixture", "Mixture"]
 
@@ -191,6 +192,7 @@ def _rows(level: Tensor | float, x: Tensor) -> Tensor:
 
 
 @loadable()
+@checked
 @dataclass(frozen=True)
 class Mixture:
     """A mixture as a data source: fresh points in every step, as images of shape (d, 1, 1); the class is the component.
@@ -206,18 +208,14 @@ class Mixture:
         ValueError: dimension, components or sample_size below 1.
     """
 
-    dimension: int = 2
-    components: int = 8
-    seed: int = 0
-    sample_size: int = 10_000
-    name: str = "mixture"
+    dimension: Size = 2
+    components: Size = 8
+    seed: Count = 0
+    sample_size: Size = 10_000
+    name: Text = "mixture"
+    has_closed_form = True
     n = None  # training never sees a point twice
     test = None
-
-    def __post_init__(self) -> None:
-        for key in ("dimension", "components", "sample_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"data.source.{key} must be at least 1; got {getattr(self, key)}")
 
     @cached_property
     def distribution(self) -> GaussianMixture:

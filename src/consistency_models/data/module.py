@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -15,6 +17,7 @@ from consistency_models.data.mixture import Mixture
 from consistency_models.data.sampler import StepSampler
 from consistency_models.errors import DataError
 from consistency_models.trust import loadable
+from consistency_models.values import Count, Positive, Size, Text, checked
 
 __all__ = ["DataModule"]
 
@@ -46,35 +49,28 @@ class DataModule(LightningDataModule):
 
     Raises:
         DataError: the source is not what the configuration states, or has no labels to be conditional on.
-        ValueError: an argument is out of range; batch_size is not a multiple of processes x micro-batches.
+        ValueError: batch_size is not a multiple of processes x micro-batches.
     """
 
+    @checked
     def __init__(
         self,
         source: ImageSet | Mixture,
-        batch_size: int,
-        seed: int = 0,
-        sigma_data: float | None = None,
-        workers: int = 0,
+        batch_size: Size,
+        seed: Count = 0,
+        sigma_data: Positive | None = None,
+        workers: Count = 0,
         flip: bool = False,
         conditional: bool = False,
-        resident: bool | str = "auto",
-        overfit_steps: int = 0,
-        name: str | None = None,
-        root: str | None = None,
-        image_size: int | None = None,
-        channels: int | None = None,
-        num_classes: int | None = None,
+        resident: bool | Literal["auto"] = "auto",
+        overfit_steps: Count = 0,
+        name: Text | None = None,
+        root: Text | None = None,
+        image_size: Size | None = None,
+        channels: Size | None = None,
+        num_classes: Count | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"data.batch_size must be at least 1; got {batch_size}")
-        if workers < 0 or overfit_steps < 0:
-            raise ValueError(
-                f"data.workers and data.overfit_steps must be at least 0; got {workers} and {overfit_steps}"
-            )
-        if resident not in (True, False, "auto"):
-            raise ValueError(f"data.resident must be true, false or auto; got {resident}")
         name = name or source.name
         origin = f"{name} ({root})" if root else name
         facts = {"channels": source.shape[0], "image_size": source.shape[-1], "num_classes": source.num_classes}
@@ -130,6 +126,7 @@ class DataModule(LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals_to_the_training,
             pin_memory=device.type == "cuda" and not resident,
         )
 
@@ -149,3 +146,12 @@ class DataModule(LightningDataModule):
         if self.resident == "auto":
             return device.type == "cuda" and self.source.images.nbytes <= RESIDENT_BYTES
         return self.resident
+
+
+def _leave_signals_to_the_training(worker: int) -> None:
+    """Ignore the first of each signal; the second has its usual effect, as in the training.
+
+    Slurm sends a signal to every process of a step, and a worker that dies fails the training.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, lambda received, frame: signal.signal(received, signal.SIG_DFL))

@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 
 from consistency_models.storage.downloads import Weights
 from consistency_models.trust import loadable
+from consistency_models.values import NotNegative, Text, checked
 
 __all__ = ["L1", "LPIPS", "LInf", "PseudoHuber", "SquaredL2", "SquaredL2At32"]
 
@@ -73,15 +74,11 @@ class PseudoHuber(nn.Module):
     Args:
         c: norm at which quadratic turns linear; 0 is the norm itself; by default the paper's 0.00054·√d for d values an
             image.
-
-    Raises:
-        ValueError: c is negative or not finite.
     """
 
-    def __init__(self, c: float | None = None) -> None:
+    @checked
+    def __init__(self, c: NotNegative | None = None) -> None:
         super().__init__()
-        if c is not None and not 0 <= c < math.inf:
-            raise ValueError(f"c must be at least 0 and finite, or None for 0.00054·√d; got {c}")
         self.c = c
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -119,8 +116,11 @@ class LPIPS(nn.Module):
         ValueError: both arguments are given, or the file has another content.
     """
 
+    needs_rgb = True
+
+    @checked
     def __init__(
-        self, weights: str | Path | None = None, metric: Callable[[Tensor, Tensor], Tensor] | None = None
+        self, weights: Text | Path | None = None, metric: Callable[[Tensor, Tensor], Tensor] | None = None
     ) -> None:
         super().__init__()
         if weights is not None and metric is not None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from consistency_models.networks.layers import Linear, PositionalEmbedding
+from consistency_models.values import Positive, Size, checked
 
 __all__ = ["LogWeight"]
 
@@ -22,7 +23,8 @@ class LogWeight(nn.Module):
         scale: of the embedding; the angle spans [0, π/2].
     """
 
-    def __init__(self, sigma_data: float = 0.5, channels: int = 128, scale: float = 50.0) -> None:
+    @checked
+    def __init__(self, sigma_data: Positive = 0.5, channels: Size = 128, scale: Positive = 50.0) -> None:
         super().__init__()
         self.sigma_data = sigma_data
         self.embedding = PositionalEmbedding(channels, scale)

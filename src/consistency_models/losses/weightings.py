@@ -5,13 +5,12 @@ All take `Levels` and return shape (B,), in the levels' dtype; all but `InverseG
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from consistency_models.noise.schedules import Levels
 from consistency_models.trust import loadable
+from consistency_models.values import Positive, checked
 
 __all__ = ["EDM", "SNR", "InverseGap", "MomentMatching", "SNRPlusOne", "TruncatedSNR", "Uniform"]
 
@@ -58,14 +57,10 @@ class EDM:
 
     Args:
         sigma_data: σ_d, the standard deviation of the data.
-
-    Raises:
-        ValueError: sigma_data is not positive and finite.
     """
 
-    def __init__(self, sigma_data: float = 0.5) -> None:
-        if not 0 < sigma_data < math.inf:
-            raise ValueError(f"sigma_data must be positive and finite (the papers use 0.5); got {sigma_data}")
+    @checked
+    def __init__(self, sigma_data: Positive = 0.5) -> None:
         self.sigma_data = sigma_data
 
     def __call__(self, levels: Levels) -> Tensor:
@@ -96,9 +91,8 @@ class MomentMatching:
         ValueError: sigma_data is not positive and finite.
     """
 
-    def __init__(self, a: float = 1.0, b: float = 5.0, sigma_data: float = 0.5) -> None:
-        if not 0 < sigma_data < math.inf:
-            raise ValueError(f"sigma_data must be positive and finite (the paper uses 0.5); got {sigma_data}")
+    @checked
+    def __init__(self, a: float = 1.0, b: float = 5.0, sigma_data: Positive = 0.5) -> None:
         self.a, self.b, self.sigma_data = a, b, sigma_data
 
     def __call__(self, levels: Levels) -> Tensor:

@@ -10,13 +10,16 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from consistency_models.methods.base import Step
 from consistency_models.methods.flow_map import end_of, gap
 from consistency_models.methods.meanflow import MeanFlow
 from consistency_models.noise.schedules import per_image
+from consistency_models.values import Positive, Share, checked
 
 __all__ = ["AlphaFlow"]
 
@@ -36,21 +39,22 @@ class AlphaFlow(MeanFlow):
         ValueError: not 0 <= start < stop <= 1, or clamp outside [0, ½).
     """
 
+    needs_levels = "pairs of times"
+
+    @checked
     def __init__(
         self,
         *,
-        start: float = 0.0,
-        stop: float = 1.0,
-        steepness: float = 25.0,
-        clamp: float = 0.005,
-        clip: float | None = None,
+        start: Share = 0.0,
+        stop: Share = 1.0,
+        steepness: Positive = 25.0,
+        clamp: Annotated[float, Ge(0), Lt(0.5)] = 0.005,
+        clip: Positive | None = None,
         **arguments,
     ) -> None:
         super().__init__(power=1.0, **arguments)
-        if not 0 <= start < stop <= 1 or not 0 <= clamp < 0.5:
-            raise ValueError(
-                f"need 0 <= start < stop <= 1 and 0 <= clamp < 0.5; got start {start}, stop {stop}, clamp {clamp}"
-            )
+        if not start < stop:
+            raise ValueError(f"need start < stop; got start {start}, stop {stop}")
         self.start, self.stop, self.steepness, self.clamp, self.clip = start, stop, steepness, clamp, clip
 
     def alpha(self, progress: float) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 from consistency_models.methods.base import Step
 from consistency_models.methods.flow_map import FlowMap, gap
 from consistency_models.noise.schedules import per_image
+from consistency_models.values import Count, Positive, Share, checked
 
 __all__ = ["AlignYourFlow"]
 
@@ -33,15 +34,13 @@ class AlignYourFlow(FlowMap):
 
     needs_teacher = True
 
+    needs_levels = "pairs of times"
+
+    @checked
     def __init__(
-        self, *, warmup_steps: int = 10_000, q_max: float = 0.99, tangent_norm: float | None = 0.1, **arguments
+        self, *, warmup_steps: Count = 10_000, q_max: Share = 0.99, tangent_norm: Positive | None = 0.1, **arguments
     ) -> None:
         super().__init__(**arguments)
-        if warmup_steps < 0 or not 0 <= q_max <= 1 or (tangent_norm is not None and not tangent_norm > 0):
-            raise ValueError(
-                "need warmup_steps >= 0, q_max in [0, 1], tangent_norm > 0 or None; "
-                f"got warmup_steps {warmup_steps}, q_max {q_max}, tangent_norm {tangent_norm}"
-            )
         self.warmup_steps, self.q_max, self.tangent_norm = warmup_steps, q_max, tangent_norm
 
     def velocity(self, step: Step) -> Tensor:

@@ -92,6 +92,8 @@ class Method(LightningModule):
 
     needs_teacher: bool | None = False
     """True: cannot do without; False: has no use for one; None: works with and without."""
+    needs_levels: str | None = None
+    """What the schedule must draw, in the words of the schedule's `draws`; None: any levels."""
     teacher_is_consistent: bool = False
     """Whether the teacher is a consistency model, which gives the end of a trajectory, or a diffusion model."""
 

@@ -8,12 +8,14 @@ arXiv 2303.01469, Algorithm 2.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
 
 from consistency_models.methods.base import Method, Step
 from consistency_models.sampling.solvers import Heun
+from consistency_models.values import checked
 
 __all__ = ["ConsistencyDistillation"]
 
@@ -26,9 +28,11 @@ class ConsistencyDistillation(Method):
         arguments: as for `Method`.
     """
 
+    needs_levels = "pairs of levels on a grid"
     needs_teacher = True
 
-    def __init__(self, *, solver=None, **arguments) -> None:
+    @checked
+    def __init__(self, *, solver: Callable[..., Tensor] | None = None, **arguments) -> None:
         super().__init__(**arguments)
         self.solver = Heun() if solver is None else solver
 

@@ -18,6 +18,8 @@ __all__ = ["ConsistencyTraining"]
 class ConsistencyTraining(Method):
     """LightningModule for CT; parameters as for `Method`."""
 
+    needs_levels = "pairs of levels on a grid"
+
     def target(self, step: Step) -> Tensor:
         """f_θ⁻(x + s·n, s), shape of x."""
         s = step.levels.low

@@ -11,12 +11,14 @@ The comparison of the paper is with the very same training but for the target, f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
 
 from consistency_models.methods.base import Method, Step
 from consistency_models.sampling.solvers import Heun
+from consistency_models.values import checked
 
 __all__ = ["DirectConsistency"]
 
@@ -29,9 +31,11 @@ class DirectConsistency(Method):
         arguments: as for `Method`; the schedule draws neighbours on a grid.
     """
 
+    needs_levels = "pairs of levels on a grid"
     needs_teacher = True
 
-    def __init__(self, *, solver=None, **arguments) -> None:
+    @checked
+    def __init__(self, *, solver: Callable[..., Tensor] | None = None, **arguments) -> None:
         super().__init__(**arguments)
         self.solver = Heun() if solver is None else solver
 

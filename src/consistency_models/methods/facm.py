@@ -40,6 +40,8 @@ class FlowAnchoredConsistency(FlowMap):
 
     needs_teacher = None
 
+    needs_levels = "steps that end at 0"
+
     def __init__(self, *, power: float = 0.5, eps: float = 1e-3, tangent_clip: float = 1.0, **arguments) -> None:
         super().__init__(**arguments)
         if not power > 0 or not eps > 0 or not tangent_clip > 0:

@@ -21,6 +21,8 @@ __all__ = ["ImprovedConsistencyTraining"]
 class ImprovedConsistencyTraining(Method):
     """LightningModule for iCT; parameters as for `Method`."""
 
+    needs_levels = "pairs of levels on a grid"
+
     def target(self, step: Step) -> Tensor:
         """f_θ(x + s·n, s), shape of x."""
         s = step.levels.low

@@ -33,6 +33,8 @@ class InductiveMomentMatching(Method):
             the rows.
     """
 
+    needs_levels = "levels that a group shares"
+
     def __init__(self, *, group: int = 4, sigma_data: float = 0.5, **arguments) -> None:
         super().__init__(**arguments)
         if group < 2:

@@ -14,6 +14,7 @@ TRACT, arXiv 2303.04248.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -39,9 +40,12 @@ class MultistepConsistency(Method):
         arguments: as for `Method`; the schedule is `Segments` or `Phases`.
     """
 
+    needs_levels = "segments"
     needs_teacher = None
 
-    def __init__(self, *, solver=None, weight_inside: bool = False, **arguments) -> None:
+    def __init__(
+        self, *, solver: Callable[..., Tensor] | None = None, weight_inside: bool = False, **arguments
+    ) -> None:
         super().__init__(**arguments)
         self.solver = ADDIM() if solver is None else solver
         self.weight_inside = weight_inside

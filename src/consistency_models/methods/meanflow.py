@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated
 
 import torch
+from annotated_types import Len
 from torch import Tensor
 
 from consistency_models.methods.base import Step
 from consistency_models.methods.flow_map import FlowMap, gap
 from consistency_models.noise.schedules import per_image
 from consistency_models.random import BatchRandom
+from consistency_models.values import NotNegative, Positive, Share, checked
 
 __all__ = ["MeanFlow"]
 
@@ -41,24 +44,24 @@ class MeanFlow(FlowMap):
         ValueError: power, eps or label_dropout is out of range, or the interval is none.
     """
 
+    needs_levels = "pairs of times"
+
+    @checked
     def __init__(
         self,
         *,
-        power: float = 0.75,
-        eps: float = 1e-3,
-        label_dropout: float = 0.0,
+        power: NotNegative = 0.75,
+        eps: Positive = 1e-3,
+        label_dropout: Share = 0.0,
         omega: float = 1.0,
         kappa: float = 0.0,
-        interval: Sequence[float] = (0.0, 1.0),
+        interval: Annotated[Sequence[Share], Len(2, 2)] = (0.0, 1.0),
         own_velocity: bool = False,
         **arguments,
     ) -> None:
         super().__init__(**arguments)
-        if not power >= 0 or not eps > 0 or not 0 <= label_dropout <= 1 or not 0 <= interval[0] <= interval[1] <= 1:
-            raise ValueError(
-                "need power >= 0, eps > 0, label_dropout in [0, 1], an ascending interval in [0, 1]; "
-                f"got power {power}, eps {eps}, label_dropout {label_dropout}, interval {interval}"
-            )
+        if not interval[0] <= interval[1]:
+            raise ValueError(f"need an ascending interval; got {interval}")
         self.power, self.eps, self.label_dropout = power, eps, label_dropout
         self.omega, self.kappa, self.interval, self.own_velocity = omega, kappa, tuple(interval), own_velocity
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from consistency_models.methods.base import Method, Step
 from consistency_models.noise.preconditioning import EDM, Boundary, TrigFlow
 from consistency_models.noise.schedules import per_image
+from consistency_models.values import Count, Positive, checked
 
 __all__ = ["ContinuousConsistencyTraining"]
 
@@ -38,14 +39,15 @@ class ContinuousConsistencyTraining(Method):
         ValueError: the preconditioning is another, or tangent_rms is set without tangent_norm.
     """
 
+    @checked
     def __init__(
         self,
         *,
         log_weight: nn.Module | None = None,
-        tangent_norm: float | None = 0.1,
+        tangent_norm: Positive | None = 0.1,
         tangent_rms: bool = False,
-        tangent_clip: float | None = None,
-        warmup_steps: int = 10_000,
+        tangent_clip: Positive | None = None,
+        warmup_steps: Count = 10_000,
         **arguments,
     ) -> None:
         super().__init__(**arguments)

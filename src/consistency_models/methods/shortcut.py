@@ -40,6 +40,8 @@ class Shortcut(FlowMap):
 
     schedule: Dyadic
 
+    needs_levels = "steps of lengths 2^-j"
+
     def __init__(self, *, clip: float = 4.0, cfg_scale: float = 1.0, **arguments) -> None:
         super().__init__(**arguments)
         if not clip > 0:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from consistency_models.methods.base import Method, Step
 from consistency_models.noise.schedules import per_image
 from consistency_models.sampling.solvers import Euler
+from consistency_models.values import SigmaOrZero, checked
 
 __all__ = ["TruncatedConsistency"]
 
@@ -32,8 +33,10 @@ class TruncatedConsistency(Method):
 
     needs_teacher = True
     teacher_is_consistent = True
+    needs_levels = "levels above a transition"
 
-    def __init__(self, *, transition: float = 1.0, diffusion: nn.Module | None = None, **arguments) -> None:
+    @checked
+    def __init__(self, *, transition: SigmaOrZero = 1.0, diffusion: nn.Module | None = None, **arguments) -> None:
         super().__init__(**arguments)
         self.transition = transition
         self._diffusion = (diffusion,)  # a tuple hides it, as the teacher

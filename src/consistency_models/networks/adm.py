@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import MinLen
 from torch import Tensor, nn
 
 from consistency_models.networks.layers import (
@@ -24,6 +26,7 @@ from consistency_models.networks.layers import (
     run,
 )
 from consistency_models.trust import loadable
+from consistency_models.values import BelowOne, Count, Share, Size, checked
 
 __all__ = ["DhariwalUNet"]
 
@@ -56,23 +59,26 @@ class DhariwalUNet(nn.Module):
         ValueError: image_size cannot be halved as often as channel_mult has levels; double_norm without adaptive_scale.
     """
 
+    norm_groups = True
+
+    @checked
     def __init__(
         self,
-        image_size: int,
-        channels: int,
-        num_classes: int = 0,
-        augment_dim: int = 0,
-        dropout: float = 0.0,
+        image_size: Size,
+        channels: Size,
+        num_classes: Count = 0,
+        augment_dim: Count = 0,
+        dropout: BelowOne = 0.0,
         *,
-        dropout_resolution: int | None = None,
-        label_dropout: float = 0.0,
-        out_channels: int | None = None,
-        model_channels: int = 192,
-        channel_mult: Sequence[int] = (1, 2, 3, 4),
-        channel_mult_emb: int = 4,
-        num_blocks: int = 3,
-        attn_resolutions: Sequence[int] = (32, 16, 8),
-        head_channels: int = 64,
+        dropout_resolution: Size | None = None,
+        label_dropout: Share = 0.0,
+        out_channels: Size | None = None,
+        model_channels: Size = 192,
+        channel_mult: Annotated[Sequence[Size], MinLen(1)] = (1, 2, 3, 4),
+        channel_mult_emb: Size = 4,
+        num_blocks: Size = 3,
+        attn_resolutions: Sequence[Size] = (32, 16, 8),
+        head_channels: Size = 64,
         adaptive_scale: bool = True,
         double_norm: bool = False,
         checkpointing: bool = False,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from consistency_models.networks.layers import Linear, PositionalEmbedding, condition, run
 from consistency_models.trust import loadable
+from consistency_models.values import BelowOne, Count, Share, Size, checked
 
 __all__ = ["DiT"]
 
@@ -158,20 +159,21 @@ class DiT(nn.Module):
         ValueError: patch_size does not divide image_size, or heads or 4 does not divide width.
     """
 
+    @checked
     def __init__(
         self,
-        image_size: int,
-        channels: int,
-        num_classes: int = 0,
-        augment_dim: int = 0,
-        dropout: float = 0.0,
+        image_size: Size,
+        channels: Size,
+        num_classes: Count = 0,
+        augment_dim: Count = 0,
+        dropout: BelowOne = 0.0,
         *,
-        label_dropout: float = 0.0,
-        out_channels: int | None = None,
-        patch_size: int = 2,
-        width: int = 384,
-        depth: int = 12,
-        heads: int = 6,
+        label_dropout: Share = 0.0,
+        out_channels: Size | None = None,
+        patch_size: Size = 2,
+        width: Size = 384,
+        depth: Size = 12,
+        heads: Size = 6,
         embedding: Callable[[int], nn.Module] = FEATURES,
         checkpointing: bool = False,
         two_times: bool = False,

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import pi, sqrt
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import MinLen
 from torch import Tensor, nn
 
 from consistency_models.networks.layers import attention, check_levels, condition, run
 from consistency_models.trust import loadable
+from consistency_models.values import BelowOne, Count, Positive, Share, Size, checked
 
 __all__ = ["EDM2"]
 
@@ -279,46 +282,41 @@ class EDM2(nn.Module):
         checkpointing: keep no activations within blocks; backward computes them again.
 
     Raises:
-        ValueError: image_size cannot be halved as often as channel_mult has levels, augment_dim is not 0, the filter's
-            length is odd, or a balance is not in [0, 1].
+        ValueError: image_size cannot be halved as often as channel_mult has levels, or the filter's length is
+            odd.
     """
 
+    @checked
     def __init__(
         self,
-        image_size: int,
-        channels: int,
-        num_classes: int = 0,
-        augment_dim: int = 0,
-        dropout: float = 0.0,
+        image_size: Size,
+        channels: Size,
+        num_classes: Count = 0,
+        augment_dim: Literal[0] = 0,
+        dropout: BelowOne = 0.0,
         *,
-        dropout_resolution: int | None = None,
-        label_dropout: float = 0.0,
-        model_channels: int = 192,
-        channel_mult: Sequence[int] = (1, 2, 3, 4),
-        num_blocks: int = 3,
-        attn_resolutions: Sequence[int] = (16, 8),
-        head_channels: int = 64,
-        channel_mult_noise: int | None = None,
-        channel_mult_emb: int | None = None,
-        resample_filter: Sequence[float] = (1, 1),
-        res_balance: float = 0.3,
-        attn_balance: float = 0.3,
-        concat_balance: float = 0.5,
-        label_balance: float = 0.5,
-        clip_act: float | None = 256,
-        logvar_channels: int = 0,
+        dropout_resolution: Size | None = None,
+        label_dropout: Share = 0.0,
+        model_channels: Size = 192,
+        channel_mult: Annotated[Sequence[Size], MinLen(1)] = (1, 2, 3, 4),
+        num_blocks: Size = 3,
+        attn_resolutions: Sequence[Size] = (16, 8),
+        head_channels: Size = 64,
+        channel_mult_noise: Size | None = None,
+        channel_mult_emb: Size | None = None,
+        resample_filter: Annotated[Sequence[Positive], MinLen(1)] = (1, 1),
+        res_balance: Share = 0.3,
+        attn_balance: Share = 0.3,
+        concat_balance: Share = 0.5,
+        label_balance: Share = 0.5,
+        clip_act: Positive | None = 256,
+        logvar_channels: Count = 0,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
         check_levels(image_size, channel_mult)
-        if augment_dim:
-            raise ValueError(f"augment_dim must be 0 for EDM2; got {augment_dim}: network=adm takes labels")
         if len(resample_filter) % 2:
             raise ValueError(f"resample_filter must have an even length; got {list(resample_filter)}")
-        balances = {"res": res_balance, "attn": attn_balance, "concat": concat_balance, "label": label_balance}
-        for name, value in balances.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}_balance must be in [0, 1], 0.5 for equal shares; got {value}")
         self.image_size, self.channels = image_size, channels
         self.num_classes, self.augment_dim = num_classes, augment_dim
         self.unet = UNet(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from consistency_models.trust import loadable
+from consistency_models.values import Positive, checked
 
 __all__ = [
     "Conv2d",
@@ -114,7 +115,8 @@ class PositionalEmbedding(nn.Module):
 
     freqs: Tensor
 
-    def __init__(self, channels: int, scale: float = 1.0, endpoint: bool = True) -> None:
+    @checked
+    def __init__(self, channels: int, scale: Positive = 1.0, endpoint: bool = True) -> None:
         super().__init__()
         self.channels, self.scale = channels, scale
         exponents = torch.arange(channels // 2, dtype=torch.float32) / (channels // 2 - endpoint)
@@ -137,7 +139,8 @@ class FourierEmbedding(nn.Module):
 
     freqs: Tensor
 
-    def __init__(self, channels: int, scale: float = 16.0) -> None:
+    @checked
+    def __init__(self, channels: int, scale: Positive = 16.0) -> None:
         super().__init__()
         self.register_buffer("freqs", torch.randn(channels // 2) * scale)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from consistency_models.networks.layers import Linear, condition
 from consistency_models.trust import loadable
+from consistency_models.values import BelowOne, Count, Size, checked
 
 __all__ = ["MLP"]
 
@@ -32,16 +33,17 @@ class MLP(nn.Module):
 
     freqs: Tensor
 
+    @checked
     def __init__(
         self,
-        image_size: int,
-        channels: int,
-        num_classes: int = 0,
-        augment_dim: int = 0,
-        dropout: float = 0.0,
+        image_size: Size,
+        channels: Size,
+        num_classes: Count = 0,
+        augment_dim: Count = 0,
+        dropout: BelowOne = 0.0,
         *,
-        width: int = 128,
-        depth: int = 3,
+        width: Size = 128,
+        depth: Count = 3,
         two_times: bool = False,
     ) -> None:
         super().__init__()

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import log
-from typing import cast
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from annotated_types import MinLen
 from torch import Tensor, nn
 
 from consistency_models.networks.layers import Linear, PositionalEmbedding, attention, check_levels, condition, run
 from consistency_models.trust import loadable
+from consistency_models.values import BelowOne, Count, Positive, Share, Size, checked
 
 __all__ = ["OpenAIUNet"]
 
@@ -166,38 +168,37 @@ class OpenAIUNet(nn.Module):
         checkpointing: keep no activations within blocks; backward computes them again.
 
     Raises:
-        ValueError: image_size cannot be halved as often as channel_mult has levels, or augment_dim is not 0.
+        ValueError: image_size cannot be halved as often as channel_mult has levels.
     """
 
+    norm_groups = True
+
+    @checked
     def __init__(
         self,
-        image_size: int,
-        channels: int,
-        num_classes: int = 0,
-        augment_dim: int = 0,
-        dropout: float = 0.0,
+        image_size: Size,
+        channels: Size,
+        num_classes: Count = 0,
+        augment_dim: Literal[0] = 0,
+        dropout: BelowOne = 0.0,
         *,
-        dropout_resolution: int | None = None,
-        label_dropout: float = 0.0,
-        out_channels: int | None = None,
-        model_channels: int = 192,
-        channel_mult: Sequence[int] = (1, 2, 3, 4),
-        num_blocks: int = 3,
-        attn_resolutions: Sequence[int] = (32, 16, 8),
-        head_channels: int = 64,
-        heads: int | None = None,
+        dropout_resolution: Size | None = None,
+        label_dropout: Share = 0.0,
+        out_channels: Size | None = None,
+        model_channels: Size = 192,
+        channel_mult: Annotated[Sequence[Size], MinLen(1)] = (1, 2, 3, 4),
+        num_blocks: Size = 3,
+        attn_resolutions: Sequence[Size] = (32, 16, 8),
+        head_channels: Size = 64,
+        heads: Size | None = None,
         adaptive_scale: bool = True,
         resblock_updown: bool = True,
         legacy_order: bool = False,
-        noise_scale: float = 1000.0,
+        noise_scale: Positive = 1000.0,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
         check_levels(image_size, channel_mult)
-        if augment_dim:
-            raise ValueError(
-                f"augment_dim must be 0 for OpenAIUNet; got {augment_dim}: use network=adm with augment=edm"
-            )
         self.image_size, self.channels = image_size, channels
         self.num_classes, self.augment_dim = num_classes, augment_dim
         self.label_dropout, self.checkpointing = label_dropout, checkpointing

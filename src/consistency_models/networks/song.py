@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import sqrt
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import MinLen
 from torch import Tensor, nn
 
 from consistency_models.networks.layers import (
@@ -24,6 +26,7 @@ from consistency_models.networks.layers import (
     run,
 )
 from consistency_models.trust import loadable
+from consistency_models.values import BelowOne, Count, Positive, Share, Size, checked
 
 __all__ = ["SongUNet"]
 
@@ -61,32 +64,34 @@ class SongUNet(nn.Module):
         two_times: takes a second noise label, whose features enter by a linear layer that is 0 at first.
 
     Raises:
-        ValueError: image_size cannot be halved as often as channel_mult has levels; encoder or decoder is unknown;
-            double_norm without adaptive_scale.
+        ValueError: image_size cannot be halved as often as channel_mult has levels; double_norm without adaptive_scale.
     """
 
+    norm_groups = True
+
+    @checked
     def __init__(
         self,
-        image_size: int,
-        channels: int,
-        num_classes: int = 0,
-        augment_dim: int = 0,
-        dropout: float = 0.0,
+        image_size: Size,
+        channels: Size,
+        num_classes: Count = 0,
+        augment_dim: Count = 0,
+        dropout: BelowOne = 0.0,
         *,
-        dropout_resolution: int | None = None,
-        label_dropout: float = 0.0,
-        out_channels: int | None = None,
-        model_channels: int = 128,
-        channel_mult: Sequence[int] = (2, 2, 2),
-        channel_mult_emb: int = 4,
-        channel_mult_noise: int = 1,
-        num_blocks: int = 4,
-        attn_resolutions: Sequence[int] = (16,),
+        dropout_resolution: Size | None = None,
+        label_dropout: Share = 0.0,
+        out_channels: Size | None = None,
+        model_channels: Size = 128,
+        channel_mult: Annotated[Sequence[Size], MinLen(1)] = (2, 2, 2),
+        channel_mult_emb: Size = 4,
+        channel_mult_noise: Size = 1,
+        num_blocks: Size = 4,
+        attn_resolutions: Sequence[Size] = (16,),
         middle_attention: bool = True,
         embedding: Callable[[int], nn.Module] = PositionalEmbedding,
-        encoder: str = "standard",
-        decoder: str = "standard",
-        resample_filter: Sequence[float] = (1, 1),
+        encoder: Literal["standard", "skip", "residual"] = "standard",
+        decoder: Literal["standard", "skip"] = "standard",
+        resample_filter: Annotated[Sequence[Positive], MinLen(1)] = (1, 1),
         adaptive_scale: bool = False,
         double_norm: bool = False,
         checkpointing: bool = False,
@@ -95,12 +100,6 @@ class SongUNet(nn.Module):
         super().__init__()
         check_levels(image_size, channel_mult)
         levels = len(channel_mult)
-        for name, value, allowed in (
-            ("encoder", encoder, ("standard", "skip", "residual")),
-            ("decoder", decoder, ("standard", "skip")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
         self.image_size, self.channels = image_size, channels
         self.num_classes, self.augment_dim, self.two_times = num_classes, augment_dim, two_times
         self.num_blocks, self.label_dropout, self.checkpointing = num_blocks, label_dropout, checkpointing

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Annotated
+
+from annotated_types import Ge
 
 from consistency_models.trust import loadable
+from consistency_models.values import BelowOne, Size, checked
 
 __all__ = [
     "AdaptiveDecay",
@@ -34,13 +38,12 @@ def _progress(k: int, K: int) -> float:
 class Constant:
     """N(k) = N.  (Consistency distillation: 18 on CIFAR-10, 40 elsewhere; arXiv 2303.01469, Table 3.)
 
-    Raises:
-        ValueError: N < 2.
+    Args:
+        N: grid points.
     """
 
-    def __init__(self, N: int) -> None:
-        if N < 2:
-            raise ValueError(f"N counts grid points and must be at least 2; got {N}")
+    @checked
+    def __init__(self, N: Annotated[int, Ge(2)]) -> None:
         self.N, self.s0 = N, N - 1
 
     def __call__(self, k: int, K: int) -> int:
@@ -51,8 +54,9 @@ class Constant:
 class _Growing:
     """From s0 to s1 intervals; `s0` is also what `AdaptiveDecay` scales with."""
 
-    def __init__(self, s0: int, s1: int) -> None:
-        if not 1 <= s0 <= s1:
+    @checked
+    def __init__(self, s0: Size, s1: Size) -> None:
+        if s0 > s1:
             raise ValueError(f"need 1 <= s0 <= s1; got s0 {s0}, s1 {s1}")
         self.s0, self.s1 = s0, s1
 
@@ -67,7 +71,7 @@ class Progressive(_Growing):
         ValueError: not 1 <= s0 <= s1.
     """
 
-    def __init__(self, s0: int = 2, s1: int = 150) -> None:
+    def __init__(self, s0: Size = 2, s1: Size = 150) -> None:
         super().__init__(s0, s1)
 
     def __call__(self, k: int, K: int) -> int:
@@ -84,7 +88,7 @@ class Doubling(_Growing):
         ValueError: not 1 <= s0 <= s1.
     """
 
-    def __init__(self, s0: int = 10, s1: int = 1280) -> None:
+    def __init__(self, s0: Size = 10, s1: Size = 1280) -> None:
         super().__init__(s0, s1)
 
     def __call__(self, k: int, K: int) -> int:
@@ -106,13 +110,12 @@ class Annealed(_Growing):
         steps: how long T grows; half of the training at most.
 
     Raises:
-        ValueError: not 1 <= s0 <= s1, or steps < 1.
+        ValueError: not 1 <= s0 <= s1.
     """
 
-    def __init__(self, s0: int = 64, s1: int = 1280, steps: int = 100_000) -> None:
+    @checked
+    def __init__(self, s0: Size = 64, s1: Size = 1280, steps: Size = 100_000) -> None:
         super().__init__(s0, s1)
-        if steps < 1:
-            raise ValueError(f"steps, over which T grows, must be at least 1; got {steps}")
         self.steps = steps
 
     def intervals(self, k: int, K: int) -> float:
@@ -128,7 +131,7 @@ class Annealed(_Growing):
 class _Shape(_Growing):
     """N(k) = round(s0 + shape(k/K)·(s1 - s0)) + 1, with shape(0) = 0 and shape(1) = 1."""
 
-    def __init__(self, s0: int = 10, s1: int = 1280) -> None:
+    def __init__(self, s0: Size = 10, s1: Size = 1280) -> None:
         super().__init__(s0, s1)
 
     def shape(self, u: float) -> float:
@@ -173,21 +176,12 @@ class Cosine(_Shape):
         return (1 - math.cos(math.pi * u)) / 2
 
 
-def _check_decay(name: str, decay: float) -> None:
-    if not 0 <= decay <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], 0 for a target that is the model itself; got {decay}")
-
-
 @loadable()
 class ConstantDecay:
-    """μ(k) = decay.  0: the target is the model itself.
+    """μ(k) = decay.  0: the target is the model itself."""
 
-    Raises:
-        ValueError: decay outside [0, 1].
-    """
-
-    def __init__(self, decay: float) -> None:
-        _check_decay("decay", decay)
+    @checked
+    def __init__(self, decay: BelowOne) -> None:
         self.decay = decay
 
     def __call__(self, k: int, K: int) -> float:
@@ -205,13 +199,10 @@ class AdaptiveDecay:
     Args:
         initial: μ0, 0.9 on CIFAR-10 and 0.95 elsewhere; 0 gives 0 throughout.
         curriculum: N(k, K), with its `s0`.
-
-    Raises:
-        ValueError: initial outside [0, 1].
     """
 
-    def __init__(self, initial: float, curriculum: Callable[[int, int], int]) -> None:
-        _check_decay("initial", initial)
+    @checked
+    def __init__(self, initial: BelowOne, curriculum: Callable[[int, int], int]) -> None:
         self.initial, self.curriculum = initial, curriculum
 
     def __call__(self, k: int, K: int) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 from consistency_models.noise.schedules import Levels, LogNormal
 from consistency_models.random import BatchRandom
 from consistency_models.trust import loadable
+from consistency_models.values import Positive, Share, checked
 
 __all__ = ["ArctanLogNormal", "Dyadic", "Groups", "LogNormalPair"]
 
@@ -34,20 +35,21 @@ class LogNormalPair(LogNormal):
         ValueError: as `LogNormal`, for both laws; equal outside [0, 1].
     """
 
+    draws = "pairs of times"
+
+    @checked
     def __init__(
         self,
         mean: float = -0.6,
-        std: float = 1.6,
+        std: Positive = 1.6,
         end_mean: float | None = None,
-        end_std: float | None = None,
+        end_std: Positive | None = None,
         swap: bool = True,
-        equal: float = 0.25,
+        equal: Share = 0.25,
         by_position: bool = True,
     ) -> None:
         super().__init__(mean, std)
         ends = LogNormal(mean if end_mean is None else end_mean, std if end_std is None else end_std)
-        if not 0 <= equal <= 1:
-            raise ValueError(f"equal, the share of rows with r = t, must lie in [0, 1]; got {equal}")
         self.end_mean, self.end_std = ends.mean, ends.std
         self.swap, self.equal, self.by_position = swap, equal, by_position
 
@@ -80,6 +82,8 @@ class ArctanLogNormal(LogNormal):
         ValueError: mean is not finite or std is not positive.
     """
 
+    draws = "steps that end at 0"
+
     def __init__(self, mean: float = -0.8, std: float = 1.6) -> None:
         super().__init__(mean, std)
 
@@ -106,6 +110,8 @@ class Dyadic:
     Raises:
         ValueError: sections is no power of two, share is outside [0, 1], or sigma_max is not above `sections`.
     """
+
+    draws = "steps of lengths 2^-j"
 
     def __init__(self, sections: int = 128, share: float = 0.125, sigma_max: float = 1e4) -> None:
         if sections < 2 or sections & (sections - 1) or not 0 <= share <= 1 or not sections < sigma_max < math.inf:
@@ -151,6 +157,8 @@ class Groups:
     Raises:
         ValueError: group < 1, gap < 1, not 0 <= lowest < highest < 1, or sigma_data not positive.
     """
+
+    draws = "levels that a group shares"
 
     def __init__(
         self, group: int = 4, gap: int = 15, highest: float = 0.994, lowest: float = 0.006, sigma_data: float = 0.5

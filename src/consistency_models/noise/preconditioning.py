@@ -9,13 +9,15 @@ A network of two times is also given `c_end(σ, s)`, the label of the level s wh
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from consistency_models.noise.schedules import per_image
 from consistency_models.trust import loadable
+from consistency_models.values import Positive, Share, Sigma, SigmaOrZero, checked
 
 __all__ = ["EDM", "IDDPM", "VE", "VP", "Boundary", "Flow", "Preconditioned", "TrigFlow"]
 
@@ -28,14 +30,10 @@ class EDM:
 
     Args:
         sigma_data: σ_d, the standard deviation of the data.
-
-    Raises:
-        ValueError: sigma_data is not positive and finite.
     """
 
-    def __init__(self, sigma_data: float = 0.5) -> None:
-        if not 0 < sigma_data < math.inf:
-            raise ValueError(f"sigma_data must be positive and finite (the papers use 0.5); got {sigma_data}")
+    @checked
+    def __init__(self, sigma_data: Positive = 0.5) -> None:
         self.sigma_data = sigma_data
 
     def c_skip(self, sigma: Tensor) -> Tensor:
@@ -97,6 +95,7 @@ class Flow:
         gap: a network of two times is given t - r, as in MeanFlow, rather than r, the time of the level s.
     """
 
+    @checked
     def __init__(self, gap: bool = True) -> None:
         self.gap = gap
 
@@ -131,15 +130,13 @@ class Boundary(EDM):
     Args:
         sigma_data: σ_d, the standard deviation of the data.
         sigma_min: the smallest level, where the consistency function is the identity.
-
-    Raises:
-        ValueError: sigma_data is not positive and finite, or sigma_min is negative or not finite.
     """
 
-    def __init__(self, sigma_data: float = 0.5, sigma_min: float = 0.002) -> None:
+    identity_at_sigma_min = True
+
+    @checked
+    def __init__(self, sigma_data: Positive = 0.5, sigma_min: SigmaOrZero = 0.002) -> None:
         super().__init__(sigma_data)
-        if not 0 <= sigma_min < math.inf:
-            raise ValueError(f"sigma_min must be at least 0 and finite (the papers use 0.002); got {sigma_min}")
         self.sigma_min = sigma_min
 
     def c_skip(self, sigma: Tensor) -> Tensor:
@@ -164,7 +161,14 @@ class VP:
         epsilon: ε, where training ended.
     """
 
-    def __init__(self, beta_d: float = 19.9, beta_min: float = 0.1, steps: int = 1000, epsilon: float = 1e-5) -> None:
+    @checked
+    def __init__(
+        self,
+        beta_d: Positive = 19.9,
+        beta_min: Positive = 0.1,
+        steps: Annotated[int, Ge(2), Le(10_000)] = 1000,
+        epsilon: Annotated[float, Gt(0), Lt(1)] = 1e-5,
+    ) -> None:
         self.beta_d, self.beta_min, self.steps, self.epsilon = beta_d, beta_min, steps, epsilon
         self.sigma_min, self.sigma_max = self.sigma(torch.tensor([epsilon, 1.0], dtype=torch.float64)).tolist()
 
@@ -204,7 +208,8 @@ class VE:
         sigma_max: the largest.
     """
 
-    def __init__(self, sigma_min: float = 0.02, sigma_max: float = 100.0) -> None:
+    @checked
+    def __init__(self, sigma_min: SigmaOrZero = 0.02, sigma_max: Sigma = 100.0) -> None:
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
     def c_skip(self, sigma: Tensor) -> Tensor:
@@ -252,7 +257,10 @@ class IDDPM:
         ValueError: steps is not from 2 to 10,000.
     """
 
-    def __init__(self, c_1: float = 0.001, c_2: float = 0.008, steps: int = 1000) -> None:
+    @checked
+    def __init__(
+        self, c_1: Share = 0.001, c_2: Positive = 0.008, steps: Annotated[int, Ge(2), Le(10_000)] = 1000
+    ) -> None:
         if not 2 <= steps <= 10_000:
             raise ValueError(f"steps must be a whole number from 2 to 10,000; got {steps}")
         u = iddpm_table(c_1, c_2, steps)

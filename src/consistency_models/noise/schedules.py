@@ -11,12 +11,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Annotated
 
 import torch
+from annotated_types import Gt
 from torch import Tensor
 
 from consistency_models.random import BatchRandom
 from consistency_models.trust import loadable
+from consistency_models.values import NotNegative, Positive, Rho, Sigma, Size, checked
 
 __all__ = ["ECTSchedule", "KarrasLogNormal", "KarrasUniform", "Levels", "LogNormal", "karras_grid", "per_image"]
 
@@ -59,7 +62,7 @@ def per_image(values: Tensor, x: Tensor) -> Tensor:
 
 
 @loadable()
-def karras_grid(N: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+def karras_grid(N: int, sigma_min: Sigma = 0.002, sigma_max: Sigma = 80.0, rho: Rho = 7.0) -> Tensor:
     """σ_i = (σ_min^{1/ρ} + i/(N-1)·(σ_max^{1/ρ} - σ_min^{1/ρ}))^ρ,  i = 0 … N-1.
 
     N levels, ascending, float64, shape (N,). Both ends are exact; a single level is σ_max.  (EDM,
@@ -93,8 +96,11 @@ class KarrasUniform:
         ValueError: as `karras_grid`; and at a draw, if the curriculum hands out fewer than 2 levels.
     """
 
+    draws = "pairs of levels on a grid"
+
+    @checked
     def __init__(
-        self, curriculum: Callable[[int, int], int], sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+        self, curriculum: Callable[[int, int], int], sigma_min: Sigma = 0.002, sigma_max: Sigma = 80.0, rho: Rho = 7.0
     ) -> None:
         karras_grid(2, sigma_min, sigma_max, rho)  # refuses a senseless range now, not at the first step
         self.curriculum, self.sigma_min, self.sigma_max, self.rho = curriculum, sigma_min, sigma_max, rho
@@ -129,20 +135,20 @@ class KarrasLogNormal(KarrasUniform):
         mean, std: of ln σ; the paper's by default.
 
     Raises:
-        ValueError: as `KarrasUniform`; mean is not finite, std is not positive, or no mass falls on the grid.
+        ValueError: as `KarrasUniform`, or no mass falls on the grid.
     """
 
+    @checked
     def __init__(
         self,
         curriculum: Callable[[int, int], int],
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-        rho: float = 7.0,
+        sigma_min: Sigma = 0.002,
+        sigma_max: Sigma = 80.0,
+        rho: Rho = 7.0,
         mean: float = -1.1,
-        std: float = 2.0,
+        std: Positive = 2.0,
     ) -> None:
         super().__init__(curriculum, sigma_min, sigma_max, rho)
-        _check_normal(mean, std)
         self.mean, self.std = mean, std
         self.probabilities(2)
 
@@ -168,13 +174,12 @@ class LogNormal:
 
     Args:
         mean, std: of ln t; EDM's by default.
-
-    Raises:
-        ValueError: mean is not finite or std is not positive.
     """
 
-    def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
-        _check_normal(mean, std)
+    draws = "continuous levels"
+
+    @checked
+    def __init__(self, mean: float = -1.2, std: Positive = 1.2) -> None:
         self.mean, self.std = mean, std
 
     def __call__(self, rows: BatchRandom, k: int, K: int) -> Levels:
@@ -198,26 +203,22 @@ class ECTSchedule(LogNormal):
         stages: how many.
 
     Raises:
-        ValueError: as `LogNormal`; q <= 1, slope or steepness is negative or not finite, or stages < 1 or so many that
-            float32 cannot tell s from t.
+        ValueError: there are so many stages that float32 cannot tell s from t.
     """
 
+    @checked
     def __init__(
         self,
         mean: float = -1.1,
-        std: float = 2.0,
-        q: float = 2.0,
-        slope: float = 8.0,
-        steepness: float = 1.0,
-        stages: int = 8,
+        std: Positive = 2.0,
+        q: Annotated[float, Gt(1)] = 2.0,
+        slope: NotNegative = 8.0,
+        steepness: NotNegative = 1.0,
+        stages: Size = 8,
     ) -> None:
         super().__init__(mean, std)
-        if not 1 < q < math.inf or not 0 <= slope < math.inf or not 0 <= steepness < math.inf:
-            raise ValueError(
-                f"need q > 1, slope >= 0, steepness >= 0, all finite; got q {q}, slope {slope}, steepness {steepness}"
-            )
-        if stages < 1 or stages * math.log2(q) > 20:
-            raise ValueError(f"need stages >= 1 and q^stages <= 2^20, that s differs from t; got {stages} of q {q}")
+        if stages * math.log2(q) > 20:
+            raise ValueError(f"need q^stages <= 2^20, so that s differs from t; got {stages} stages of q {q}")
         self.q, self.slope, self.steepness, self.stages = q, slope, steepness, stages
 
     def stage(self, k: int, K: int) -> int:
@@ -233,10 +234,3 @@ class ECTSchedule(LogNormal):
         """The levels of these rows at step k of K, float32, shape (len(rows),)."""
         high = super().__call__(rows, k, K).high
         return Levels(high=high, low=self.low(high.double(), self.stage(k, K)).float())
-
-
-def _check_normal(mean: float, std: float) -> None:
-    if not math.isfinite(mean):
-        raise ValueError(f"mean, of ln σ, must be finite; got {mean}")
-    if not 0 < std < math.inf:
-        raise ValueError(f"std, of ln σ, must be positive and finite; got {std}")

@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor
 
 from consistency_models.noise.curricula import Constant
 from consistency_models.noise.schedules import Levels
 from consistency_models.random import BatchRandom
 from consistency_models.trust import loadable
+from consistency_models.values import Sigma, Size, checked
 
 __all__ = ["Phases", "Segments", "cosine_grid", "segment_edges"]
 
@@ -26,7 +29,7 @@ Spacing = Callable[[int], Tensor]
 
 
 @loadable()
-def cosine_grid(N: int, sigma_max: float = 80.0, kappa: float = 1.0) -> Tensor:
+def cosine_grid(N: int, sigma_max: Sigma = 80.0, kappa: Sigma = 1.0) -> Tensor:
     """σ_i = κ·tan(i/(N-1)·arctan(σ_max/κ)),  i = 0 … N-1.
 
     N levels, ascending, float64, shape (N,), from exactly 0 to exactly σ_max: equal steps of time in the cosine
@@ -76,7 +79,10 @@ class Segments:
         ValueError: as `segment_edges`.
     """
 
-    def __init__(self, segments: int, curriculum: Callable[[int, int], int], spacing: Spacing) -> None:
+    draws = "segments"
+
+    @checked
+    def __init__(self, segments: Size, curriculum: Callable[[int, int], int], spacing: Spacing) -> None:
         self.segments, self.curriculum, self.spacing = segments, curriculum, spacing
         self.edges = segment_edges(segments, spacing)
 
@@ -116,7 +122,10 @@ class Phases:
         ValueError: a number in the chain is not a multiple of the following one.
     """
 
-    def __init__(self, steps: Sequence[int], segments: int, spacing: Spacing) -> None:
+    draws, needs_teacher = "segments", True
+
+    @checked
+    def __init__(self, steps: Annotated[Sequence[Size], MinLen(1)], segments: Size, spacing: Spacing) -> None:
         chain = [*steps, segments]
         if len(chain) < 2 or any(a <= b or a % b for a, b in pairwise(chain)):
             raise ValueError(f"each of steps → segments must be a multiple of the following one; got {chain}")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Gt, Lt
 from scipy.stats import t as student_t
 from torch import Tensor
 
 from consistency_models.noise.schedules import Levels
 from consistency_models.random import BatchRandom
+from consistency_models.values import BelowOne, Count, NotNegative, Positive, Sigma, SigmaOrZero, Size, checked
 
 __all__ = ["TruncatedStudentT"]
 
@@ -39,41 +42,28 @@ class TruncatedStudentT:
         ValueError: a number outside its range; and at a draw, if the batch has no row at t' though share > 0.
     """
 
+    draws = "levels above a transition"
+
+    @checked
     def __init__(
         self,
-        transition: float = 1.0,
-        sigma_min: float = 1.0,
-        sigma_max: float = 80.0,
+        transition: SigmaOrZero = 1.0,
+        sigma_min: Sigma = 1.0,
+        sigma_max: Sigma = 80.0,
         mean: float = 0.0,
-        scale: float = 0.2,
-        df: float = 0.01,
-        q: float = 2.0,
-        slope: float = 8.0,
-        steepness: float = 1.0,
-        limit: float = 0.999,
-        first_stage: int = 9,
-        stages: int = 1,
-        share: float = 0.25,
-        boundary_weight: float = 0.1,
+        scale: Positive = 0.2,
+        df: Positive = 0.01,
+        q: Annotated[float, Gt(1)] = 2.0,
+        slope: NotNegative = 8.0,
+        steepness: NotNegative = 1.0,
+        limit: Annotated[float, Gt(0), Lt(1)] = 0.999,
+        first_stage: Count = 9,
+        stages: Size = 1,
+        share: BelowOne = 0.25,
+        boundary_weight: NotNegative = 0.1,
     ) -> None:
-        ranges = {
-            "transition": (transition, 0 <= transition < math.inf, "at least 0"),
-            "sigma_min": (sigma_min, 0 < sigma_min < sigma_max < math.inf, f"in (0, sigma_max {sigma_max})"),
-            "mean": (mean, math.isfinite(mean), "finite"),
-            "scale": (scale, 0 < scale < math.inf, "positive"),
-            "df": (df, df > 0, "positive"),
-            "q": (q, 1 < q < math.inf, "above 1"),
-            "slope": (slope, 0 <= slope < math.inf, "at least 0"),
-            "steepness": (steepness, 0 <= steepness < math.inf, "at least 0"),
-            "limit": (limit, 0 < limit < 1, "in (0, 1)"),
-            "first_stage": (first_stage, first_stage >= 0, "at least 0"),
-            "stages": (stages, stages >= 1, "at least 1"),
-            "share": (share, 0 <= share < 1, "in [0, 1)"),
-            "boundary_weight": (boundary_weight, 0 <= boundary_weight < math.inf, "at least 0"),
-        }
-        for name, (value, fits, allowed) in ranges.items():
-            if not fits:
-                raise ValueError(f"{name} must be {allowed}; got {value}")
+        if not sigma_min < sigma_max:
+            raise ValueError(f"sigma_min must be in (0, sigma_max {sigma_max}); got {sigma_min}")
         self.transition, self.mean, self.scale, self.df = transition, mean, scale, df
         self.q, self.slope, self.steepness, self.limit = q, slope, steepness, limit
         self.first_stage, self.stages, self.share, self.boundary_weight = first_stage, stages, share, boundary_weight

@@ -6,14 +6,16 @@ step `step`, counted from 0. It is a pure function of the step, without state to
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Gt, Le, MinLen
 from torch import Tensor
 
 from consistency_models.trust import loadable
+from consistency_models.values import BelowOne, Distinct, Positive, checked
 
 __all__ = ["Constant", "HalfLife", "PowerFunction", "ema_update"]
 
@@ -39,15 +41,11 @@ class Constant:
 
     Args:
         decays: one average for each.
-
-    Raises:
-        ValueError: no decay, a repeated one, or one outside [0, 1).
     """
 
-    def __init__(self, decays: Sequence[float] = (0.999,)) -> None:
+    @checked
+    def __init__(self, decays: Annotated[Sequence[BelowOne], MinLen(1), Distinct] = (0.999,)) -> None:
         self._decays = list(decays)
-        if not all(0 <= decay < 1 for decay in self._decays) or not 0 < len(self._decays) == len(set(self._decays)):
-            raise ValueError(f"decays must be one or more different numbers in [0, 1); got {self._decays}")
         self.names = [f"{decay:g}" if float(f"{decay:g}") == decay else repr(decay) for decay in self._decays]
 
     def decays(self, step: int, batch_size: int) -> list[float]:
@@ -62,16 +60,10 @@ class HalfLife:
     Args:
         images: the half-life, in images.
         ramp: the half-life is at most this part of the images seen so far; None for no such limit.
-
-    Raises:
-        ValueError: images or ramp is not positive.
     """
 
-    def __init__(self, images: float = 500_000, ramp: float | None = 0.05) -> None:
-        if not 0 < images < math.inf or (ramp is not None and not ramp > 0):
-            raise ValueError(
-                f"images must be positive and finite, ramp positive or None; got images {images}, ramp {ramp}"
-            )
+    @checked
+    def __init__(self, images: Positive = 500_000, ramp: Positive | None = 0.05) -> None:
         self.images, self.ramp = images, ramp
         self.names = [f"halflife_{images / 1e6:g}M"]
 
@@ -89,16 +81,13 @@ class PowerFunction:
     (EDM2, arXiv 2312.02696, Sec. 3.1 and App. C.)
 
     Args:
-        stds: one average for each relative width.
-
-    Raises:
-        ValueError: no std, a repeated one, or one outside (0, 1/√12], where 1/√12 is the plain average.
+        stds: one average for each relative width; 1/√12 is the plain average.
     """
 
-    def __init__(self, stds: Sequence[float] = (0.05, 0.1)) -> None:
-        stds = list(stds)
-        if not all(0 < std <= 12**-0.5 for std in stds) or not 0 < len(stds) == len(set(stds)):
-            raise ValueError(f"stds must be one or more different numbers in (0, 0.2886]; got {stds}")
+    @checked
+    def __init__(
+        self, stds: Annotated[Sequence[Annotated[float, Gt(0), Le(12**-0.5)]], MinLen(1), Distinct] = (0.05, 0.1)
+    ) -> None:
         self.gammas = [float(np.roots([1, 7, 16 - std**-2, 12 - std**-2]).real.max()) for std in stds]
         self.names = [f"power_{std:g}" for std in stds]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from consistency_models.trust import loadable
+from consistency_models.values import NotNegative, Positive, Share, checked
 
 __all__ = ["InverseSqrt", "Linear"]
 
@@ -22,16 +23,10 @@ class Linear:
     Args:
         warmup_images: when the warm-up ends, in images; 0 for none.
         decay: the share of training, at its end, over which the factor falls to 0; 0 for none.
-
-    Raises:
-        ValueError: warmup_images is negative or not finite, or decay is outside [0, 1].
     """
 
-    def __init__(self, warmup_images: float = 0, decay: float = 0.0) -> None:
-        if not 0 <= warmup_images < math.inf:
-            raise ValueError(f"warmup_images must be at least 0 and finite; got {warmup_images}")
-        if not 0 <= decay <= 1:
-            raise ValueError(f"decay is a share of training, from 0 (none) to 1; got {decay}")
+    @checked
+    def __init__(self, warmup_images: NotNegative = 0, decay: Share = 0.0) -> None:
         self.warmup_images, self.decay = warmup_images, decay
 
     def __call__(self, k: int, K: int, batch_size: int) -> float:
@@ -48,14 +43,10 @@ class InverseSqrt:
     Args:
         reference_steps: where the decay begins: 35,000 for EDM2-S on ImageNet-64 (`ref_batches`), 2,000 in ECT.
         warmup_images: when the linear warm-up ends, in images; 0 for none, as ECT.
-
-    Raises:
-        ValueError: reference_steps is not positive and finite, or warmup_images is negative or not finite.
     """
 
-    def __init__(self, reference_steps: float = 35_000, warmup_images: float = 10_000_000) -> None:
-        if not 0 < reference_steps < math.inf:
-            raise ValueError(f"reference_steps must be positive and finite; got {reference_steps}")
+    @checked
+    def __init__(self, reference_steps: Positive = 35_000, warmup_images: NotNegative = 10_000_000) -> None:
         self.reference_steps, self.warmup = reference_steps, Linear(warmup_images)
 
     def __call__(self, k: int, K: int, batch_size: int) -> float:

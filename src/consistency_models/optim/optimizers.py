@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Len
 from torch import Tensor
 from torch.optim.radam import radam
 
 from consistency_models.trust import loadable
+from consistency_models.values import BelowOne, NotNegative, Positive, checked
 
 __all__ = ["RAdam"]
 
@@ -30,18 +33,16 @@ class RAdam(torch.optim.RAdam):
     Args:
         params: parameters, or groups of them.
         lr, betas, eps, weight_decay: as torch's; the decay is added to the gradient.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
+    @checked
     def __init__(
         self,
         params: Iterable,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        lr: Positive = 1e-3,
+        betas: Annotated[Sequence[BelowOne], Len(2, 2)] = (0.9, 0.999),
+        eps: NotNegative = 1e-8,
+        weight_decay: NotNegative = 0.0,
     ) -> None:
         super().__init__(params, lr, (betas[0], betas[1]), eps, weight_decay, foreach=True)
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from math import inf, sqrt
+from typing import Annotated
+
+from annotated_types import Ge
+
+from consistency_models.values import Infinite, NotNegative, Size, checked
 
 __all__ = ["Churn"]
 
@@ -18,18 +23,20 @@ class Churn:
         churn_noise: S_noise, the standard deviation of the added noise, as a multiple of √(σ̂² - σ²).
 
     Raises:
-        ValueError: churn, churn_min or churn_noise is negative, churn or churn_noise is not finite, or churn_min is
-            above churn_max.
+        ValueError: churn_min is above churn_max.
     """
 
+    @checked
     def __init__(
-        self, steps: int, churn: float = 0.0, churn_min: float = 0.0, churn_max: float = inf, churn_noise: float = 1.0
+        self,
+        steps: Size,
+        churn: NotNegative = 0.0,
+        churn_min: NotNegative = 0.0,
+        churn_max: Annotated[float, Ge(0), Infinite] = inf,
+        churn_noise: NotNegative = 1.0,
     ) -> None:
-        if not 0 <= churn < inf or not 0 <= churn_min <= churn_max or not 0 <= churn_noise < inf:
-            raise ValueError(
-                f"need churn >= 0, 0 <= churn_min <= churn_max and churn_noise >= 0; got churn {churn}, "
-                f"churn_min {churn_min}, churn_max {churn_max}, churn_noise {churn_noise}"
-            )
+        if churn_min > churn_max:
+            raise ValueError(f"need churn_min <= churn_max; got churn_min {churn_min}, churn_max {churn_max}")
         self.gamma, self.window, self.noise = min(churn / steps, sqrt(2) - 1), (churn_min, churn_max), churn_noise
 
     def __call__(self, sigma: float) -> tuple[float, float]:

@@ -18,8 +18,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from consistency_models.noise.schedules import karras_grid
@@ -28,6 +30,7 @@ from consistency_models.sampling import solvers
 from consistency_models.sampling.churn import Churn
 from consistency_models.sampling.solvers import Denoiser
 from consistency_models.trust import loadable
+from consistency_models.values import Descending, Infinite, NotNegative, Rho, Share, Sigma, SigmaOrZero, Size, checked
 
 __all__ = ["DPM2", "Ancestral", "Consistency", "Euler", "FlowMapSampler", "Heun", "SegmentSampler", "ancestral_step"]
 
@@ -49,15 +52,20 @@ class Consistency:
         end: level of the images; by default `sigma_min`, and no noise is added after the last call.
 
     Raises:
-        ValueError: sigmas are not descending and finite, or not 0 <= sigma_min <= end < the last of them.
+        ValueError: not sigma_min <= end < the last of sigmas.
     """
 
+    is_consistency = True
+
+    @checked
     def __init__(
-        self, sigmas: Sequence[float] = (80.0,), sigma_min: float = 0.002, clip: bool = False, end: float | None = None
+        self,
+        sigmas: Descending = (80.0,),
+        sigma_min: SigmaOrZero = 0.002,
+        clip: bool = False,
+        end: SigmaOrZero | None = None,
     ) -> None:
         sigmas, end = tuple(map(float, sigmas)), sigma_min if end is None else end
-        if not sigmas or not all(math.isfinite(s) for s in sigmas) or not all(a > b for a, b in pairwise(sigmas)):
-            raise ValueError(f"sigmas must be one or more finite levels in descending order; got {sigmas}")
         if not 0 <= sigma_min <= end < sigmas[-1]:
             raise ValueError(
                 f"need 0 <= sigma_min <= end < sigmas; got sigma_min {sigma_min}, end {end}, sigmas {sigmas}"
@@ -67,13 +75,14 @@ class Consistency:
 
     @classmethod
     @loadable()
+    @checked
     def for_steps(
         cls,
-        steps: int,
-        sigma_mid: float = 0.821,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-        rho: float = 7.0,
+        steps: Size,
+        sigma_mid: Sigma = 0.821,
+        sigma_min: SigmaOrZero = 0.002,
+        sigma_max: Sigma = 80.0,
+        rho: Rho = 7.0,
         clip: bool = False,
     ) -> Consistency:
         """One step from σ_max; two, σ_max and `sigma_mid`; more, a Karras grid between the two (our choice).
@@ -85,11 +94,11 @@ class Consistency:
             sigma_max, rho: the grid's.
 
         Raises:
-            ValueError: steps below 1, or sigma_mid not between sigma_min and sigma_max.
+            ValueError: sigma_mid is not between sigma_min and sigma_max.
         """
-        if steps < 1 or not sigma_min < sigma_mid < sigma_max:
+        if not sigma_min < sigma_mid < sigma_max:
             raise ValueError(
-                f"need steps >= 1 and sigma_min < sigma_mid < sigma_max; got steps {steps}, sigma_mid {sigma_mid}, "
+                f"need sigma_min < sigma_mid < sigma_max; got sigma_mid {sigma_mid}, "
                 f"sigma_min {sigma_min}, sigma_max {sigma_max}"
             )
         return cls(karras_grid(steps, sigma_mid, sigma_max, rho).flip(0).tolist(), sigma_min, clip)
@@ -151,11 +160,12 @@ class SegmentSampler:
         clip: clamp the output of f to [-1, 1].
 
     Raises:
-        ValueError: steps is below 1, or is not the number of the model's segments.
+        ValueError: steps is not the number of the model's segments.
     """
 
+    @checked
     def __init__(
-        self, steps: int = 1, segments: int | None = None, spacing: Spacing | None = None, clip: bool = False
+        self, steps: Size = 1, segments: Size | None = None, spacing: Spacing | None = None, clip: bool = False
     ) -> None:
         if segments is not None and steps != segments:
             raise ValueError(f"a model of {segments} segments is sampled in {segments} steps; got steps={steps}")
@@ -190,31 +200,21 @@ class FlowMapSampler:
         sigmas: the levels at which the model is called, descending, in place of steps and sigma_max.
         gamma: γ in [0, 1].
         clip: clamp D to [-1, 1].
-
-    Raises:
-        ValueError: steps < 1, gamma outside [0, 1], or sigmas not descending, positive and finite.
     """
 
+    @checked
     def __init__(
         self,
-        steps: int = 1,
-        sigma_max: float = 80.0,
-        sigmas: Sequence[float] | None = None,
-        gamma: float = 0.0,
+        steps: Size = 1,
+        sigma_max: Sigma = 80.0,
+        sigmas: Descending | None = None,
+        gamma: Share = 0.0,
         clip: bool = False,
     ) -> None:
-        if steps < 1 or not 0 <= gamma <= 1 or not 0 < sigma_max < math.inf:
-            raise ValueError(
-                "need steps >= 1, 0 <= gamma <= 1, sigma_max > 0; "
-                f"got steps {steps}, gamma {gamma}, sigma_max {sigma_max}"
-            )
         if sigmas is None:
             times = (sigma_max / (1 + sigma_max) * (1 - i / steps) for i in range(1, steps))
             sigmas = (sigma_max, *(t / (1 - t) for t in times))
-        sigmas = tuple(map(float, sigmas))
-        if not sigmas or not all(a > b for a, b in pairwise((math.inf, *sigmas, 0.0))):
-            raise ValueError(f"sigmas must be one or more positive finite levels in descending order; got {sigmas}")
-        self.sigmas, self.gamma, self.clip = sigmas, gamma, clip
+        self.sigmas, self.gamma, self.clip = tuple(map(float, sigmas)), gamma, clip
         self.nfe = len(self.sigmas)
 
     @torch.no_grad()
@@ -245,16 +245,17 @@ class _ODE:
 
     solver: solvers.Euler | solvers.Heun | solvers.DPM2
 
+    @checked
     def __init__(
         self,
-        steps: int = 18,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-        rho: float = 7.0,
-        churn: float = 0.0,
-        churn_min: float = 0.0,
-        churn_max: float = math.inf,
-        churn_noise: float = 1.0,
+        steps: Size = 18,
+        sigma_min: Sigma = 0.002,
+        sigma_max: Sigma = 80.0,
+        rho: Rho = 7.0,
+        churn: NotNegative = 0.0,
+        churn_min: NotNegative = 0.0,
+        churn_max: Annotated[float, Ge(0), Infinite] = math.inf,
+        churn_noise: NotNegative = 1.0,
         clip: bool = False,
     ) -> None:
         self.sigmas = tuple(karras_grid(steps, sigma_min, sigma_max, rho).flip(0).tolist())
@@ -347,8 +348,14 @@ class Ancestral:
         ValueError: steps < 1, or a range as in `karras_grid`.
     """
 
+    @checked
     def __init__(
-        self, steps: int = 18, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, clip: bool = False
+        self,
+        steps: Size = 18,
+        sigma_min: Sigma = 0.002,
+        sigma_max: Sigma = 80.0,
+        rho: Rho = 7.0,
+        clip: bool = False,
     ) -> None:
         self.sigmas = tuple(karras_grid(steps, sigma_min, sigma_max, rho).flip(0).tolist())
         self.nfe, self.clip = steps, clip

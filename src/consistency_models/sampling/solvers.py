@@ -11,7 +11,6 @@ step to the number 0. A step is x_s = x_t + (s - t)·Φ; Φ, the mean slope of t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from consistency_models.noise.schedules import per_image
 from consistency_models.trust import loadable
+from consistency_models.values import NotNegative, Positive, checked
 
 __all__ = ["ADDIM", "DPM2", "Denoiser", "Euler", "Heun"]
 
@@ -78,19 +78,14 @@ class ADDIM(_OneStep):
     Args:
         eta: η; None: the second estimate in any case.
         share, prior_variance: of the second estimate.
-
-    Raises:
-        ValueError: eta or share is negative or not finite, or prior_variance is not positive.
     """
 
     order, calls, calls_to_zero = 1, 1, 1
 
-    def __init__(self, eta: float | None = 0.75, share: float = 0.1, prior_variance: float = 0.5) -> None:
-        if not 0 <= (eta or 0) < math.inf or not 0 <= share < math.inf or not prior_variance > 0:
-            raise ValueError(
-                "need eta >= 0 or None, share >= 0, prior_variance > 0, all finite; "
-                f"got eta {eta}, share {share}, prior_variance {prior_variance}"
-            )
+    @checked
+    def __init__(
+        self, eta: NotNegative | None = 0.75, share: NotNegative = 0.1, prior_variance: Positive = 0.5
+    ) -> None:
         self.eta, self.share, self.prior_variance = eta, share, prior_variance
 
     def variance(self, denoised: Tensor, high: Tensor, clean: Tensor | None) -> Tensor:

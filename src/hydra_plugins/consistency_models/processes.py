@@ -14,14 +14,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import MinLen
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
+
+from consistency_models.values import Count, Size, Text, checked
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,10 @@ class Processes(Launcher):
         gpus: which, as in CUDA_VISIBLE_DEVICES; None: all that are visible. More jobs than GPUs share them.
     """
 
-    def __init__(self, jobs: int | None = None, gpus: Sequence[str | int] | None = None) -> None:
+    @checked
+    def __init__(
+        self, jobs: Size | None = None, gpus: Annotated[Sequence[Count | Text], MinLen(1)] | None = None
+    ) -> None:
         self.jobs, self.gpus = jobs, gpus
         self.config: DictConfig | None = None
         self.running: set[subprocess.Popen] = set()

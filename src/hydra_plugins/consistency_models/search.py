@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from hydra.core.config_store import ConfigStore
@@ -19,6 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from consistency_models.errors import ConfigError
+from consistency_models.values import Count, Size, checked
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -57,8 +58,14 @@ class Search(Sweeper):
         params: axes, as for Hydra's own sweeper; those of the command line come on top.
     """
 
+    @checked
     def __init__(
-        self, n_trials: int, direction: str, at_once: int, seed: int, params: dict[str, Any] | None = None
+        self,
+        n_trials: Size,
+        direction: Literal["minimize", "maximize"],
+        at_once: Size,
+        seed: Count,
+        params: dict[str, Any] | None = None,
     ) -> None:
         self.n_trials, self.direction, self.at_once, self.seed = n_trials, direction, at_once, seed
         self.params = params or {}

@@ -12,12 +12,10 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from consistency_models.app.checks.composing import Composer, resolved
-from consistency_models.app.checks.job import check_job
+from consistency_models.app.checks.composing import Composer, leaves, resolved
+from consistency_models.app.checks.job import check_job, wrong
 from consistency_models.app.checks.problems import ConfigErrors, problem
 from consistency_models.app.checks.resume import continued
-from consistency_models.app.checks.rules import show
-from consistency_models.app.checks.table import PLUGINS
 from consistency_models.errors import ConfigError
 
 __all__ = ["check", "check_command", "config_to_plan"]
@@ -79,7 +77,7 @@ def check(task: str, composer: Composer, lines: Sequence[str], multirun: bool = 
         _check_plugins(config)
         _check_jobs(task, composer, composer.cells(overrides, config))
     else:
-        check_job(task, config if fixed == overrides else composer.compose(overrides))
+        check_job(composer, task, config if fixed == overrides else composer.compose(overrides))
     return [str(override.input_line) for override in overrides]
 
 
@@ -87,15 +85,11 @@ def _check_plugins(config: DictConfig) -> None:
     """The settings of this project's launcher and sweeper."""
     problems = []
     for part in ("launcher", "sweeper"):
-        name = str(OmegaConf.select(config, f"hydra.{part}._target_"))
-        for key, rule in PLUGINS.get(name, {}).items():
-            value = OmegaConf.select(config, key)
-            value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-            if not rule.accepts(value):
-                meant = rule.meant(value)
-                fix = "" if meant is None else f"did you mean {key}={show(meant)}?"
-                problems.append(problem(key, value, rule.allowed, fix))
-        if name.endswith(".Search") and importlib.util.find_spec("optuna") is None:
+        node = OmegaConf.to_container(config.hydra[part])
+        if str(node["_target_"]).startswith("hydra_plugins.consistency_models."):
+            tree = {"hydra": {part: node}}
+            problems += [one for path, _ in leaves(tree) for one in wrong("train", tree, path, [])]
+        if str(node["_target_"]).endswith(".Search") and importlib.util.find_spec("optuna") is None:
             fix = "install it with pip install 'consistency-models[sweeps]'"
             reason = "the package optuna is not installed"
             problems.append(problem("hydra/sweeper", "search", "another sweeper", fix, reason=reason))
@@ -108,7 +102,7 @@ def _check_jobs(task: str, composer: Composer, jobs: list[list[Override]]) -> No
     for number, overrides in enumerate(jobs):
         try:
             typed = [str(override.input_line) for override in overrides if not override.is_hydra_override()]
-            check_job(task, composer.compose(overrides), number, typed)
+            check_job(composer, task, composer.compose(overrides), number, typed)
         except ConfigErrors as error:
             for one in error.problems:
                 found.setdefault(str(one), []).append((number, one))

@@ -25,9 +25,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from consistency_models.app.checks.problems import ConfigErrors, one_line, problem, unknown_key
 from consistency_models.app.checks.rules import nearest
-from consistency_models.app.checks.table import rule_of
+from consistency_models.app.checks.table import kind_of
 from consistency_models.errors import ConfigError
 from consistency_models.storage.moved_names import current_override
+from consistency_models.values import accepts, describe
 
 __all__ = ["Composer"]
 
@@ -95,9 +96,9 @@ class Composer:
         Raises:
             ConfigError: see `parse`; a size that no file of sweeps/ has.
         """
-        size, sizes = config.get("sweep_size"), rule_of("train", "sweep_size")
-        if size is not None and not sizes.accepts(size):  # it says where the axes are
-            raise problem("sweep_size", size, sizes.allowed)
+        size, sizes = config.get("sweep_size"), kind_of("train", "sweep_size")
+        if size is not None and not accepts(sizes, size):  # it says where the axes are
+            raise problem("sweep_size", size, describe(sizes))
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
         ours = [override for override in overrides if not override.is_hydra_override()]
         swept = [*self.parse(params), *ours]
@@ -143,6 +144,12 @@ class Composer:
     def options(self, group: str) -> list[str]:
         """The options of a group."""
         return sorted(self.repository.get_group_options(group))
+
+    def contents(self, group: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The options of a group, each with what its file says."""
+        for option in self.options(group):
+            content = self.repository.load_config(f"{group}/{option}").config
+            yield option, OmegaConf.to_container(content)
 
     def _is_group(self, override: Override) -> bool:
         key = override.key_or_group

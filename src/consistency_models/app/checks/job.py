@@ -1,24 +1,26 @@
-"""The configuration of one job: every key by its rule, then the relations between keys."""
+"""The configuration of one job: every argument by its annotation, every setting by the table, then the relations."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig
 
 from consistency_models.app.checks import relations
-from consistency_models.app.checks.composing import groups_of, leaves, plain, resolved
+from consistency_models.app.checks.composing import Composer, groups_of, leaves, plain, resolved
 from consistency_models.app.checks.problems import ConfigErrors, problem, unknown_key
-from consistency_models.app.checks.rules import Rule, nearest, show, target
-from consistency_models.app.checks.table import EVAL, NOT_ARGUMENTS, PATHS, TRAIN, rule_of
+from consistency_models.app.checks.rules import meant, meant_target, nearest
+from consistency_models.app.checks.table import EVAL, FOREIGN, HYDRA, NOT_ARGUMENTS, PATHS, TRAIN, kind_of
 from consistency_models.app.checks.targets import find
 from consistency_models.app.folder import is_run_of
 from consistency_models.errors import ConfigError
+from consistency_models.values import accepts, describe, show
 
-__all__ = ["REQUIRED", "check_job"]
+__all__ = ["REQUIRED", "check_job", "wrong"]
 
-ANYTHING = Rule("any value", lambda value: True)
 TABLES = {"train": TRAIN, "eval": EVAL}
 RELATIONS = {"train": relations.TRAIN, "eval": relations.EVAL}
 
@@ -26,7 +28,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "train": (
         *("name", "seed", "tags", "train", "test", "ckpt_path", "show_traceback", "plan", "compile", "paths.runs"),
         *("channels_last", "augment"),
-        *("model._target_", "model.name", "model.needs_teacher", "network._target_", "schedule._target_"),
+        *("model._target_", "model.name", "network._target_", "schedule._target_"),
         *("curriculum._target_", "loss._target_", "weighting._target_", "preconditioning._target_", "sampler._target_"),
         *("optimizer._target_", "optimizer._partial_", "learning_rate._target_", "ema._target_", "teacher._target_"),
         *("init._target_", "features._target_", "logger.csv", "logger.tensorboard", "trainer.devices"),
@@ -43,8 +45,10 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 Path = tuple[Any, ...]
 
 
-def check_job(task: str, config: DictConfig, job: int | None = None, typed: Sequence[str] = ()) -> None:
-    """Check the configuration of a job, as it was composed; takes it apart.
+def check_job(
+    composer: Composer, task: str, config: DictConfig, job: int | None = None, typed: Sequence[str] = ()
+) -> None:
+    """Check the configuration of a job, as `composer` has composed it; takes it apart.
 
     `job` is its number in a multirun, and `typed` are then its overrides: it may go on in the folder that it has begun.
 
@@ -54,54 +58,103 @@ def check_job(task: str, config: DictConfig, job: int | None = None, typed: Sequ
     Raises:
         ConfigErrors: it has problems.
     """
-    choices = {str(group): str(option) for group, option in config.hydra.runtime.choices.items()}
+    chosen = {str(group): str(option) for group, option in config.hydra.runtime.choices.items()}
+    choices = relations.Choices(chosen, composer.contents)
     groups, tree = groups_of(config), plain(config)
     found = dict(leaves(tree))
     derived = [path for path, value in found.items() if "${" in str(value)]
-
-    def wrong(path: Path, value: Any) -> list[ConfigError]:
-        return _wrong(task, tree, path, value, groups)
-
-    problems = [one for path in found if path not in derived for one in wrong(path, found[path])]
+    problems = [one for path in found if path not in derived for one in wrong(task, tree, path, groups)]
     if not problems:
-        keys = {_dotted(path[:end]) for path in found for end in range(1, len(path) + 1)}
+        keys = {dotted(path[:end]) for path in found for end in range(1, len(path) + 1)}
         problems = [
             problem(key, "", "a value", reason="the key is missing") for key in REQUIRED[task] if key not in keys
         ]
     if not problems:
         content, choices["run folder"] = resolved(config, job)
         choices["goes on"] = show(job is not None and is_run_of(choices["run folder"], typed))
-        problems = [one for path in derived for one in wrong(path, _at(content, path))]
+        problems = [one for path in derived for one in wrong(task, content, path, groups, _written(tree, path))]
     if not problems:
         problems = [one for relation in RELATIONS[task] for one in relation(content, choices)]
     if problems:
         raise ConfigErrors(problems)
 
 
-def _wrong(task: str, tree: dict[str, Any], path: Path, value: Any, groups: list[str]) -> list[ConfigError]:
-    """What is wrong with one key: nothing, or one problem."""
-    key, rule, objects = _dotted(path), rule_of(task, _dotted(path)), list(_objects(tree, path))
+def _written(tree: dict[str, Any], path: Path) -> str:
+    """The key whose value another key takes over by `${…}`."""
+    key = dotted(path)
+    while path and isinstance(value := at(tree, path), str) and (link := re.fullmatch(r"\$\{(\w[\w.]*)\}", value)):
+        key, path = link[1], tuple(link[1].split("."))
+    return key
+
+
+def wrong(task: str, tree: dict[str, Any], path: Path, groups: list[str], written: str = "") -> list[ConfigError]:
+    """The problem of one key of a configuration, or nothing; `written` is the key that is named, if it is another."""
+    key, value, objects = dotted(path), at(tree, path), list(_objects(tree, path))
     for where in objects:
-        if strange := _no_argument(tree, path, where, value, rule is None):
-            return [strange]
-    if rule is None:
-        below = _below(task, key)
-        if below and not isinstance(value, dict):
-            return [problem(key, value, f"keys below it: {', '.join(below)}", f"did you mean {key}.{below[0]}=…?")]
-        for end in range(1, len(path)):  # a mapping where a value belongs
-            above, name = rule_of(task, _dotted(path[:end])), _dotted(path[:end])
-            if above and not _below(task, name) and not above.accepts(_at(tree, path[:end])):
-                return [problem(name, _at(tree, path[:end]), above.allowed)]
-        if not objects:
-            known = [_dotted(other) for other, _ in leaves(tree) if rule_of(task, _dotted(other))]
-            return [unknown_key(key, value, known, groups)]
-        rule = target() if path[-1] == "_target_" else ANYTHING  # what only the object itself knows how to judge
+        if problems := _of_argument(task, tree, path, where, groups, written):
+            return problems
+    kind = kind_of(task, key)
+    if kind is not None:
+        return _of_value(written or key, value, kind)
+    below = _below(task, key)
+    if below and not isinstance(value, dict):
+        return [problem(key, value, f"keys below it: {', '.join(below)}", f"did you mean {key}.{below[0]}=…?")]
+    for end in range(1, len(path)):  # a mapping where a value belongs
+        above, name = kind_of(task, dotted(path[:end])), dotted(path[:end])
+        if above and not _below(task, name) and not accepts(above, at(tree, path[:end])):
+            return [problem(name, at(tree, path[:end]), describe(above))]
+    if objects:
+        return []  # an argument
+    known = [dotted(other) for other, _ in leaves(tree) if kind_of(task, dotted(other)) or any(_objects(tree, other))]
+    return [unknown_key(key, value, [each for each in known if each != key], groups)]
+
+
+def _of_value(key: str, value: Any, kind: Any) -> list[ConfigError]:
+    """The problem of a value that is not of its type."""
     if value == "???":
-        return [problem(key, value, rule.allowed, f"add {key}=…", reason="it must be given")]
-    if rule.accepts(value):
+        return [problem(key, value, describe(kind), f"add {key}=…", reason="it must be given")]
+    if accepts(kind, value):
         return []
-    meant = rule.meant(value)
-    return [problem(key, value, rule.allowed, "" if meant is None else f"did you mean {key}={show(meant)}?")]
+    reason = "it must be given" if value is None else ""
+    close = (meant_target if key.endswith("_target_") else partial(meant, kind))(value)
+    fix = "" if close is None else f"did you mean {key}={show(close)}?"
+    return [problem(key, value, describe(kind), fix, reason=reason)]
+
+
+def _of_argument(
+    task: str, tree: dict[str, Any], path: Path, where: Path, groups: list[str], written: str
+) -> list[ConfigError]:
+    """The problem of the argument of the object at `where` in which `path` lies."""
+    node, argument, own = at(tree, where), path[len(where)], path[: len(where) + 1]
+    target, key, arguments = node["_target_"], dotted(own), find(node["_target_"]).arguments
+    settings = NOT_ARGUMENTS.get(dotted(where), ())
+    if argument in settings or argument in HYDRA or arguments is None:
+        return []
+    if argument not in arguments:
+        close = nearest(argument, [*arguments, *(part for part in node if part in settings)])
+        fix = f"did you mean {dotted((*where, close))}={show(at(tree, path))}?" if close else ""
+        allowed = f"arguments of {target.rpartition('.')[2]}: {', '.join(arguments) or 'none'}"
+        return [problem(dotted(path), at(tree, path), allowed, fix)]
+    value = _with_objects(node[argument])
+    if kind_of(task, key) or "${" in str(value):
+        return []
+    key = written if written and own == path else key
+    foreign = next((kinds for prefix, kinds in FOREIGN.items() if target.startswith(prefix)), {})
+    problems = _of_value(key, value, foreign.get(argument, arguments[argument]))
+    if problems and argument in groups and not problems[0].fix:
+        return [problem(key, value, problems[0].allowed, f"did you mean {key}=${{{argument}}}?")]
+    return problems
+
+
+def _with_objects(value: Any) -> Any:
+    """The value as the object gets it: what is built from a node is taken for a function."""
+    if isinstance(value, dict):
+        return _built if "_target_" in value else {key: _with_objects(item) for key, item in value.items()}
+    return [_with_objects(item) for item in value] if isinstance(value, list) else value
+
+
+def _built() -> None:
+    """Stands for an object that is not built yet."""
 
 
 def _below(task: str, key: str) -> list[str]:
@@ -112,31 +165,16 @@ def _below(task: str, key: str) -> list[str]:
 def _objects(tree: dict[str, Any], path: Path) -> Iterator[Path]:
     """Where the objects stand that a key belongs to."""
     for end in range(len(path)):
-        node = _at(tree, path[:end])
+        node = at(tree, path[:end])
         if isinstance(node, dict) and isinstance(node.get("_target_"), str):
             yield path[:end]
 
 
-def _no_argument(tree: dict[str, Any], path: Path, where: Path, value: Any, new: bool) -> ConfigError | None:
-    """The problem of a key that the object at `where` does not take; `new`: the key is in no table."""
-    name, key = _at(tree, where)["_target_"], path[len(where)]
-    if key in NOT_ARGUMENTS or (name.startswith("lightning.") and not new):
-        return None
-    arguments = find(name).arguments
-    if arguments is None or key in arguments:
-        return None
-    meant = nearest(key, [*arguments, *(part for part in _at(tree, where) if part in NOT_ARGUMENTS)])
-    fix = f"did you mean {_dotted((*where, meant))}={show(value)}?" if meant else ""
-    return problem(
-        _dotted(path), value, f"arguments of {name.rpartition('.')[2]}: {', '.join(arguments) or 'none'}", fix
-    )
-
-
-def _dotted(path: Path) -> str:
+def dotted(path: Path) -> str:
     return ".".join(map(str, path))
 
 
-def _at(tree: Any, path: Path) -> Any:
+def at(tree: Any, path: Path) -> Any:
     for key in path:
         tree = tree[key]
     return tree

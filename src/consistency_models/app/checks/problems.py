@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from consistency_models.app.checks.rules import nearest, show
+from consistency_models.app.checks.rules import nearest
 from consistency_models.errors import ConfigError, Exit
+from consistency_models.values import show
 
 __all__ = ["ConfigErrors", "one_line", "problem", "unknown_key"]
 

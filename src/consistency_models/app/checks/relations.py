@@ -8,64 +8,54 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from consistency_models.app.checks.files import has_checkpoint, wrong_checkpoint, wrong_path
 from consistency_models.app.checks.problems import problem
-from consistency_models.app.checks.rules import show
-from consistency_models.app.checks.targets import class_attribute
+from consistency_models.app.checks.targets import fact
 from consistency_models.errors import ConfigError, Exit, pasteable
+from consistency_models.values import show
 
-__all__ = ["EVAL", "TRAIN"]
+__all__ = ["EVAL", "TRAIN", "Choices", "needs_teacher"]
 
-Config, Choices, Problems = dict[str, Any], dict[str, str], Iterator[ConfigError]
+Config, Problems = dict[str, Any], Iterator[ConfigError]
 
-FACTS = {  # of data sets that cannot be resized: image_size, channels, num_classes
-    "consistency_models.data.digits": ((8,), (1,), (10,)),
-    "consistency_models.data.cifar10": ((32,), (3,), (10,)),
-    "consistency_models.data.fashion_mnist": ((28, 32), (1,), (10,)),
-}
-PAIRS = (
-    ("KarrasUniform", "KarrasLogNormal"),
-    ("karras_lognormal", "karras_uniform"),
-    "pairs of levels above 0",
-)
+
+class Choices(dict[str, str]):
+    """The option that each group has.
+
+    Args:
+        chosen: group -> option.
+        options: `options(group)` gives the options of a group, each with what its file says.
+    """
+
+    def __init__(self, chosen: Mapping[str, str], options: Callable[[str], Iterable[tuple[str, Config]]]) -> None:
+        super().__init__(chosen)
+        self.options = options
+
+
 PAIRS_OF_TIMES = ("MeanFlow", "AlphaFlow", "AlignYourFlow")
 FLOW_MAPS = (*PAIRS_OF_TIMES, "FlowAnchoredConsistency", "Shortcut")  # whose network predicts an average velocity
-SCHEDULES = {  # of methods that cannot do with just any: classes, the options for them, why
-    **dict.fromkeys(("ConsistencyDistillation", "ConsistencyTraining", "ImprovedConsistencyTraining"), PAIRS),
-    **dict.fromkeys(("DirectConsistency", "MidTraining"), PAIRS),
-    "TruncatedConsistency": (("TruncatedStudentT",), ("truncated_student",), "levels above a transition"),
-    "MultistepConsistency": (
-        ("Segments", "Phases"),
-        ("segments_cosine", "segments_karras", "phases_karras"),
-        "segments",
-    ),
-    **dict.fromkeys(PAIRS_OF_TIMES, (("LogNormalPair",), ("lognormal_pair",), "pairs of times")),
-    "FlowAnchoredConsistency": (("ArctanLogNormal",), ("arctan_lognormal",), "steps that end at 0"),
-    "Shortcut": (("Dyadic",), ("dyadic",), "steps of lengths 2^-j"),
-    "InductiveMomentMatching": (("Groups",), ("groups",), "levels that a group shares"),
-}
 A_RUN = "a finished run: its folder or a checkpoint file"
 OFFICIAL = "an official checkpoint, a file"
-PRETRAINED = ("InceptionV3", "DINOv2", "EfficientNetLite0")  # feature spaces of photographs
-BUILDERS = {  # callbacks that look for another one
-    "metrics": ("progress", "finite"),
-    "ema": ("samples", "validation"),
-    "checkpoint": ("validation", "signals"),
-}
 
 
 def _is(config: Config, group: str, name: str) -> bool:
     return str(config[group]["_target_"]).endswith(f".{name}")
 
 
+def needs_teacher(config: Config) -> bool | None:
+    """What the method says of a teacher, or the schedule where the method works with and without."""
+    needs = fact(config["model"], "needs_teacher")
+    return fact(config["schedule"], "needs_teacher") if needs is None else needs
+
+
 def teacher(config: Config, choices: Choices) -> Problems:
     """A teacher exactly where the method has a use for one, and one that can be had."""
-    needs, given, model = config["model"]["needs_teacher"], config["teacher"]["_target_"], choices.get("model")
+    needs, given, model = needs_teacher(config), config["teacher"]["_target_"], choices.get("model")
     path, chosen = config["teacher"].get("path"), choices.get("teacher", "?")
     if needs and not given:
         fix = "add teacher=run teacher.path=FOLDER, where FOLDER is a finished run of model=teacher"
@@ -81,7 +71,7 @@ def teacher(config: Config, choices: Choices) -> Problems:
         yield from wrong_path("teacher.path", path, "a file") if path else _give("teacher.path", OFFICIAL)
     elif path:
         yield from wrong_path("teacher.path", path, "a file")
-    elif given and _is(config, "teacher", "exact_teacher") and not _is(config["data"], "source", "Mixture"):
+    elif given and _is(config, "teacher", "exact_teacher") and not fact(config["data"]["source"], "has_closed_form"):
         allowed, fix = f"run with data={choices.get('data')}", "or choose data=mixture or data=mixture_16d"
         yield problem("teacher", chosen, allowed, fix, reason="only mixtures have a closed-form denoiser")
 
@@ -130,7 +120,7 @@ def init(config: Config, choices: Choices) -> Problems:
     """Initial weights that can be had."""
     path, given, chosen = config["init"].get("path"), config["init"]["_target_"], choices.get("init", "?")
     if given and _is(config, "init", "weights_of_teacher") and not config["teacher"]["_target_"]:
-        if config["model"]["needs_teacher"] is False:
+        if needs_teacher(config) is False:
             yield problem("init", chosen, "random or run with teacher=none", "did you mean init=random?")
     elif given and _is(config, "init", "weights_of_pretrained"):
         yield from wrong_path("init.path", path, "a file") if path else _give("init.path", OFFICIAL)
@@ -154,9 +144,6 @@ def levels(config: Config, choices: Choices) -> Problems:
             yield problem(f"{group}.sigma_min", low, f"less than {group}.sigma_max={high}", "did you swap them?")
         elif sigma_mid is not None and not (low or 0) < sigma_mid < (math.inf if high is None else high):
             yield problem(f"{group}.sigma_mid", sigma_mid, f"between sigma_min={low} and sigma_max={high}")
-        elif low == 0 and group == "sampler" and ".Consistency." not in sampler["_target_"]:
-            reason = f"sampler={choices.get('sampler')} divides by it"
-            yield problem("sampler.sigma_min", low, "a number above 0", reason=reason)
         if node.get("churn_min", 0) > node.get("churn_max", math.inf):
             yield problem(f"{group}.churn_min", node["churn_min"], f"at most {group}.churn_max={node['churn_max']}")
     transition, called = (
@@ -168,7 +155,7 @@ def levels(config: Config, choices: Choices) -> Problems:
         allowed = f"at least model.transition={transition}"
         yield problem(f"sampler.{called}", sampler[called], allowed, fix, reason=reason)
     low, boundary = schedule.get("sigma_min"), preconditioning.get("sigma_min")
-    if _is(config, "preconditioning", "Boundary") and low not in (None, boundary):
+    if fact(preconditioning, "identity_at_sigma_min") and low not in (None, boundary):
         reason = "the model is the identity at the lowest level"
         yield problem("preconditioning.sigma_min", boundary, f"schedule.sigma_min={low}", "set both", reason=reason)
     if {"sigma_min", "sigma_max", "mean", "std"} <= schedule.keys() and schedule["sigma_min"] < schedule["sigma_max"]:
@@ -182,11 +169,18 @@ def levels(config: Config, choices: Choices) -> Problems:
 def schedule(config: Config, choices: Choices) -> Problems:
     """Levels of the kind that the method needs, and numbers that a schedule of stages or phases can keep."""
     schedule, chosen, model = config["schedule"], choices.get("schedule"), choices.get("model")
-    fitting = SCHEDULES.get(config["model"]["_target_"].rpartition(".")[2])
-    ours, name = schedule["_target_"].startswith("consistency_models."), schedule["_target_"].rpartition(".")[2]
-    if fitting and ours and name not in fitting[0]:
-        allowed, reason = ", ".join(fitting[1]), f"model={model} draws other levels: it needs {fitting[2]}"
-        yield problem("schedule", chosen, allowed, f"did you mean schedule={fitting[1][0]}?", reason=reason)
+    needs, levels, name = (
+        fact(config["model"], "needs_levels"),
+        fact(schedule, "draws"),
+        schedule["_target_"].rpartition(".")[2],
+    )
+    if needs and levels and needs != levels:
+        given = config["teacher"]["_target_"]
+        nodes = [option for option in choices.options("schedule") if given or not fact(option[1], "needs_teacher")]
+        fitting = [option for option, node in nodes if fact(node, "draws") == needs]
+        reason = f"model={model} needs {needs}, and schedule={chosen} draws {levels}"
+        fix = f"did you mean schedule={fitting[0]}?" if fitting else ""
+        yield problem("schedule", chosen, ", ".join(fitting), fix, reason=reason)
     if (
         name == "ECTSchedule"
         and {"stages", "q"} <= schedule.keys()
@@ -261,8 +255,7 @@ def network(config: Config, choices: Choices) -> Problems:
         reason = "heads share the width, and positions take a quarter of it for each of sine and cosine"
         yield problem("network.width", width, f"a multiple of 4 and of network.heads={heads}", reason=reason)
     multipliers, base = network.get("channel_mult"), network.get("model_channels")
-    fixed = FACTS.get(config["data"]["source"]["_target_"])
-    if not multipliers or not base or (fixed and size not in fixed[0]):
+    if not multipliers or not base or size not in fact(config["data"]["source"], "image_size", (size,)):
         return
     factor = 2 ** (len(multipliers) - 1)
     if size % factor:
@@ -274,7 +267,7 @@ def network(config: Config, choices: Choices) -> Problems:
     widths = [base * multiplier for multiplier in multipliers]
     sums = {base, *widths, *(2 * width for width in widths)}
     sums |= {a + b for a, b in pairwise(widths)} | {base + widths[0]}
-    if not _is(config, "network", "EDM2"):
+    if fact(network, "norm_groups"):
         bad = [width for width in sums if width < 4 or width % min(32, width // 4)]
         if bad:
             reason = f"a layer of {min(bad)} channels cannot be normalised in groups; multiples of 32 can"
@@ -294,8 +287,9 @@ def data(config: Config, choices: Choices) -> Problems:
             yield problem("data.source.cache_dir", None, "a folder for the files that are fetched", fix)
     elif data["root"] is not None:
         yield problem("data.root", data["root"], "null", "leave data.root out", reason=f"data={name} reads no files")
-    for key, allowed in zip(("image_size", "channels", "num_classes"), FACTS.get(source["_target_"], ())):
-        if data[key] not in allowed:
+    for key in ("image_size", "channels", "num_classes"):
+        allowed = fact(source, key, ())
+        if allowed and data[key] not in allowed:
             choice = " or ".join(map(str, allowed))
             yield problem(
                 f"data.{key}", data[key], f"{choice} with data={name}", f"did you mean data.{key}={allowed[0]}?"
@@ -305,7 +299,7 @@ def data(config: Config, choices: Choices) -> Problems:
         yield problem("data.conditional", True, f"false with data.num_classes={data['num_classes'] or 'null'}", fix)
     if config["augment"].get("flip") and not data["flip"]:
         yield problem("augment.flip", True, "false", "or set data.flip=true", reason=f"data={name} is not mirrored")
-    if data.get("overfit_steps") and _is(data, "source", "Mixture"):
+    if data.get("overfit_steps") and fact(source, "has_closed_form"):
         reason = f"data={name} draws fresh points in every step"
         yield problem("data.overfit_steps", data["overfit_steps"], "0", reason=reason)
 
@@ -313,12 +307,9 @@ def data(config: Config, choices: Choices) -> Problems:
 def augment(config: Config, choices: Choices) -> Problems:
     """A network that takes as many augmentation labels as there are."""
     augment, width = config["augment"], config["network"].get("augment_dim", 0)
-    if width and (_is(config, "network", "EDM2") or _is(config, "network", "OpenAIUNet")):
-        reason = f"network={choices.get('network')} takes no augmentation labels"
-        yield problem("network.augment_dim", width, "0", "network=adm takes augmentation labels", reason=reason)
-    elif augment.get("_target_") and (widths := class_attribute(augment["_target_"], "LABELS")):
+    if augment.get("_target_") and (widths := fact(augment, "LABELS")):
         labels = sum(width for name, width in widths.items() if augment.get(name, 0) > 0)
-        colours, channels = class_attribute(augment["_target_"], "COLOURS") or (), config["data"]["channels"]
+        colours, channels = fact(augment, "COLOURS", ()), config["data"]["channels"]
         for name in colours if channels not in (1, 3) else ():
             if augment.get(name, 0) > 0:
                 reason = f"data={choices.get('data')} has {channels} channels; colours need 3 or 1"
@@ -333,24 +324,24 @@ def augment(config: Config, choices: Choices) -> Problems:
 def features(config: Config, choices: Choices) -> Problems:
     """A feature space, and a distance, that fit the images."""
     data, chosen, extractor = config["data"], choices.get("features"), config["features"].get("extractor") or {}
-    space, reference = str(extractor.get("_target_")).rpartition(".")[2], config["features"].get("reference")
-    if space == "Classifier" and data["num_classes"] == 0:
+    reference, package = config["features"].get("reference"), fact(extractor, "needs_package")
+    if fact(extractor, "needs_classes") and data["num_classes"] == 0:
         fix = "did you mean features=identity?"
         yield problem("features", chosen, "identity", fix, reason="there are no classes to learn")
-    if space in PRETRAINED and not data["clamp"]:
+    if fact(extractor, "needs_images") and not data["clamp"]:
         allowed, fix = f"identity with data={choices.get('data')}", "did you mean features=identity?"
         yield problem("features", chosen, allowed, fix, reason="points are no images")
-    if space in PRETRAINED and data["channels"] not in (1, 3):
+    if fact(extractor, "needs_images") and data["channels"] not in (1, 3):
         yield problem("features", chosen, f"classifier or identity with {data['channels']} channels")
-    if space == "EfficientNetLite0" and importlib.util.find_spec("efficientnet_lite_pytorch") is None:
-        reason = "the package efficientnet-lite-pytorch is not installed"
+    if package and importlib.util.find_spec(package) is None:
+        reason = f"the package {package} is not installed"
         fix = "install it with pip install 'consistency-models[features]'"
         yield problem("features", chosen, "another feature space", fix, reason=reason)
     if extractor.get("weights"):
         yield from wrong_path("features.extractor.weights", extractor["weights"], "a file of weights")
     if reference not in (None, "train", "test"):
         yield from wrong_path("features.reference", reference, "train, test, or an npz file")
-    if _is(config, "loss", "LPIPS"):
+    if fact(config["loss"], "needs_rgb"):
         if data["channels"] != 3:
             allowed = f"l1, l2, pseudo_huber with {data['channels']} channels"
             fix, reason = "did you mean loss=l2?", "LPIPS compares RGB images"
@@ -395,8 +386,9 @@ def outputs(config: Config, choices: Choices) -> Problems:
         reason = "with train=false there is no trained model to score"
         yield problem("ckpt_path", None, "a run folder or a checkpoint file", reason=reason)
     callbacks = config.get("callbacks") or {}
-    for name, builders in BUILDERS.items():
-        if not callbacks.get(name) and (left := [other for other in builders if callbacks.get(other)]):
+    for name in dict.fromkeys(need for node in callbacks.values() for need in fact(node, "needs_callbacks", ())):
+        left = [other for other, node in callbacks.items() if node and name in fact(node, "needs_callbacks", ())]
+        if not callbacks.get(name):
             off = " and ".join(f"callbacks.{other}=null" for other in left)
             yield problem(f"callbacks.{name}", None, f"null only with {off}", reason="they use it")
     saves = callbacks.get("checkpoint") or {}

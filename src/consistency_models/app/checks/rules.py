@@ -1,40 +1,17 @@
-"""Rules for one value: what is allowed, in words; whether a value is; and which allowed one was probably meant."""
+"""Which allowed value a wrong one was probably meant to be."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args, get_origin
 
 from consistency_models.app.checks.targets import find
+from consistency_models.values import accepts, members, parts, show
 
-__all__ = ["Rule", "either", "flag", "list_of", "nearest", "node", "null", "number", "one_of", "show", "target", "text"]
-__all__ += ["whole"]
+__all__ = ["meant", "meant_target", "nearest"]
 
-
-@dataclass(frozen=True)
-class Rule:
-    """What a value may be.
-
-    Args:
-        allowed: in words.
-        accepts: whether it may be this.
-        meant: the allowed value that a wrong one was probably meant to be, or None.
-    """
-
-    allowed: str
-    accepts: Callable[[Any], bool]
-    meant: Callable[[Any], Any] = lambda value: None
-
-
-def show(value: Any) -> str:
-    """A value as it is written on the command line."""
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(show, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{show(item)}" for key, item in value.items()) + "}"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+FLAGS = {"1": True, "0": False, "yes": True, "no": False, "on": True, "off": False}
 
 
 def nearest(word: Any, candidates: Iterable[Any], cutoff: float = 0.6) -> Any:
@@ -46,107 +23,26 @@ def nearest(word: Any, candidates: Iterable[Any], cutoff: float = 0.6) -> Any:
     return spelled[found[0]] if found else None
 
 
-def whole(low: int, high: int | None = None) -> Rule:
-    """A whole number from `low` to `high`; 1e6 was meant to be 1000000."""
-
-    def accepts(value: Any) -> bool:
-        return type(value) is int and low <= value and (high is None or value <= high)
-
-    def meant(value: Any) -> int | None:
-        rounded = int(value) if isinstance(value, float) and value.is_integer() else None
-        return rounded if accepts(rounded) else None
-
-    return Rule(f"a whole number from {low}" + ("" if high is None else f" to {high}"), accepts, meant)
-
-
-def number(interval: str) -> Rule:
-    """A number in an interval such as "[0, 1)": never NaN, and infinite only at a closed end."""
-    low, high = (float(end) for end in interval[1:-1].split(","))
-
-    def accepts(value: Any) -> bool:
-        above = type(value) in (int, float) and (value > low if interval[0] == "(" else value >= low)
-        return above and (value < high if interval[-1] == ")" else value <= high)
-
-    return Rule(f"a number in {interval}", accepts)
+def meant(kind: Any, value: Any) -> Any:
+    """The value of a type that was probably meant, or None: 1000000 for 1e6, [2] for 2, true for yes."""
+    base, _ = parts(kind)
+    if len(each := members(base)) > 1:
+        return next((found for member in each if (found := meant(member, value)) is not None), None)
+    if get_origin(base) is Literal:
+        return nearest(value, get_args(base))
+    if base is bool:
+        return FLAGS.get(show(value).lower(), nearest(value, (True, False)))
+    candidates = []
+    if base is int and isinstance(value, float) and value.is_integer():
+        candidates = [int(value)]
+    if get_origin(base) in (list, tuple, Sequence):
+        numbers = isinstance(value, list) and all(isinstance(item, int | float) for item in value)
+        candidates = [[value], *([sorted(value, reverse=True)] if numbers else [])]
+    return next((candidate for candidate in candidates if accepts(kind, candidate)), None)
 
 
-def one_of(*values: Any) -> Rule:
-    """One of some values."""
-    return Rule(
-        ", ".join(map(show, values)),
-        lambda value: any(type(value) is type(candidate) and value == candidate for candidate in values),
-        lambda value: nearest(value, values),
-    )
-
-
-def flag() -> Rule:
-    """true or false."""
-    either_one = one_of(True, False)
-    words = {"1": True, "0": False, "yes": True, "no": False, "on": True, "off": False}
-    return Rule(
-        either_one.allowed,
-        either_one.accepts,
-        lambda value: words.get(show(value).lower(), either_one.meant(value)),
-    )
-
-
-def null() -> Rule:
-    """Nothing but null: something that is switched off."""
-    return one_of(None)
-
-
-def text(what: str = "text") -> Rule:
-    """Any text that is not empty."""
-    return Rule(what, lambda value: isinstance(value, str) and bool(value.strip()))
-
-
-def node(example: str) -> Rule:
-    """A part of the configuration that describes an object."""
-    return Rule(
-        f"an object with its _target_, such as {example}",
-        lambda value: isinstance(value, dict) and "_target_" in value,
-        lambda value: example,
-    )
-
-
-def target() -> Rule:
-    """The full name of a class or function; looked up without importing it."""
-
-    def meant(value: Any) -> str | None:
-        found = find(show(value))
-        name = nearest(found.missing, found.candidates, 0.5)
-        return name and ".".join(filter(None, [found.module, name, found.rest]))
-
-    return Rule(
-        "the full name of a class or function that can be imported",
-        lambda value: isinstance(value, str) and find(value).exists,
-        meant,
-    )
-
-
-def list_of(item: Rule, least: int = 1, most: int | None = None, distinct: bool = False) -> Rule:
-    """A list of `least` to `most` items, each by one rule, all different if `distinct`; 2 was meant to be [2]."""
-    size = str(least) if least == most else f"{least} or more" if most is None else f"{least} to {most}"
-
-    def accepts(value: Any) -> bool:
-        return (
-            isinstance(value, list)
-            and least <= len(value) <= (len(value) if most is None else most)
-            and all(map(item.accepts, value))
-            and not (distinct and len({show(part) for part in value}) < len(value))
-        )
-
-    return Rule(
-        f"a list of {size}{' different' if distinct else ''}, each {item.allowed}",
-        accepts,
-        lambda value: [value] if accepts([value]) else None,
-    )
-
-
-def either(*rules: Rule) -> Rule:
-    """What any of some rules allows."""
-    return Rule(
-        ", or ".join(rule.allowed for rule in rules),
-        lambda value: any(rule.accepts(value) for rule in rules),
-        lambda value: next((meant for rule in rules if (meant := rule.meant(value)) is not None), None),
-    )
+def meant_target(target: Any) -> str | None:
+    """The class or function that a `_target_` was probably meant to name."""
+    found = find(show(target))
+    name = nearest(found.missing, found.candidates, 0.5)
+    return name and ".".join(filter(None, [found.module, name, found.rest]))

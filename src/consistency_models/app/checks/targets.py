@@ -1,22 +1,27 @@
-"""What a `_target_` names: whether it exists, and its arguments. Source files are read; nothing is imported."""
+"""What a `_target_` names: whether it exists, its arguments with their types, and its facts, read from the source.
+
+Nothing is imported. A type is the argument's annotation (see `consistency_models.values`); a fact is an attribute of
+the class that is written as a literal, such as `needs_teacher = True`.
+"""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
-__all__ = ["Found", "class_attribute", "find"]
+from consistency_models.values import MODULES, Unknown, evaluate
 
-OWN = "consistency_models"
-KNOWN = (OWN, "torch", "lightning")
-"""Packages whose sources import by full names, so that a definition can be followed through them."""
+__all__ = ["Found", "fact", "find"]
 
 Definition = ast.ClassDef | ast.FunctionDef
+Origin = Definition | ast.expr | str | None
+"""A definition, the expression of an assignment, the dotted name that is imported, or something else."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,12 @@ class Found:
     Args:
         exists: everything was found.
         module: what was found, dotted.
-        missing: the part that was looked for in it in vain.
+        missing: the part that was not found in `module`.
         rest: what follows that part.
         candidates: the parts that there are.
-        arguments: of a class or function of a package in `KNOWN`; None where they are not known.
-        loadable: a file may name it: the definition carries the mark of `consistency_models.trust`.
+        arguments: of a class or function, with their types; None where they are not known.
+        facts: attributes of the class, or of a function with `values.facts`.
+        loadable: a file may name it: the definition is of this package and has the mark of `consistency_models.trust`.
     """
 
     exists: bool
@@ -38,117 +44,225 @@ class Found:
     missing: str = ""
     rest: str = ""
     candidates: tuple[str, ...] = ()
-    arguments: tuple[str, ...] | None = None
+    arguments: dict[str, Any] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
     loadable: bool = False
 
 
-@lru_cache(maxsize=256)
+def fact(node: Any, name: str, default: Any = None) -> Any:
+    """A fact of the class that a node of the configuration names; `default` if it has none."""
+    return find(str((node or {}).get("_target_"))).facts.get(name, default)
+
+
+@lru_cache(maxsize=512)
 def find(target: str) -> Found:
     """Look a dotted name up: package, modules, and what the last module defines or imports."""
-    first, *parts = target.split(".")
-    try:
-        spec = importlib.util.find_spec(first) if first and parts else None
-    except ValueError:
-        spec = None
-    if spec is None or spec.origin is None:
+    located = _locate(target)
+    if located is None or "." not in target:
         return Found(False, missing=target)
-    file, module = Path(spec.origin), [first]
-    while inner := _inner(file, parts):
-        file = inner
-        module.append(parts.pop(0))
+    source, parts = located
     if not parts:
-        return Found(False, ".".join(module), "a class or function")
-    names, member = _names(file), ".".join(parts[1:])
+        return Found(False, source.name, "a class or function")
+    names, member = source.names, ".".join(parts[1:])
     if parts[0] not in names and "*" not in names:
-        beside = {path.stem for path in file.parent.iterdir()} if file.name == "__init__.py" else set()
+        beside = {path.stem for path in source.file.parent.iterdir()} if source.is_package else set()
         candidates = sorted(name for name in {*names, *beside} if not name.startswith("_"))
-        return Found(False, ".".join(module), parts[0], member, tuple(candidates))
+        return Found(False, source.name, parts[0], member, tuple(candidates))
     origin = names.get(parts[0])
-    if isinstance(origin, str) and origin.startswith(KNOWN):
-        return find(".".join(filter(None, [origin, member])))
-    if first not in KNOWN or not isinstance(origin, Definition):
+    if isinstance(origin, str):
+        imported = find(origin)
+        return (
+            find(f"{origin}.{member}") if imported.exists and member else imported if imported.exists else Found(True)
+        )
+    if not isinstance(origin, Definition):
         return Found(True)
-    marked = first == OWN and _is_marked(origin)
+    facts, marked = source.facts(origin), target.startswith("consistency_models.") and _is_marked(origin)
     if not member:
-        return Found(True, arguments=_arguments(origin, names), loadable=marked)
+        return Found(True, arguments=source.arguments(origin), facts=facts, loadable=marked)
     methods = {node.name: node for node in origin.body if isinstance(node, ast.FunctionDef)}
-    if member not in methods:
-        return Found(False, ".".join([*module, parts[0]]), member, "", tuple(methods))
-    marked = marked and _is_marked(methods[member])
-    return Found(True, arguments=_arguments(methods[member], names), loadable=marked)
+    if member in methods:
+        marked = marked and _is_marked(methods[member])
+        return Found(True, arguments=source.arguments(methods[member]), facts=facts, loadable=marked)
+    if isinstance(origin, ast.ClassDef) and (origin.bases or member in facts):
+        return Found(True, facts=facts)  # inherited, perhaps
+    return Found(False, f"{source.name}.{parts[0]}", member, "", tuple(methods))
 
 
 def _is_marked(node: Definition) -> bool:
     return any(ast.unparse(decorator).startswith("loadable(") for decorator in node.decorator_list)
 
 
-def class_attribute(target: str, name: str) -> Any:
-    """The literal that a class, by its module and its name, annotates and assigns to `name` in its body; else None."""
-    module, _, class_name = target.rpartition(".")
-    spec = importlib.util.find_spec(module)
-    definition = _names(Path(spec.origin)).get(class_name) if spec and spec.origin else None
-    for node in definition.body if isinstance(definition, ast.ClassDef) else ():
-        if isinstance(node, ast.AnnAssign) and node.value and ast.unparse(node.target) == name:
-            return ast.literal_eval(node.value)
-    return None
-
-
-def _inner(file: Path, parts: list[str]) -> Path | None:
-    """The file of module parts[0] in the package of `file`; None if there is none, or a name hides it."""
-    if not parts or file.name != "__init__.py" or (len(parts) == 1 and parts[0] in _names(file)):
+@lru_cache(maxsize=1024)
+def _locate(target: str) -> tuple[_Source, tuple[str, ...]] | None:
+    """The last module of a dotted name, and the names that follow."""
+    first, *parts = target.split(".")
+    try:
+        spec = importlib.util.find_spec(first) if first else None
+    except ValueError:
+        spec = None
+    if spec is None or (spec.origin is None and not (parts and spec.submodule_search_locations)):
         return None
-    candidates = (file.parent / parts[0] / "__init__.py", file.parent / f"{parts[0]}.py")
-    return next((path for path in candidates if path.is_file()), None)
+    if spec.origin is None:  # a folder of packages that has no file of its own
+        name, folders = f"{first}.{parts.pop(0)}", map(Path, spec.submodule_search_locations or ())
+        file = next((path for folder in folders if (path := _module(folder, name.rpartition(".")[2]))), None)
+    else:
+        name, file = first, Path(spec.origin)
+    source = None if file is None else _read(file, name)
+    while source and parts and source.is_package and not (len(parts) == 1 and parts[0] in source.names):
+        if (file := _module(source.file.parent, parts[0])) is None:
+            break
+        source = _read(file, f"{source.name}.{parts.pop(0)}")
+    return (source, tuple(parts)) if source else None
 
 
-@lru_cache(maxsize=64)
-def _names(file: Path) -> dict[str, Definition | str | None]:
-    """Names at the top level of a source file: their definition, or where they are imported from; "*": any name."""
+def _module(folder: Path, name: str) -> Path | None:
+    """The file of a module or package in a folder."""
+    return next((path for path in (folder / name / "__init__.py", folder / f"{name}.py") if path.is_file()), None)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A module that is read, not imported.
+
+    Args:
+        file: the file of the source.
+        name: dotted.
+        names: what stands at the top level; "*": any name.
+    """
+
+    file: Path
+    name: str
+    names: dict[str, Origin]
+
+    @property
+    def is_package(self) -> bool:
+        return self.file.name == "__init__.py"
+
+    def resolve(self, name: str) -> Any:
+        """The object that a name in an annotation stands for; `Unknown` for a class."""
+        origin = self.names.get(name)
+        if isinstance(origin, ast.expr):
+            return evaluate(ast.unparse(origin), self.resolve)
+        if not isinstance(origin, str):
+            return Unknown
+        return _imported(origin)
+
+    def found(self, base: ast.expr) -> Found:
+        """The arguments and facts of a base class."""
+        first, _, rest = ast.unparse(base).partition(".")
+        origin = self.names.get(first)
+        if isinstance(origin, ast.ClassDef) and not rest:
+            return Found(True, arguments=self.arguments(origin), facts=self.facts(origin))
+        return find(f"{origin}.{rest}".rstrip(".")) if isinstance(origin, str) else Found(True)
+
+    def facts(self, node: Definition) -> dict[str, Any]:
+        """Literal attributes of a class, inherited ones among them; of a function those of the decorator `facts`."""
+        if isinstance(node, ast.FunctionDef):
+            calls = [call for call in node.decorator_list if isinstance(call, ast.Call)]
+            given = [key for call in calls if ast.unparse(call.func).endswith("facts") for key in call.keywords]
+            return {str(key.arg): ast.literal_eval(key.value) for key in given}
+        inherited: dict[str, Any] = {}
+        for base in reversed(node.bases):
+            inherited |= self.found(base).facts
+        return inherited | dict(_literals(node.body))
+
+    def arguments(self, node: Definition) -> dict[str, Any] | None:
+        """The arguments of a function or class, with inherited ones; None if a part of them cannot be read."""
+        if isinstance(node, ast.FunctionDef):
+            return None if node.args.kwarg else self._written(node)
+        init = next((part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
+        if init is not None and not init.args.kwarg:
+            return self._written(init)
+        decorators = {ast.unparse(decorator).split("(")[0].rpartition(".")[2] for decorator in node.decorator_list}
+        if init is None and "dataclass" in decorators:
+            fields = [
+                part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
+            ]
+            return {part.target.id: self._kind(part.annotation, part.value) for part in fields}
+        if decorators - {"loadable", "checked", "final"} or node.keywords or len(node.bases) > 1:
+            return None
+        if node.bases and ast.unparse(node.bases[0]) not in ("object", "nn.Module"):
+            inherited = self.found(node.bases[0]).arguments
+        else:
+            inherited = {} if init is None or node.bases else None  # **arguments of a class without a base are read
+        return inherited if init is None or inherited is None else self._written(init) | inherited
+
+    def _written(self, function: ast.FunctionDef) -> dict[str, Any]:
+        every, named = function.args.posonlyargs + function.args.args, function.args.kwonlyargs
+        defaults = [None] * (len(every) - len(function.args.defaults)) + list(function.args.defaults)
+        pairs = [*zip(every, defaults), *zip(named, function.args.kw_defaults)]
+        return {
+            each.arg: self._kind(each.annotation, value) for each, value in pairs if each.arg not in ("self", "cls")
+        }
+
+    def _kind(self, annotation: ast.expr | None, default: ast.expr | None) -> Any:
+        """The type of an annotation; None is allowed where it is the default."""
+        if annotation is None:
+            return Any
+        quoted = isinstance(annotation, ast.Constant) and isinstance(annotation.value, str)
+        kind = evaluate(annotation.value if quoted else ast.unparse(annotation), self.resolve)
+        return Optional[kind] if isinstance(default, ast.Constant) and default.value is None else kind  # noqa: UP045
+
+
+@lru_cache(maxsize=1024)
+def _imported(origin: str) -> Any:
+    """The object that an import of this name in a source gives to an annotation."""
+    module, _, attribute = origin.rpartition(".")
+    if origin in MODULES:
+        return importlib.import_module(origin)
+    if module in MODULES:
+        return getattr(importlib.import_module(module), attribute, Unknown)
+    if origin.startswith(("torch.", "lightning.")):
+        return Unknown  # there are no types of values in them, and much to read
+    located = _locate(origin)
+    if located is None or located[1] != (attribute,) or located[0].names.get(attribute) == origin:
+        return Unknown
+    return located[0].resolve(attribute)
+
+
+@lru_cache(maxsize=256)
+def _read(file: Path, name: str) -> _Source:
     try:
         tree = ast.parse(file.read_text(encoding="utf-8")) if file.suffix == ".py" else None
     except (OSError, SyntaxError, ValueError):
-        tree = None  # the import will say it better
-    return {"*": None} if tree is None else dict(_top_level(tree.body))
+        tree = None  # the import reports it
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    return _Source(file, name, {"*": None} if tree is None else dict(_top_level(tree.body, package)))
 
 
-def _top_level(body: list[ast.stmt]) -> Iterator[tuple[str, Definition | str | None]]:
+def _top_level(body: list[ast.stmt], package: str) -> Iterator[tuple[str, Origin]]:
     for node in body:
         if isinstance(node, Definition):
             yield node.name, node
         elif isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                yield alias.asname or alias.name, f"{node.module}.{alias.name}"
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join(filter(None, [*above, node.module]))
+            yield from ((alias.asname or alias.name, f"{module}.{alias.name}") for alias in node.names)
         elif isinstance(node, ast.Import):
-            yield from ((alias.asname or alias.name.split(".")[0], None) for alias in node.names)
+            yield from (
+                (alias.asname, alias.name) if alias.asname else (alias.name.split(".")[0],) * 2 for alias in node.names
+            )
         elif isinstance(node, ast.Assign | ast.AnnAssign):
-            for place in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                names = place.elts if isinstance(place, ast.Tuple | ast.List) else [place]
-                yield from ((name.id, None) for name in names if isinstance(name, ast.Name))
+            yield from _assigned(node)
         else:  # if, try, with
             for part in ("body", "orelse", "finalbody"):
-                yield from _top_level(getattr(node, part, []))
+                yield from _top_level(getattr(node, part, []), package)
 
 
-def _arguments(node: Definition, names: dict[str, Definition | str | None]) -> tuple[str, ...] | None:
-    """The arguments of a function or class, with inherited ones; None if a part of them cannot be read."""
-    if isinstance(node, ast.FunctionDef):
-        return None if node.args.kwarg else _written(node)
-    init = next((part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
-    if init is not None and not init.args.kwarg:
-        return _written(init)
-    if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
-        return tuple(part.target.id for part in node.body if isinstance(part, ast.AnnAssign))
-    base = ast.unparse(node.bases[0]) if node.bases else "object"
-    above = names.get(base)
-    if base in ("object", "nn.Module"):
-        inherited: tuple[str, ...] | None = ()
-    elif isinstance(above, str):
-        inherited = find(above).arguments
-    else:
-        inherited = _arguments(above, names) if isinstance(above, Definition) else None
-    return inherited if init is None or inherited is None else (*_written(init), *inherited)
+def _assigned(node: ast.Assign | ast.AnnAssign) -> Iterator[tuple[str, ast.expr | None]]:
+    """Names and the expressions that are assigned to them."""
+    for place in node.targets if isinstance(node, ast.Assign) else [node.target]:
+        if isinstance(place, ast.Name):
+            yield place.id, node.value
+        elif isinstance(place, ast.Tuple | ast.List):
+            values = node.value.elts if isinstance(node.value, ast.Tuple | ast.List) else [None] * len(place.elts)
+            yield from ((each.id, value) for each, value in zip(place.elts, values) if isinstance(each, ast.Name))
 
 
-def _written(function: ast.FunctionDef) -> tuple[str, ...]:
-    every = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
-    return tuple(argument.arg for argument in every if argument.arg not in ("self", "cls"))
+def _literals(body: list[ast.stmt]) -> Iterator[tuple[str, Any]]:
+    for node in body:
+        for name, value in _assigned(node) if isinstance(node, ast.Assign | ast.AnnAssign) else ():
+            try:
+                yield name, ast.literal_eval(value)
+            except (ValueError, TypeError):
+                continue

@@ -7,9 +7,10 @@ one another, and every result as a PNG of its own in `evaluation/edits/TASK/`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Len, MinLen
 from rich.progress import Progress
 from torch import Tensor
 
@@ -29,19 +30,27 @@ from consistency_models.sampling.editing import (
 )
 from consistency_models.sampling.generator import Generator, ImageNoise
 from consistency_models.sampling.samplers import Consistency
+from consistency_models.values import Count, Descending, Distinct, ExistingPath, Sigma, Size, Text, checked
 
 __all__ = ["colorize", "denoise", "inpaint", "interpolate", "stroke", "superres"]
 
 Config = dict[str, Any]
-Levels = int | Sequence[float]
+Levels = Annotated[int, Ge(2)] | Descending
+Ends = Annotated[Sequence[Count], Len(2, 2), Distinct]
 SHOWN = 40  # images in a picture
 ROUNDING = 0.0025  # the noise of 8 bits is 2/255/√12 = 0.00226
 UNUSED = {"sigmas": None, "seeds": None, "repeats": 1, "devices": 1}
 """Keys of conf/eval.yaml that editing has no use for."""
 
 
+@checked
 def inpaint(
-    config: Config, generator: Generator, image: str | None, mask: str | None, label: int | str | None, levels: Levels
+    config: Config,
+    generator: Generator,
+    image: ExistingPath | None,
+    mask: ExistingPath | None,
+    label: Count | Text | None,
+    levels: Levels,
 ) -> None:
     """Keep the black pixels of a mask, paint the white ones anew."""
     given = pictures_of(config, generator, image, label)
@@ -50,15 +59,24 @@ def inpaint(
     _write(config, given.names, {"input": given.images, "kept": operator.measure(given.images), "result": results})
 
 
-def colorize(config: Config, generator: Generator, image: str | None, label: int | str | None, levels: Levels) -> None:
+@checked
+def colorize(
+    config: Config, generator: Generator, image: ExistingPath | None, label: Count | Text | None, levels: Levels
+) -> None:
     """Keep the brightness, find colours."""
     given, operator = pictures_of(config, generator, image, label), Colorization()
     results = _edit(config, generator, given, operator, levels)
     _write(config, given.names, {"input": given.images, "kept": operator.grey(given.images), "result": results})
 
 
+@checked
 def superres(
-    config: Config, generator: Generator, image: str | None, label: int | str | None, patch: int, levels: Levels
+    config: Config,
+    generator: Generator,
+    image: ExistingPath | None,
+    label: Count | Text | None,
+    patch: Size,
+    levels: Levels,
 ) -> None:
     """Keep the mean of each patch, find what is within it."""
     given, operator = pictures_of(config, generator, image, label), SuperResolution(patch)
@@ -66,8 +84,14 @@ def superres(
     _write(config, given.names, {"input": given.images, "kept": operator.measure(given.images), "result": results})
 
 
+@checked
 def stroke(
-    config: Config, generator: Generator, image: str | None, label: int | str | None, patch: int, levels: Levels
+    config: Config,
+    generator: Generator,
+    image: ExistingPath | None,
+    label: Count | Text | None,
+    patch: Size,
+    levels: Levels,
 ) -> None:
     """From a painting, with noise, to an image; images of the data set are made as coarse as a painting first."""
     given = pictures_of(config, generator, image, label)
@@ -78,8 +102,14 @@ def stroke(
     _write(config, given.names, rows | {"result": _edit(config, generator, given, Unconstrained(), levels)})
 
 
+@checked
 def denoise(
-    config: Config, generator: Generator, image: str | None, label: int | str | None, noise: float, sigma: float | None
+    config: Config,
+    generator: Generator,
+    image: ExistingPath | None,
+    label: Count | Text | None,
+    noise: Sigma,
+    sigma: Sigma | None,
 ) -> None:
     """One call at the level of the noise; images of the data set are given some first."""
     given = pictures_of(config, generator, image, label)
@@ -99,7 +129,10 @@ def denoise(
     _write(config, given.names, rows | {"result": results})
 
 
-def interpolate(config: Config, generator: Generator, ends: list[list[int]], label: int | str | None) -> None:
+@checked
+def interpolate(
+    config: Config, generator: Generator, ends: Annotated[Sequence[Ends], MinLen(1)], label: Count | Text | None
+) -> None:
     """BatchRandom of images from the noise of one sample to that of another."""
     refuse_points(config, generator)
     columns, rows, names = config["n"] or 10, [], []

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import MinLen
 
 from consistency_models.app.folder import write_atomically
 from consistency_models.app.tasks.archives import ARCHIVES, save_png
@@ -15,16 +18,18 @@ from consistency_models.callbacks.finite import NonFiniteError
 from consistency_models.errors import ConfigError
 from consistency_models.evaluation.features import to_bytes
 from consistency_models.sampling.generator import Generator
+from consistency_models.values import Count, Distinct, Text, checked
 
 __all__ = ["run"]
 
 
+@checked
 def run(
     config: dict[str, Any],
     generator: Generator,
-    out: str | None,
-    format: str,
-    classes: list[int | str] | None,
+    out: Text | None,
+    format: Literal["png", "zip", "npz"],
+    classes: Annotated[Sequence[Count | Text], MinLen(1), Distinct] | None,
     by_class: bool,
 ) -> None:
     """Write images in EDM's or OpenAI's layout; see conf/task/sample.yaml.

@@ -14,9 +14,10 @@ import re
 import shlex
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from hydra.core.hydra_config import HydraConfig
 
 from consistency_models.app.commands import command
@@ -29,6 +30,7 @@ from consistency_models.evaluation.plots import save_search
 from consistency_models.noise.schedules import karras_grid
 from consistency_models.sampling.generator import Generator
 from consistency_models.sampling.samplers import Consistency
+from consistency_models.values import Text, checked
 
 __all__ = ["run", "ternary_search"]
 
@@ -54,7 +56,14 @@ def ternary_search(function: Callable[[int], float], low: int, high: int) -> int
     return min(range(low, high + 1), key=function)
 
 
-def run(config: dict[str, Any], generator: Generator, metric: str | None, grid: int, images: int) -> None:
+@checked
+def run(
+    config: dict[str, Any],
+    generator: Generator,
+    metric: Text | None,
+    grid: Annotated[int, Ge(3), Le(10_000)],
+    images: Annotated[int, Ge(2)],
+) -> None:
     """Search the levels for `steps` calls; writes search.json and search.png, and prints the command that uses them."""
     wanted = max(config["steps"] or [2])
     own = samplers_of({**config, "sigmas": None, "steps": [1]}, generator)[0]

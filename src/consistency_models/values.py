@@ -1,0 +1,262 @@
+"""Types of values: what a constructor argument may be stands in its annotation, and is checked against it.
+
+    def __init__(self, std: Annotated[float, Gt(0)], steps: Size = 8) -> None
+
+The vocabulary is that of `typing` and `annotated_types`. `checked` refuses other values at run time; the check of a
+command (`consistency_models.app.checks`) reads the same annotations from the source. Values are strict: a whole number
+may stand for a number, nothing else is converted, and a number is finite.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import inspect
+import types
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen, Predicate, doc
+from pydantic import AllowInfNan, ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+
+from consistency_models.errors import ConfigError
+
+__all__ = [
+    "BelowOne",
+    "Count",
+    "Descending",
+    "Distinct",
+    "ExistingPath",
+    "Infinite",
+    "NotNegative",
+    "NpzFile",
+    "Positive",
+    "Rho",
+    "Share",
+    "Sigma",
+    "SigmaOrZero",
+    "Size",
+    "Text",
+    "Weights",
+    "accepts",
+    "checked",
+    "describe",
+    "evaluate",
+    "facts",
+    "kinds_of",
+    "show",
+]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _distinct(values: Sequence[Any]) -> bool:
+    return len({show(value) for value in values}) == len(values)
+
+
+Distinct, Infinite = Predicate(_distinct), AllowInfNan(True)
+Count, Size = Annotated[int, Ge(0)], Annotated[int, Ge(1)]
+Positive, NotNegative = Annotated[float, Gt(0)], Annotated[float, Ge(0)]
+Share, BelowOne = Annotated[float, Ge(0), Le(1)], Annotated[float, Ge(0), Lt(1)]
+Sigma, SigmaOrZero = Annotated[float, Gt(0), Le(1e6)], Annotated[float, Ge(0), Le(1e6)]  # noise levels
+Rho = Annotated[float, Ge(0.1), Le(1000)]  # the exponent of a Karras grid
+Text = Annotated[str, Predicate(str.strip)]
+Descending = Annotated[
+    Sequence[Sigma],
+    MinLen(1),
+    Predicate(lambda levels: all(high > low for high, low in pairwise(levels))),
+    doc("a list of descending levels, each a number > 0 and <= 1000000"),
+]
+ExistingPath = Annotated[str, Predicate(lambda path: Path(path).expanduser().exists()), doc("a path that exists")]
+NpzFile = Annotated[str, Predicate(lambda path: path.endswith(".npz")), doc("the path of an npz file")]
+Weights = Annotated[Text | BelowOne, doc("model, or the name of an average, or a number >= 0 and < 1")]
+
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+BOUNDS = {Gt: (">", "gt"), Ge: (">=", "ge"), Lt: ("<", "lt"), Le: ("<=", "le")}
+PLAIN = {
+    bool: "true, false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "text",
+    type(None): "null",
+}
+BUILTINS = ("bool", "dict", "float", "int", "list", "set", "str", "tuple")
+MODULES = ("annotated_types", "builtins", "collections.abc", "math", "pathlib", "typing", "typing_extensions", __name__)
+"""Modules that an annotation may name; none of them imports torch."""
+
+
+class _AnyClass(type):
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Unknown
+
+    def __getitem__(cls, item: Any) -> Any:
+        return Unknown
+
+
+class Unknown(metaclass=_AnyClass):
+    """A class of another module in an annotation: whether a value is of that class is not checked."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+def show(value: Any) -> str:
+    """A value as on the command line."""
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(show, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{show(item)}" for key, item in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class _Names(dict[str, Any]):
+    """Names as they are looked up while an annotation is evaluated."""
+
+    def __init__(self, find: Callable[[str], Any]) -> None:
+        self.find = find
+
+    def __missing__(self, name: str) -> Any:
+        return getattr(builtins, name) if name in BUILTINS else self.find(name)
+
+
+def evaluate(source: str, find: Callable[[str], Any]) -> Any:
+    """The type that an annotation means; `Unknown` if the annotation cannot be evaluated.
+
+    Args:
+        source: the annotation as it is written.
+        find: the object that a name stands for, `Unknown` for a class of another module.
+    """
+    try:
+        return eval(source, {"__builtins__": {}}, _Names(find))
+    except Exception:  # what somebody else has written may raise anything
+        return Unknown
+
+
+@functools.lru_cache(maxsize=1024)
+def _adapter(kind: Any) -> TypeAdapter[Any] | None:
+    try:
+        return TypeAdapter(kind, config=STRICT)
+    except PydanticUserError:
+        return None
+
+
+def accepts(kind: Any, value: Any) -> bool:
+    """Whether a value is of a type; always, if the type has a class that is not known here."""
+    adapter = _adapter(kind)
+    return adapter is None or any(_is_valid(adapter, form) for form in (value, _tuples(value)))
+
+
+def _is_valid(adapter: TypeAdapter[Any], value: Any) -> bool:
+    try:
+        found = adapter.validate_python(value)
+    except ValidationError:
+        return False
+    except Exception:  # of a predicate of somebody else
+        return True
+    return not isinstance(value, bool | float) or type(found) is type(value)  # True is not Literal[1]
+
+
+def _tuples(value: Any) -> Any:
+    """The value with tuples for lists of any kind: YAML has no tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else value
+
+
+def parts(kind: Any) -> tuple[Any, list[Any]]:
+    """A type without its metadata, and the metadata."""
+    if get_origin(kind) is not Annotated:
+        return kind, []
+    base, *metadata = get_args(kind)
+    return base, [each for item in metadata for each in (item if isinstance(item, GroupedMetadata) else [item])]
+
+
+def members(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def describe(kind: Any) -> str:
+    """The values of a type in words: "a number > 0, or null"."""
+    base, metadata = parts(kind)
+    if said := [item.documentation for item in metadata if isinstance(item, type(doc("")))]:
+        return said[-1]
+    if len(each := members(base)) > 1:
+        return ", or ".join(dict.fromkeys(map(describe, each)))
+    origin, arguments = get_origin(base), get_args(base)
+    if origin is Literal:
+        return ", ".join(map(show, arguments))
+    if origin in (list, tuple, Sequence):
+        return _describe_list(base, metadata)
+    if base is Callable or origin is Callable:
+        return "an object with its _target_"
+    bounds = [f"{sign} {_number(getattr(item, name))}" for item in metadata for sign, name in _bound(item)]
+    infinite = ", or inf" if Infinite in metadata else ""
+    return " ".join([PLAIN.get(base, "any value"), " and ".join(bounds)]).strip() + infinite
+
+
+def _describe_list(base: Any, metadata: list[Any]) -> str:
+    least = max((item.min_length for item in metadata if isinstance(item, MinLen)), default=0)
+    most = next((item.max_length for item in metadata if isinstance(item, MaxLen)), None)
+    items = [item for item in get_args(base) if item is not ...]
+    if get_origin(base) is tuple and ... not in get_args(base):
+        least = most = len(items)
+    size = str(least) if least == most else f"{least} or more" if most is None else f"{least} to {most}"
+    different = " different" if Distinct in metadata else ""
+    return f"a list of {size}{different}, each {describe(items[0] if items else Any)}"
+
+
+def _bound(item: Any) -> list[tuple[str, str]]:
+    return [BOUNDS[type(item)]] if type(item) in BOUNDS else []
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else f"{value:.4g}"
+
+
+def kinds_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The type of each argument that has one, from the annotations of a function."""
+    names = function.__globals__  # type: ignore[attr-defined]
+    return {
+        name: evaluate(kind, lambda each: names.get(each, Unknown)) if isinstance(kind, str) else kind
+        for name, kind in function.__annotations__.items()
+        if name != "return"
+    }
+
+
+def checked(function: Function) -> Function:
+    """Refuse arguments that their annotations do not allow; for constructors, and for functions that build something.
+
+    Raises:
+        ConfigError: at the call, with the argument, its value and what is allowed.
+    """
+    if isinstance(function, type):
+        function.__init__ = checked(function.__init__)
+        return function
+    names = [name for name, p in inspect.signature(function).parameters.items() if p.kind is not p.VAR_POSITIONAL]
+    kinds: dict[str, Any] = {}
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not kinds:  # names that the module defines below the function are known by now
+            kinds.update(kinds_of(function))
+        for name, value in (*zip(names, args), *kwargs.items()):
+            if name in kinds and not accepts(kinds[name], value):
+                raise ConfigError(name, show(value), describe(kinds[name]))
+        return function(*args, **kwargs)
+
+    return call
+
+
+def facts(**values: Any) -> Callable[[Function], Function]:
+    """Attributes of a function, written as literals, so that the check of a command can read them from the source."""
+
+    def decorate(function: Function) -> Function:
+        function.__dict__.update(values)
+        return function
+
+    return decorate
