@@ -63,7 +63,7 @@ def test_a_helper_that_dies_costs_nothing_and_the_next_job_has_a_new_one(number,
     assert run(tmp_path / "a", *RUN, callbacks=with_signal(number)) == Exit.DONE
     assert rows(tmp_path / "a") == 8
     assert "the training continues, and metrics.csv has all figures" in caplog.text
-    assert "what has not arrived: wandb sync " in caplog.text
+    assert "what has not arrived: wandb sync --include-online " in caplog.text
     caplog.clear()
     assert run(tmp_path / "b", *RUN) == Exit.DONE
     assert not [record for record in caplog.records if record.name == loggers.__name__]
@@ -75,7 +75,7 @@ def test_a_helper_that_hangs_at_the_end_is_not_waited_for(tmp_path, monkeypatch,
     monkeypatch.setattr(loggers, "FINISH_SECONDS", 1.0)
     assert run(tmp_path, *RUN, callbacks=with_signal(signal.SIGSTOP)) == Exit.DONE
     assert rows(tmp_path) == 8
-    assert "what has not arrived: wandb sync " in caplog.text
+    assert "what has not arrived: wandb sync --include-online " in caplog.text
 
 
 def test_python_s_exit_does_not_wait_for_a_helper_that_hangs(tmp_path):

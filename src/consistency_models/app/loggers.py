@@ -13,7 +13,9 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from threading import Thread
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 
 __all__ = ["MetricsCSV", "build_loggers", "finish_wandb", "wandb_mode"]
 
+INIT_SECONDS = 30.0  # that the start of a run waits for W&B
 FINISH_SECONDS, STOP_SECONDS = 600.0, 60.0  # that the end of a run waits for W&B; Slurm kills after the grace time
 
 
@@ -180,7 +183,9 @@ def finish_wandb(code: int) -> None:
     folder = wandb.run.settings.sync_dir
     _in_time(finish, STOP_SECONDS if code == Exit.STOPPED else FINISH_SECONDS)
     if not finished:
-        log.warning("wandb: the run could not be finished; what has not arrived: wandb sync %s", folder)
+        log.warning(
+            "wandb: the run could not be finished; what has not arrived: wandb sync --include-online %s", folder
+        )
         _leave_helper()
 
 
@@ -253,27 +258,33 @@ def _wandb(config: dict[str, Any], folder: Path, images_seen: ImagesSeen) -> Log
         agent = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None  # has chosen one already
         identity.write_text(agent or secrets.token_hex(4))
     who = Identity.of(config, folder)
+    start = partial(
+        wandb.init,
+        dir=str(folder),  # wandb 0.19 takes no Path
+        project=options["project"],
+        entity=options["entity"],
+        group=options["group"] or who.group,
+        job_type="train",
+        name=who.name,
+        id=read_text(identity, limit=256).strip(),
+        resume="allow",
+        config=config | {"cell": who.cell},
+        tags=[*config["tags"], config["model"]["name"], config["data"]["name"]],
+        settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS),
+    )
     # Slurm sends SIGUSR1 to every process of a step. W&B's helper process inherits the mask and survives the signal.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     try:
-        run = wandb.init(
-            dir=str(folder),  # wandb 0.19 takes no Path
-            project=options["project"],
-            entity=options["entity"],
-            group=options["group"] or who.group,
-            job_type="train",
-            name=who.name,
-            id=read_text(identity, limit=256).strip(),
-            resume="allow",
-            mode=mode,
-            config=config | {"cell": who.cell},
-            tags=[*config["tags"], config["model"]["name"], config["data"]["name"]],
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        run = start(mode=mode)
     except wandb.Error as error:
-        allowed = "auto, offline or disabled without a login, or when W&B does not answer"
-        reason = f"W&B says: {' '.join(str(error).split())}"
-        raise ConfigError("logger.wandb.mode", mode, allowed, reason=reason) from error
+        reason = f"W&B says: {shorten(str(error), 300)}"  # a server's error may be a page of HTML
+        if options["mode"] != "auto" or os.environ.get("WANDB_MODE"):
+            allowed = "auto, offline or disabled without a login, or when W&B does not answer"
+            raise ConfigError("logger.wandb.mode", mode, allowed, reason=reason) from error
+        log.warning("wandb: logging offline, because %s", reason)
+        _leave_helper()  # which holds the run's id
+        mode = "offline"
+        run = start(mode=mode)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     checkpoints = folder / "checkpoints" if options["upload"] else None
