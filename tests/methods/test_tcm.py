@@ -1,7 +1,6 @@
 """TCM: which model gives a target, which rows lie at the transition, and where the model may be called."""
 
 import copy
-import json
 import math
 
 import pytest
@@ -173,21 +172,3 @@ def test_levels_below_the_transition_are_refused_when_it_is_sampled(stages):
     assert solver(x, torch.ones(2), torch.eye(10)[:2]).shape == x.shape
     with pytest.raises(ValueError, match="levels from 1 up"):
         solver(x, torch.full((2,), 0.99), torch.eye(10)[:2])
-
-
-@pytest.mark.slow
-def test_without_weight_at_the_transition_it_collapses(tmp_path):
-    """Nothing ties the second stage to the first: the one-step samples leave the ODE's solutions."""
-    steps = ("data=mixture", "trainer=cpu", "logger=csv", "callbacks.samples=null", "callbacks.progress=null")
-    steps += ("trainer.max_steps=750", "callbacks.validation.every_n_steps=750", "evaluation.n=256")
-    assert run(tmp_path / "first", *steps, "model=ect") == Exit.DONE
-    errors = []
-    for weight in (0.1, 0.0):
-        folder = tmp_path / str(weight)
-        more = ("model=tcm", "teacher=run", f"teacher.path={tmp_path / 'first'}", f"schedule.boundary_weight={weight}")
-        assert run(folder, *steps, *more) == Exit.DONE
-        final = json.loads((folder / "summary.json").read_text())["metrics"]["final"]
-        errors.append(
-            next(value for name, value in final.items() if "ode_error_noise" in name and "median" not in name)
-        )
-    assert errors[1] > 1.5 * errors[0]
