@@ -1,6 +1,7 @@
 """TCM: which model gives a target, which rows lie at the transition, and where the model may be called."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -12,7 +13,8 @@ from torch.testing import assert_close
 
 from consistency_models import load
 from consistency_models.app.build import build_method
-from consistency_models.errors import Exit
+from consistency_models.app.tasks.sample_workers import samplers_of
+from consistency_models.errors import ConfigError, Exit
 from consistency_models.losses.distances import PseudoHuber
 from consistency_models.losses.weightings import InverseGap
 from consistency_models.methods.ect import EasyConsistencyTuning
@@ -163,8 +165,29 @@ def test_levels_below_the_transition_are_refused_when_it_is_sampled(stages):
     assert min(generator.make_sampler(steps=2).sigmas) >= 1
     with pytest.raises(ValueError, match=r"trained on levels from 1 up; got 0\.5"):
         generator.sample(2, sampler=Consistency((80.0, 0.5), 0.0))
+    assert len(samplers_of({"sigmas": [80.0, 1.0], "steps": None}, generator)) == 1
+    with pytest.raises(ConfigError, match=r"sigmas=\[80\.0, 0\.5\] is not allowed: .* Allowed: levels from 1 up"):
+        samplers_of({"sigmas": [80.0, 0.5], "steps": None}, generator)
     solver = generator.solver(1)
     x = torch.zeros(2, 1, 8, 8)
     assert solver(x, torch.ones(2), torch.eye(10)[:2]).shape == x.shape
     with pytest.raises(ValueError, match="levels from 1 up"):
         solver(x, torch.full((2,), 0.99), torch.eye(10)[:2])
+
+
+@pytest.mark.slow
+def test_without_weight_at_the_transition_it_collapses(tmp_path):
+    """Nothing ties the second stage to the first: the one-step samples leave the ODE's solutions."""
+    steps = ("data=mixture", "trainer=cpu", "logger=csv", "callbacks.samples=null", "callbacks.progress=null")
+    steps += ("trainer.max_steps=750", "callbacks.validation.every_n_steps=750", "evaluation.n=256")
+    assert run(tmp_path / "first", *steps, "model=ect") == Exit.DONE
+    errors = []
+    for weight in (0.1, 0.0):
+        folder = tmp_path / str(weight)
+        more = ("model=tcm", "teacher=run", f"teacher.path={tmp_path / 'first'}", f"schedule.boundary_weight={weight}")
+        assert run(folder, *steps, *more) == Exit.DONE
+        final = json.loads((folder / "summary.json").read_text())["metrics"]["final"]
+        errors.append(
+            next(value for name, value in final.items() if "ode_error_noise" in name and "median" not in name)
+        )
+    assert errors[1] > 1.5 * errors[0]

@@ -62,7 +62,7 @@ class TruncatedStudentT:
         sigma_max: Sigma = 80.0,
         mean: float = 0.0,
         scale: Positive = 0.2,
-        df: Annotated[Positive, Infinite] = 0.01,
+        df: Annotated[float, Gt(0), Infinite] = 0.01,
         q: Annotated[float, Gt(1)] = 2.0,
         slope: NotNegative = 8.0,
         steepness: NotNegative = 1.0,
