@@ -40,6 +40,15 @@ RUNS = [  # and the teacher's calls an image; Direct CM's depend on the levels t
     ("model=sct preconditioning=edm recipe=sct_digits model.tangent_rms=true model.tangent_clip=1", 0),
     (f"model=scd {EXACT}", 1),
     (f"model=tcm {EXACT}", 1),
+    ("model=meanflow", 0),
+    ("model=meanflow model.own_velocity=true schedule.by_position=false", 0),
+    ("model=alphaflow", 0),
+    ("model=alphaflow model.stop=0.01 model.clip=4", 0),
+    (f"model=ayf {EXACT}", 1),
+    ("model=facm", 0),
+    (f"model=facm {EXACT}", 1),
+    ("model=shortcut", 0),
+    ("model=imm", 0),
 ]
 
 
@@ -52,7 +61,8 @@ class Plain(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
 
-    def forward(self, x, c_noise, labels, augment):
+    def forward(self, x, c_noise, labels, augment, c_end=None):
+        c_noise = c_noise if c_end is None else c_noise + c_end
         return self.weight * x * per_image(c_noise, x)
 
 
