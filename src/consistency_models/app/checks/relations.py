@@ -370,9 +370,6 @@ def trainer(config: Config, choices: Choices) -> Problems:
     if batch % parts == 0 and batch // parts % group:
         reason = f"a micro-batch has {batch // parts} images, and groups of model.group={group} are not divided"
         yield problem("data.batch_size", batch, f"a multiple of {parts * group}", reason=reason)
-    sections = config["schedule"].get("sections", 2)
-    if sections & (sections - 1):
-        yield problem("schedule.sections", sections, "a power of two")
     if trainer["max_images"] is not None and trainer["max_images"] < batch:
         allowed, reason = f"at least data.batch_size={batch}", "a step takes one batch"
         yield problem("trainer.max_images", trainer["max_images"], allowed, reason=reason)
