@@ -83,7 +83,6 @@ def configure(folder: Path, data: str, method: str, steps: int, seed: int) -> di
     """The resolved configuration of one run."""
     lines = f"data=mixture data.name={data} data.source.dimension={DATA[data]} {SMALL} {METHODS[method]} seed={seed}"
     lines += f" trainer.max_steps={steps} callbacks.checkpoint.every_n_steps={steps} paths.output='{folder}'"
-    OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose("train", lines.split()), resolve=True)
     config["callbacks"]["calls"] = {"_target_": f"{NetworkCalls.__module__}.NetworkCalls"}

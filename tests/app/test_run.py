@@ -80,6 +80,8 @@ def test_a_run_leaves_what_the_design_says(tmp_path):
     assert summary["images_seen"] == 96
     assert summary["monitor"] == "val/sw50_identity_train_1step"
     assert set(summary["metrics"]["final"]) == set(summary["metrics"]["best"])
+    assert summary["metrics"]["is_distance"] == dict.fromkeys(summary["metrics"]["final"], True)
+    assert summary["metrics"]["network_calls"] == {"1": 1, "2": 2}
     checkpoint = read(tmp_path / "checkpoints/last.ckpt")
     assert set(checkpoint) == {
         *("schema", "step", "images_seen", "config", "model", "method", "ema", "target", "optimizer", "teacher"),
@@ -234,7 +236,7 @@ def test_wandb_online_without_a_login_is_one_line(tmp_path, monkeypatch, capsys)
 
 
 def test_figures_that_are_not_finite_are_null_in_the_summary():
-    validation = Validation(1, None, SimpleNamespace(floor=list, metrics=[]), {})
+    validation = Validation(1, None, SimpleNamespace(floor=list, metrics=[]), {"steps": []})
     validation.final = {"val/fd": float("nan"), "val/agreement": 1.0}
     assert validation.summary()["metrics"]["final"] == {"val/fd": None, "val/agreement": 1.0}
 

@@ -100,23 +100,29 @@ class Validation(StepCallback):
 
     def note_best(self, step: int) -> bool:
         """Keep the best value of each metric; True if the monitored one has improved."""
-        lower = {metric.name: metric.is_distance for metric in self.evaluation.metrics}
         improved = False
         for name, value in self.final.items():
             if math.isnan(value):  # nothing would ever be better
                 continue
             best = self.best.get(name)
-            is_lower_better = next((lower[metric] for metric in lower if name.startswith(f"val/{metric}")), True)
-            if best is None or (value < best["value"] if is_lower_better else value > best["value"]):
+            if best is None or (value < best["value"] if self.is_distance(name) else value > best["value"]):
                 self.best[name] = {"value": value, "step": step}
                 improved |= name == self.monitor
         return improved
 
+    def is_distance(self, name: str) -> bool:
+        """Whether less is better of a figure: as its metric says; an error of the solver is a distance."""
+        fitting = (metric.is_distance for metric in self.evaluation.metrics if name.startswith(f"val/{metric.name}"))
+        return next(fitting, True)
+
     def summary(self) -> dict[str, Any]:
-        """What summary.json says of quality."""
+        """Entries of summary.json: final and best values, and what is needed to compare them with those of others."""
         floor = {score.name: score.value for score in self.evaluation.floor()} if self.final else {}
         final = {name: value if math.isfinite(value) else None for name, value in self.final.items()}  # JSON has no NaN
-        return {"metrics": {"final": final, "best": self.best}, "monitor": self.monitor, "floor": floor}
+        calls = {str(steps): self.generator.make_sampler(steps=steps).nfe for steps in self.settings["steps"]}
+        distances = {name: self.is_distance(name) for name in final}
+        metrics = {"final": final, "best": self.best, "is_distance": distances, "network_calls": calls}
+        return {"metrics": metrics, "monitor": self.monitor, "floor": floor}
 
     def state_dict(self) -> dict[str, Any]:
         """The best values so far."""

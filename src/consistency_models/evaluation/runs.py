@@ -22,7 +22,7 @@ SEEDS = ("seed", "data.seed")
 NO_PART_OF_THE_RESULT = re.compile(
     r"name|tags|ckpt_path|paths\..*|logger\..*|callbacks\..*|show_traceback|sweep_size|test"
 )
-GROWS = ("is", "precision", "recall", "agreement")  # metrics of which more is better: evaluation.metrics
+GROWS = ("is", "precision", "recall", "agreement")  # more is better; for a summary.json that does not say it
 PNG = b"\x89PNG\r\n\x1a\n"
 CURVES = r"val/.*|train/loss|curriculum/N"
 COUNT = "train/images_seen"
@@ -211,9 +211,10 @@ def _is_number(value: Any) -> bool:
 
 def _from_summary(folder: Path, sampler: str) -> dict[str, Any]:
     """What training measured at its end, in the form of evaluation.json."""
-    final = read_json(folder / "summary.json", folder).get("metrics", {}).get("final", {})
+    metrics = read_json(folder / "summary.json", folder).get("metrics", {})
+    distances, calls = metrics.get("is_distance", {}), metrics.get("network_calls", {})
     results = []
-    for metric, value in final.items():
+    for metric, value in metrics.get("final", {}).items():
         counted = re.search(r"_(\d+)step$", metric)
         steps = int(counted[1]) if counted else None
         name = re.match(r"val/([a-z_]+)", metric)
@@ -223,10 +224,10 @@ def _from_summary(folder: Path, sampler: str) -> dict[str, Any]:
                 "value": value,
                 "spread": None,
                 "features": "as named" if counted else None,
-                "is_distance": name is None or name[1].split("_")[0] not in GROWS,
+                "is_distance": bool(distances.get(metric, name is None or name[1].split("_")[0] not in GROWS)),
                 "sampler": sampler.removesuffix(".for_steps").rpartition(".")[2],
                 "steps": steps,
-                "nfe": 2 * steps - 1 if steps and sampler.endswith(".Heun") else steps,
+                "nfe": calls.get(str(steps), 2 * steps - 1 if steps and sampler.endswith(".Heun") else steps),
             }
         )
         _check_result(results[-1])

@@ -99,6 +99,8 @@ TRAIN: dict[str, Any] = PATHS | {
     "show_traceback": bool,
     "compile": bool,
     "channels_last": bool,
+    "classes_if.True": Count | None,
+    "classes_if.False": Literal[0],
     # what a recipe sets; the groups take it up
     "recipe.lr": Positive,
     "recipe.decay": Share,
