@@ -1,4 +1,4 @@
-"""Sample from a trained model and score it:  python eval.py run=runs/ict_digits/DATE_TIME steps=[1,2,4]."""
+"""Sample from a trained model and score the samples:  python eval.py run=runs/ict_digits/DATE_TIME steps=[1,2,4]."""
 
 import sys
 
@@ -6,7 +6,7 @@ try:
     from pathlib import Path
 
     from consistency_models.app.main import main
-except KeyboardInterrupt:  # Ctrl-C before the command has begun
+except KeyboardInterrupt:  # Ctrl-C during the imports
     sys.exit(75)
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Train a model:  python train.py model=ict data=cifar10   (python train.py --help lists the groups).
 
-Hydra composes the configuration from conf/; what is trained, and how, is in the package `consistency_models`.
+Hydra composes the configuration from conf/. The package `consistency_models` runs the training.
 """
 
 import sys
@@ -9,7 +9,7 @@ try:
     from pathlib import Path
 
     from consistency_models.app.main import main
-except KeyboardInterrupt:  # Ctrl-C before the command has begun
+except KeyboardInterrupt:  # Ctrl-C during the imports
     sys.exit(75)
 
 if __name__ == "__main__":

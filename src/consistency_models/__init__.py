@@ -1,4 +1,4 @@
-"""Consistency models: train, ablate, compare and use generative models that make an image in one network call."""
+"""Consistency models: train, ablate, compare and use generative models that sample in one network call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ __all__ = ["__version__", "load"]
 
 
 def load(path: Any, **arguments: Any) -> Generator:
-    """A trained model that samples: `load("runs/…").sample(n, steps=1)`; see `storage.loading.load`."""
-    from consistency_models.storage import loading  # here, because `import consistency_models` shall not import torch
+    """Load a trained model for sampling: `load("runs/…").sample(n, steps=1)`. See `storage.loading.load`."""
+    from consistency_models.storage import (
+        loading,  # `import consistency_models` does not import torch
+    )
 
     return loading.load(path, **arguments)

@@ -1,4 +1,4 @@
-"""What the images of a data set are, as a configuration states it."""
+"""Description of the images of a data set, read from a configuration."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 __all__ = ["DataSpec", "class_index", "listed"]
 
-MAX_LISTED = 20  # classes in a line of text
+MAX_LISTED = 20  # largest number of classes in a line of text
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """The images that a model makes.
+    """Description of the images that a model generates.
 
     Args:
         channels: C of one image (C, H, W).
         image_size: H and W.
-        num_classes: classes that the model is conditioned on; 0 for an unconditional model.
-        clamp: whether images live in [-1, 1]; points do not.
-        sigma_data: standard deviation of the pixels, or None where a file does not say it.
-        class_names: of each class that the model is conditioned on; empty where a file does not say them.
+        num_classes: number of classes of a conditional model; 0 for an unconditional model.
+        clamp: clamp samples to [-1, 1]; False for points.
+        sigma_data: standard deviation of the pixels, or None if the file lacks it.
+        class_names: names of the classes of a conditional model; empty if the file lacks them.
 
     Raises:
-        ValueError: a name is no text, or there are more or fewer names than classes.
+        ValueError: a name is no string, or the number of names differs from the number of classes.
     """
 
     channels: int
@@ -42,7 +42,7 @@ class DataSpec:
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> DataSpec:
-        """What the part `data` of a resolved configuration states; class names are recorded when training begins."""
+        """Read the part `data` of a resolved configuration. Class names are recorded when training starts."""
         return cls(
             data["channels"],
             data["image_size"],
@@ -59,12 +59,12 @@ class DataSpec:
 
 
 def class_index(label: int | str, num_classes: int, class_names: Sequence[str] = ()) -> int:
-    """The number of a class that is given by its name or, where no name is spelled so, by its number.
+    """Return the number of a class, given its name or its number. Names have priority.
 
-    Names of digits only are numbers of their own: of the classes 1 … 10, 1 is the first.
+    Names may consist of digits: with the classes 1 … 10, 1 is the first class.
 
     Raises:
-        ValueError: there is no such class; the message says which there are.
+        ValueError: the class does not exist; the message lists the classes.
     """
     if str(label) in class_names:
         return list(class_names).index(str(label))
@@ -78,7 +78,7 @@ def class_index(label: int | str, num_classes: int, class_names: Sequence[str] =
 
 
 def listed(class_names: Sequence[str]) -> str:
-    """The numbers and names of classes in one line, such as "0 cat, 1 dog"; unprintable characters become "?"."""
+    """Format numbers and names of classes as one line, such as "0 cat, 1 dog". Unprintable characters become "?"."""
     shown = ["".join(c if c.isprintable() else "?" for c in name[:60]) for name in class_names[:MAX_LISTED]]
     more = f", … ({len(class_names)} classes)" if len(class_names) > MAX_LISTED else ""
     if list(class_names) == _numbers(len(class_names)):

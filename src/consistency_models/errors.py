@@ -1,4 +1,4 @@
-"""Errors that a user meets as one line, and the exit codes that say what happened."""
+"""Errors that are shown to the user in one line, and the exit codes of commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["CheckpointError", "ConfigError", "DataError", "Exit", "import_extra"
 
 
 class Exit(IntEnum):
-    """Exit codes of train.py and eval.py; a multirun ends with the highest of its jobs."""
+    """Exit codes of train.py and eval.py. A multirun exits with the highest code of its jobs."""
 
     DONE = 0
     UNEXPECTED = 1
@@ -27,27 +27,27 @@ class Exit(IntEnum):
 
 
 def pasteable(key: str, value: object) -> str:
-    """`key=value` as it is typed at a shell: quoted for the shell and for Hydra where the value has other characters.
+    """Format `key=value` for a shell. Special characters of the value are quoted for the shell and for Hydra.
 
     >>> pasteable("ckpt_path", "runs/my run")
     '\'ckpt_path="runs/my run"\''
     """
     if re.fullmatch(r"[A-Za-z0-9_./:+@%-]+", str(value)):
         return f"{key}={value}"
-    escaped = re.sub(r'(\\*)"', r"\1\1\"", str(value))  # Hydra: a backslash counts only before a quote
+    escaped = re.sub(r'(\\*)"', r"\1\1\"", str(value))  # in Hydra a backslash escapes only before a quote
     escaped += "\\" * (len(escaped) - len(escaped.rstrip("\\")))
     return shlex.quote(f'{key}="{escaped}"')
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run: KEY=VALUE is not allowed: REASON. Allowed: …. FIX
+    """An invalid configuration. Message: KEY=VALUE is not allowed: REASON. Allowed: …. FIX
 
     Args:
         key: the key, as on the command line.
         value: the value of the key.
         allowed: the values that are allowed, in words.
-        fix: the value or command that was probably meant, or how to mend the configuration.
-        reason: why the value is not allowed, where `allowed` does not show it.
+        fix: the value or command that was probably meant, or a way to correct the configuration.
+        reason: the reason that the value is not allowed, if `allowed` does not show it.
 
     Attributes:
         code: the exit code.
@@ -63,21 +63,21 @@ class ConfigError(ValueError):
 
 
 def _sentence(text: str) -> str:
-    """Text with a capital letter, unless the first word is a key or a path."""
+    """Capitalise the text, unless the first word is a key or a path."""
     return text[0].upper() + text[1:] if text.split(maxsplit=1)[0].isalpha() else text
 
 
 class DataError(ValueError):
-    """Data that cannot be used; the message names the file or key, what was found, what is allowed and the fix."""
+    """Data that cannot be used. The message names the file or key, the value, the allowed values and the fix."""
 
 
 class CheckpointError(ValueError):
-    """A file that is not the checkpoint it should be.
+    """A file that is no valid checkpoint.
 
     Args:
-        expected: what a good file would hold there.
-        found: what this one holds: a string is printed, of any other object the type.
-        path: the file, where it is known.
+        expected: the expected content, in words.
+        found: the content of the file. A string is printed; for any other object the type is printed.
+        path: the file, if it is known.
     """
 
     def __init__(self, expected: str, found: object, path: Path | str | None = None) -> None:
@@ -86,23 +86,23 @@ class CheckpointError(ValueError):
         self.expected, self.found, self.path = expected, found, path
 
     def __str__(self) -> str:
-        found = self.found[:300].encode("unicode_escape").decode()  # no control characters of a stranger in a terminal
+        found = self.found[:300].encode("unicode_escape").decode()  # escape control characters of untrusted files
         return f"{self.path or 'checkpoint'}: expected {self.expected}; found {found}"
 
 
 @contextmanager
 def naming(path: Path | str, expected: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes a `CheckpointError` that names the file.
+    """Convert every exception of the block to a `CheckpointError` that names the file.
 
-    A hostile file can make the standard library and torch raise nearly anything, RecursionError and MemoryError among
-    it, so nothing less than every exception will do.
+    The block catches all exceptions, because the standard library and torch can raise nearly every type for a hostile
+    file, including RecursionError and MemoryError.
     """
     try:
         yield
     except CheckpointError as error:
         raise CheckpointError(error.expected, error.found, error.path or path) from error.__cause__
     except Exception as error:
-        cause = error.__cause__  # what a constructor said, without Hydra's wrapping
+        cause = error.__cause__  # the exception of the constructor, without the wrapper of Hydra
         if isinstance(cause, CheckpointError):
             raise CheckpointError(cause.expected, cause.found, cause.path or path) from error
         raise CheckpointError(expected, f"{type(error).__name__}: {error}", path) from error

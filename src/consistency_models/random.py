@@ -1,9 +1,9 @@
-"""Random numbers that are a function of (seed, step, position in the global batch), and of nothing else.
+"""Random numbers that depend only on (seed, step, position in the global batch).
 
-The rows of a global batch are divided into blocks of `BLOCK` neighbours. Each block has a generator of its own, seeded
-by (seed, step, stream, first row), and a process draws the blocks that its rows are in. One process, two processes and
-accumulated micro-batches therefore train on the same numbers, and each pays for its own rows only. A run that is
-resumed at step k draws the numbers of step k again: no generator state is saved.
+The rows of a global batch are divided into blocks of `BLOCK` rows. Each block has its own generator, seeded by (seed,
+step, stream, first row). A process draws only the blocks that contain its rows. One process, two processes and
+accumulated micro-batches therefore train on the same numbers. A run that is resumed at step k draws the numbers of
+step k again; no generator state is saved.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ BLOCK = 16  # rows that share a generator
 
 
 def seed_of(*key: int | str) -> int:
-    """A seed in [0, 2⁶³) that depends on every part of the key, whatever the process, platform or Python version."""
+    """Hash the key to a seed in [0, 2⁶³), equal in every process and on every platform and Python version."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 @dataclass(frozen=True)
 class BatchRandom:
-    """The rows of one global batch that this process works on in this micro-batch, and their random numbers.
+    """The rows of a global batch that belong to one micro-batch of this process, with their random numbers.
 
     Args:
         seed: the run's seed.
         step: the optimiser step, from 0.
-        total: images in the global batch.
-        mine: this process's rows of it, in this micro-batch.
+        total: number of images in the global batch.
+        local_slice: rows of this micro-batch in the global batch.
     """
 
     seed: int
@@ -46,11 +46,11 @@ class BatchRandom:
         return self.local_slice.stop - self.local_slice.start
 
     def randn(self, stream: str, *shape: int, device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
-        """Standard normal draws of these rows, shape (len(self), *shape); each purpose has a stream of its own."""
+        """Standard normal numbers of these rows, shape (len(self), *shape). Each purpose has its own stream."""
         return self._draw(Tensor.normal_, stream, shape, device, dtype)
 
     def rand(self, stream: str, *shape: int, device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
-        """Uniform draws in [0, 1) of these rows, shape (len(self), *shape)."""
+        """Uniform numbers in [0, 1) of these rows, shape (len(self), *shape)."""
         return self._draw(Tensor.uniform_, stream, shape, device, dtype)
 
     def _draw(self, fill: Callable[..., Tensor], stream: str, shape: tuple[int, ...], device, dtype) -> Tensor:
@@ -62,21 +62,21 @@ class BatchRandom:
             generator.manual_seed(seed_of(self.seed, self.step, stream, first))
             if start <= first and last <= stop:
                 fill(drawn[first - start : last - start], generator=generator)
-            else:  # the numbers of a block depend on its size, so that a part of a block is cut out of the whole
+            else:  # the numbers depend on the size of the block: draw the whole block and take a part of it
                 block = fill(drawn.new_empty(last - first, *shape), generator=generator)
                 own = slice(max(first, start), min(last, stop))
                 drawn[own.start - start : own.stop - start] = block[own.start - first : own.stop - first]
         return drawn
 
     def seed_dropout(self) -> None:
-        """Seed the default generators of every device, so that the next pass draws this step's dropout masks.
+        """Seed the default generators of all devices, so that the next pass draws the dropout masks of this step.
 
-        Called before each of the two passes of a consistency step, it gives both the same masks, on any device (saving
-        and restoring the CPU generator's state, as public code does, leaves the masks on a GPU different). An explicit
-        generator would not survive activation checkpointing.
+        A consistency step calls this method before each of its two passes, so that both have the same masks on every
+        device. (Public code saves and restores the state of the CPU generator; on a GPU the masks then differ.) An
+        explicit generator would not work with activation checkpointing.
         """
         seed = seed_of(self.seed, self.step, "dropout", self.local_slice.start)
-        # What torch.manual_seed does, but for the devices that are in use: for one that is not, it records a traceback.
+        # As torch.manual_seed, but only for devices in use: for other devices torch.manual_seed records a traceback.
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(seed)

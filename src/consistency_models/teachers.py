@@ -1,4 +1,4 @@
-"""Teachers and initial weights: what `teacher=` and `init=` choose, and classifier-free guidance."""
+"""Teachers (`teacher=`), initial weights (`init=`) and guidance."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ log = logging.getLogger(__name__)
 
 
 def build_teacher(config: dict[str, Any]) -> nn.Module | None:
-    """The teacher, guided if it shall be: by itself without classes, or by the weaker model of the run `teacher.weak`.
+    """Build the teacher, with classifier-free guidance or guidance by the weaker model of the run `teacher.weak`.
 
     Raises:
-        ConfigError: it was made for other images or classes than the student, or cannot be guided.
+        ConfigError: the images or classes of the teacher differ from those of the student, or guidance is impossible.
     """
     data, guidance = DataSpec.of(config["data"]), config["teacher"].get("guidance", 1.0)
     weak = config["teacher"].get("weak")
@@ -60,7 +60,7 @@ def build_teacher(config: dict[str, Any]) -> nn.Module | None:
 
 def _check_fits(teacher: nn.Module, key: str, path: str, data: DataSpec) -> None:
     network = getattr(teacher, "network", None)
-    if network is None:  # a closed form is of the data by construction
+    if network is None:  # a closed form fits the data by construction
         return
     for name in ("image_size", "channels"):
         value, own = getattr(network, name), getattr(data, name)
@@ -75,7 +75,7 @@ def _check_fits(teacher: nn.Module, key: str, path: str, data: DataSpec) -> None
 
 @checked
 def run_teacher(path: Text, weights: Weights | None = None) -> nn.Module:
-    """The model of another run, with its averaged weights."""
+    """Load the model of another run, with its averaged weights."""
     generator = load(path, weights)
     generator.model.is_consistency_model = _samples_consistency_models(generator.make_sampler)
     generator.model.origin = generator.origin
@@ -84,7 +84,7 @@ def run_teacher(path: Text, weights: Weights | None = None) -> nn.Module:
 
 @checked
 def official_teacher(path: Text, kinds: Annotated[Sequence[Text], MinLen(1), Distinct]) -> nn.Module:
-    """The model in an official checkpoint, which must be of one of these kinds: see `pretrained.Pretrained.kind`."""
+    """Load the model of an official checkpoint of one of these kinds, see `pretrained.Pretrained.kind`."""
     loaded = pretrained.load(path)
     if loaded.kind not in kinds:
         raise ConfigError(
@@ -108,16 +108,16 @@ def _hides_labels(network: nn.Module) -> bool:
 class Guided(nn.Module):
     """W(x, σ) + w·(D(x, σ, class) - W(x, σ)): guidance of D by a weaker model W.
 
-    W is D without the class (classifier-free guidance: Ho & Salimans, arXiv 2207.12598, Eq. 6), or another model with
-    the class, less trained or smaller (autoguidance: Karras et al., arXiv 2406.02507, Eq. 3).
+    In classifier-free guidance W is D without the class (Ho & Salimans, arXiv 2207.12598, Eq. 6). In autoguidance W is
+    another model with the class, less trained or smaller (Karras et al., arXiv 2406.02507, Eq. 3).
 
     Args:
-        model: D; without `weak` a class-conditional denoiser that was trained with some classes hidden.
-        guidance: w; 1 is the model itself, 0 is W. (1 + w in the first paper.)
+        model: D; without `weak` a class-conditional denoiser that was trained with label dropout.
+        guidance: w; 1 is D, 0 is W. (1 + w in the first paper.)
         weak: W of autoguidance, or None.
     """
 
-    calls = 2  # of a model, for each of this one
+    calls = 2  # network calls of one call of this module
 
     def __init__(self, model: nn.Module, guidance: float, weak: nn.Module | None = None) -> None:
         super().__init__()
@@ -126,17 +126,17 @@ class Guided(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        """That of the model."""
+        """The `sigma_max` of the model."""
         return self.model.network
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Denoised images, shape of x, for one-hot labels."""
+        """Denoise images for one-hot labels; the result has the shape of x."""
         weak = self.model(x, sigma, None) if self.weak is None else self.weak(x, sigma, labels)
         return weak + self.guidance * (self.model(x, sigma, labels) - weak)
 
 
 def exact_teacher(source: Mixture, path: None = None) -> nn.Module:
-    """The closed-form denoiser of a Gaussian mixture."""
+    """Return the closed-form denoiser of a Gaussian mixture."""
     if not hasattr(source, "denoised"):
         reason = "only mixtures have a closed-form denoiser"
         raise ConfigError("teacher", "exact", "exact with data=mixture or data=mixture_16d", reason=reason)
@@ -144,7 +144,7 @@ def exact_teacher(source: Mixture, path: None = None) -> nn.Module:
 
 
 class _Exact(nn.Module):
-    """A module around the closed form, so that it moves and counts as any other teacher."""
+    """A module that wraps the closed-form denoiser, so that it has the interface of other teachers."""
 
     is_consistency_model = False
 
@@ -158,9 +158,9 @@ class _Exact(nn.Module):
 
 
 def weights_of_teacher(model: nn.Module, teacher: nn.Module | None, path: None = None) -> None:
-    """Start the student from the teacher's weights."""
+    """Initialise the student with the teacher's weights."""
     if teacher is None or not any(True for _ in teacher.parameters()):
-        log.info("init=teacher: the teacher has no weights to start from; the network starts at random")
+        log.info("init=teacher: the teacher has no weights; the network is initialised at random")
         return
     _copy(teacher, model, "teacher")
 
@@ -169,20 +169,20 @@ def weights_of_teacher(model: nn.Module, teacher: nn.Module | None, path: None =
 def weights_of_run(
     model: nn.Module, path: Text | Path, teacher: nn.Module | None = None, weights: Weights | None = None
 ) -> None:
-    """Start from the weights of another run."""
+    """Initialise the network with the weights of another run."""
     _copy(load(path, weights).model, model, f"init.path={path}")
 
 
 @checked
 def weights_of_pretrained(model: nn.Module, path: Text | Path, teacher: nn.Module | None = None) -> None:
-    """Start from the weights of an official checkpoint."""
+    """Initialise the network with the weights of an official checkpoint."""
     _copy(pretrained.load(path).model, model, f"init.path={path}")
 
 
 def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
-    """Copy weights; those for augmentation labels are left out where the student has no such labels, as in ECT.
+    """Copy weights to a network. Weights for augmentation labels are skipped if the network has no such labels, as ECT.
 
-    The layers of a second time, which are zero at first, keep their weights where the source has one time.
+    The layers of a second time are not changed if the source has one time; they are initialised to zero.
     """
     weights, wanted = source.network.state_dict(), model.network.state_dict()
     if "map_augment.weight" not in wanted:

@@ -1,7 +1,7 @@
-"""What a file may name: classes and functions of this package that carry a mark, and packages that the user trusts.
+"""Classes and functions that a file may name: marked ones of this package, and all of packages that the user trusts.
 
-A checkpoint, an export and a run folder say which classes their model, data and features are made of. Of this package,
-a file may name what is marked with `loadable`, and nothing else. A package of the user's own is allowed as a whole, by
+A checkpoint, an export and a run folder name the classes of their model, data and features. Of this package, a file may
+name only objects that are marked with `loadable`. The user trusts another package as a whole by
 `CONSISTENCY_MODELS_TRUST=my_package,other_package` or by `load(path, trust=["my_package"])`.
 """
 
@@ -27,13 +27,13 @@ NEVER = TOOLS | set(sys.stdlib_module_names)
 
 
 def loadable(**fixed: Any) -> Callable[[T], T]:
-    """Mark a class or function as one that a file may name: its construction writes no file and opens no connection.
+    """Mark a class or function that a file may name. Its construction must not write files or open connections.
 
-    A subclass does not inherit the mark. A class method that constructs carries a mark of its own. The command check
-    finds the mark in the source, where `loadable` must be called as a decorator.
+    A subclass does not inherit the mark. A class method that constructs an object needs its own mark. The command check
+    reads the mark from the source, where `loadable` must be called as a decorator.
 
     Args:
-        fixed: arguments that a file cannot choose, with the values that they have then.
+        fixed: arguments that a file cannot choose, with the values that are used for files.
     """
 
     def mark(item: T) -> T:
@@ -44,21 +44,21 @@ def loadable(**fixed: Any) -> Callable[[T], T]:
 
 
 def trusted_packages(trust: Iterable[str] = ()) -> set[str]:
-    """The packages in `trust` and in the environment variable, without those that cannot be trusted as a whole."""
+    """Return the packages of `trust` and of the environment variable, without those that cannot be trusted."""
     named = {name.strip() for name in [*os.environ.get(VARIABLE, "").split(","), *trust]}
     return {name for name in named if name and name.partition(".")[0] not in NEVER}
 
 
 def is_trusted(target: str, trust: Iterable[str] = ()) -> bool:
-    """Whether the dotted name lies in a trusted package; nothing is imported."""
+    """Whether the dotted name belongs to a trusted package. No module is imported."""
     return any(target.startswith(f"{package}.") for package in trusted_packages(trust))
 
 
 def fixed_arguments(target: str, trust: Iterable[str] = ()) -> dict[str, Any] | None:
-    """The arguments of `target` that a file cannot choose, or None where a file may not name `target`.
+    """Return the arguments of `target` that a file cannot choose, or None if a file may not name `target`.
 
-    A module is imported only if it belongs to this package or to a trusted one. The object must come from there, too:
-    `consistency_models.random.os.system` does not.
+    A module is imported only if it belongs to this package or to a trusted package. The object must be defined in that
+    package, too: `consistency_models.random.os.system` is refused.
 
     Raises:
         ImportError: a trusted package has no such module or name.
@@ -79,7 +79,7 @@ def fixed_arguments(target: str, trust: Iterable[str] = ()) -> dict[str, Any] | 
 
 
 def advice(target: str) -> str:
-    """What may be named instead of `target`, and how to trust the package of `target`."""
+    """Describe the names that are allowed instead of `target`, and the way to trust the package of `target`."""
     package = target.partition(".")[0]
     allowed = "a network, sampler, data set or the like of this package"
     if package in NEVER or not package.isidentifier() or package == target:
@@ -88,10 +88,10 @@ def advice(target: str) -> str:
 
 
 def _find(target: str) -> Any:
-    """The object with this dotted name: the longest module, then its attributes.
+    """Import the object with this dotted name.
 
     Raises:
-        ImportError: there is none.
+        ImportError: the object does not exist.
     """
     parts = target.split(".")
     found, rest = import_module(parts[0]), parts[1:]

@@ -1,10 +1,10 @@
-"""Types of values: what a constructor argument may be stands in its annotation, and is checked against it.
+"""Types of values: the annotation of a constructor argument defines its allowed values.
 
     def __init__(self, std: Annotated[float, Gt(0)], steps: Size = 8) -> None
 
-The vocabulary is that of `typing` and `annotated_types`. `checked` refuses other values at run time; the check of a
-command (`consistency_models.app.checks`) reads the same annotations from the source. Values are strict: a whole number
-may stand for a number, nothing else is converted, and a number is finite.
+Annotations use `typing` and `annotated_types`. `checked` refuses other values at run time. The check of a command
+(`consistency_models.app.checks`) reads the same annotations from the source. Types are strict: a whole number is
+accepted as a number, no other value is converted, and numbers must be finite.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ PLAIN = {
 }
 BUILTINS = ("bool", "dict", "float", "int", "list", "set", "str", "tuple")
 MODULES = ("annotated_types", "builtins", "collections.abc", "math", "pathlib", "typing", "typing_extensions", __name__)
-"""Modules that an annotation may name; none of them imports torch."""
+"""Modules that an annotation may name. None of them imports torch."""
 
 
 class _AnyClass(type):
@@ -106,14 +106,14 @@ class _AnyClass(type):
 
 
 class Unknown(metaclass=_AnyClass):
-    """A class of another module in an annotation: whether a value is of that class is not checked."""
+    """Placeholder for a class of another module in an annotation. Values of such a class are not checked."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
 
 def show(value: Any) -> str:
-    """A value as on the command line."""
+    """Format a value as on the command line."""
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(show, value)) + "]"
     if isinstance(value, dict):
@@ -122,7 +122,7 @@ def show(value: Any) -> str:
 
 
 class _Names(dict[str, Any]):
-    """Names as they are looked up while an annotation is evaluated."""
+    """Namespace for the evaluation of an annotation."""
 
     def __init__(self, find: Callable[[str], Any]) -> None:
         self.find = find
@@ -132,15 +132,15 @@ class _Names(dict[str, Any]):
 
 
 def evaluate(source: str, find: Callable[[str], Any]) -> Any:
-    """The type that an annotation means; `Unknown` if the annotation cannot be evaluated.
+    """Evaluate an annotation to a type. Returns `Unknown` if the annotation cannot be evaluated.
 
     Args:
-        source: the annotation as it is written.
-        find: the object that a name stands for, `Unknown` for a class of another module.
+        source: source text of the annotation.
+        find: returns the object of a name, `Unknown` for a class of another module.
     """
     try:
         return eval(source, {"__builtins__": {}}, _Names(find))
-    except Exception:  # what somebody else has written may raise anything
+    except Exception:  # annotations of other packages may raise any exception
         return Unknown
 
 
@@ -153,28 +153,28 @@ def _adapter(kind: Any) -> TypeAdapter[Any] | None:
 
 
 def accepts(kind: Any, value: Any) -> bool:
-    """Whether a value is of a type; always, if the type has a class that is not known here."""
+    """Whether a value has a type. True if the type contains a class that is unknown here."""
     adapter = _adapter(kind)
     return adapter is None or any(_is_valid(adapter, form) for form in (value, _tuples(value)))
 
 
 def _is_valid(adapter: TypeAdapter[Any], value: Any) -> bool:
     try:
-        found = adapter.validate_python(value)
+        converted = adapter.validate_python(value)
     except ValidationError:
         return False
-    except Exception:  # of a predicate of somebody else
+    except Exception:  # raised by a predicate of another package
         return True
-    return not isinstance(value, bool | float) or type(found) is type(value)  # True is not Literal[1]
+    return not isinstance(value, bool | float) or type(converted) is type(value)  # True is not Literal[1]
 
 
 def _tuples(value: Any) -> Any:
-    """The value with tuples for lists of any kind: YAML has no tuples."""
+    """Convert lists to tuples, because YAML has no tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else value
 
 
 def parts(kind: Any) -> tuple[Any, list[Any]]:
-    """A type without its metadata, and the metadata."""
+    """Split a type into the type without metadata, and the metadata."""
     if get_origin(kind) is not Annotated:
         return kind, []
     base, *metadata = get_args(kind)
@@ -182,15 +182,15 @@ def parts(kind: Any) -> tuple[Any, list[Any]]:
 
 
 def members(kind: Any) -> tuple[Any, ...]:
-    """The types of a union, or the one type."""
+    """Return the types of a union, or the type itself."""
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
 def describe(kind: Any) -> str:
-    """The values of a type in words: "a number > 0, or null"."""
+    """Describe the values of a type in words, such as "a number > 0, or null"."""
     base, metadata = parts(kind)
-    if said := [item.documentation for item in metadata if isinstance(item, type(doc("")))]:
-        return said[-1]
+    if documented := [item.documentation for item in metadata if isinstance(item, type(doc("")))]:
+        return documented[-1]
     if len(each := members(base)) > 1:
         return ", or ".join(dict.fromkeys(map(describe, each)))
     origin, arguments = get_origin(base), get_args(base)
@@ -225,7 +225,7 @@ def _number(value: float) -> str:
 
 
 def kinds_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The type of each argument that has one, from the annotations of a function."""
+    """Return the type of each annotated argument of a function."""
     names = function.__globals__
     return {
         name: evaluate(kind, lambda each: names.get(each, Unknown)) if isinstance(kind, str) else kind
@@ -235,10 +235,10 @@ def kinds_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def checked(function: Function) -> Function:
-    """Refuse arguments that their annotations do not allow; for constructors, and for functions that build something.
+    """Check the arguments of a constructor or function against their annotations at each call.
 
     Raises:
-        ConfigError: at the call, with the argument, its value and what is allowed.
+        ConfigError: an argument has a value that its annotation does not allow.
     """
     if isinstance(function, type):
         function.__init__ = checked(function.__init__)  # type: ignore[misc]  # of this very class
@@ -248,7 +248,7 @@ def checked(function: Function) -> Function:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not kinds:  # names that the module defines below the function are known by now
+        if not kinds:  # evaluated at the first call, when the module has defined all of its names
             kinds.update(kinds_of(function))
         for name, value in (*zip(names, args), *kwargs.items()):
             if name in kinds and not accepts(kinds[name], value):
@@ -259,7 +259,7 @@ def checked(function: Function) -> Function:
 
 
 def facts(**values: Any) -> Callable[[Function], Function]:
-    """Attributes of a function, written as literals, so that the check of a command can read them from the source."""
+    """Set attributes of a function, as literals: the check of a command reads them from the source."""
 
     def decorate(function: Function) -> Function:
         function.__dict__.update(values)

@@ -93,3 +93,30 @@ def test_at_any_time_from_the_command_on(number, tmp_path):
         assert process.returncode == Exit.STOPPED, error
         assert "Traceback" not in error
         assert not folder.exists() or RunFolder(folder).state == "STOPPED"
+
+
+def test_signals_are_listened_to_before_anything_heavy_is_imported():
+    code = (
+        "import sys, consistency_models.app.main; print({'hydra', 'omegaconf', 'torch', 'lightning'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("module", ["hydra", "consistency_models.app.multirun", "consistency_models.app.checks"])
+def test_while_modules_are_imported(module, tmp_path):
+    code = f"""
+import signal, sys
+from pathlib import Path
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            signal.raise_signal(signal.SIGUSR1)
+sys.meta_path.insert(0, Finder)
+from consistency_models.app.main import main
+sys.exit(main("train", Path({str(ROOT)!r})))
+"""
+    command = [sys.executable, "-c", code, *TINY]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100)
+    assert (done.returncode, done.stderr) == (Exit.STOPPED, "stopped by SIGUSR1 outside training\n")
+    assert list(tmp_path.iterdir()) == []

@@ -25,7 +25,7 @@ def patches(digit_set):
     images = [torch.tensor(image[:416, :640]).permute(2, 0, 1) for image in load_sample_images().images]
     pieces = torch.cat([i.unfold(1, 32, 32).unfold(2, 32, 32).reshape(3, -1, 32, 32).transpose(0, 1) for i in images])
     pieces = pieces[torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0))].contiguous()[:48]
-    real = replace(digit_set, name="patches", images=pieces[:24], labels=None, num_classes=0)
+    real = replace(digit_set, name="patches", images=pieces[:24], labels=None, num_classes=0, class_names=())
     return real, to_float(pieces[24:])
 
 

@@ -130,7 +130,7 @@ def test_without_a_place_to_keep_it_the_classifier_is_trained_all_the_same(tmp_p
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert Classifier(digit_set, steps=3).held_out_accuracy >= 0
-    assert "classifier cannot be kept" in caplog.text
+    assert "classifier cannot be cached" in caplog.text
 
 
 def test_the_cache_lies_where_the_system_says(monkeypatch, tmp_path):
@@ -141,4 +141,4 @@ def test_the_cache_lies_where_the_system_says(monkeypatch, tmp_path):
 
 def test_classifier_needs_classes(digit_set):
     with pytest.raises(ValueError, match="digits has none: choose features=identity"):
-        Classifier(replace(digit_set, labels=None, num_classes=0))
+        Classifier(replace(digit_set, labels=None, num_classes=0, class_names=()))

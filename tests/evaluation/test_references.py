@@ -141,7 +141,7 @@ def test_statistics_of_another_space_are_refused(data, tmp_path):
     with pytest.raises(DataError, match="inception holds mean and covariance of 2048 features; identity has 64"):
         evaluate(data, path).scores(to_float(data.images[:9]), None, 1)
     np.savez(tmp_path / "inception.npz", mu=np.zeros(64), sigma=np.eye(64))
-    with pytest.raises(DataError, match="and energy must have one that can do with them"):
+    with pytest.raises(DataError, match=r"the metrics \(energy\) must include one that needs only these"):
         evaluate(data, path, metrics=[EnergyDistance()]).scores(to_float(data.images[:9]), None, 1)
 
 
@@ -178,7 +178,7 @@ def test_without_a_place_to_keep_them_features_are_computed_all_the_same(data, m
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert len(evaluate(data, space=Doubled()).reference) == len(data.images)
-    assert "computed again by the next run" in caplog.text
+    assert "next run computes the result again" in caplog.text
 
 
 def test_a_space_without_weights_keeps_nothing(data, own_cache):

@@ -247,7 +247,7 @@ def build_trainer(config: dict[str, Any], folder: Path, steps: int, **shared: An
     options = instantiate({key: value for key, value in config["trainer"].items() if key not in ours})
     if options["accumulate_grad_batches"] == "auto":
         options["accumulate_grad_batches"] = 1  # until MicroBatches has tried what fits
-    return Trainer(
+    trainer = Trainer(
         **options,
         **shared,
         strategy=strategy_of(config["trainer"], folder),
@@ -262,6 +262,9 @@ def build_trainer(config: dict[str, Any], folder: Path, steps: int, **shared: An
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
+    # Lightning's own handlers call a collective, which the other processes are not in, and `scontrol requeue`.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    return trainer
 
 
 def build_callbacks(config: dict[str, Any], **objects: Any) -> list[Callback]:

@@ -8,8 +8,15 @@ import netrc
 import os
 import secrets
 import shlex
+import signal
 import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from textwrap import shorten
+from threading import Thread
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
@@ -20,12 +27,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.sweep_folder import SweepFolder
 from consistency_models.callbacks.images_seen import ImagesSeen
-from consistency_models.errors import ConfigError, DataError
+from consistency_models.errors import ConfigError, DataError, Exit
 from consistency_models.storage.small_files import read_text
 
 log = logging.getLogger(__name__)
 
-__all__ = ["MetricsCSV", "build_loggers", "wandb_mode"]
+__all__ = ["MetricsCSV", "build_loggers", "finish_wandb", "wandb_mode"]
+
+INIT_SECONDS = 30.0  # that the start of a run waits for W&B
+FINISH_SECONDS, STOP_SECONDS = 600.0, 60.0  # that the end of a run waits for W&B; Slurm kills after the grace time
 
 
 class MetricsCSV(Logger):
@@ -102,6 +112,8 @@ class MetricsCSV(Logger):
 class WandbWithImages(WandbLogger):
     """Lightning's logger, with `images_seen` beside the step: what runs of different batches are compared over.
 
+    No error of W&B ends a training: its helper process may die, its connection break, its server answer nonsense.
+
     Args:
         images_seen: the count of images after a step.
         checkpoints: a folder that is uploaded at the end, as an artifact of the run's name; None: it is not.
@@ -111,23 +123,89 @@ class WandbWithImages(WandbLogger):
     def __init__(self, images_seen: ImagesSeen, checkpoints: Path | None = None, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.images_seen, self.checkpoints = images_seen, checkpoints
+        self._warned: set[str] = set()
+
+    @contextmanager
+    def harmless(self) -> Iterator[None]:
+        """Within the block W&B may fail in any way: a warning says so once, and the training continues."""
+        try:
+            yield
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            if text not in self._warned:
+                log.warning("wandb: %s; the training continues, and metrics.csv has all figures", text)
+            self._warned.add(text)
 
     def finalize(self, status: str) -> None:
         """Upload the checkpoints of a training that is done."""
-        super().finalize(status)
-        if status == "success" and self.checkpoints is not None:
-            import wandb
+        with self.harmless():
+            super().finalize(status)
+            if status == "success" and self.checkpoints is not None:
+                import wandb
 
-            artifact = wandb.Artifact(f"model-{self.experiment.id}", type="model")
-            for name in ("best.ckpt", "last.ckpt"):
-                if (self.checkpoints / name).exists():
-                    artifact.add_file(str(self.checkpoints / name), name)
-            if artifact.manifest.entries:
-                self.experiment.log_artifact(artifact)
+                artifact = wandb.Artifact(f"model-{self.experiment.id}", type="model")
+                for name in ("best.ckpt", "last.ckpt"):
+                    if (self.checkpoints / name).exists():
+                        artifact.add_file(str(self.checkpoints / name), name)
+                if artifact.manifest.entries:
+                    self.experiment.log_artifact(artifact)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Log the figures of a step."""
-        super().log_metrics(metrics | ({} if step is None else {"images_seen": self.images_seen(step)}), step)
+        with self.harmless():
+            super().log_metrics(metrics | ({} if step is None else {"images_seen": self.images_seen(step)}), step)
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **options: Any) -> None:
+        """Log pictures."""
+        with self.harmless():
+            super().log_image(key, images, step, **options)
+
+
+def finish_wandb(code: int) -> None:
+    """Close this process's W&B run, if there is one: else the jobs of a multirun would merge into one run.
+
+    The call raises nothing. The call returns after `FINISH_SECONDS` at the latest, after `STOP_SECONDS` if a signal has
+    stopped the run. `wandb sync` brings what has not arrived.
+
+    Args:
+        code: the exit code.
+    """
+    wandb = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None:
+        return
+    finished: list[bool] = []
+
+    def finish() -> None:
+        with suppress(Exception):
+            wandb.finish(code)
+            finished.append(True)
+
+    folder = wandb.run.settings.sync_dir
+    _in_time(finish, STOP_SECONDS if code == Exit.STOPPED else FINISH_SECONDS)
+    if not finished:
+        log.warning(
+            "wandb: the run could not be finished; what has not arrived: wandb sync --include-online %s", folder
+        )
+        _leave_helper()
+
+
+def _leave_helper() -> None:
+    """Forget W&B's helper process: else Python's exit waits for it, and the next run is logged to it, dead or not."""
+    wandb = sys.modules["wandb"]
+
+    def teardown() -> None:
+        with suppress(Exception, SystemExit):  # it exits with the code of a helper that has failed
+            wandb.teardown()
+
+    wandb.run = None
+    _in_time(teardown, 1.0)
+
+
+def _in_time(function: Callable[[], None], seconds: float) -> None:
+    """Call a function, and leave it alone if it has not returned after `seconds`."""
+    thread = Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def wandb_mode(asked: str) -> str:
@@ -180,28 +258,40 @@ def _wandb(config: dict[str, Any], folder: Path, images_seen: ImagesSeen) -> Log
         agent = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None  # has chosen one already
         identity.write_text(agent or secrets.token_hex(4))
     who = Identity.of(config, folder)
+    start = partial(
+        wandb.init,
+        dir=str(folder),  # wandb 0.19 takes no Path
+        project=options["project"],
+        entity=options["entity"],
+        group=options["group"] or who.group,
+        job_type="train",
+        name=who.name,
+        id=read_text(identity, limit=256).strip(),
+        resume="allow",
+        config=config | {"cell": who.cell},
+        tags=[*config["tags"], config["model"]["name"], config["data"]["name"]],
+        settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS),
+    )
+    # Slurm sends SIGUSR1 to every process of a step. W&B's helper process inherits the mask and survives the signal.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     try:
-        run = wandb.init(
-            dir=str(folder),  # wandb 0.19 takes no Path
-            project=options["project"],
-            entity=options["entity"],
-            group=options["group"] or who.group,
-            job_type="train",
-            name=who.name,
-            id=read_text(identity, limit=256).strip(),
-            resume="allow",
-            mode=mode,
-            config=config | {"cell": who.cell},
-            tags=[*config["tags"], config["model"]["name"], config["data"]["name"]],
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        run = start(mode=mode)
     except wandb.Error as error:
-        allowed = "auto, offline or disabled without a login, or when W&B does not answer"
-        reason = f"W&B says: {' '.join(str(error).split())}"
-        raise ConfigError("logger.wandb.mode", mode, allowed, reason=reason) from error
-    _define_metrics(run, config)
+        reason = f"W&B says: {shorten(str(error), 300)}"  # a server's error may be a page of HTML
+        if options["mode"] != "auto" or os.environ.get("WANDB_MODE"):
+            allowed = "auto, offline or disabled without a login, or when W&B does not answer"
+            raise ConfigError("logger.wandb.mode", mode, allowed, reason=reason) from error
+        log.warning("wandb: logging offline, because %s", reason)
+        _leave_helper()  # which holds the run's id
+        mode = "offline"
+        run = start(mode=mode)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     checkpoints = folder / "checkpoints" if options["upload"] else None
-    return WandbWithImages(images_seen, checkpoints, experiment=run, save_dir=folder, offline=mode == "offline")
+    logger = WandbWithImages(images_seen, checkpoints, experiment=run, save_dir=folder, offline=mode == "offline")
+    with logger.harmless():
+        _define_metrics(run, config)
+    return logger
 
 
 class Identity(NamedTuple):

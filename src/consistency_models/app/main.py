@@ -1,7 +1,8 @@
 """The commands train and eval: compose the configuration, check it, then run its job or jobs.
 
 Nothing heavy is imported until the configuration of every job has been checked: a wrong one costs a second, and neither
-a folder nor a device has been touched.
+a folder nor a device has been touched. Even Hydra is imported after the signals are listened to: a job that a scheduler
+stops while it starts ends with the exit code that asks for a requeue.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ import os
 import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
-
-from hydra._internal.utils import get_args_parser
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from typing import TYPE_CHECKING, Any
 
 from consistency_models.app.commands import project_root
 from consistency_models.callbacks.stopping import StoppedBySignal, stoppable
 from consistency_models.errors import ConfigError, Exit, pasteable
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 __all__ = ["evaluate", "main", "train"]
 
@@ -39,11 +39,10 @@ def main(task: str, root: Path) -> int:
         print(f"error: {error}", file=sys.stderr)
         return int(error.code)
     except (StoppedBySignal, KeyboardInterrupt) as stop:
-        from consistency_models.app.multirun import Multirun
-
         text = str(stop) or "stopped by SIGINT outside training"
         print(text, file=sys.stderr)
-        folder = Multirun.run_folder
+        multirun = sys.modules.get("consistency_models.app.multirun")  # it may not have been imported yet
+        folder = multirun.Multirun.run_folder if multirun else None
         if folder is not None and folder.state in (None, "RUNNING"):
             with suppress(OSError):  # a full disk
                 folder.mark("STOPPED", f"{text}\n")
@@ -52,6 +51,7 @@ def main(task: str, root: Path) -> int:
 
 def _run_command(task: str, root: Path) -> int:
     import hydra
+    from hydra._internal.utils import get_args_parser
 
     from consistency_models.app.multirun import Multirun
 
@@ -92,6 +92,8 @@ def evaluate() -> int:
 def _job(task: str, outcomes: list[int]) -> Any:
     def job(composed: DictConfig) -> float | None:
         from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+        from omegaconf import OmegaConf
 
         from consistency_models.app.multirun import run_or_resume_job
 

@@ -11,7 +11,7 @@ from consistency_models.callbacks.checkpoint_format import same_optimizer
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.data_spec import listed
 from consistency_models.errors import ConfigError, naming, pasteable
-from consistency_models.evaluation.runs import NO_PART_OF_THE_RESULT, leaves
+from consistency_models.evaluation.runs import IGNORED_KEYS, leaves
 from consistency_models.methods.base import Method
 from consistency_models.storage.checkpoints import CheckpointError, digest_of, newest_good, read
 from consistency_models.storage.moved_names import current_config
@@ -105,7 +105,7 @@ class Origin(NamedTuple):
         changes = [
             f"{key} {then[key]} -> {now[key]}"
             for key in now
-            if key in then and then[key] != now[key] and not NO_PART_OF_THE_RESULT.fullmatch(key)
+            if key in then and then[key] != now[key] and not IGNORED_KEYS.fullmatch(key)
         ]
         if self.processes not in (None, processes):
             changes.append(f"processes {self.processes} -> {processes}")

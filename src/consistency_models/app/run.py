@@ -24,7 +24,7 @@ from consistency_models.app import build
 from consistency_models.app.checks.targets import fact
 from consistency_models.app.commands import command
 from consistency_models.app.folder import RunFolder
-from consistency_models.app.loggers import MetricsCSV, build_loggers
+from consistency_models.app.loggers import MetricsCSV, build_loggers, finish_wandb
 from consistency_models.app.resume import checkpoint_of, origin_of
 from consistency_models.app.strategy import cpu_threads
 from consistency_models.callbacks.checkpoint_format import CheckpointFormat
@@ -51,7 +51,7 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
     in FAILED (and on the terminal with `show_traceback=true`).
     """
     run = RunFolder(folder)
-    main, code = rank_zero_only.rank == 0, Exit.UNEXPECTED
+    main, code, together = rank_zero_only.rank == 0, Exit.UNEXPECTED, False
     try:
         with stoppable():
             if main:
@@ -63,6 +63,7 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
         return code, metric
     except (StoppedBySignal, KeyboardInterrupt) as stop:
         code, text = Exit.STOPPED, str(stop) or "stopped by a second SIGINT"
+        together = getattr(stop, "together", False)
         if main:
             with suppress(OSError):
                 run.mark("STOPPED", f"{text}\n")
@@ -76,8 +77,10 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
                 run.mark("FAILED", text)
         return code, None
     finally:
-        if "wandb" in sys.modules:  # without it the jobs of a multirun merge into one W&B run
-            sys.modules["wandb"].finish(int(code))
+        finish_wandb(int(code))
+        if code == Exit.STOPPED and together and torch.distributed.is_initialized():
+            with suppress(RuntimeError):  # another process is gone
+                torch.distributed.barrier()  # srun and torchrun kill the others when the first of them ends
 
 
 def report(error: Exception, show_traceback: bool) -> tuple[Exit, str]:
@@ -205,7 +208,12 @@ def quiet() -> None:
     logging.raiseExceptions = False
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*`training_step` returned `None`.*", ".*isinstance.treespec.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*`training_step` returned `None`.*",
+        ".*isinstance.treespec.*",
+        "The `srun` command is available.*",  # on every login node
+    ):
         warnings.filterwarnings("ignore", message=message)
 
 

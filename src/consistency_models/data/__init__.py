@@ -1,4 +1,4 @@
-"""Data: sources of images, and the one LightningDataModule that makes batches of them."""
+"""Data sources, and the LightningDataModule that makes batches of their images."""
 
 from consistency_models.data.batch import Batch, Slot
 from consistency_models.data.cifar10 import cifar10

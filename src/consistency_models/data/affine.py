@@ -1,6 +1,6 @@
-"""Affine maps of pixels and of colours, one for each image of a batch.
+"""Affine maps of pixel positions and of colours, one for each image of a batch.
 
-(The way of resampling is StyleGAN2-ADA's, arXiv 2006.06676, App. B; the maps of colours are those of its App. B.)
+(Resampling and colour maps as in StyleGAN2-ADA, arXiv 2006.06676, App. B.)
 """
 
 from __future__ import annotations
@@ -28,39 +28,40 @@ def matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor, e: Tensor, f: Tensor) -> 
 
 
 def scaling(x: Tensor, y: Tensor) -> Tensor:
-    """(B,) each to (B, 3, 3)."""
+    """Scaling by x and y; (B,) each to (B, 3, 3)."""
     zero = torch.zeros_like(x)
     return matrix(x, zero, zero, zero, y, zero)
 
 
 def rotation(angle: Tensor) -> Tensor:
-    """Counter-clockwise; (B,) to (B, 3, 3)."""
+    """Counter-clockwise rotation; (B,) to (B, 3, 3)."""
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     return matrix(cos, -sin, zero, sin, cos, zero)
 
 
 def translation(x: Tensor, y: Tensor) -> Tensor:
-    """(B,) each to (B, 3, 3)."""
+    """Translation by x and y; (B,) each to (B, 3, 3)."""
     zero, one = torch.zeros_like(x), torch.ones_like(x)
     return matrix(one, zero, x, zero, one, y)
 
 
 def warp(images: Tensor, inverse: Tensor) -> Tensor:
-    """Images seen through an affine map, low-pass filtered so that nothing aliases.
+    """Resample images with an affine map. A low-pass filter prevents aliasing.
 
     Args:
         images: (B, C, H, W).
-        inverse: (B, 3, 3), from pixels of the result to pixels of `images`, both with their origin in the centre.
+        inverse: (B, 3, 3), maps pixels of the result to pixels of `images`; the origin of both is the centre.
     """
     n, c, h, w = images.shape
     filters = images.new_tensor(SYM6)[None, None]
     rows, columns = filters[..., None, :], filters[..., None]
-    # Every image reflects as far as it can: a margin that depended on the batch would need its values on the host, and
-    # would round an image's pixels differently in another batch.
+    # The margin is as large as reflection allows. A margin that depended on the maps of the batch would have to be
+    # computed on the host, and rounding errors of an image would depend on the other images of its batch.
     x = F.pad(images, [w - 1, w - 1, h - 1, h - 1], mode="reflect").flatten(0, 1)[:, None]
     x = F.conv_transpose2d(x, rows, stride=(1, 2), padding=(0, 5))
     x = F.conv_transpose2d(x, columns, stride=(2, 1), padding=(5, 0)).unflatten(0, (n, c))[:, :, 0]
-    # The grid has half of the filter, three pixels, beyond each side; it is in twice the resolution, half a pixel off.
+    # The grid has twice the resolution, is shifted by half a pixel, and exceeds each side by half of the filter (three
+    # pixels).
     grid_h, grid_w = 2 * (h + 6), 2 * (w + 6)
     half = inverse.new_full((n,), 0.5)
     inverse = scaling(4 * half, 4 * half) @ inverse @ scaling(half, half)
@@ -75,28 +76,28 @@ def warp(images: Tensor, inverse: Tensor) -> Tensor:
 
 
 LUMA = torch.full((3, 3), 1 / 3, dtype=torch.float64)
-"""v·vᵀ for v = (1, 1, 1)/√3: the mean over the channels in each channel, the grey of a colour."""
+"""v·vᵀ for v = (1, 1, 1)/√3: projects a colour to grey (the mean over the channels, in each channel)."""
 
 
 def turned_about_grey(angle: Tensor) -> Tensor:
-    """cos θ·I + (1 - cos θ)·v·vᵀ + sin θ·[v]×, v = (1, 1, 1)/√3: colours turned about grey; (B,) to (B, 3, 3)."""
+    """cos θ·I + (1 - cos θ)·v·vᵀ + sin θ·[v]×, v = (1, 1, 1)/√3: rotation of colours about grey; (B,) to (B, 3, 3)."""
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
     cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], dtype=angle.dtype) / sqrt(3)
     return cos * torch.eye(3, dtype=angle.dtype) + (1 - cos) * LUMA.to(angle.dtype) + sin * cross
 
 
 def recolour(images: Tensor, colour: Tensor) -> Tensor:
-    """Each pixel c as A·c + b; grey images, of one channel, take the mean over the channels of the result.
+    """Replace the colour c of each pixel by A·c + b. Images of one channel take the mean over the result's channels.
 
     Args:
         images: (B, 3, H, W) or (B, 1, H, W).
         colour: (B, 3, 4), [A | b].
 
     Raises:
-        ValueError: images have neither three channels nor one.
+        ValueError: the number of channels is neither 3 nor 1.
     """
     if images.shape[1] not in (1, 3):
-        raise ValueError(f"maps of colours are for images of 3 channels or of 1; got {images.shape[1]} channels")
+        raise ValueError(f"colour maps need images of 3 channels or of 1; got {images.shape[1]} channels")
     if images.shape[1] == 1:
         gain, offset = colour[:, :, :3].sum(2).mean(1), colour[:, :, 3].mean(1)
         colour = torch.stack([gain, offset], 1)[:, None]

@@ -1,4 +1,4 @@
-"""Augmentation of clean images whose parameters the network is told, so that it does not learn to generate them.
+"""Non-leaking augmentation of clean images: the network is conditioned on the parameters of the augmentation.
 
 (EDM, arXiv 2206.00364, App. F.2; colours as in StyleGAN2-ADA, arXiv 2006.06676, App. B.)
 """
@@ -21,7 +21,7 @@ __all__ = ["AugmentPipe"]
 
 
 def reflected(size: int, shift: Tensor) -> Tensor:
-    """Where each of `size` pixels comes from when their row moves by `shift` and reflects; (B,) to (B, size)."""
+    """Source index of each pixel of a row that is shifted by `shift` with reflection; (B,) to (B, size)."""
     period = max(2 * size - 2, 1)
     i = torch.arange(size) - shift[:, None]
     return size - 1 - (size - 1 - i % period).abs()
@@ -29,10 +29,10 @@ def reflected(size: int, shift: Tensor) -> Tensor:
 
 @loadable()
 class AugmentPipe:
-    """Flips, turns, shifts, stretches and changes of colour, each at random: images to images and labels.
+    """Random flips, rotations, translations, scalings and colour changes of images, with labels for the network.
 
-    Each argument named in `LABELS` multiplies the probability p of one transformation; 0 leaves it out, and its labels
-    with it. In this order, with w ~ N(0, 1) and N pixels along an axis:
+    Each argument named in `LABELS` multiplies the probability p of one transformation. The value 0 removes the
+    transformation and its labels. Transformations are applied in this order, with w ~ N(0, 1) and N pixels on an axis:
 
         xflip, yflip    with probability ½·min(xflip·p, 1);             label 0 or 1
         rotate_int      by k quarter turns, k in {0, 1, 2, 3};          labels [k in {1, 2}], [k in {2, 3}]
@@ -45,38 +45,39 @@ class AugmentPipe:
         translate_frac  by (w_x·N_x, w_y·N_y)·translate_frac_std;       labels w_x, w_y
         brightness      plus brightness_std·w;                          label w
         contrast        times 2^(contrast_std·w);                       label w
-        lumaflip        grey reversed, with probability ½·min(lumaflip·p, 1);    label 0 or 1
-        hue             turned about grey by θ ~ U(-π, π)·hue_max;      labels cos θ - 1, sin θ
+        lumaflip        grey inverted, with probability ½·min(lumaflip·p, 1);    label 0 or 1
+        hue             rotated about grey by θ ~ U(-π, π)·hue_max;     labels cos θ - 1, sin θ
         saturation      the distance from grey times 2^(saturation_std·w);       label w
 
-    A transformation that an image is spared has label 0; w, r and -w, r ± π have the same labels, as published. The
-    draws are made on the host, one stream each: they depend on (seed, step, row) alone and never wait for the device.
+    The label of a transformation that is not applied to an image is 0. (w, r) and (-w, r ± π) have the same labels, as
+    published. Random numbers are drawn on the host, in one stream for each transformation: they depend only on (seed,
+    step, row) and never wait for the device.
 
     Args:
         p: probability of each transformation at multiplier 1.
-        xflip: horizontal flips; 1e8 flips half of all images, whatever p.
+        xflip: horizontal flips; 1e8 flips half of all images for any p > 0.
         yflip: vertical flips.
         rotate_int: quarter turns, of square images.
-        translate_int: shifts by whole pixels; what leaves the image comes back reflected.
-        translate_int_max: their range, as a share of the image.
-        scale: scaling.
+        translate_int: translation by whole pixels, with reflection at the border.
+        translate_int_max: largest translation by whole pixels, as a share of the image.
+        scale: isotropic scaling.
         rotate_frac: rotation by any angle.
-        aniso: stretching.
+        aniso: anisotropic scaling.
         translate_frac: translation by fractions of a pixel.
-        scale_std: standard deviation of the scaling's log₂.
+        scale_std: standard deviation of log₂ of the scale.
         rotate_frac_max: range of rotations; 1 is the full circle.
-        aniso_std: standard deviation of the stretch's log₂.
-        aniso_rotate_prob: probability of a stretch along any angle rather than along the rows.
+        aniso_std: standard deviation of log₂ of the anisotropic scale.
+        aniso_rotate_prob: probability of anisotropic scaling along a random angle instead of along the rows.
         translate_frac_std: standard deviation of translations, as a share of the image.
         brightness: a constant added to all channels.
-        contrast: a factor of all channels.
-        lumaflip: reversal of grey.
+        contrast: a factor for all channels.
+        lumaflip: inversion of grey.
         hue: rotation of colours about grey.
-        saturation: a factor of the distance from grey.
+        saturation: a factor for the distance from grey.
         brightness_std: standard deviation of the constant.
-        contrast_std: standard deviation of the contrast's log₂.
+        contrast_std: standard deviation of log₂ of the contrast.
         hue_max: range of hues; 1 is the full circle.
-        saturation_std: standard deviation of the saturation's log₂.
+        saturation_std: standard deviation of log₂ of the saturation.
 
     Raises:
         ValueError: p or aniso_rotate_prob is not in [0, 1]; a multiplier, a standard deviation or a range is negative
@@ -98,10 +99,10 @@ class AugmentPipe:
         "hue": 2,
         "saturation": 1,
     }
-    """Labels of each transformation, in the order of the labels."""
+    """Number of labels of each transformation, in the order of the labels."""
 
     COLOURS: ClassVar[tuple[str, ...]] = ("brightness", "contrast", "lumaflip", "hue", "saturation")
-    """Transformations of images of three channels or of one."""
+    """Transformations that need images of three channels or of one."""
 
     @checked
     def __init__(
@@ -131,9 +132,9 @@ class AugmentPipe:
         hue_max: NotNegative = 1.0,
         saturation_std: NotNegative = 1.0,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name != "self"}
+        arguments = {name: value for name, value in locals().items() if name != "self"}
         self.p, self.aniso_rotate_prob = p, aniso_rotate_prob
-        self.chances = {name: given[name] for name in self.LABELS}
+        self.chances = {name: arguments[name] for name in self.LABELS}
         self.translate_int_max, self.translate_frac_std = translate_int_max, translate_frac_std
         self.scale_std, self.aniso_std, self.rotate_frac_max = scale_std, aniso_std, rotate_frac_max
         self.brightness_std, self.contrast_std, self.saturation_std = brightness_std, contrast_std, saturation_std
@@ -143,15 +144,15 @@ class AugmentPipe:
 
     @property
     def augment_dim(self) -> int:
-        """Labels an image, which the network must have been built for: 9 with EDM's six, 19 with all."""
+        """Number of labels an image, the `augment_dim` of the network: 9 for EDM's six transformations, 19 for all."""
         return sum(width for name, width in self.LABELS.items() if self.chances[name] > 0)
 
     def __call__(self, images: Tensor, rows: BatchRandom) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) augmented, and what was done to them (B, augment_dim), on the device of the images.
+        """Augment images (B, C, H, W). Returns images and labels (B, augment_dim), on the device of the images.
 
         Raises:
-            ValueError: quarter turns of images that are not square, or colours of images that have neither 3 channels
-                nor 1.
+            ValueError: quarter turns are on and the images are not square, or colour changes are on and the images have
+                neither 3 channels nor 1.
         """
         labels: list[Tensor] = []
         images = self._move_pixels(images, rows, labels)
@@ -162,7 +163,7 @@ class AugmentPipe:
         return images, torch.stack([label.float() for label in labels], 1).to(images.device, non_blocking=True)
 
     def _spared(self, rows: BatchRandom, name: str, drawn: Tensor) -> Tensor:
-        """`drawn`, with 0 for the images that this transformation spares."""
+        """Set `drawn` to 0 for the images to which the transformation is not applied."""
         spared = rows.rand(f"augment/{name}/spared") >= self.chances[name] * self.p
         return drawn.masked_fill(spared.view(-1, *[1] * (drawn.ndim - 1)), 0)
 
@@ -177,7 +178,7 @@ class AugmentPipe:
         return self._spared(rows, name, angle)
 
     def _move_pixels(self, images: Tensor, rows: BatchRandom, labels: list[Tensor]) -> Tensor:
-        """Images whose pixels are in other places, unchanged; what was done is appended to labels."""
+        """Apply transformations that only permute pixels, and append their labels to `labels`."""
 
         def where(mask: Tensor, moved: Tensor, images: Tensor) -> Tensor:
             return torch.where(mask.to(images.device, non_blocking=True)[:, None, None, None], moved, images)
@@ -210,7 +211,7 @@ class AugmentPipe:
         return images
 
     def _geometry(self, images: Tensor, rows: BatchRandom, labels: list[Tensor]) -> Tensor | None:
-        """The map (B, 3, 3) from the result's pixels to the images', or None; what it does is appended to labels."""
+        """Map (B, 3, 3) from pixels of the result to pixels of the images, or None. Appends its labels to `labels`."""
         maps = []
         if self.chances["scale"] > 0:
             w = self._normal(rows, "scale")
@@ -237,7 +238,7 @@ class AugmentPipe:
         return reduce(torch.matmul, maps) if maps else None
 
     def _colour(self, images: Tensor, rows: BatchRandom, labels: list[Tensor]) -> Tensor | None:
-        """The map (B, 3, 4) of colours, or None; what it does is appended to labels."""
+        """Colour map (B, 3, 4), or None. Appends its labels to `labels`."""
         if not any(self.chances[name] > 0 for name in self.COLOURS):
             return None
         colour = torch.eye(3, 4, dtype=torch.float64).repeat(len(images), 1, 1)

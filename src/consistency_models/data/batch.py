@@ -1,4 +1,4 @@
-"""What a data source is asked for, and what it answers: one micro-batch of one process."""
+"""The request to a data source (`Slot`) and its result (`Batch`): one micro-batch of one process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ __all__ = ["Batch", "Slot"]
 
 @dataclass(frozen=True)
 class Slot:
-    """Which images one process takes in one micro-batch.
+    """The images that one process reads for one micro-batch.
 
     Args:
-        rows: the rows of the global batch, and the random numbers that belong to them.
-        indices: (b,) int64, the images of these rows; None for a source that makes its images from the random numbers.
+        rows: rows of the global batch, with their random numbers.
+        indices: (b,) int64, indices of the images of these rows; None for a source that generates its images from
+            random numbers.
     """
 
     rows: BatchRandom
@@ -30,9 +31,9 @@ class Batch:
     """One micro-batch.
 
     Args:
-        images: (b, C, H, W); float in [-1, 1] in a training step, uint8 on the way to the device.
+        images: (b, C, H, W); float in [-1, 1] in a training step, uint8 before the transfer to the device.
         labels: (b,) int64 in [0, num_classes), or None for unconditional training.
-        rows: the rows of the global batch, and the random numbers that belong to them.
+        rows: rows of the global batch, with their random numbers.
     """
 
     images: Tensor
@@ -43,11 +44,11 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device, without waiting for the copy where the memory is pinned."""
+        """Copy the batch to a device. The copy from pinned memory is asynchronous."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; the DataLoader calls it."""
+        """Copy the batch to page-locked memory. The DataLoader calls this method."""
         return self._each(Tensor.pin_memory)
 
     def _each(self, function) -> Batch:

@@ -28,8 +28,8 @@ MD5 = "c58f30108f718f92721af3b95e74349a"
 FILES = Published("cifar10", {URL: f"md5:{MD5}"}, "170 MB")
 TRAIN, TEST = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-BATCH_BYTES = 64 << 20  # a real one has 31 MB
-ARCHIVE_BYTES = 256 << 20  # unpacked; the real one has 186 MB
+BATCH_BYTES = 64 << 20  # limit of one file of the archive, whose files have 31 MB
+ARCHIVE_BYTES = 256 << 20  # limit of the unpacked archive, which has 186 MB
 
 
 @loadable(cache_dir=None)
@@ -41,16 +41,16 @@ def cifar10(
     bad_images: Literal["error", "skip"] = "error",
     cache_dir: Text | Path | None = None,
 ) -> ImageSet:
-    """CIFAR-10, from whatever lies in root: the archive, or a folder or zip with train/CLASS/* and test/CLASS/*.
+    """CIFAR-10, read from the archive or from a folder or zip with train/CLASS/* and test/CLASS/*.
 
     Args:
-        root: the folder of the archive, the archive, or the folder or zip of image files; None: the archive that was
-            fetched to `cache_dir/data/cifar10`.
-        bad_images: of image files, see `image_folder`.
-        cache_dir: see `root`; decoded image files are kept here, too, see `image_folder`.
+        root: the archive, its folder, or the folder or zip of image files. None: the archive that was fetched to
+            `cache_dir/data/cifar10`.
+        bad_images: treatment of image files that cannot be used, see `image_folder`.
+        cache_dir: see `root`. Decoded image files are also cached here, see `image_folder`.
 
     Raises:
-        DataError: root holds neither, or the archive is damaged or not what it claims to be.
+        DataError: root holds no such files, or the archive is damaged or has another content.
     """
     folder = FILES.folder(root, cache_dir)
     archive = folder if folder.is_file() else folder / ARCHIVE
@@ -60,7 +60,7 @@ def cifar10(
         return image_folder(folder, 32, bad_images=bad_images, cache_dir=cache_dir, name="cifar10")
     raise DataError(
         f"{folder}: found neither {ARCHIVE} nor train/CLASS/* and test/CLASS/*: "
-        f"set data.root to what holds one of them, or {FILES.advice}"
+        f"set data.root to the archive or to such a folder or zip, or {FILES.advice}"
     )
 
 
@@ -70,7 +70,7 @@ def _of_archive(archive: Path) -> ImageSet:
         with open(archive, "rb") as file:
             is_gzip = file.read(2) == b"\x1f\x8b"
         with gzip.open(archive) if is_gzip else open(archive, "rb") as file:
-            unpacked = file.read(ARCHIVE_BYTES)  # to the very end, where gzip's checksum is
+            unpacked = file.read(ARCHIVE_BYTES)  # to the end, where gzip's checksum is
             if file.read(1):
                 raise OSError(f"it unpacks to more than {ARCHIVE_BYTES:,} bytes")
         with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as tar:
@@ -86,7 +86,7 @@ def _of_archive(archive: Path) -> ImageSet:
 
 
 def _batch(archive: Path, name: str, content: bytes | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (n, 3, 32, 32) uint8 and labels (n,) int64 of one pickled file of the archive."""
+    """Read images (n, 3, 32, 32) uint8 and labels (n,) int64 from one pickled file of the archive."""
     advice = f"fetch the archive again, {URL}, MD5 {MD5}"
     if content is None:
         raise DataError(f"{archive} has no {name} of at most {BATCH_BYTES:,} bytes: {advice}")
@@ -96,13 +96,13 @@ def _batch(archive: Path, name: str, content: bytes | None) -> tuple[torch.Tenso
         fits = images.dtype == np.uint8 and images.shape == (len(labels), 3 * 32 * 32) and len(labels) > 0
         if not fits or labels.ndim != 1 or labels.min() < 0 or labels.max() > 9:
             raise ValueError("not n rows of 3,072 bytes with n labels from 0 to 9")
-    except Exception as error:  # an unpickler that is fed nonsense raises anything
+    except Exception as error:  # unpickling of damaged data raises exceptions of any type
         raise DataError(f"{archive}: {name} is no batch of CIFAR-10 ({error}): {advice}") from error
     return torch.from_numpy(images.reshape(-1, 3, 32, 32)), labels
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds numpy arrays out of numbers and strings, and can call nothing else."""
+    """An unpickler that builds numpy arrays, numbers and strings, and refuses every other name."""
 
     def find_class(self, module: str, name: str):
         if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray"):
@@ -110,4 +110,4 @@ class _Unpickler(pickle.Unpickler):
                 return np.empty(0).__reduce__()[0]
             if name in ("ndarray", "dtype"):
                 return getattr(np, name)
-        raise pickle.UnpicklingError(f"asks for {module}.{name}, which pictures and labels have no need of")
+        raise pickle.UnpicklingError(f"asks for {module}.{name}, which images and labels do not need")

@@ -1,4 +1,4 @@
-"""Decoded images in memory, or in files that the next run maps: written whole, checked when read."""
+"""A cache of decoded images, in memory or in memory-mapped files. Files are written atomically and verified on load."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ FILES = ("images.npy", "kept.npy")
 
 
 def cached(images: Images, cache_dir: str | Path | None) -> tuple[np.ndarray, np.ndarray]:
-    """Decode files, or map what an earlier run decoded.
+    """Decode image files, or map the images that an earlier run decoded.
 
         cache_dir/KEY/images.npy  kept.npy  digests.json
 
-    KEY depends on origin, names, sizes, times and decoder. A folder gets its name after its files are on the disk.
-    Damaged files are decoded again.
+    KEY depends on origin, names, sizes, times and decoder. A folder is renamed to KEY after its files are on the disk.
+    If cached files are damaged, the images are decoded again.
 
     Args:
-        images: the files and how they are decoded.
-        cache_dir: None, or a folder that cannot be written: in memory only.
+        images: the image files and their decoder.
+        cache_dir: the folder of the cache. Images are held in memory only if it is None or cannot be written.
 
     Returns:
-        (n, C, H, W) uint8, copy-on-write where it is mapped, and (len(names),) bool: which files it holds.
+        (n, C, H, W) uint8, copy-on-write if mapped, and (len(names),) bool, True for each file that was decoded.
 
     Raises:
         DataError: a file cannot be decoded, images differ in size, or none is left.
@@ -45,14 +45,14 @@ def cached(images: Images, cache_dir: str | Path | None) -> tuple[np.ndarray, np
     if cache_dir is None:
         return _in_memory(images)
     folder = Path(cache_dir).expanduser() / _key(images)
-    if (found := _found(folder, len(images.names))) is not None:
-        return found
+    if (arrays := _load_valid(folder, len(images.names))) is not None:
+        return arrays
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
-        with FileLock(f"{folder}.lock"):  # the other processes of the run wait, and then map
-            if (found := _found(folder, len(images.names))) is not None:
-                return found
+        with FileLock(f"{folder}.lock"):  # the other processes of the run wait, then map the files
+            if (arrays := _load_valid(folder, len(images.names))) is not None:
+                return arrays
             temporary = folder.with_name(INCOMPLETE + folder.name)
             shutil.rmtree(temporary, ignore_errors=True)
             try:
@@ -63,7 +63,7 @@ def cached(images: Images, cache_dir: str | Path | None) -> tuple[np.ndarray, np
                 _sync(folder.parent)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-            return _mapped(folder, len(images.names))
+            return _map_files(folder, len(images.names))
     except OSError as error:
         warnings.warn(f"data.source.cache_dir: {error}: decoded images are kept in memory only", stacklevel=2)
         return _in_memory(images)
@@ -78,23 +78,23 @@ def _key(images: Images) -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed processes left: a process that still writes holds the lock of its key."""
-    for left in folder.glob(f"{INCOMPLETE}*"):
-        with suppress(Timeout), FileLock(f"{left.with_name(left.name.removeprefix(INCOMPLETE))}.lock", timeout=0):
-            shutil.rmtree(left, ignore_errors=True)
+    """Remove incomplete folders of killed processes. A process that still writes holds the lock of its key."""
+    for partial in folder.glob(f"{INCOMPLETE}*"):
+        with suppress(Timeout), FileLock(f"{partial.with_name(partial.name.removeprefix(INCOMPLETE))}.lock", timeout=0):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
-def _found(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Both arrays; None where there is no folder, or a damaged one."""
+def _load_valid(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Map both arrays. Returns None if the folder does not exist or is damaged."""
     if folder.is_dir():
         try:
-            return _mapped(folder, count)
-        except Exception as error:  # numpy raises a dozen kinds for damaged files
+            return _map_files(folder, count)
+        except Exception as error:  # numpy raises many exception types for damaged files
             log.warning("%s is damaged (%s): images are decoded again", folder, error)
     return None
 
 
-def _mapped(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _map_files(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     if json.loads((folder / "digests.json").read_bytes()) != _digests(folder):
         raise ValueError("a digest differs")
     images, kept = np.load(folder / FILES[0], mmap_mode="c"), np.load(folder / FILES[1])
@@ -104,11 +104,11 @@ def _mapped(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    found = {}
+    digests = {}
     for name in FILES:
         with open(folder / name, "rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def _in_memory(images: Images) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +128,7 @@ def _write(images: Images, folder: Path) -> None:
             kept[position] = True
             file.write(image.tobytes())
         file.seek(0)
-        _write_header(file, (int(kept.sum()), *shape))  # numpy leaves room in it for any number of rows
+        _write_header(file, (int(kept.sum()), *shape))  # numpy reserves space in the header for any number of rows
     np.save(folder / FILES[1], kept)
     (folder / "digests.json").write_text(json.dumps(_digests(folder)))
     for name in (*FILES, "digests.json", ""):
@@ -136,7 +136,7 @@ def _write(images: Images, folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or a folder's list of names is on the disk; where folders cannot be opened, do nothing."""
+    """Flush a file or a folder's entries to the disk. Does nothing on systems where folders cannot be opened."""
     with suppress(PermissionError):
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Image files to uint8 arrays, in threads."""
+"""Decoding of image files to uint8 arrays, in threads."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from consistency_models.values import Size, checked
 
 __all__ = ["SUFFIXES", "Decoder", "Images"]
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")  # none that calls another program
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")  # none of them calls another program
 FORMATS += ("AVIF",) if "avif" in features.modules and features.check("avif") else ()  # Pillow 11.3 and later
 FORMATS += ("JPEG2000",) if features.check("jpg_2000") else ()
 SUFFIXES = tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")))
-"""Of files that are taken for images: whatever this Pillow reads of these formats."""
+"""Suffixes of image files: those that the installed Pillow reads in these formats."""
 KINDS = "PNG, JPEG, WebP, AVIF, BMP, TIFF, GIF, PPM and JPEG 2000"
-CHUNK = 1024  # images that are decoded ahead
+CHUNK = 1024  # number of images that are decoded ahead
 LARGE = 1 << 22  # pixels: larger images are decoded one at a time
 
 
-Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]  # of Pillow
+Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]  # Pillow's names
 
 
 @checked
 @dataclass(frozen=True)
 class Decoder:
-    """An image file to (C, H, W) uint8.
+    """Decoder of image files to (C, H, W) uint8.
 
-    Photographs are turned upright (EXIF), transparent pixels lie on white, palettes are looked up; then colour becomes
-    grey, or grey colour, as `channels` says. Grey of 16 bits and of floating point is scaled to 8 bits and rounded.
-    With `image_size` the image is scaled until its short side fits, and its centre taken; without, it must be square
-    already. Of an animation the first picture is taken.
+    The decoder applies the EXIF orientation, composes transparent pixels with white, resolves palettes, and converts to
+    grey or RGB. Grey images of 16 bits or floating point are scaled to 8 bits and rounded. With `image_size` the short
+    side is resized to this size and the centre is cropped. Without `image_size` the image must be square. Only the
+    first frame of an animation is decoded.
 
     Args:
-        image_size: H and W of the result, at least 1; None keeps the file's.
+        image_size: H and W of the result, at least 1; None keeps the size of the file.
         channels: 1 (grey) or 3 (RGB).
-        resize: Pillow's filter: nearest, box, bilinear, hamming, bicubic or lanczos; all but the first are antialiased.
-        value_range: (black, white) of grey images with more than 8 bits; None: (0, 65535) of whole numbers, and (0, 1)
-            of floating-point numbers.
-        max_pixels: a file with more is refused before it is unpacked.
+        resize: Pillow's filter: nearest, box, bilinear, hamming, bicubic or lanczos. All but nearest are antialiased.
+        value_range: (black, white) of grey images with more than 8 bits; None: (0, 65535) for integers and (0, 1) for
+            floating-point numbers.
+        max_pixels: files with more pixels are refused before they are decoded.
 
     Raises:
         ValueError: value_range is not ascending.
@@ -69,14 +69,15 @@ class Decoder:
             raise ValueError(f"data.source.value_range must be [black, white], black < white; got {self.value_range}")
 
     def __call__(self, content: bytes) -> np.ndarray:
-        """(C, H, W) uint8.
+        """Decode one file to (C, H, W) uint8.
 
         Raises:
-            DataError: too many pixels, values outside of `value_range`, or not square without an `image_size`.
-            Exception: whatever Pillow raises for a file that it cannot decode.
+            DataError: the image has too many pixels, values outside `value_range`, or is not square and `image_size`
+                is None.
+            Exception: Pillow cannot decode the file.
         """
         if self.max_pixels > (Image.MAX_IMAGE_PIXELS or self.max_pixels):
-            Image.MAX_IMAGE_PIXELS = self.max_pixels  # Pillow's own bound, of the whole process
+            Image.MAX_IMAGE_PIXELS = self.max_pixels  # Pillow's limit is global
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             pixels = image.width * image.height
             if pixels > self.max_pixels:
@@ -105,7 +106,7 @@ class Decoder:
         values = np.asarray(image)
         black, white = self.value_range or ((0.0, 1.0) if image.mode == "F" else (0.0, 65535.0))
         low, high = float(values.min()), float(values.max())
-        if not (black <= low and high <= white):  # also where a value is NaN
+        if not (black <= low and high <= white):  # also true if a value is NaN
             raise DataError(
                 f"has values from {low:g} to {high:g}; {black:g} (black) to {white:g} (white) are allowed: "
                 "set data.source.value_range=[BLACK,WHITE]"
@@ -117,13 +118,13 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Images:
-    """The images of some files, decoded when asked for.
+    """The images of a list of files, decoded lazily.
 
     Args:
-        files: where they lie.
-        names: which of them, in this order.
-        decoder: how they are decoded.
-        skip: leave out files that cannot be decoded, or are not of the size of the first, instead of raising.
+        files: the folder or zip of the files.
+        names: names of the files, in this order.
+        decoder: the decoder of the files.
+        skip: skip files that cannot be decoded or differ in size from the first, instead of raising.
     """
 
     files: Files
@@ -132,10 +133,10 @@ class Images:
     skip: bool
 
     def __iter__(self) -> Iterator[np.ndarray | None]:
-        """Each image in order, (C, H, W) uint8; None for one that is skipped.
+        """Iterate over the images in order, (C, H, W) uint8; None for a skipped image.
 
         Raises:
-            DataError: a file cannot be decoded, images differ in size, or none is left.
+            DataError: a file cannot be decoded, images differ in size, or all images are skipped.
         """
         from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -167,14 +168,14 @@ class Images:
     def _decode(self, name: str) -> np.ndarray | None:
         try:
             return self.decoder(self.files.read(name))
-        except Exception as error:  # Pillow raises a dozen kinds for files that are cut off or no images
+        except Exception as error:  # Pillow raises many exception types for truncated files
             if self.skip:
                 return None
             if isinstance(error, DataError):
                 raise DataError(f"{self.files.origin}/{name} {error}") from None
             raise DataError(
                 f"{self.files.origin}/{name} cannot be decoded ({error!s:.200}); {KINDS} are allowed: "
-                "mend or remove it, or set data.source.bad_images=skip"
+                "repair or remove the file, or set data.source.bad_images=skip"
             ) from error
 
     def _of_another_size(self, first: tuple[str, tuple], name: str, image: np.ndarray) -> None:

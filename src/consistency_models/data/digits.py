@@ -1,4 +1,4 @@
-"""1,797 handwritten digits of 8x8 grey pixels, which scikit-learn carries: real images without a download."""
+"""scikit-learn's 1,797 handwritten digits of 8x8 grey pixels: real images without a download."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["digits"]
 def digits() -> ImageSet:
     """The digits of UCI ML's "Optical Recognition of Handwritten Digits" test set; pixels 0 … 16 become 0 … 255.
 
-    There is no test set: all images are the reference.
+    There is no test set: metrics use all images as the reference.
     """
     from sklearn.datasets import load_digits
 

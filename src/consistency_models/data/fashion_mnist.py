@@ -34,8 +34,8 @@ FILES = Published(  # sums as on github.com/zalandoresearch/fashion-mnist
     "31 MB",
 )
 NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-MNIST = [5, 0, 4, 1]  # its first training labels
-IDX_BYTES = 64 << 20  # the largest file unpacks to 47 MB
+MNIST = [5, 0, 4, 1]  # first training labels of MNIST
+IDX_BYTES = 64 << 20  # limit of an unpacked file, the largest of which has 47 MB
 
 
 @loadable(cache_dir=None)
@@ -45,16 +45,16 @@ IDX_BYTES = 64 << 20  # the largest file unpacks to 47 MB
 def fashion_mnist(
     root: Text | Path | None = None, image_size: Literal[28, 32] = 28, cache_dir: Text | Path | None = None
 ) -> ImageSet:
-    """Fashion-MNIST from its four idx files, gzipped or not; MNIST's files have the same names and form, and work, too.
+    """Fashion-MNIST from its four idx files, gzipped or not. MNIST's files have the same names and format.
 
     Args:
-        root: the folder of train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz and the two of t10k; None: the files
-            that were fetched to `cache_dir/data/fashion_mnist`.
+        root: the folder of train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz and the two t10k files. None: the
+            files that were fetched to `cache_dir/data/fashion_mnist`.
         cache_dir: see `root`.
         image_size: 28, or 32 for a black frame of 2 pixels.
 
     Raises:
-        DataError: a file is missing, cut off or not of this form.
+        DataError: a file is missing, truncated or of another format.
     """
     root, frame = FILES.folder(root, cache_dir), (image_size - 28) // 2
 
@@ -72,7 +72,7 @@ def fashion_mnist(
 
 
 def _idx(root: Path, name: str, ndim: int) -> Tensor:
-    """An array of bytes in the idx format: 0, 0, 8 (bytes), ndim, then each size as a big-endian 32-bit number."""
+    """Read a byte array of the idx format: 0, 0, 8 (bytes), ndim, then each size as a big-endian 32-bit number."""
     path = next((path for path in (root / f"{name}.gz", root / name) if path.is_file()), None)
     if path is None:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Files by name, from a folder or out of a zip; nothing is ever extracted."""
+"""Reading of files by name from a folder or a zip. A zip is never extracted to the disk."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from consistency_models.errors import DataError
 
 __all__ = ["Files", "content_of"]
 
-FILE_BYTES = 256 << 20  # no image file is larger; a file or member of a zip that is would fill the memory
+FILE_BYTES = 256 << 20  # larger files and zip members are refused, because they could fill the memory
 LITTER = ("__macosx", "__pycache__", "@eadir", "@recycle", "#recycle", "$recycle.bin", "lost+found")
 LITTER += ("system volume information", "thumbs.db", "desktop.ini")
-PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # bzip2 and LZMA unpack by blocks of any size
+PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # bzip2 and LZMA decompress in blocks of unbounded size
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files below a folder or in a zip, without hidden ones and the litter of operating systems.
+    """The files below a folder or in a zip, without hidden files and metadata files of operating systems.
 
     Args:
-        origin: where they lie, for messages.
-        stamps: relative name (with /) of each file, sorted -> what changes with its content: size and time, or CRC.
-        folders: relative names of all sub-folders, empty ones too.
-        read: the content of a file by its name; raises OSError, `zipfile.BadZipFile`, or DataError without the name.
-        left_out: relative name -> why it is in neither `stamps` nor `folders`.
+        origin: the folder or zip, for messages.
+        stamps: relative name (with /) of each file, sorted -> size and time, or CRC, which change with the content.
+        folders: relative names of all sub-folders, including empty ones.
+        read: returns the content of a file by its name; raises OSError, `zipfile.BadZipFile`, or DataError without the
+            name.
+        left_out: relative name -> the reason that the name is in neither `stamps` nor `folders`.
     """
 
     origin: str
@@ -39,7 +40,7 @@ class Files:
 
     @classmethod
     def open(cls, root: str | Path) -> Files:
-        """The files of a folder or zip.
+        """List the files of a folder or zip.
 
         Raises:
             DataError: root is neither a readable folder nor a readable zip.
@@ -52,7 +53,7 @@ class Files:
                 return cls._of_zip(root)
         except OSError as error:
             raise DataError(f"data.root={root}: {error.filename} cannot be read ({error.strerror})") from error
-        except Exception as error:  # zipfile raises a dozen kinds for damaged archives
+        except Exception as error:  # zipfile raises many exception types for damaged archives
             raise DataError(f"data.root={root}: the zip is damaged ({error}): make it again") from error
         found = "a file that is no zip" if root.exists() else "nothing"
         raise DataError(f"data.root={root}: found {found}, need a folder or a zip of images: set data.root to one")
@@ -68,7 +69,7 @@ class Files:
                 key = _portable(os.path.relpath(path, root))
                 try:
                     status = os.stat(path)
-                except OSError:  # a broken link: reading it raises
+                except OSError:  # a broken link, whose read raises
                     stamps[key] = "unreadable"
                 else:
                     if not stat.S_ISREG(status.st_mode):
@@ -86,7 +87,7 @@ class Files:
         archive = zipfile.ZipFile(root)
         members, folders = {}, set()
         for member in archive.infolist():
-            name = _portable(member.filename)  # Windows' own compressor writes backslashes
+            name = _portable(member.filename)  # the compressor of Windows writes backslashes
             path = PurePosixPath(name.strip("/"))
             if any(_is_litter(part) for part in path.parts) or path == PurePosixPath():
                 continue
@@ -99,7 +100,7 @@ class Files:
         return cls(str(root), stamps, frozenset(folders), lambda name: _member(archive, members[name]))
 
     def below(self, folder: str) -> Files:
-        """The files below one sub-folder, with names relative to it."""
+        """Select the files below one sub-folder, with names relative to the sub-folder."""
         start = folder + "/"
 
         def inner(names: dict[str, str]) -> dict[str, str]:
@@ -115,13 +116,13 @@ class Files:
 
 
 def content_of(path: str | Path) -> bytes:
-    """The content of a regular file.
+    """Read the content of a regular file.
 
     Raises:
-        DataError: the path is a device, a pipe or a folder, or the file is larger than any image.
+        DataError: the path is a device, a pipe or a folder, or the file is larger than `FILE_BYTES`.
         OSError: the file cannot be read.
     """
-    # A pipe without a writer would block the opening itself.
+    # Opening a pipe without a writer would block.
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -143,10 +144,10 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 
 def _walk(root: Path, left_out: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
-    """(folder, names of its files) of each folder once, links followed.
+    """Yield (folder, names of its files) for each folder once. Links are followed.
 
-    Links come after all folders that are no links, so that a folder is known by its own name. A link to a folder that
-    was walked is in `left_out`: such links can make loops.
+    Links are followed after all real folders, so that a folder is listed under its own name. A link to a folder that
+    was already visited is added to `left_out`, because such links can form loops.
     """
     starts, seen = [str(root)], set()
     while starts:

@@ -1,4 +1,4 @@
-"""Any folder or zip of images."""
+"""A data set from any folder or zip of images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from consistency_models.data.decoded_cache import cached
 from consistency_models.data.decoding import SUFFIXES, Decoder, Filter, Images
 from consistency_models.data.files import Files
 from consistency_models.data.image_set import ImageSet
-from consistency_models.data.layout import classes_of, image_names, ordered, say_left_out, sets_of
+from consistency_models.data.layout import classes_of, image_names, log_left_out, ordered, sets_of
 from consistency_models.errors import DataError
 from consistency_models.trust import loadable
 from consistency_models.values import Size, Text, checked
@@ -36,27 +36,27 @@ def image_folder(
     value_range: tuple[float, float] | None = None,
     max_pixels: Size = 50_000_000,
 ) -> ImageSet:
-    """The images below a folder or in a zip.
+    """Load the images below a folder or in a zip.
 
-    Classes are the first-level folders, sorted by name, or by number if all names are digits; or what EDM's
-    `dataset.json` says: {"labels": [[file, class], …]}, or null for no classes. Images without folders have none.
-    A folder that holds nothing but one folder is a wrapping. Folders `train` and `test` or `val`, and the like, are the
-    training and the test set: see `layout.sets_of`.
+    Classes are the first-level folders, sorted by name, or by number if all names are digits. A file `dataset.json` in
+    EDM's format overrides them: {"labels": [[file, class], …]}, or null for no classes. Images without folders have no
+    classes. A folder that contains exactly one folder and nothing else is skipped. Folders such as `train`, `test` and
+    `val` are the training and the test set: see `layout.sets_of`.
 
     Args:
         root: a folder or a zip.
         image_size, channels, resize, value_range, max_pixels: see `Decoder`.
-        bad_images: what happens to a file that cannot be decoded, or is not of the size of the others: error, or skip
-            (with a warning that counts them).
-        cache_dir: decoded images are kept here for the next run, which then starts at once; None keeps them in memory.
-        name: what the set is called.
+        bad_images: treatment of files that cannot be decoded or differ in size from the others: "error" raises, "skip"
+            warns with their number.
+        cache_dir: folder of the cache of decoded images, which later runs reuse; None holds the images in memory.
+        name: name of the data set.
 
     Raises:
         DataError: root is missing or holds no images, a class is empty, a file cannot be used, or sizes differ.
     """
     decoder = Decoder(image_size, channels, resize, value_range and tuple(value_range), max_pixels)
     files = Files.open(root)
-    say_left_out(files)
+    log_left_out(files)
     train, test = sets_of(files)
     read = partial(_read, decoder=decoder, skip=bad_images == "skip", cache_dir=cache_dir)
     images, labels, classes = read(train)
@@ -73,13 +73,13 @@ def _image_set(
 def _read(
     files: Files, decoder: Decoder, skip: bool, cache_dir: str | Path | None, classes: Sequence = ()
 ) -> tuple[Tensor, Tensor | None, Sequence]:
-    """Images, labels and classes (those given, or those found) of the files of one set."""
+    """Load images, labels and classes of the files of one set. Without `classes` they are taken from the files."""
     names = image_names(files)
     if not names:
         raise DataError(
             f"{files.origin} holds no image; files named {', '.join(SUFFIXES)} are looked for: set data.root"
         )
-    found = classes_of(files, names)
+    class_of_file = classes_of(files, names)
     images, kept = cached(Images(files, names, decoder, skip), cache_dir)
     if not kept.all():
         bad = [name for name, good in zip(names, kept) if not good]
@@ -90,19 +90,20 @@ def _read(
             stacklevel=3,
         )
     images = torch.from_numpy(images)
-    if found is None:
+    if class_of_file is None:
         return images, None, ()
     if not classes:
-        classes = ordered(set(found)) if isinstance(found[0], str) else range(max(found) + 1)
-    unknown = set(found) - set(classes)
+        by_name = isinstance(class_of_file[0], str)
+        classes = ordered(set(class_of_file)) if by_name else range(max(class_of_file) + 1)
+    unknown = set(class_of_file) - set(classes)
     if unknown:
         raise DataError(
             f"{files.origin} has the class {min(unknown)}, which the training set does not have: "
             "rename its folder, or add the class to the training set"
         )
-    found_kept = [c for c, good in zip(found, kept) if good]
-    empty = set(found) - set(found_kept)
+    class_of_image = [c for c, good in zip(class_of_file, kept) if good]
+    empty = set(class_of_file) - set(class_of_image)
     if empty:
-        raise DataError(f"{files.origin}: no image of class {min(empty)} can be decoded: mend its images or remove it")
+        raise DataError(f"{files.origin}: no image of class {min(empty)} can be decoded: repair or remove its images")
     position = {c: i for i, c in enumerate(classes)}
-    return images, torch.tensor([position[c] for c in found_kept]), classes
+    return images, torch.tensor([position[c] for c in class_of_image]), classes

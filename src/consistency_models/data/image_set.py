@@ -1,4 +1,4 @@
-"""A set of images in memory, or mapped from a file: what every source of images gives."""
+"""A set of images in memory or memory-mapped from a file: the result of every source of images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def sigma_data(images: Tensor, at_most: int = 10_000) -> float:
 
     Args:
         images: (n, C, H, W) uint8.
-        at_most: measured on this many images, evenly spread over the set.
+        at_most: largest number of images to measure, evenly spread over the set.
     """
     pixels = images[:: -(-len(images) // at_most)].flatten()
     share = torch.bincount(pixels, minlength=256).double() / pixels.numel()
@@ -29,18 +29,18 @@ def sigma_data(images: Tensor, at_most: int = 10_000) -> float:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images with or without class labels; `image_set[slot]` is a micro-batch of them.
+    """Images with or without class labels; `image_set[slot]` is a micro-batch.
 
     Args:
-        name: what the set is called in messages and in the names of metrics.
+        name: name of the set in messages and in the names of metrics.
         images: (n, C, H, W) uint8, on any device, in memory or mapped from a file.
         labels: (n,) int64 in [0, num_classes), or None.
-        num_classes: 0 without labels.
-        test: the images that the data set keeps apart for tests, or None where it has none.
-        class_names: of each class, in the order of the labels; empty where classes have numbers only.
+        num_classes: number of classes; 0 without labels.
+        test: the test set, or None if the data set has none.
+        class_names: names of the classes, in the order of the labels; empty if classes only have numbers.
 
     Raises:
-        ValueError: shapes, types or labels do not fit together.
+        ValueError: shapes, types and labels are inconsistent.
     """
 
     name: str
@@ -76,7 +76,7 @@ class ImageSet:
         return Batch(self.images[indices], labels, slot.rows)
 
     def to(self, device: torch.device | str) -> ImageSet:
-        """The same set with its images on a device."""
+        """Copy the images to a device, and return the set with them."""
         return replace(
             self, images=self.images.to(device), labels=None if self.labels is None else self.labels.to(device)
         )
@@ -93,12 +93,12 @@ class ImageSet:
 
     @cached_property
     def sigma_data(self) -> float:
-        """The measured σ_data."""
+        """σ_data, measured on the images."""
         return sigma_data(self.images)
 
     @cached_property
     def digest(self) -> str:
-        """Hash of images and labels: the same content has the same digest, wherever it was read from."""
+        """Hash of images and labels, independent of the place from which they were read."""
         content = hashlib.blake2b(str(tuple(self.images.shape)).encode(), digest_size=16)
         for chunk in self.images.split(4096):
             content.update(chunk.cpu().contiguous().numpy())

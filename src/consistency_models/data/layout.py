@@ -1,4 +1,4 @@
-"""What the folders of a data set mean: a wrapping, the sets for training and testing, or classes."""
+"""Interpretation of the folders of a data set: a single outer folder, training and test sets, or classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from consistency_models.data.decoding import SUFFIXES
 from consistency_models.data.files import Files
 from consistency_models.errors import DataError
 
-__all__ = ["classes_of", "image_names", "ordered", "say_left_out", "sets_of"]
+__all__ = ["classes_of", "image_names", "log_left_out", "ordered", "sets_of"]
 
 log = logging.getLogger(__name__)
 
@@ -22,24 +22,24 @@ HELD_OUT = (
     re.compile(rf"(test|tst){ENDING}", re.IGNORECASE),
     re.compile(rf"(val|valid|validation|dev|eval|evaluation|held[ _-]?out|hold[ _-]?out){ENDING}", re.IGNORECASE),
 )
-"""Names of folders for testing; the first kind is preferred."""
-JSON_BYTES, JSON_BYTES_EACH = 1 << 20, 256  # dataset.json may have so many, and so many more for each image
+"""Patterns of folder names of test sets; the first pattern has priority."""
+JSON_BYTES, JSON_BYTES_EACH = 1 << 20, 256  # size limit of dataset.json: a constant, and a part for each image
 
 
 def image_names(files: Files) -> list[str]:
-    """The names of the images, by their suffixes."""
+    """Names of the image files, selected by suffix."""
     return [name for name in files.stamps if name.lower().endswith(SUFFIXES)]
 
 
 def sets_of(files: Files) -> tuple[Files, Files | None]:
-    """The training set and, where folders are named so, the test set. Log lines say which folders were taken.
+    """Return the training set and, if there is a folder for it, the test set. The chosen folders are logged.
 
-    A folder that holds nothing but one folder is a wrapping. Folders `train` and `test` or `val` are the sets, in any
-    case and with the usual synonyms; of `test` and `val` the first is the test set, and the other is not used. A folder
-    `train` beside other folders is a class of trains.
+    A folder that contains exactly one folder and nothing else is skipped. Folders `train` and `test` or `val` are the
+    sets, in upper or lower case and with the usual synonyms. `test` has priority over `val`, which is then not used. A
+    folder `train` without a folder for a test set is a class.
 
     Raises:
-        DataError: more than one folder, or none, can be the training set; or sets lie within class folders.
+        DataError: several folders, or none, can be the training set; or sets lie within class folders.
     """
     files = _unwrapped(files)
     full = sorted({name.split("/")[0] for name in image_names(files) if "/" in name})
@@ -69,7 +69,7 @@ def sets_of(files: Files) -> tuple[Files, Files | None]:
 
 
 def _unwrapped(files: Files, keep_class: bool = False) -> Files:
-    """The files below folders that stand alone; with `keep_class` a lone folder of images is a class."""
+    """Descend into single outer folders. With `keep_class` a single folder of images is a class."""
     while True:
         top = {folder for folder in files.folders if "/" not in folder}
         names = image_names(files)
@@ -89,7 +89,7 @@ def _has_classes(files: Files) -> bool:
 
 
 def _refuse_inner_sets(files: Files) -> None:
-    """Raise if every class folder holds sets: their images would all be trained on."""
+    """Raise if every class folder holds sets, because the model would train on the test images."""
     inner = {tuple(name.split("/")[:2]) for name in image_names(files) if name.count("/") > 1}
     train = sorted(pair for pair in inner if TRAIN.fullmatch(pair[1]))
     held_out = sorted(pair for pair in inner if any(kind.fullmatch(pair[1]) for kind in HELD_OUT))
@@ -97,28 +97,28 @@ def _refuse_inner_sets(files: Files) -> None:
     if both and "dataset.json" not in files.stamps:
         (folder, name), (_, other) = train[0], held_out[0]
         raise DataError(
-            f"{files.origin}/{folder} holds {name} and {other}; sets are allowed outside of class folders only: "
+            f"{files.origin}/{folder} holds {name} and {other}; sets are allowed only outside class folders: "
             f"move the images to {name}/{folder} and {other}/{folder}"
         )
 
 
-def say_left_out(files: Files) -> None:
-    """Log how many files are no images, by suffix, with the first name; and what was left out for other reasons."""
+def log_left_out(files: Files) -> None:
+    """Log the number of files that are no images, by suffix, and the files that were left out for other reasons."""
     others = [name for name in files.stamps.keys() - set(image_names(files)) if not name.endswith("dataset.json")]
     if others:
         kinds = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in others)
         counts = ", ".join(f"{count} {suffix}" for suffix, count in kinds.most_common())
         log.info("%s: %d files are passed over (%s), first %s", files.origin, len(others), counts, min(others))
     for reason in sorted(set(files.left_out.values())):
-        those = sorted(name for name, why in files.left_out.items() if why == reason)
-        log.info("%s: %d left out (%s), first %s", files.origin, len(those), reason, those[0])
+        names = sorted(name for name, why in files.left_out.items() if why == reason)
+        log.info("%s: %d left out (%s), first %s", files.origin, len(names), reason, names[0])
 
 
 def classes_of(files: Files, names: list[str]) -> list[str] | list[int] | None:
-    """The class of each image: its first folder's name, or its number in dataset.json; None without classes.
+    """Return the class of each image: the name of its first folder, or its number in dataset.json; None if unlabelled.
 
     Raises:
-        DataError: a class is empty, images lie beside class folders, or dataset.json does not say every image's class.
+        DataError: a class is empty, images lie beside class folders, or dataset.json lacks the class of an image.
     """
     if "dataset.json" in files.stamps:
         return _classes_of_json(files, names)
@@ -142,7 +142,7 @@ def classes_of(files: Files, names: list[str]) -> list[str] | list[int] | None:
 
 
 def ordered(names: set[str]) -> list[str]:
-    """Class names in their order: as numbers if all are digits, otherwise as text."""
+    """Sort class names as numbers if all names are digits, otherwise as text."""
     if all(name.isascii() and name.isdigit() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
@@ -156,10 +156,10 @@ def _classes_of_json(files: Files, names: list[str]) -> list[int] | None:
             raise ValueError(f"{len(content):,} bytes; {limit:,} are allowed for {len(names)} images")
         labels = json.loads(content)["labels"]
         labels = None if labels is None else {name.replace("\\", "/"): label for name, label in labels}
-    except Exception as error:  # damaged archives and nested brackets raise a dozen kinds
+    except Exception as error:  # damaged archives and nested brackets raise many exception types
         raise DataError(
             f'{where} is not of the form {{"labels": [[file, class], …]}} ({error!r}): '
-            "mend it, or remove it to take classes from folders"
+            "repair it, or remove it to take classes from folders"
         ) from error
     if labels is None:
         return None
@@ -168,6 +168,6 @@ def _classes_of_json(files: Files, names: list[str]) -> list[int] | None:
         if type(label) is not int or not 0 <= label < 1 << 20:
             raise DataError(
                 f"{where} gives {name} the class {str(label)[:100]}; every image needs a whole number "
-                "from 0 on: mend it, or remove it to take classes from folders"
+                "from 0 on: repair it, or remove it to take classes from folders"
             )
     return [labels[name] for name in names]

@@ -1,8 +1,8 @@
-"""Mixtures of Gaussians: data whose score, denoiser and probability-flow ODE are known, so that errors can be measured.
+"""Mixtures of Gaussians. Score, denoiser and probability-flow ODE are known, so that errors can be measured.
 
     p(x) = Σ_k w_k N(x; μ_k, s_k²),      noised to level σ:   p_σ(x) = Σ_k w_k N(x; μ_k, s_k² + σ²)
 
-Everything is computed in the dtype of x; the ODE is solved in float64.
+Results are computed in the dtype of x; the ODE is solved in float64.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["GaussianMixture", "Mixture"]
 
 
 class GaussianMixture:
-    """Σ_k w_k N(μ_k, s_k²) in d dimensions, and what follows from it in closed form.
+    """The mixture Σ_k w_k N(μ_k, s_k²) in d dimensions, with score and denoiser in closed form.
 
-    In the methods x is (B, d) and sigma a number or (B,), at least 0; labels, indices (B,) or one-hot (B, K), condition
-    on the component.
+    In all methods x is (B, d) and sigma >= 0 is a number or (B,). Labels condition on the component; they are indices
+    (B,) or one-hot (B, K).
 
     Args:
-        weights: (K,), positive; scaled to sum 1.
+        weights: (K,), positive; normalised to sum 1.
         means: (K, d).
         stds: (K,) or (K, 1), positive; or (K, d), a standard deviation for each axis.
 
@@ -69,7 +69,7 @@ class GaussianMixture:
         return cls(0.5 + weights, means, 0.1 + 0.3 * stds).scaled()
 
     def scaled(self, std: float = 0.5) -> GaussianMixture:
-        """Shifted to mean 0 and scaled so that the variance, averaged over the axes, is std²."""
+        """Shift the mean to 0 and scale the variance, averaged over the axes, to std²."""
         centred = self.means - self.weights @ self.means
         factor = std / self.std
         return GaussianMixture(self.weights, factor * centred, factor * self.stds)
@@ -86,12 +86,12 @@ class GaussianMixture:
         return (self.weights @ (centred.square() + self.stds.square()).mean(1)).sqrt().item()
 
     def sample(self, component: Tensor, noise: Tensor) -> Tensor:
-        """Data points μ_k + s_k·noise of the given components (B,), from standard normal noise (B, d)."""
+        """Points μ_k + s_k·noise of given components (B,), from standard normal noise (B, d)."""
         means, stds, _ = self._like(noise)
         return means[component] + stds[component] * noise
 
     def component(self, uniform: Tensor) -> Tensor:
-        """Component indices (B,) with the mixture's weights, from uniform draws (B,) in [0, 1)."""
+        """Component indices (B,), distributed by the weights, from uniform numbers (B,) in [0, 1)."""
         edges = self.weights.cumsum(0)[:-1].to(uniform)
         return torch.searchsorted(edges, uniform, right=True)
 
@@ -105,7 +105,7 @@ class GaussianMixture:
         offset, variance, log_weights = self._terms(x, sigma, labels)
         posterior = self._log_components(offset, variance, log_weights).softmax(1)
         means, stds, _ = self._like(x)
-        # as μ_k + s_k²/(s_k² + σ²)·(x - μ_k): no difference of large numbers at any σ
+        # Computed as μ_k + s_k²/(s_k² + σ²)·(x - μ_k), which avoids cancellation at every σ.
         return (posterior[:, :, None] * (means + stds.square() / variance * offset)).sum(1)
 
     def score(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
@@ -117,7 +117,7 @@ class GaussianMixture:
     def consistency(
         self, x: Tensor, sigma: Tensor | float, sigma_min: float = 0.002, labels: Tensor | None = None
     ) -> Tensor:
-        """The exact consistency function: where the probability-flow ODE through (x, σ) is at sigma_min; (B, d)."""
+        """The exact consistency function: the point at sigma_min of the probability-flow ODE through (x, σ); (B, d)."""
         return self.flow(x, sigma, sigma_min, labels)
 
     def flow(
@@ -130,8 +130,8 @@ class GaussianMixture:
     ) -> Tensor:
         """Solve dx/dσ = (x - E[x_0 | x, σ])/σ = -σ ∇ log p_σ(x) from (x, σ) to level `to` > 0; (B, d).
 
-        Runge-Kutta of order 8 in log σ; steps are doubled, for the rows that need it, until the two last solutions tell
-        an error below `tolerance`.
+        Runge-Kutta of order 8 in log σ. The number of steps of a row is doubled until the last two solutions of the row
+        differ by less than `tolerance`.
 
         Raises:
             ValueError: sigma or to is not positive.
@@ -146,8 +146,8 @@ class GaussianMixture:
             fine = self._runge_kutta(x[rows], start[rows].log(), end[rows].log(), chosen, steps)
             x_to = x_to.index_copy(0, rows, fine)
             if coarse is not None:
-                error = (fine - coarse).abs() / (1 + fine.abs())  # of the coarse solution
-                unfinished = error.amax(1) > 16 * tolerance  # the fine one is better by 2⁸, or 2⁴ in rough terrain
+                error = (fine - coarse).abs() / (1 + fine.abs())  # error of the coarse solution
+                unfinished = error.amax(1) > 16 * tolerance  # the fine error is 2⁸ times smaller, or at least 2⁴
                 rows, fine = rows[unfinished], fine[unfinished]
             coarse, steps = fine, 2 * steps
         return x_to.to(dtype)
@@ -174,7 +174,7 @@ class GaussianMixture:
         return x[:, None] - means, stds.square() + _rows(sigma, x)[:, None, None].square(), log_weights
 
     def _like(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """means, stds, log weights with the dtype and device of x; kept, since a copy to a GPU would wait for it."""
+        """Means, stds and log weights with the dtype and device of x, cached: a copy to a GPU would block."""
         key = (x.device, x.dtype)
         if key not in self._copies:
             self._copies[key] = (self.means.to(x), self.stds.to(x), self.weights.log().to(x))
@@ -182,12 +182,12 @@ class GaussianMixture:
 
     def _log_components(self, offset: Tensor, variance: Tensor, log_weights: Tensor) -> Tensor:
         squares = (offset.square() / variance).sum(2)
-        axes = self.dimension // self.stds.shape[1]  # that share a standard deviation
+        axes = self.dimension // self.stds.shape[1]  # number of axes that share a standard deviation
         return log_weights - 0.5 * (squares + axes * (2 * math.pi * variance).log().sum(2))
 
 
 def _rows(level: Tensor | float, x: Tensor) -> Tensor:
-    """A noise level for each row of x, (B,), with the dtype and device of x."""
+    """The noise level of each row of x, (B,), with the dtype and device of x."""
     return level.to(x).expand(len(x)) if isinstance(level, Tensor) else x.new_full((len(x),), level)
 
 
@@ -195,14 +195,15 @@ def _rows(level: Tensor | float, x: Tensor) -> Tensor:
 @checked
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture as a data source: fresh points in every step, as images of shape (d, 1, 1); the class is the component.
+    """A mixture as a data source: new points in every step, as images of shape (d, 1, 1). The class is the component.
 
     Args:
         dimension: d; the mixture is a `GaussianMixture.ring` for 2 and a `GaussianMixture.random` otherwise.
         components: K.
-        seed: which random mixture, and which points are its fixed sample.
-        sample_size: points of the fixed sample, `images` and `labels`, that generated points are compared with.
-        name: what it is called.
+        seed: seed of the random mixture and of the fixed sample.
+        sample_size: number of points of the fixed sample, `images` and `labels`; metrics compare generated points with
+            the fixed sample.
+        name: name of the data set.
 
     Raises:
         ValueError: dimension, components or sample_size below 1.
@@ -214,12 +215,12 @@ class Mixture:
     sample_size: Size = 10_000
     name: Text = "mixture"
     has_closed_form = True
-    n = None  # training never sees a point twice
+    n = None  # no fixed set: training never uses a point twice
     test = None
 
     @cached_property
     def distribution(self) -> GaussianMixture:
-        """The mixture itself."""
+        """The mixture."""
         if self.dimension == 2:
             return GaussianMixture.ring(self.components)
         return GaussianMixture.random(self.dimension, self.components, self.seed)
@@ -236,7 +237,7 @@ class Mixture:
 
     @property
     def images(self) -> Tensor:
-        """The fixed sample, (sample_size, d, 1, 1) float32, not limited to [-1, 1]."""
+        """The fixed sample, (sample_size, d, 1, 1) float32, not clamped to [-1, 1]."""
         return self._fixed.images
 
     @property
@@ -246,7 +247,7 @@ class Mixture:
 
     @property
     def digest(self) -> str:
-        """Hash of what the mixture and its sample depend on."""
+        """Hash of the arguments of the mixture and its fixed sample."""
         return f"{seed_of(repr(self)):016x}"
 
     @property

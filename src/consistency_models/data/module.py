@@ -1,7 +1,8 @@
-"""The one LightningDataModule: any source of images, in steps that depend on nothing but the seed and the step."""
+"""The LightningDataModule of every source of images. The images of a step depend only on the seed and the step."""
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from typing import Literal
 
@@ -20,34 +21,34 @@ from consistency_models.values import Count, Positive, Size, Text, checked
 
 __all__ = ["DataModule"]
 
-RESIDENT_BYTES = 2 << 30  # a set up to this size is kept on the GPU
+RESIDENT_BYTES = 2 << 30  # largest set that resident="auto" holds on the GPU
 
 
 @loadable()
 class DataModule(LightningDataModule):
-    """Micro-batches of a source, from the trainer's global step on.
+    """Micro-batches of a source, starting at the trainer's global step.
 
-    The trainer must leave the sampler alone: `use_distributed_sampler=False`, and `overfit_steps` in place of its own
-    `overfit_batches`. Images travel as uint8 and are flipped and scaled to [-1, 1] on the device. A set that fits lies
-    on the GPU as uint8, so that only indices travel.
+    The trainer must not replace the sampler: set `use_distributed_sampler=False`, and use `overfit_steps` instead of
+    the trainer's `overfit_batches`. Images are transferred as uint8, and flipped and scaled to [-1, 1] on the device. A
+    small set is held on the GPU as uint8, and only indices are transferred.
 
     Args:
-        source: an `ImageSet`, or a `Mixture`, whose images are drawn afresh in every step.
+        source: an `ImageSet`, or a `Mixture`, which draws new images in every step.
         batch_size: images of one optimiser step, over all processes and accumulated micro-batches.
         seed: the run's seed.
-        sigma_data: the σ_data that the preconditioning is given; a warning where the data's own differs by more than a
-            tenth. None: not compared.
-        workers: processes that read ahead; 0 reads in the training process. The batches are the same.
-        flip: mirror every second image (at random) left to right.
-        conditional: hand over labels.
-        resident: keep the whole set on the device; "auto" does so on CUDA up to 2 GiB.
-        overfit_steps: repeat the images of the first so many steps; 0 goes through all.
-        name, root: what the configuration calls the data and where they lie, for messages.
-        image_size, channels, num_classes: what the configuration states of the data; compared with the source where
-            given.
+        sigma_data: σ_data of the preconditioning. A warning is shown if the measured σ_data differs by more than a
+            tenth. None: no comparison.
+        workers: number of worker processes; 0 reads in the training process. The batches do not depend on it.
+        flip: flip each image horizontally with probability ½.
+        conditional: include labels in the batches.
+        resident: hold the whole set on the device; "auto" does so on CUDA up to 2 GiB.
+        overfit_steps: number of steps whose images are repeated; 0 uses all images.
+        name, root: name and path of the data in the configuration, for messages.
+        image_size, channels, num_classes: values of the configuration. Values other than None are compared with the
+            source.
 
     Raises:
-        DataError: the source is not what the configuration states, or has no labels to be conditional on.
+        DataError: the source differs from the configuration, or has no labels for conditional training.
         ValueError: batch_size is not a multiple of processes x micro-batches.
     """
 
@@ -91,11 +92,11 @@ class DataModule(LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Classes that the network is conditioned on; 0 when training is unconditional."""
+        """Number of classes of conditional training; 0 if training is unconditional."""
         return self.source.num_classes if self.conditional else 0
 
     def setup(self, stage: str) -> None:
-        """Compare the stated σ_data with the data's own."""
+        """Warn if the σ_data of the configuration differs from the measured σ_data."""
         measured = self.source.sigma_data
         if self.sigma_data is not None and abs(self.sigma_data - measured) > 0.1 * measured:
             rank_zero_warn(
@@ -104,7 +105,7 @@ class DataModule(LightningDataModule):
             )
 
     def train_dataloader(self) -> DataLoader:
-        """Endless micro-batches of this process, beginning at the trainer's global step."""
+        """Endless micro-batches of this process, starting at the trainer's global step."""
         trainer = self.trainer
         sampler = StepSampler(
             self.source.n,
@@ -125,11 +126,12 @@ class DataModule(LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals_to_the_training,
             pin_memory=device.type == "cuda" and not resident,
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Flip and scale the images, on the device."""
+        """Flip and scale the images on the device."""
         images = batch.images
         if self.flip:
             mirrored = (batch.rows.rand("flip") < 0.5).to(images.device, non_blocking=True)
@@ -144,3 +146,12 @@ class DataModule(LightningDataModule):
         if self.resident == "auto":
             return device.type == "cuda" and self.source.images.nbytes <= RESIDENT_BYTES
         return self.resident
+
+
+def _leave_signals_to_the_training(worker: int) -> None:
+    """Ignore the first of each signal; the second has its usual effect, as in the training.
+
+    Slurm sends a signal to every process of a step, and a worker that dies fails the training.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, lambda received, frame: signal.signal(received, signal.SIG_DFL))

@@ -1,4 +1,4 @@
-"""Data sets whose files are published: which files a command may fetch, and where they are kept."""
+"""Published files of data sets: addresses, checksums, and the folder of fetched files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Published:
-    """The published files of a data set; a source is marked with them and never fetches them itself.
+    """The published files of a data set. A data source declares them, and never fetches them itself.
 
     Args:
-        name: of the folder below `cache_dir/data` that holds the files.
+        name: name of the folder below `cache_dir/data` that holds the files.
         files: address of each file -> its checksum, "md5:HEX".
-        size: of all files together, for messages.
+        size: size of all files together, for messages.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Published:
     size: str
 
     def folder(self, root: str | Path | None, cache_dir: str | Path | None) -> Path:
-        """`root`, or the folder of fetched files without one.
+        """Return `root`, or the folder of fetched files if `root` is None.
 
         Raises:
             DataError: both are None.
@@ -45,12 +45,12 @@ class Published:
 
     @property
     def advice(self) -> str:
-        """How to get the files, for messages."""
+        """Advice for getting the files, for messages."""
         return f"leave data.root and data.source.download out to fetch {self.size} once"
 
 
 def published(files: Published) -> Callable[[T], T]:
-    """Mark a source with its files, as the attribute `published`."""
+    """Set the attribute `published` of a data source."""
 
     def mark(source: T) -> T:
         vars(source)["published"] = files

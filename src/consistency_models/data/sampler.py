@@ -1,4 +1,4 @@
-"""Which images belong to which step: a function of (seed, step, position in the global batch), never of a state."""
+"""A stateless sampler: the images of a step are a function of (seed, step, position in the global batch)."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ __all__ = ["StepSampler"]
 
 
 class StepSampler(Sampler[Slot]):
-    """An endless sequence of slots, one for each micro-batch of this process, beginning at any step.
+    """An endless sequence of slots, one for each micro-batch of this process, starting at any step.
 
     Row r of step k is draw p = k·total + r of the run. Draw p is image permutation_e[p mod n], with e = ⌊p/n⌋ and a
-    permutation for each e: every image exactly once in n draws, whatever the number of processes, micro-batches and
-    workers, and also where a global batch is larger than the data. Micro-batch m of process i out of W has the rows
+    permutation for each e. Every image is drawn exactly once in n draws, for any number of processes, micro-batches and
+    workers, and also if the global batch is larger than the data set. Micro-batch m of process i of W has the rows
     from (m·W + i)·b to (m·W + i + 1)·b, where b = total/(W·accumulate).
 
     Args:
         n: images in the data set; None for a source without a fixed set.
         total: images in the global batch, a multiple of ranks·accumulate.
         seed: the run's seed.
-        rank, ranks: this process and the number of processes.
-        accumulate: micro-batches in a step.
-        start: called at the beginning of each iteration, gives the step to begin with (the trainer's `global_step`).
-        period: repeat the images of the first `period` steps for ever; 0 does not repeat.
+        rank, ranks: rank of this process, and the number of processes.
+        accumulate: number of micro-batches in a step.
+        start: returns the first step (the trainer's `global_step`); called at the start of each iteration.
+        period: repeat the images of the first `period` steps; 0 does not repeat.
 
     Raises:
         ValueError: a count is below 1, rank is not in [0, ranks), or total is not a multiple of ranks·accumulate.
@@ -61,7 +61,7 @@ class StepSampler(Sampler[Slot]):
             )
         self.n, self.total, self.seed = n, total, seed
         self.rank, self.ranks, self.accumulate, self.start, self.period = rank, ranks, accumulate, start, period
-        self._permutation = (-1, torch.empty(0))  # the epoch used last, and its order
+        self._permutation = (-1, torch.empty(0))  # the last epoch, and the order of its images
 
     def __iter__(self) -> Iterator[Slot]:
         size = self.total // (self.ranks * self.accumulate)
@@ -72,7 +72,7 @@ class StepSampler(Sampler[Slot]):
                 yield Slot(rows, self.indices(rows))
 
     def indices(self, rows: BatchRandom) -> Tensor | None:
-        """The images of these rows, (len(rows),) int64; None without a fixed set."""
+        """Indices of the images of these rows, (len(rows),) int64; None without a fixed set."""
         if self.n is None:
             return None
         step = rows.step % self.period if self.period else rows.step
@@ -85,7 +85,7 @@ class StepSampler(Sampler[Slot]):
         )
 
     def permutation(self, epoch: int) -> Tensor:
-        """The order of the images in one epoch, (n,) int64."""
+        """Order of the images in one epoch, (n,) int64."""
         if self._permutation[0] != epoch:
             generator = torch.Generator().manual_seed(seed_of(self.seed, "epoch", epoch))
             self._permutation = (epoch, torch.randperm(self.n, generator=generator))

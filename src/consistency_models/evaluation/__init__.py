@@ -1,4 +1,4 @@
-"""Evaluation: feature spaces, metrics with the protocol in their names, data-against-data floors, pictures."""
+"""Evaluation: feature spaces, metrics whose names contain the protocol, floors from real images, and figures."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""`python -m consistency_models.evaluation.compare FOLDER…`: runs and sweeps side by side, without W&B.
+"""`python -m consistency_models.evaluation.compare FOLDER…`: compare runs and sweeps without W&B.
 
-Prints a table sorted by a metric, seeds of one setting together, and which keys of the configurations differ; writes
-the same as OUT.md and OUT.csv, figures of quality against network calls, of curves over training and of ODE errors,
-and OUT.html, one page with all of it and the samples side by side.
+Prints a table sorted by a metric, with the mean over the seeds of each setting, and the keys in which the
+configurations differ. Writes the tables to OUT.md and OUT.csv, figures of quality against network calls, of training
+curves and of ODE errors, and OUT.html, a report with tables, figures and samples.
 """
 
 from __future__ import annotations
@@ -27,76 +27,80 @@ MOST_COLUMNS = 6
 
 
 def rows(cells: Sequence[Cell], metric: str | None = None) -> list[dict[str, Any]]:
-    """One row a cell, sampler and step count, best first: see COLUMNS.
+    """Return one row for each cell, sampler and step count, best first: see COLUMNS.
 
     Args:
-        cells: runs, seeds together.
-        metric: how its names begin, such as fd or fd1797_classifier; by default the first of the first run.
+        cells: runs, grouped over seeds.
+        metric: prefix of the metric's name, such as fd or fd1797_classifier; by default the first of the first run.
 
     Raises:
-        ValueError: no run has been scored by it.
+        ValueError: no run has a result with this metric.
     """
-    every = [(cell, found) for cell in cells for found in cell.results]
-    known = list(dict.fromkeys(family(found["metric"]) for _, found in every))
-    chosen = next((each for each in known if metric is None or each.startswith(metric)), None)
+    pairs = [(cell, result) for cell in cells for result in cell.results]
+    metrics = list(dict.fromkeys(family(result["metric"]) for _, result in pairs))
+    chosen = next((name for name in metrics if metric is None or name.startswith(metric)), None)
     if chosen is None:
-        raise ConfigError("metric", metric, ", ".join(known) or "null", reason="" if known else "no run has any result")
-    fitting = [
-        (cell, found) for cell, found in every if family(found["metric"]) == chosen and found["value"] is not None
+        reason = "" if metrics else "no run has any result"
+        raise ConfigError("metric", metric, ", ".join(metrics) or "null", reason=reason)
+    scored = [
+        (cell, result) for cell, result in pairs if family(result["metric"]) == chosen and result["value"] is not None
     ]
-    fitting.sort(key=lambda one: one[1]["value"] if one[1].get("is_distance", True) else -one[1]["value"])
+    scored.sort(key=lambda pair: pair[1]["value"] if pair[1].get("is_distance", True) else -pair[1]["value"])
     return [
         dict(
             zip(
                 COLUMNS,
                 (
-                    *(cell.name, cell.runs[0].weights, found["sampler"], found["steps"], found["nfe"], chosen),
-                    *(found["value"], found["spread"], len(cell.runs)),
+                    *(cell.name, cell.runs[0].weights, result["sampler"], result["steps"], result["nfe"], chosen),
+                    *(result["value"], result["spread"], len(cell.runs)),
                 ),
             )
         )
-        for cell, found in fitting
+        for cell, result in scored
     ]
 
 
 def table(runs: Mapping[str, Run], metric: str | None = None) -> str:
-    """Markdown of all results of one metric, best first: means over seeds, with their deviation.
+    """Format all results of one metric as a Markdown table, best first: mean and standard deviation over seeds.
 
     Args:
         runs: see `read_runs`.
-        metric: as for `rows`.
+        metric: see `rows`.
 
     Raises:
-        ValueError: as `rows`.
+        ValueError: see `rows`.
     """
     cells = cells_of(runs)
-    found = rows(cells, metric)
-    lines = [f"| run | weights | sampler | network calls | {found[0]['metric']} | seeds |" if found else ""]
+    results = rows(cells, metric)
+    lines = [f"| run | weights | sampler | network calls | {results[0]['metric']} | seeds |" if results else ""]
     lines.append("|---|---|---|---|---|---|")
-    for row in found:
+    for row in results:
         value = f"{row['value']:.4g}" + (f" ± {row['spread']:.2g}" if row["spread"] is not None else "")
-        way = row["sampler"] + (f", {row['steps']} step{'s' * (row['steps'] > 1)}" if row["steps"] else "")
+        sampler = row["sampler"] + (f", {row['steps']} step{'s' * (row['steps'] > 1)}" if row["steps"] else "")
         calls = row["network calls"] or ""
-        lines.append(f"| {row['run']} | {row['weights']} | {way} | {calls} | {value} | {row['seeds']} |")
-    missing = [cell.name for cell in cells if cell.name not in {row["run"] for row in found}]
+        lines.append(f"| {row['run']} | {row['weights']} | {sampler} | {calls} | {value} | {row['seeds']} |")
+    missing = [cell.name for cell in cells if cell.name not in {row["run"] for row in results}]
     lines += [f"\nWithout a value: {', '.join(missing)}"] if missing else []
     return "\n".join(lines) + "\n"
 
 
 def differences(cells: Sequence[Cell]) -> str:
-    """Markdown of the keys in which the configurations differ: their value in each cell, of many cells all values."""
-    each = len(cells) <= MOST_COLUMNS
-    names = [cell.name for cell in cells] if each else ["values"]
+    """Format the keys in which the configurations differ as a Markdown table.
+
+    Up to `MOST_COLUMNS` cells have one column each. More cells share one column with all values.
+    """
+    one_column_each = len(cells) <= MOST_COLUMNS
+    names = [cell.name for cell in cells] if one_column_each else ["values"]
     lines = [f"| key | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for key, values in differing_keys(cells).items():
         shown = ["-" if value is None else json.dumps(value).strip('"') for value in values]
-        lines.append(f"| {key} | {' | '.join(shown if each else [', '.join(dict.fromkeys(shown))])} |")
+        lines.append(f"| {key} | {' | '.join(shown if one_column_each else [', '.join(dict.fromkeys(shown))])} |")
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
 def figures(cells: Sequence[Cell], out: str) -> list[str]:
-    """Draw what there is to draw; returns the files."""
-    wanted = {
+    """Draw the figures for which there is data, and return their files."""
+    drawings = {
         f"{out}_quality.png": (save_quality, {cell.name: cell.results for cell in cells}),
         f"{out}_curves.png": (save_curves, {cell.name: [run.curves for run in cell.runs] for cell in cells}),
         f"{out}_ode_error.png": (
@@ -105,21 +109,21 @@ def figures(cells: Sequence[Cell], out: str) -> list[str]:
         ),
     }
     written = []
-    for path, (draw, content) in wanted.items():
+    for path, (draw, content) in drawings.items():
         try:
             draw(path, content)
             written.append(path)
-        except ValueError:  # there is nothing to plot
+        except ValueError:  # no run has data for this figure
             continue
     return written
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare the runs on the command line; returns the exit code."""
+    """Compare the runs that the command line names, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m consistency_models.evaluation.compare", description=__doc__)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, and folders of sweeps")
-    parser.add_argument("--metric", help="by which to sort, such as fd; by default the first")
-    parser.add_argument("--out", default="comparison", help="how the files that are written begin")
+    parser.add_argument("--metric", help="metric that sorts the table, such as fd; by default the first")
+    parser.add_argument("--out", default="comparison", help="prefix of the files to write")
     given = parser.parse_args(arguments)
     try:
         runs = read_runs(given.folders)

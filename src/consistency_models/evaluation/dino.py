@@ -21,20 +21,20 @@ WEIGHTS = Weights(
     "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
 )
 SIZE, PATCH = 224, 14
-NAMES = {384: "dinov2_vits14", 768: "dinov2_vitb14", 1024: "dinov2"}  # by width; the unmarked one is the papers'
+NAMES = {384: "dinov2_vits14", 768: "dinov2_vitb14", 1024: "dinov2"}  # by width; papers use ViT-L/14
 
 
 @loadable(download=False)
 class DINOv2(nn.Module):
-    """The class token of DINOv2's ViT-L/14, of 1024 values: the space of FD_DINOv2.
+    """The class token of DINOv2's ViT-L/14, 1024 values: the feature space of FD_DINOv2.
 
     (DINOv2, arXiv 2304.07193; its use for generative models: Stein et al., arXiv 2306.04675.)  Images are resized to
     224x224, bicubic and antialiased, and normalised by ImageNet's mean and standard deviation.
 
     Args:
-        data: not used; every extractor is given the data set.
-        weights: `dinov2_vitl14_pretrain.pth`, or the file of ViT-S/14 or ViT-B/14, whose numbers have another name; by
-            default the first is looked for, and if need be downloaded (1.2 GB): see `Weights`.
+        data: not used; every extractor takes the data set.
+        weights: `dinov2_vitl14_pretrain.pth`, or the file of ViT-S/14 or ViT-B/14, whose scores have another name; by
+            default the first file is searched and, if necessary, downloaded (1.2 GB): see `Weights`.
         download: whether weights that are not on disk may be downloaded.
 
     Raises:
@@ -56,16 +56,16 @@ class DINOv2(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 1 or 3, H, W) in [-1, 1], on any device -> (B, width) on the network's."""
+        """Features (B, width), on the network's device, of images (B, 1 or 3, H, W) in [-1, 1] on any device."""
         images = resized_to(SIZE, to_rgb(to_bytes(images.to(self.mean.device))))
         return self.network((images / 255 - self.mean) / self.std)
 
 
 def _network(state: dict[str, Tensor]) -> nn.Module:
-    """torchvision's vision transformer with DINOv2's weights.
+    """Build torchvision's vision transformer with DINOv2's weights.
 
-    It has no LayerScale γ·f(x): γ is multiplied into the last linear layer of f.  Positions are those of 37x37 patches,
-    interpolated to 16x16 with the offset of 0.1 that DINOv2 uses.
+    The transformer has no LayerScale γ·f(x): γ is multiplied into the last linear layer of f.  Positions are those of
+    37x37 patches, interpolated to 16x16 with the offset of 0.1 that DINOv2 uses.
     """
     from torchvision.models import VisionTransformer
 
@@ -98,7 +98,7 @@ def _network(state: dict[str, Tensor]) -> nn.Module:
 
 def _positions(embedding: Tensor) -> Tensor:
     token, patches = embedding.split([1, embedding.shape[1] - 1], 1)
-    side, wanted = round(patches.shape[1] ** 0.5), SIZE // PATCH
+    side, new_side = round(patches.shape[1] ** 0.5), SIZE // PATCH
     grid = patches.view(1, side, side, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, scale_factor=(wanted + 0.1) / side, mode="bicubic")
+    grid = F.interpolate(grid, scale_factor=(new_side + 0.1) / side, mode="bicubic")
     return torch.cat([token, grid.flatten(2).transpose(1, 2)], 1)

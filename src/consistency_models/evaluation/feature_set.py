@@ -1,4 +1,4 @@
-"""Sets of images as points in a feature space, with what several metrics ask of one set, computed once."""
+"""Sets of images as points in a feature space. Statistics that several metrics use are computed once."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class FeatureSet:
     """Images as points in a feature space.
 
     Args:
-        points: (n, F), n >= 2; float32 is enough, sums are taken in float64. None where only `moments` are known.
+        points: (n, F), n >= 2; float32 is enough, since sums are taken in float64. None if only `moments` are known.
         labels: (n,) int64, the class of each image, or None.
-        extractor: what made them.
-        moments: {"mu": mean (F,), "sigma": covariance (F, F)}, float64, in place of the points' own.
+        extractor: the network that computed the points.
+        moments: {"mu": mean (F,), "sigma": covariance (F, F)}, float64; overrides the moments of the points.
 
     Raises:
-        ValueError: points are not of this shape, or fewer than 2.
+        ValueError: points have another shape, there are fewer than 2, or both points and moments are None.
     """
 
     points: Tensor | None
@@ -42,12 +42,12 @@ class FeatureSet:
         return len(self.points)
 
     def __getitem__(self, rows: Tensor) -> FeatureSet:
-        """The images of these rows."""
+        """Select the images of these rows."""
         return FeatureSet(self.points[rows], None if self.labels is None else self.labels[rows], self.extractor)
 
     @cached_property
     def statistics(self) -> dict[str, np.ndarray]:
-        """`moments`; by default μ = Σ x/n and Σ (x - μ)(x - μ)ᵀ/(n - 1) of the points, summed in float64."""
+        """`moments`, or if None, μ = Σ x/n and Σ (x - μ)(x - μ)ᵀ/(n - 1) of the points, summed in float64."""
         if self.moments is not None:
             return self.moments
         mean = sum(rows.double().sum(0) for rows in self.points.split(4096)) / len(self)
@@ -61,9 +61,9 @@ class FeatureSet:
         return sum_of_distances(self.points, self.points) / (len(self) * (len(self) - 1))
 
     def radii(self, k: int) -> Tensor:
-        """Distance of each image to its k-th nearest neighbour, (n,) float64; fewer than k others: to the furthest."""
+        """Distance of each image to its k-th nearest neighbour, or to the furthest if there are fewer; (n,) float64."""
         if k not in self._radii:
-            rank = min(k + 1, len(self))  # its own distance of 0 comes first
+            rank = min(k + 1, len(self))  # rank 1 is the distance 0 of an image to itself
             rows = distances(self.points, self.points)
             self._radii[k] = torch.cat([distance.kthvalue(rank).values for distance in rows])
         return self._radii[k]
@@ -74,11 +74,11 @@ class FeatureSet:
 
 
 def distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """‖x_i - y_j‖ of points (n, F) and (m, F), some rows i at a time: (rows, m) float64."""
+    """Yield ‖x_i - y_j‖ of points (n, F) and (m, F) in blocks of rows i: (rows, m) float64."""
     for rows in x.split(256):
         yield torch.cat([torch.cdist(rows.double(), columns.double()) for columns in y.split(8192)], 1)
 
 
 def sum_of_distances(x: Tensor, y: Tensor) -> float:
-    """Σ_ij ‖x_i - y_j‖ of points (n, F) and (m, F)."""
+    """Compute Σ_ij ‖x_i - y_j‖ of points (n, F) and (m, F)."""
     return sum(rows.sum() for rows in distances(x, y)).item()

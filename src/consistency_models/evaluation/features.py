@@ -1,10 +1,9 @@
 """Feature spaces in which generated and real images are compared.
 
-An extractor is made from a data set and maps images in [-1, 1], shape (B, C, H, W), to features (B, F). It declares
-    name      a part of the name of every number that is measured in its space: distances in different ones cannot be
-              compared
-    protocol  what happens to images on the way, beside the weights: what is kept on disk depends on it
-and one that tells classes apart has `logits(features)`, (B, F) -> (B, classes).
+An extractor is built from a data set and maps images in [-1, 1], shape (B, C, H, W), to features (B, F). It declares
+    name      part of the name of every score in this space; distances in different spaces cannot be compared
+    protocol  preprocessing of the images; part of the key of cached features, beside the weights
+A classifier also has `logits(features)`, (B, F) -> (B, classes).
 """
 
 from __future__ import annotations
@@ -24,30 +23,30 @@ __all__ = ["Classifier", "Identity", "resized_to", "to_bytes", "to_float", "to_r
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as an image file would keep them: clamped, rounded to the nearest of 256 values, uint8."""
+    """Convert images in [-1, 1] to uint8, as in an image file: clamp, then round to the nearest of 256 values."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 images scaled to [-1, 1], float32; floating-point images as they are."""
+    """Scale uint8 images to [-1, 1], float32; floating-point images are returned unchanged."""
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
 def to_rgb(images: Tensor) -> Tensor:
-    """Grey images (B, 1, H, W) as (B, 3, H, W); (B, 3, H, W) as they are.
+    """Expand grey images (B, 1, H, W) to (B, 3, H, W); RGB images are returned unchanged.
 
     Raises:
         ValueError: images have another number of channels.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"this feature space is of grey or RGB images (B, 1 or 3, H, W); got {tuple(images.shape)}")
+        raise ValueError(f"this feature space takes grey or RGB images (B, 1 or 3, H, W); got {tuple(images.shape)}")
     return images.expand(-1, 3, -1, -1)
 
 
 def resized_to(size: int, images: Tensor) -> Tensor:
-    """uint8 images (B, C, H, W) as Pillow scales them to size x size, bicubic and antialiased; float32."""
+    """Resize uint8 images (B, C, H, W) to size x size as Pillow does, bicubic and antialiased; returns float32."""
     images = images.float()
-    for shape in ((images.shape[2], size), (size, size)):  # first the rows, then the columns, each to 8 bits
+    for shape in ((images.shape[2], size), (size, size)):  # rows first, then columns; both are rounded to 8 bits
         images = F.interpolate(images, shape, mode="bicubic", antialias=True).round().clamp(0, 255)
     return images
 
@@ -64,10 +63,10 @@ def _one_thread() -> Iterator[None]:
 
 @loadable()
 class Identity(nn.Module):
-    """The values of the image themselves, (B, C·H·W): for points of a mixture, and for images without classes.
+    """The pixel values, (B, C·H·W): for points of a mixture, and for images without classes.
 
     Args:
-        data: not used; every extractor is given the data set.
+        data: not used; every extractor takes the data set.
     """
 
     name, protocol = "identity", "values"
@@ -77,28 +76,28 @@ class Identity(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C·H·W)."""
+        """Flatten images (B, C, H, W) to (B, C·H·W)."""
         return images.flatten(1)
 
 
 @loadable()
 class Classifier(nn.Module):
-    """The 64 penultimate features of a small convolutional network that is trained to tell the data's classes apart.
+    """The 64 penultimate features of a small convolutional network that is trained to classify the data.
 
-    Four fifths of the images train it; the accuracy on the rest is `held_out_accuracy`. It sees images as files keep
-    them, in 8 bits. It is trained once, on one CPU core, and kept by `cache` under the digest of the data, the
-    settings and this file's own text. The same data, settings and machine give the same features; no random numbers of
-    others are disturbed.
+    Four fifths of the images are the training set; `held_out_accuracy` is the accuracy on the rest. Images are rounded
+    to 8 bits. The network is trained once, on one CPU core, and cached on disk by the digest of the data, the settings
+    and the source text of this file. The same data, settings and machine give the same features. Training leaves the
+    state of the global random number generators unchanged.
 
-    Made for square images of 8 to 32 pixels. Its distances mean something beside their floor on the same data set; they
-    cannot be compared with FID.
+    Designed for square images of 8 to 32 pixels. Compare distances with their floor on the same data set; they cannot
+    be compared with FID.
 
     Args:
         data: `.images` (n, C, H, W) uint8, `.labels` (n,) int64, `.num_classes`, `.digest`, `.name`.
-        steps: training steps, at least 1; 300 are enough for digits, larger sets gain from more.
-        batch_size: images of a step.
-        learning_rate: the highest of a one-cycle schedule, for AdamW.
-        seed: of initial weights, held-out images, batches and dropout.
+        steps: training steps, at least 1; 300 are enough for digits, larger data sets benefit from more.
+        batch_size: images in one step.
+        learning_rate: maximum of the one-cycle schedule of AdamW.
+        seed: seed of initial weights, held-out images, batches and dropout.
 
     Raises:
         ValueError: the data has no labels.
@@ -115,11 +114,11 @@ class Classifier(nn.Module):
         super().__init__()
         if data.labels is None:
             raise ValueError(
-                f"features=classifier learns the data's classes, and {data.name} has none: choose features=identity"
+                f"features=classifier needs labelled data, and {data.name} has none: choose features=identity"
             )
         settings = (data.digest, steps, batch_size, learning_rate, seed, source_fingerprint(Classifier))
-        # Everything random is drawn from the CPU's default generator, which is then put back as it was; one thread, so
-        # that sums are rounded alike whatever the machine's load and number of cores.
+        # All random numbers come from the CPU's default generator, whose state is restored afterwards. One thread, so
+        # that the rounding of sums depends neither on the load nor on the number of cores.
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad(), _one_thread():
             torch.default_generator.manual_seed(seed)
             self._build(data.images.shape[1:], data.num_classes)
@@ -129,7 +128,7 @@ class Classifier(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1], on any device -> (B, 64) on the classifier's."""
+        """Features (B, 64), on the classifier's device, of images (B, C, H, W) in [-1, 1] on any device."""
         return self.body(to_float(to_bytes(images.to(self.held_out_accuracy.device))))
 
     def logits(self, features: Tensor) -> Tensor:
@@ -144,7 +143,7 @@ class Classifier(nn.Module):
             width, size = channels, -(-size // stride)
             channels, stride = 64, 2
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * size * size, 64), nn.SiLU())
-        # Without dropout the features of a class shrink to a point, and little but its frequency is left to compare.
+        # Without dropout the features of each class collapse to a point, and distances compare only class frequencies.
         self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(64, classes))
 
     def _trained(self, data, steps: int, batch_size: int, learning_rate: float) -> dict[str, Tensor]:

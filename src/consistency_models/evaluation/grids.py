@@ -1,4 +1,4 @@
-"""Pictures that people look at first: grids of images, the same noise sampled in several ways, and clouds of points."""
+"""Pictures of samples: grids of images, comparisons of samplers on the same noise, and scatter plots of points."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def save_grid(
     scale: int | None = None,
     names: Sequence[str] | None = None,
 ) -> None:
-    """A PNG of the images, row by row, each pixel enlarged to a square of `scale` pixels.
+    """Save a PNG of the images, row by row. Each pixel becomes a square of `scale` pixels.
 
     Args:
-        path: the file; its folder is made.
-        images: (n, C, H, W) with C 1 or 3, uint8 or float in [-1, 1]; what is outside is clamped.
+        path: file to write; its folder is created.
+        images: (n, C, H, W) with C 1 or 3, uint8 or float in [-1, 1]; values outside are clamped.
         columns: images in a row.
-        title: a line above.
-        row_labels: a caption before each row.
-        scale: by default such that an image is 48 to 96 pixels high, and never less than its own size.
-        names: what is written above each image, where the row above has other names.
+        title: line above the images.
+        row_labels: caption before each row.
+        scale: by default the image height becomes 48 to 96 pixels, and at least its own size.
+        names: text above each image; omitted if the row above has the same names.
 
     Raises:
         ValueError: images are not of this shape, columns or scale is below 1, or row_labels do not fit the rows.
@@ -57,15 +57,15 @@ def save_comparison(
     scale: int | None = None,
     names: Sequence[str] | None = None,
 ) -> None:
-    """A PNG of the same noise sampled in several ways: image k of each set stands above image k of the next.
+    """Save a PNG of several samplings of the same noise: image k of each set is above image k of the next set.
 
     Args:
-        path: the file; its folder is made.
-        images: caption -> (n, C, H, W), the same n and shape for each; otherwise as for `save_grid`.
-        columns, title, scale, names: as for `save_grid`.
+        path: file to write; its folder is created.
+        images: caption -> (n, C, H, W), with the same n and shape for each set; see `save_grid`.
+        columns, title, scale, names: see `save_grid`.
 
     Raises:
-        ValueError: as `save_grid`, or sets of different shapes.
+        ValueError: see `save_grid`; or the sets differ in shape.
     """
     if len({each.shape for each in images.values()}) != 1:
         shapes = ", ".join(f"{caption}: {tuple(each.shape)}" for caption, each in images.items())
@@ -76,16 +76,16 @@ def save_comparison(
 
 
 def save_scatter(path: str | Path, points: Mapping[str, Tensor], title: str | None = None) -> None:
-    """A PNG of clouds of points side by side, on the same axes.
+    """Save a PNG of clouds of points side by side, on the same axes.
 
     Args:
-        path: the file; its folder is made.
-        points: caption -> (n, d) or (n, d, 1, 1), d >= 2, of which the first two coordinates are shown. The first
-            cloud, the data, sets the range; the share of points outside is told.
-        title: a line above.
+        path: file to write; its folder is created.
+        points: caption -> (n, d) or (n, d, 1, 1), d >= 2; the first two coordinates are drawn. The first cloud, the
+            data, sets the range; the captions show the share of points outside the range.
+        title: line above the clouds.
 
     Raises:
-        ValueError: no cloud, or one of other shape.
+        ValueError: there is no cloud, or a cloud has another shape.
     """
     from matplotlib.figure import Figure
 
@@ -112,7 +112,7 @@ def save_scatter(path: str | Path, points: Mapping[str, Tensor], title: str | No
 
 
 def _rows(images: Tensor, columns: int, scale: int | None) -> list[list[Image.Image]]:
-    """Rows of pictures, enlarged without smoothing."""
+    """Convert images to rows of pictures, enlarged without smoothing."""
     from PIL import Image
 
     if images.ndim != 4 or not len(images) or images.shape[1] not in (1, 3):
@@ -135,12 +135,12 @@ Row = tuple[str, list["Image.Image"], Sequence[str]]
 
 
 def _draw(path: str | Path, groups: list[list[Row]], title: str | None) -> None:
-    """Rows with captions, with more space between the groups than between the rows of one."""
+    """Draw rows with captions. The space between groups is larger than the space between the rows of a group."""
     from PIL import Image, ImageDraw, ImageFont
 
     text, large = ImageFont.load_default(TEXT), ImageFont.load_default(TITLE)
     captions, rows, heads = zip(*(row for group in groups for row in group))
-    small = _font_of_names() if any(heads) else None
+    small = _names_font() if any(heads) else None
     heads = [above if k == 0 or above != heads[k - 1] else () for k, above in enumerate(heads)]
     width, height = rows[0][0].size
     left = MARGIN + (int(max(map(text.getlength, captions))) + MARGIN if any(captions) else 0)
@@ -170,13 +170,13 @@ def _draw(path: str | Path, groups: list[list[Row]], title: str | None) -> None:
 
 
 def _fitting(name: str, width: int, length: Callable[[str], float]) -> str:
-    """The start of a name that is no wider than an image."""
+    """Truncate a name to the width of an image."""
     name = "".join(c if c.isprintable() else "?" for c in name[:100])
     return next(name[:end] for end in range(len(name), -1, -1) if length(name[:end]) <= width)
 
 
-def _font_of_names() -> ImageFont.FreeTypeFont:
-    """Matplotlib's own font: Pillow's has no letters beyond English ones."""
+def _names_font() -> ImageFont.FreeTypeFont:
+    """Load Matplotlib's font; Pillow's default font has only English letters."""
     import matplotlib
     from PIL import ImageFont
 

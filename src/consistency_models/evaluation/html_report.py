@@ -1,4 +1,4 @@
-"""One HTML page that holds a comparison, pictures included: nothing else is needed to read it or to pass it on."""
+"""HTML report of a comparison, a single file with embedded images."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ figure { margin: 0 }  figcaption { color: #5f6368; overflow-wrap: anywhere }
 def save_page(
     path: str | Path, tables: Mapping[str, str], figures: Sequence[str | Path], cells: Sequence[Cell]
 ) -> None:
-    """Write the page.
+    """Write the report.
 
     Args:
-        path: the file.
-        tables: heading -> a table in Markdown, and plain lines.
+        path: file to write.
+        tables: heading -> tables in Markdown and plain lines.
         figures: PNG files.
-        cells: whose pictures of samples are shown side by side, of each the first seed's.
+        cells: cells of the comparison; the report shows the sample picture of the first seed of each.
     """
     pictures = [(cell.name, cell.runs[0].picture) for cell in cells if cell.runs[0].picture is not None]
-    parts = [f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Comparison</title><style>{STYLE}</style>"]
-    parts += [f"<h1>{len(cells)} settings, {sum(len(cell.runs) for cell in cells)} runs</h1>"]
+    html = [f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Comparison</title><style>{STYLE}</style>"]
+    html += [f"<h1>{len(cells)} settings, {sum(len(cell.runs) for cell in cells)} runs</h1>"]
     for heading, text in tables.items():
-        parts += [f"<h2>{escape(heading)}</h2>", *_blocks(text)] if text else []
-    parts += ["<h2>Figures</h2>", *(_image(figure, Path(figure).stem) for figure in figures)] if figures else []
+        html += [f"<h2>{escape(heading)}</h2>", *_blocks(text)] if text else []
+    html += ["<h2>Figures</h2>", *(_image(figure, Path(figure).stem) for figure in figures)] if figures else []
     if pictures:
         shown = "".join(
             f"<figure>{_image(picture, name)}<figcaption>{escape(name)}</figcaption></figure>"
             for name, picture in pictures
         )
-        parts += ["<h2>Samples, of the first seed</h2>", f"<div class='samples'>{shown}</div>"]
-    Path(path).write_text("\n".join(parts) + "\n", encoding="utf-8")
+        html += ["<h2>Samples, of the first seed</h2>", f"<div class='samples'>{shown}</div>"]
+    Path(path).write_text("\n".join(html) + "\n", encoding="utf-8")
 
 
 def _image(path: str | Path, name: str) -> str:
@@ -55,7 +55,7 @@ def _image(path: str | Path, name: str) -> str:
 
 
 def _blocks(text: str) -> list[str]:
-    """Markdown's tables and lines as HTML."""
+    """Convert Markdown tables and plain lines to HTML."""
     blocks: list[str] = []
     for block in filter(None, (block.strip() for block in text.split("\n\n"))):
         if not block.startswith("|"):

@@ -24,16 +24,16 @@ WEIGHTS = Weights(
 
 @loadable(download=False)
 class InceptionV3(nn.Module):
-    """The 2048 pooled features of the Inception-v3 of December 2015, by which papers measure FID (arXiv 1706.08500).
+    """The 2048 pooled features of the Inception-v3 of December 2015, the feature space of FID (arXiv 1706.08500).
 
     torch-fidelity's port of the TensorFlow graph: uint8 images, TensorFlow 1's bilinear resizing to 299x299 without
     antialiasing, (x - 128)/128.  Logits are those of the graph's matrix product, without bias, as the Inception score
     takes them.
 
     Args:
-        data: not used; every extractor is given the data set.
-        weights: torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`; by default it is looked for, and if need
-            be downloaded: see `Weights`.
+        data: not used; every extractor takes the data set.
+        weights: torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`; by default the file is searched and, if
+            necessary, downloaded: see `Weights`.
         download: whether weights that are not on disk may be downloaded.
 
     Raises:
@@ -51,7 +51,7 @@ class InceptionV3(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 1 or 3, H, W) in [-1, 1], on any device -> (B, 2048) on the network's."""
+        """Features (B, 2048), on the network's device, of images (B, 1 or 3, H, W) in [-1, 1] on any device."""
         (features,) = self.network(to_rgb(to_bytes(images.to(self.network.fc.weight.device))))
         return features
 
@@ -63,9 +63,9 @@ class InceptionV3(nn.Module):
 def _network(state: dict[str, Tensor]) -> nn.Module:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    # The class insists on unpickling a file by itself: it is given one that holds nothing but the tensors.
+    # The class always unpickles a file. The file written here holds only tensors.
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
-    with torch.random.fork_rng(devices=[]):  # it draws weights before it loads these
+    with torch.random.fork_rng(devices=[]):  # the class draws random weights before it loads the file
         return FeatureExtractorInceptionV3("inception", ["2048"], file)

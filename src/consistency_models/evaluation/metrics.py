@@ -1,11 +1,12 @@
-"""Metrics: one number from the features of generated images and of real ones.
+"""Metrics: one number from the features of generated and real images.
 
 A metric declares
-    name           how its numbers' names begin
-    needs_labels   it asks whether an image is of the class that was asked for
-    needs_points   it asks for the reference's features one by one: mean and covariance alone are not enough
-    needs_order    it looks at the images in groups: in another order its number is another one, as good as the first
-    is_distance    near 0 for sets of one distribution, larger the further apart; otherwise more is better
+    name           first part of the names of its scores
+    needs_labels   whether the metric needs the requested class of each image
+    needs_points   whether the metric needs the features of single real images; if not, mean and covariance are enough
+    needs_order    whether the metric groups the images in their order; another order then gives another, equally valid
+                   value
+    is_distance    whether lower is better: near 0 for sets of one distribution, larger for different distributions
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ __all__ = [
 class FrechetDistance:
     """‖μ - μ'‖² + tr(Σ + Σ' - 2(ΣΣ')^½): FID (Heusel et al., arXiv 1706.08500, Eq. 6), in any feature space.
 
-    torch-fidelity's float64 implementation: exact to about 1e-7 of the covariances' trace, to 1e-5 where one is
-    singular, so that equal sets may come out as a tiny negative number. From n samples the distance is biased upwards
-    by about c/n: compare only numbers of equal n.
+    torch-fidelity's float64 implementation is exact to about 1e-7 of the covariances' trace, and to 1e-5 if one is
+    singular. Equal sets can therefore give a tiny negative number. With n samples the distance is biased upwards by
+    about c/n: compare only scores of equal n.
 
     Args:
         name: fid in the Inception space.
 
     Raises:
-        ValueError: the sets' features are of different sizes.
+        ValueError: the features of the two sets differ in size.
     """
 
     needs_labels, needs_points, needs_order, is_distance = False, False, False, True
@@ -54,7 +55,7 @@ class FrechetDistance:
         self.name = name
 
     def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
-        """The distance."""
+        """Compute the distance."""
         from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
         ours, theirs = generated.statistics, reference.statistics
@@ -68,14 +69,14 @@ class FrechetDistance:
 class KernelDistance:
     """Squared maximum mean discrepancy with k(x, y) = (x·y/F + 1)³: KID (Bińkowski et al., arXiv 1801.01401, Sec. 4).
 
-    The mean of unbiased estimates on random subsets, torch-fidelity's, which are the same in every call; it may fall
-    below 0 for sets of one distribution. Unlike the Fréchet distance it can be compared between numbers of images.
+    The mean of torch-fidelity's unbiased estimates on random subsets, which are the same in every call. The value can
+    be below 0 for sets of one distribution. Unlike Fréchet distances, values of different n can be compared.
 
     Args:
         name: kid in the Inception space.
-        subsets: how many, at least 1.
-        subset_size: images of each; all of the smaller set where that has fewer.
-        seed: of the subsets; torch-fidelity's default.
+        subsets: number of subsets, at least 1.
+        subset_size: images in each subset, at most those of the smaller set.
+        seed: seed of the subsets; by default torch-fidelity's.
     """
 
     needs_labels, needs_points, needs_order, is_distance = False, True, True, True
@@ -91,13 +92,14 @@ class KernelDistance:
         self.name, self.subsets, self.subset_size, self.seed = name, subsets, subset_size, seed
 
     def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
-        """The distance."""
+        """Compute the distance."""
         from torch_fidelity.metric_kid import kernel_mmd
 
         size, draw = min(self.subset_size, len(generated), len(reference)), np.random.RandomState(self.seed)
         estimates = []
         for _ in range(self.subsets):
-            # In this order, and in float64: the sums of kernels differ by much less than they are.
+            # float64, because the difference of the kernel sums is much smaller than the sums. The order of the two
+            # draws is torch-fidelity's.
             pair = [each.points[draw.choice(len(each), size, replace=False)] for each in (generated, reference)]
             estimates.append(kernel_mmd(*(points.double().cpu().numpy() for points in pair)))
         return float(np.mean(estimates))
@@ -105,12 +107,12 @@ class KernelDistance:
 
 @loadable()
 class InceptionScore:
-    """exp E_x KL( p(y|x) ‖ p(y) ), mean over groups of images in their order; p are the extractor's classes.
+    """exp E_x KL( p(y|x) ‖ p(y) ), mean over groups of consecutive images; p are the extractor's class probabilities.
 
-    The reference is not looked at.  (Salimans et al., arXiv 1606.03498, Sec. 4.)
+    The reference is not used.  (Salimans et al., arXiv 1606.03498, Sec. 4.)
 
     Args:
-        splits: groups, at least 1; as many as there are images where these are fewer.
+        splits: number of groups, at least 1; at most the number of images is used.
     """
 
     name, needs_labels, needs_points, needs_order, is_distance = "is", False, False, True, False
@@ -120,7 +122,7 @@ class InceptionScore:
         self.splits = splits
 
     def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
-        """The score, at least 1; `generated.extractor` must have classes."""
+        """Compute the score, at least 1; `generated.extractor` must have `logits`."""
         from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
         logits = torch.cat([generated.extractor.logits(rows).cpu() for rows in generated.points.split(4096)])
@@ -130,12 +132,12 @@ class InceptionScore:
 
 @loadable()
 class Precision:
-    """Share of generated images that lie nearer to some real one than that one's k-th nearest real neighbour.
+    """Share of generated images y with ‖y - x‖ <= r_k(x) for a real image x; r_k is the k-th neighbour's distance.
 
-    (Kynkäänniemi et al., arXiv 1904.06991, Eq. 1 and 2.)  Are the images good?  Costs n·m distances.
+    Measures the quality of single images.  (Kynkäänniemi et al., arXiv 1904.06991, Eq. 1 and 2.)  Costs n·m distances.
 
     Args:
-        k: which neighbour, at least 1.
+        k: rank of the neighbour among the real images, at least 1.
     """
 
     name, needs_labels, needs_points, needs_order, is_distance = "precision", False, True, False, False
@@ -145,7 +147,7 @@ class Precision:
         self.k = k
 
     def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
-        """The share, in [0, 1]."""
+        """Compute the share, in [0, 1]."""
         radii = reference.radii(self.k)
         inside = [(rows <= radii).any(1) for rows in distances(generated.points, reference.points)]
         return torch.cat(inside).double().mean().item()
@@ -153,15 +155,15 @@ class Precision:
 
 @loadable()
 class Recall(Precision):
-    """Share of real images that lie nearer to some generated one than that one's k-th nearest generated neighbour.
+    """Share of real images x with ‖x - y‖ <= r_k(y) for a generated image y; r_k is the k-th neighbour's distance.
 
-    `Precision` with the sets exchanged (Kynkäänniemi et al., arXiv 1904.06991, Eq. 2): is everything there?
+    `Precision` with the sets exchanged (Kynkäänniemi et al., arXiv 1904.06991, Eq. 2).  Measures diversity.
     """
 
     name = "recall"
 
     def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
-        """The share, in [0, 1]."""
+        """Compute the share, in [0, 1]."""
         return super().__call__(reference, generated)
 
 
@@ -172,8 +174,8 @@ class SlicedWasserstein:
     (Rabin et al., Wasserstein barycenter and its application to texture mixing, SSVM 2011.)
 
     Args:
-        projections: how many directions, at least 1.
-        seed: of the directions.
+        projections: number of directions, at least 1.
+        seed: seed of the directions.
     """
 
     name, needs_labels, needs_points, needs_order, is_distance = "sw", False, True, False, True
@@ -183,7 +185,7 @@ class SlicedWasserstein:
         self.projections, self.seed = projections, seed
 
     def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
-        """The distance; the sets may differ in size."""
+        """Compute the distance; the sets may differ in size."""
         n, m = len(generated), len(reference)
         directions = torch.randn(
             generated.points.shape[1],
@@ -193,7 +195,7 @@ class SlicedWasserstein:
         )
         directions /= directions.norm(dim=0)
         x, y = ((each.points.double().cpu() @ directions).sort(dim=0).values for each in (generated, reference))
-        # Both quantile functions are constant between the levels i/n and j/m: integrate piece by piece.
+        # Both quantile functions are constant between the levels i/n and j/m. Integrate each piece.
         ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique()
         width = ends.diff(prepend=ends.new_zeros(1)).double() / (n * m)
         squared = width @ (x[(ends - 1) // m] - y[(ends - 1) // n]).square()
@@ -202,7 +204,7 @@ class SlicedWasserstein:
 
 @loadable()
 class EnergyDistance:
-    """2·E‖x - y‖ - E‖x - x'‖ - E‖y - y'‖, without bias: it may fall below 0 for sets of one distribution.
+    """2·E‖x - y‖ - E‖x - x'‖ - E‖y - y'‖, without bias; the value can be below 0 for sets of one distribution.
 
     (Székely & Rizzo, Energy statistics, J. Stat. Plan. Inference 143, 2013.)  Costs n·m distances.
     """
@@ -210,18 +212,18 @@ class EnergyDistance:
     name, needs_labels, needs_points, needs_order, is_distance = "energy", False, True, False, True
 
     def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
-        """The distance."""
+        """Compute the distance."""
         between = sum_of_distances(generated.points, reference.points) / (len(generated) * len(reference))
         return 2 * between - generated.mean_distance - reference.mean_distance
 
 
 @loadable()
 class Agreement:
-    """Share of the generated images that the classifier puts into the class that was asked for, in [0, 1]."""
+    """Share of the generated images that the classifier assigns to the requested class, in [0, 1]."""
 
     name, needs_labels, needs_points, needs_order, is_distance = "agreement", True, False, False, False
 
     def __call__(self, generated: FeatureSet, reference: FeatureSet) -> float:
-        """The share; `generated.extractor` must be a classifier."""
+        """Compute the share; `generated.extractor` must be a classifier."""
         answers = generated.extractor.logits(generated.points).argmax(1).cpu()
         return (answers == generated.labels.cpu()).double().mean().item()

@@ -1,10 +1,10 @@
-"""What a consistency model has learned: its distance to the true solution of the probability-flow ODE
+"""The error of a consistency model: its distance to the true solution of the probability-flow ODE
 
     dx/dσ = (x - E[x_0 | x, σ])/σ,        f*(x, σ) = the solution at σ_min of the trajectory through (x, σ)
 
-A solution is any `solution(x, sigma, to, labels) -> x` at level `to`, for x of shape (B, ...) at the one level sigma:
-the exact one of a mixture (`consistency_models.data.Mixture.consistency`), or a teacher's by `HeunSolution`. Labels
-are handed on to model and solution as they are.
+A solution is a callable `solution(x, sigma, to, labels) -> x` at level `to`, for x of shape (B, ...) at the single
+level sigma: the exact solution of a mixture (`consistency_models.data.Mixture.consistency`), or that of a teacher by
+`HeunSolution`. Labels are passed unchanged to model and solution.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ SIGMAS = tuple(torch.logspace(math.log10(0.02), math.log10(80), 10, dtype=torch.
 
 
 class HeunSolution:
-    """The ODE of a denoiser by Heun's steps on a Karras grid, in float64 around the denoiser: error ∝ 1/steps².
+    """Solves the ODE of a denoiser by Heun steps on a Karras grid, in float64 outside the denoiser: error ∝ 1/steps².
 
     Args:
-        denoiser: `denoiser(x, sigma, labels)`, sigma of shape (B,); called in the dtype of the x that is to be solved.
-        steps: of the whole way from sigma_max to sigma_min, two calls each; a part of the way takes its share.
-        sigma_min, sigma_max, rho: the grid's.
+        denoiser: `denoiser(x, sigma, labels)`, sigma of shape (B,); called in the dtype of the input x.
+        steps: steps from sigma_max to sigma_min, two calls each; a shorter interval takes its share of the steps.
+        sigma_min, sigma_max, rho: parameters of the grid.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class HeunSolution:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, sigma: float, to: float, labels: Tensor | None = None) -> Tensor:
-        """The solution at level `to` <= sigma of the trajectory through (x, sigma), shape and dtype of x."""
+        """Solve the trajectory through (x, sigma) to level `to` <= sigma; returns shape and dtype of x."""
         if to == sigma:
             return x
 
@@ -68,11 +68,11 @@ class ODEErrors:
     """Distances ‖·‖/(√d·σ_data) between a model's outputs f and the true solutions f*.
 
     Args:
-        sigmas: the levels, ascending, (L,).
-        rms, median: of f - f* at each level, on noised data, (L,).
-        noise_rms, noise_median: of f - f* from pure noise at the highest level.
+        sigmas: levels, ascending, (L,).
+        rms, median: rms and median of f - f* at each level, on noised data, (L,).
+        noise_rms, noise_median: rms and median of f - f* from pure noise at the highest level.
         self_consistency: rms of f at level i + 1 minus f at level i, both on one true trajectory that starts in pure
-            noise, (L-1,): 0 for any function that is constant on trajectories.
+            noise, (L-1,); 0 for any function that is constant on trajectories.
     """
 
     sigmas: Tensor
@@ -83,9 +83,10 @@ class ODEErrors:
     self_consistency: Tensor
 
     def summary(self) -> dict[str, float]:
-        """One number for all levels: root of the mean square, and for the median the mean.
+        """Summarise all levels: the root of the mean square of the rms values, and the mean of the medians.
 
-        A few points near the borders between basins of attraction, where f* is steep, dominate the rms: read both.
+        A few points near the borders between basins of attraction, where f* is steep, dominate the rms. Compare rms and
+        median.
         """
         return {
             "ode_error": self.rms.square().mean().sqrt().item(),
@@ -97,21 +98,21 @@ class ODEErrors:
 
 
 class ODEError:
-    """Measures models against a solution, on the same inputs each time; the true solutions are computed once.
+    """Measures models against a solution on fixed inputs. The true solutions are computed once.
 
     Args:
-        solution: see above.
-        images: clean data (n, ...), on the device and in the dtype in which models are called.
+        solution: `solution(x, sigma, to, labels) -> x`, see the module.
+        images: clean data (n, ...), on the device and in the dtype of the model's inputs.
         labels: (n, ...) for class-conditional models, or None.
-        sigma_data: the unit in which distances are given.
+        sigma_data: unit of the distances.
         sigmas: levels, ascending; by default 10 from 0.02 to 80, evenly spaced in ln σ.
-        sigma_min: the level of the model's output.
-        seed: of the noise.
+        sigma_min: level of the model's output.
+        seed: seed of the noise.
         batch_size: images in one call.
-        cache_key: what the solution is of, so that what it gives is kept by `cache`; None: it is computed in each run.
+        cache_key: identity of the solution, the key of its disk cache; None disables the cache.
 
     Raises:
-        ValueError: not sigma_min < sigmas in ascending order, or fewer than two.
+        ValueError: sigma_min and sigmas are not ascending, or there are fewer than two sigmas.
     """
 
     def __init__(
@@ -134,26 +135,26 @@ class ODEError:
 
     @cached_property
     def noised(self) -> list[tuple[Tensor, Tensor]]:
-        """(x, f*(x, σ)) of noised data at each level."""
+        """Pairs (x, f*(x, σ)) of noised data, one for each level."""
         return list(zip(self._inputs, self.solutions["noised"]))
 
     @property
     def trajectory(self) -> list[Tensor]:
-        """The true trajectory from pure noise: x at sigma_min, then at each level, ascending."""
+        """The true trajectory from pure noise: x at sigma_min, then x at each level, ascending."""
         return self.solutions["trajectory"]
 
     @cached_property
     def solutions(self) -> dict[str, list[Tensor]]:
-        """What is solved: where noised data and pure noise go."""
+        """True solutions of the noised data and of the pure noise."""
         if self.cache_key is None:
             return self._solved()
-        given = [each if each is None else each.cpu().numpy().tobytes() for each in (self.images, self.labels)]
+        inputs = [each if each is None else each.cpu().numpy().tobytes() for each in (self.images, self.labels)]
         code = source_fingerprint(ODEError, self.solution)
-        key = (self.cache_key, self.sigmas, self.sigma_min, self.seed, self.images.device.type, given, code)
-        found = cached(
+        key = (self.cache_key, self.sigmas, self.sigma_min, self.seed, self.images.device.type, inputs, code)
+        solutions = cached(
             "solutions", key, lambda: {name: [x.cpu() for x in each] for name, each in self._solved().items()}
         )
-        return {name: [x.to(self.images) for x in each] for name, each in found.items()}
+        return {name: [x.to(self.images) for x in each] for name, each in solutions.items()}
 
     def _solved(self) -> dict[str, list[Tensor]]:
         noised = [self._solve(x, sigma, self.sigma_min) for x, sigma in zip(self._inputs, self.sigmas)]
@@ -171,7 +172,7 @@ class ODEError:
 
     @torch.no_grad()
     def __call__(self, model: Callable[..., Tensor]) -> ODEErrors:
-        """The errors of `model(x, sigma, labels)`, sigma of shape (B,)."""
+        """Measure the errors of `model(x, sigma, labels)`, sigma of shape (B,)."""
         errors = [self._distance(self._output(model, x, s), truth) for (x, truth), s in zip(self.noised, self.sigmas)]
         end, *points = self.trajectory
         outputs = [self._output(model, x, sigma) for x, sigma in zip(points, self.sigmas)]
@@ -195,8 +196,8 @@ class ODEError:
         return self._batched(lambda x, labels: model(x, x.new_full((len(x),), sigma), labels), x)
 
     def _batched(self, function: Callable[[Tensor, Tensor | None], Tensor], x: Tensor) -> Tensor:
-        parts = torch.arange(len(x), device=x.device).split(self.batch_size)
-        return torch.cat([function(x[rows], None if self.labels is None else self.labels[rows]) for rows in parts])
+        batches = torch.arange(len(x), device=x.device).split(self.batch_size)
+        return torch.cat([function(x[rows], None if self.labels is None else self.labels[rows]) for rows in batches])
 
     def _distance(self, x: Tensor, y: Tensor) -> Tensor:
         difference = (x.double() - y.double()).flatten(1)

@@ -1,4 +1,4 @@
-"""Figures of what was measured: quality against network calls, ODE error over noise levels, the trace of a search."""
+"""Figures of results: quality against network calls, training curves, ODE error over noise levels, level searches."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ INK, QUIET, LINE = "#202124", "#5f6368", "#dadce0"
 
 
 def family(metric: str) -> str:
-    """A metric's name without the sampling steps: eval/fd1797_classifier_train_1step -> fd1797_classifier_train."""
+    """Strip prefix and sampling steps of a metric: eval/fd1797_classifier_train_1step -> fd1797_classifier_train."""
     return re.sub(r"_\d+step$", "", metric.removeprefix("eval/").removeprefix("val/"))
 
 
 def save_quality(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """A PNG of each metric against the number of network calls, a line for each run and sampler.
+    """Save a PNG of each metric against the number of network calls, with a line for each run and sampler.
 
     Args:
-        path: the file; its folder is made.
-        runs: name -> `results` of evaluation.json; distances to the ODE's solution have a figure of their own, and what
-            was not finite is left out.
+        path: file to write; its folder is created.
+        runs: name -> `results` of evaluation.json. Distances to the ODE's solution have their own figure. Results that
+            are not finite are left out.
 
     Raises:
-        ValueError: no metric of no run has a value.
+        ValueError: no run has a finite result.
     """
     lines: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     for run, results in runs.items():
-        for found in results:
-            if found["value"] is not None and found["features"] is not None:
-                label = f"{run}, {found['sampler']}"
-                panel = lines.setdefault(family(found["metric"]), {})
-                panel.setdefault(label, []).append((found["nfe"], found["value"], found["spread"] or 0.0))
+        for result in results:
+            if result["value"] is not None and result["features"] is not None:
+                label = f"{run}, {result['sampler']}"
+                panel = lines.setdefault(family(result["metric"]), {})
+                panel.setdefault(label, []).append((result["nfe"], result["value"], result["spread"] or 0.0))
     if not lines:
         raise ValueError("there is nothing to plot: no result with a finite value")
     labels = dict.fromkeys(name for each in lines.values() for name in each)
-    looks = {label: _look(i) for i, label in enumerate(labels)}
+    styles = {label: _line_style(i) for i, label in enumerate(labels)}
     figure, axes = _panels(len(lines))
     for axis, (metric, panel) in zip(axes, lines.items()):
         for label, points in panel.items():
             calls, values, spreads = zip(*sorted(points))
-            axis.errorbar(calls, values, spreads, label=label, ms=4, capsize=3, lw=1.2, **looks[label])
+            axis.errorbar(calls, values, spreads, label=label, ms=4, capsize=3, lw=1.2, **styles[label])
         ticks = sorted({point[0] for points in panel.values() for point in points})
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
-        _style(axis, metric, "network calls an image", metric.split("_")[0])
+        _style(axis, metric, "network calls per image", metric.split("_")[0])
     _save(figure, axes, path)
 
 
@@ -62,17 +62,17 @@ def save_curves(
     runs: Mapping[str, Sequence[Mapping[str, Sequence[tuple[float, float]]]]],
     over: str = "images seen",
 ) -> None:
-    """A PNG of each figure over the course of training: mean of the seeds, and a band for their deviation.
+    """Save a PNG of each logged value over training: mean over the seeds, and a band of one standard deviation.
 
-    A figure whose means are positive and span more than a factor of ten has a logarithmic axis.
+    A panel whose means are positive and span more than a factor of ten has a logarithmic axis.
 
     Args:
-        path: the file; its folder is made.
-        runs: name -> of each seed: figure -> (how far training was, value).
-        over: what says how far it was.
+        path: file to write; its folder is created.
+        runs: name -> for each seed: logged name -> (position in training, value).
+        over: label of the position in training.
 
     Raises:
-        ValueError: no run has any figure.
+        ValueError: no run has logged a value.
     """
     names = list(dict.fromkeys(name for seeds in runs.values() for curves in seeds for name in curves))
     if not names:
@@ -90,8 +90,8 @@ def save_curves(
             mean = [statistics.fmean(values[place]) for place in places]
             means += mean
             spread = [statistics.stdev(values[place]) if len(values[place]) > 1 else 0.0 for place in places]
-            look = _look(i) | ({} if len(places) < 20 else {"marker": None})
-            axis.plot(places, mean, lw=1.2, ms=4, label=run, **look)
+            style = _line_style(i) | ({} if len(places) < 20 else {"marker": None})
+            axis.plot(places, mean, lw=1.2, ms=4, label=run, **style)
             low, high = ([m + sign * s for m, s in zip(mean, spread)] for sign in (-1, 1))
             axis.fill_between(places, low, high, color=f"C{i}", alpha=0.2, lw=0)
         if 0 < 10 * min(means, default=0) < max(means, default=0):
@@ -101,39 +101,39 @@ def save_curves(
 
 
 def save_ode_error(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """A PNG over the noise level: rms and median distance to the true solution, and between neighbouring levels.
+    """Save a PNG over the noise level: rms and median distance to the true solution, and between neighbouring levels.
 
     Args:
-        path: the file; its folder is made.
+        path: file to write; its folder is created.
         runs: name -> `ode_error` of evaluation.json.
 
     Raises:
-        ValueError: no run has any.
+        ValueError: no run has an ODE error.
     """
-    curves = [(f"{run}, {each['steps']}-step", each) for run, found in runs.items() for each in found]
+    curves = [(f"{run}, {error['steps']}-step", error) for run, errors in runs.items() for error in errors]
     if not curves:
         raise ValueError("there is nothing to plot: no run has an ODE error")
-    figure, (distance, between) = _panels(2)
+    figure, (distance, consistency) = _panels(2)
     for i, (label, curve) in enumerate(curves):
         sigmas, reference = curve["sigmas"], curve["reference"]
-        look = {"ms": 3, "lw": 1.2, **_look(i), "ls": "-"}
-        distance.plot(sigmas, curve["rms"], label=f"{label}, rms ({reference})", **look)
-        distance.plot(sigmas, curve["median"], label=f"{label}, median", **look | {"ls": "--"})
-        between.plot(sigmas[1:], curve["self_consistency"], **look)
-    for axis in (distance, between):
+        style = {"ms": 3, "lw": 1.2, **_line_style(i), "ls": "-"}
+        distance.plot(sigmas, curve["rms"], label=f"{label}, rms ({reference})", **style)
+        distance.plot(sigmas, curve["median"], label=f"{label}, median", **style | {"ls": "--"})
+        consistency.plot(sigmas[1:], curve["self_consistency"], **style)
+    for axis in (distance, consistency):
         axis.set(xscale="log", yscale="log")
     _style(distance, "distance to the true solution of the ODE", "σ", "‖f - f*‖ / (√d·σ_data)")
-    _style(between, "self-consistency along true trajectories (rms)", "σ, against the level below", "")
+    _style(consistency, "self-consistency along true trajectories (rms)", "σ, against the next lower level", "")
     _save(figure, [distance], path)
 
 
 def save_search(path: str | Path, trace: Sequence[Mapping[str, Any]], metric: str) -> None:
-    """A PNG of the metric over the level that was searched, for each step count.
+    """Save a PNG of the metric over the searched level, for each step count.
 
     Args:
-        path: the file; its folder is made.
-        trace: {"steps", "sigma", "value", "best": whether it was chosen} of everything that was tried.
-        metric: its name.
+        path: file to write; its folder is created.
+        trace: {"steps", "sigma", "value", "best": whether the search chose this level} of every tried level.
+        metric: name of the metric.
     """
     figure, (axis,) = _panels(1)
     for i, steps in enumerate(dict.fromkeys(tried["steps"] for tried in trace)):
@@ -146,8 +146,8 @@ def save_search(path: str | Path, trace: Sequence[Mapping[str, Any]], metric: st
     _save(figure, [axis], path)
 
 
-def _look(i: int) -> dict[str, str]:
-    """Of the i-th curve: ten colours, then the same ones with another marker and line."""
+def _line_style(i: int) -> dict[str, str]:
+    """Style of the i-th curve: ten colours, then the same colours with another marker and line."""
     return {"color": f"C{i}", "marker": "os^D"[i // 10 % 4], "ls": ("-", "--", ":", "-.")[i // 10 % 4]}
 
 

@@ -1,4 +1,4 @@
-"""What is measured, against which images, and what the numbers are called."""
+"""The evaluation protocol: metrics, reference images, floors, and the names of scores."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from consistency_models.values import NpzFile, Size, checked
 
 __all__ = ["SMALLEST_TO_SPLIT", "Evaluation", "Score", "combined"]
 
-SMALLEST_TO_SPLIT = 4  # images: each half needs two for its covariance
+SMALLEST_TO_SPLIT = 4  # images: the covariance of each half needs two
 
 
 @dataclass(frozen=True)
 class Score:
-    """One measured number, with all that it depends on.
+    """One measured value, with its protocol.
 
     Args:
         metric, features, reference: names of the metric, the feature space and the real images ("train").
-        value: the number, or the mean over repetitions; NaN if an image was not finite.
-        n: generated images.
+        value: measured value, or the mean over repetitions; NaN if an image is not finite.
+        n: number of generated images.
         reference_digest: hash of the real images.
-        steps: sampling steps; None for real images in place of generated ones.
+        steps: sampling steps; None if real images replace the generated ones.
         spread: standard deviation over repetitions, or None.
-        best: the best over repetitions, or None: EDM's papers print the smallest of three.
-        is_distance: less is better.
+        best: best value over repetitions, or None; EDM's papers print the smallest of three.
+        is_distance: whether lower is better.
     """
 
     metric: str
@@ -54,16 +54,16 @@ class Score:
 
     @property
     def name(self) -> str:
-        """Such as fd1797_classifier_train_1step, or fd898_classifier_train_floor for real images."""
+        """Full name, such as fd1797_classifier_train_1step, or fd898_classifier_train_floor for real images."""
         sampler = "floor" if self.steps is None else f"{self.steps}step"
         return f"{self.metric}{self.n}_{self.features}_{self.reference}_{sampler}"
 
 
 def combined(scores: Sequence[Score]) -> Score:
-    """Scores of one name on several sets of images as one: mean, spread and best; NaN alone if one of them is NaN.
+    """Combine scores of one name on several sets of images into mean, spread and best; NaN if one of them is NaN.
 
     Raises:
-        ValueError: there is none, or they are of different names.
+        ValueError: there is no score, or their names differ.
     """
     if len({score.name for score in scores}) != 1:
         names = ", ".join(sorted({score.name for score in scores})) or "none"
@@ -80,24 +80,24 @@ def combined(scores: Sequence[Score]) -> Score:
 
 @loadable(reference_bytes=None)
 class Evaluation:
-    """Measures generated images against real ones, whose own features are computed once.
+    """Scores generated images against real images. The features of the real images are computed once.
 
     Args:
         data: `.images` (n, C, H, W), uint8 or float in [-1, 1]; `.labels` (n,) int64 or None; `.num_classes`;
             `.digest`; `.name`; `.test`, another such set or None.
-        extractor: `extractor(data)` gives the feature space.
-        metrics: of these, those that need labels are left out where there are none, and those that need the reference's
-            images where it is but their mean and covariance.
+        extractor: `extractor(data)` returns the feature space.
+        metrics: metrics to compute. A metric that needs labels is skipped for images without labels; a metric that
+            needs the reference's images is skipped for a reference of mean and covariance only.
         reference: train, test, or an npz file: see `Reference.of`.
-        batch_size: images whose features are computed at a time.
-        device: where that is done; auto is a GPU if there is one.
-        reference_bytes: what the arrays of an npz file may take in memory: see `Reference.of`.
+        batch_size: images in one call of the extractor.
+        device: device of the extractor; auto selects a GPU if there is one.
+        reference_bytes: limit of the memory for the arrays of an npz file: see `Reference.of`.
 
     Attributes:
-        progress: `progress(what, done, total)` is called as the features of a set of images are computed; None.
+        progress: None, or `progress(what, done, total)`, called after each batch of features.
 
     Raises:
-        DataError: the reference cannot be had.
+        DataError: the reference cannot be read.
     """
 
     @checked
@@ -120,56 +120,60 @@ class Evaluation:
 
     @cached_property
     def extractor(self) -> nn.Module:
-        """The feature space; made, and if need be trained, when it is first asked for."""
+        """The feature space; built, and if necessary trained, at the first access."""
         return self.make_extractor(self.data).to(self.device)
 
     @cached_property
     def reference(self) -> FeatureSet:
-        """Features of the real images, or what a file says of them.
+        """Features of the real images, or the statistics of a file.
 
         Raises:
-            DataError: the file's statistics are of another space, or no metric can do with them alone.
+            DataError: the statistics are of another feature space, or every metric needs the images.
         """
         source = self.source
         if source.images is None:
             size = self.features(self.data.images[:2]).points.shape[1]
             if len(source.moments["mu"]) != size or all(metric.needs_points for metric in self.metrics):
+                names = ", ".join(metric.name for metric in self.metrics)
                 raise DataError(
                     f"features.reference: {source.name} holds mean and covariance of {len(source.moments['mu'])} "
-                    f"features; {self.extractor.name} has {size}, and {', '.join(m.name for m in self.metrics)} must "
-                    "have one that can do with them: choose features=inception, or a file with images, or train"
+                    f"features; {self.extractor.name} has {size}, and the metrics ({names}) "
+                    "must include one that needs only these: choose features=inception, a file with images, or train"
                 )
             return FeatureSet(None, moments=source.moments)
-        made = self._of_images()
-        if source.moments is not None and len(source.moments["mu"]) == made.points.shape[1]:
-            return replace(made, moments=source.moments)
-        return made
+        features = self._features_of_source()
+        if source.moments is not None and len(source.moments["mu"]) == features.points.shape[1]:
+            return replace(features, moments=source.moments)
+        return features
 
     @cached_property
     def space(self) -> str:
-        """What the feature space is known by."""
+        """Identity of the feature space: see `identity_of`."""
         return identity_of(self.extractor)
 
-    def _of_images(self) -> FeatureSet:
+    def _features_of_source(self) -> FeatureSet:
         source = self.source
 
-        def computed() -> FeatureSet:
+        def compute() -> FeatureSet:
             return self.features(source.images, source.labels, source.name)
 
-        def plain() -> dict[str, Tensor]:
-            made = computed()
-            return {"points": made.points} | {name: torch.from_numpy(each) for name, each in made.statistics.items()}
+        def compute_tensors() -> dict[str, Tensor]:
+            features = compute()
+            statistics = {name: torch.from_numpy(value) for name, value in features.statistics.items()}
+            return {"points": features.points} | statistics
 
-        if not self.extractor.state_dict():  # what no network has made is not worth keeping
-            return computed()
-        made = cached("features", (source.digest, self.space), plain)
-        return FeatureSet(made.pop("points"), source.labels, self.extractor, {k: v.numpy() for k, v in made.items()})
+        if not self.extractor.state_dict():  # features without a network are cheap and are not cached
+            return compute()
+        tensors = cached("features", (source.digest, self.space), compute_tensors)
+        moments = {name: value.numpy() for name, value in tensors.items() if name != "points"}
+        return FeatureSet(tensors["points"], source.labels, self.extractor, moments)
 
     @torch.no_grad()
     def features(self, images: Tensor, labels: Tensor | None = None, what: str = "images") -> FeatureSet:
-        """Features, on the CPU, of images (n, C, H, W), uint8 or float in [-1, 1].
+        """Compute the features of images (n, C, H, W), uint8 or float in [-1, 1], and return them on the CPU.
 
-        In full float32 (neither autocast nor TensorFloat-32), so that they do not depend on the device.
+        The extractor runs in full float32, without autocast and TensorFloat-32, so that features do not depend on the
+        device.
         """
         batches, done = [], 0
         exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
@@ -182,9 +186,9 @@ class Evaluation:
         return FeatureSet(torch.cat(batches), labels, self.extractor)
 
     def scores(self, images: Tensor, labels: Tensor | None, steps: int) -> list[Score]:
-        """All metrics of images (n, C, H, W) in [-1, 1], made in `steps` steps for classes `labels` (n,), if any.
+        """Score images (n, C, H, W) in [-1, 1], sampled in `steps` steps for classes `labels` (n,) or None.
 
-        None where there is one real image only: it has no distribution.
+        The list is empty for a reference of a single image.
         """
         if self.source.images is not None and len(self.source.images) < 2:
             return []
@@ -196,37 +200,37 @@ class Evaluation:
         ]
 
     def floor(self, splits: int = 5) -> list[Score]:
-        """What real images score against other real images: mean and spread over random splits of the data in halves.
+        """Score real images against other real images: mean and spread over random splits of the data in halves.
 
-        The bias of a distance falls about as 1/n. A half has n/2 images, so a perfect generator of n images, scored
-        against all n, comes out at about half the floor; one that has learned these very images by heart, below that.
-        For a share, such as Agreement, the floor is what real images reach. None where there are fewer than
-        `SMALLEST_TO_SPLIT` images. It is the same for all runs on the same data, and kept.
+        The bias of a distance falls about as 1/n. A half has n/2 images. A perfect generator of n images, scored
+        against all n, therefore has about half the floor; a generator that has memorised the images scores lower.
+        For a share, such as Agreement, the floor is the value of real images. The list is empty for fewer than
+        `SMALLEST_TO_SPLIT` images. The floor is the same for all runs on the same data, and is cached on disk.
 
         Args:
-            splits: how many, at least 2.
+            splits: number of random splits, at least 2.
         """
         if self.source.images is None or len(self.source.images) < SMALLEST_TO_SPLIT:
             return []
         metrics = self._applicable(self.reference)
         code = source_fingerprint(FeatureSet, *map(type, metrics))
         key = (self.source.digest, self.space, splits, [(metric.name, vars(metric)) for metric in metrics], code)
-        values = cached("floor", key, lambda: {"values": [self._of_halves(metrics, split) for split in range(splits)]})
+        values = cached("floor", key, lambda: {"values": [self._split(metrics, split) for split in range(splits)]})
         n = len(self.reference) // 2
         return [
             combined([self._score(metric, value, n) for value in each])
             for metric, each in zip(metrics, zip(*values["values"]))
         ]
 
-    def _of_halves(self, metrics: Sequence[Callable[[FeatureSet, FeatureSet], float]], split: int) -> list[float]:
+    def _split(self, metrics: Sequence[Callable[[FeatureSet, FeatureSet], float]], split: int) -> list[float]:
         generator = torch.Generator().manual_seed(seed_of("floor", split))
         order = torch.randperm(len(self.reference), generator=generator)
         n = len(order) // 2
-        pair = self.reference[order[:n]], self.reference[order[n:]]
-        return [metric(*pair) for metric in metrics]
+        halves = self.reference[order[:n]], self.reference[order[n:]]
+        return [metric(*halves) for metric in metrics]
 
     def _applicable(self, images: FeatureSet) -> list[Callable[[FeatureSet, FeatureSet], float]]:
-        """The metrics for which there is what they need."""
+        """The metrics whose inputs (labels, reference points) are available."""
         labelled, has_points = images.labels is not None, self.reference.points is not None
         return [m for m in self.metrics if (labelled or not m.needs_labels) and (has_points or not m.needs_points)]
 

@@ -1,4 +1,4 @@
-"""What generated images are compared with: a data set's images, or published statistics; read safely, computed once."""
+"""References for generated images: images of a data set, or published statistics, which are read without pickle."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ ARRAYS = ("arr_0.npy", "mu.npy", "sigma.npy")
 
 @dataclass(frozen=True)
 class Reference:
-    """The real side of a comparison.
+    """The real images of a comparison, or their statistics.
 
     Args:
-        name: what it is called in the names of metrics.
-        digest: hash of its content.
+        name: name of the reference in the names of scores.
+        digest: hash of the content.
         images: (n, C, H, W) uint8 or float in [-1, 1], or None.
         labels: (n,) int64, or None.
-        moments: {"mu": (F,), "sigma": (F, F)} that a file gives of the Inception features, float64, or None.
+        moments: {"mu": (F,), "sigma": (F, F)} of the Inception features, float64, from a file; or None.
     """
 
     name: str
@@ -40,16 +40,16 @@ class Reference:
 
     @classmethod
     def of(cls, data, which: str, most_bytes: int | None = None) -> Reference:
-        """The reference that `features.reference` names.
+        """Read the reference that `features.reference` names.
 
         Args:
-            data: the data set; `.test` holds its test images, if it keeps some apart.
-            which: train; test; or an npz file: EDM's, with mu and sigma, or OpenAI's, with images arr_0 and perhaps mu
-                and sigma (mu_s and sigma_s, of another space, are passed over).
-            most_bytes: what the arrays of a file may take in memory; by default 64 MiB and 16 times the file's size.
+            data: the data set; `.test` holds the test images, or is None.
+            which: train; test; or an npz file: EDM's, with mu and sigma, or OpenAI's, with images arr_0 and optionally
+                mu and sigma (mu_s and sigma_s are statistics of another feature space and are ignored).
+            most_bytes: limit of the memory for the arrays of a file; by default 64 MiB plus 16 times the file's size.
 
         Raises:
-            DataError: there are no test images, or the file is not such a file or is of images of another size.
+            DataError: there are no test images, the file is no such file, or its images have another size.
         """
         if which == "train":
             return cls("train", data.digest, data.images, data.labels)
@@ -96,29 +96,29 @@ class Reference:
 
 
 def _check_sizes(path: Path, most_bytes: int | None) -> None:
-    """Compare what the arrays of an npz file say of their size with what the file holds, before one is read.
+    """Check the sizes in the headers of an npz file's arrays before an array is read.
 
     Raises:
-        ValueError: an array is larger than its part of the file, or all of them than is allowed.
+        ValueError: an array is larger than its member of the file, or all arrays together exceed the limit.
     """
     most = (64 << 20) + 16 * path.stat().st_size if most_bytes is None else most_bytes
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     with zipfile.ZipFile(path) as archive:
         members = [member for member in archive.infolist() if member.filename in ARRAYS]
         if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
-            raise ValueError("its compression is not deflate")  # others are unpacked without a bound
+            raise ValueError("its compression is not deflate")  # zipfile unpacks others without a limit
         if (total := sum(member.file_size for member in members)) > most:
-            fix = "set features.reference_bytes to the former if that is right"
+            fix = f"set features.reference_bytes={total} if that is the expected size"
             raise ValueError(f"it unpacks to {total:,} bytes, more than {most:,}; {fix}")
         for member in members:
             with archive.open(member) as file:
                 shape, _, dtype = headers[np.lib.format.read_magic(file)](file)
             if math.prod(shape) * dtype.itemsize > member.file_size:
-                raise ValueError(f"{member.filename} is of shape {shape}, and has {member.file_size:,} bytes")
+                raise ValueError(f"{member.filename} is of shape {shape}, but has only {member.file_size:,} bytes")
 
 
 def identity_of(extractor: nn.Module) -> str:
-    """A name for a feature space: hash of its weights and of what happens to images on the way."""
+    """Identity of a feature space: hash of its name, its preprocessing and its weights."""
     hasher = hashlib.blake2b(f"{extractor.name} {extractor.protocol}".encode(), digest_size=12)
     for name, value in extractor.state_dict().items():
         hasher.update(name.encode())

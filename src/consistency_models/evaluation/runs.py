@@ -1,4 +1,4 @@
-"""Finished runs as a comparison sees them: read from their folders, seeds of one setting together."""
+"""Readers of finished runs, for comparisons: results and curves of run folders, grouped over seeds."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ from consistency_models.storage.small_files import open_regular, open_text, read
 __all__ = ["Cell", "Run", "cells_of", "differing_keys", "leaves", "read_runs"]
 
 SEEDS = ("seed", "data.seed")
-NO_PART_OF_THE_RESULT = re.compile(
-    r"name|tags|ckpt_path|paths\..*|logger\..*|callbacks\..*|show_traceback|sweep_size|test"
-)
-GROWS = ("is", "precision", "recall", "agreement")  # more is better; for a summary.json that does not say it
+IGNORED_KEYS = re.compile(r"name|tags|ckpt_path|paths\..*|logger\..*|callbacks\..*|show_traceback|sweep_size|test")
+HIGHER_IS_BETTER = ("is", "precision", "recall", "agreement")  # for a summary.json without `is_distance`
 PNG = b"\x89PNG\r\n\x1a\n"
 CURVES = r"val/.*|train/loss|curriculum/N"
 COUNT = "train/images_seen"
@@ -34,14 +32,14 @@ class Run:
     """One run folder.
 
     Attributes:
-        name: as the folder and the one above.
-        setting: what differs from the other jobs of its multirun, seed included; empty for a run on its own.
-        config: dotted key -> value, as the run was configured.
-        weights: which were scored.
-        results: as in evaluation.json; of a run that eval.py has not scored, what training measured at its end.
+        name: names of the parent folder and the folder.
+        setting: overrides that differ from the other jobs of the multirun, seed included; empty for a single run.
+        config: dotted key -> value of the run's configuration.
+        weights: name of the scored weights.
+        results: results as in evaluation.json; without it, the final metrics of training.
         ode_error: curves as in evaluation.json.
-        curves: figure -> (images seen, value), as in metrics.csv.
-        picture: of its samples.
+        curves: logged name -> (images seen, value), as in metrics.csv.
+        picture: PNG file of samples, or None.
     """
 
     name: str
@@ -56,11 +54,11 @@ class Run:
 
 @dataclass
 class Cell:
-    """Runs that differ in nothing but the seed.
+    """Runs that differ only in the seed.
 
     Attributes:
-        name: what it differs in from other cells; for a run on its own the run's.
-        runs: its seeds.
+        name: overrides that differ from other cells; for a single run the name of the run.
+        runs: one run for each seed.
     """
 
     name: str
@@ -68,14 +66,14 @@ class Cell:
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """Those of its first run, each with the mean over the seeds as value and their deviation as spread."""
+        """Results with the mean over the seeds as value and the standard deviation as spread."""
         if len(self.runs) == 1:
             return self.runs[0].results
-        found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        by_metric: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
         for run in self.runs:
             for result in run.results:
-                found.setdefault((result["metric"], result["sampler"], result["steps"]), []).append(result)
-        return [_mean(results) for results in found.values()]
+                by_metric.setdefault((result["metric"], result["sampler"], result["steps"]), []).append(result)
+        return [_mean(results) for results in by_metric.values()]
 
 
 def _mean(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -85,33 +83,33 @@ def _mean(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_runs(paths: Sequence[str | Path]) -> dict[str, Run]:
-    """Name -> run, of run folders and of the finished jobs of sweep folders.
+    """Read run folders and the finished jobs of sweep folders; returns name -> run.
 
     Raises:
-        ValueError: a folder holds no run that can be read, or two runs have one name.
+        ValueError: a folder holds no readable run, or two runs have the same name.
     """
     runs: dict[str, Run] = {}
     for path in map(Path, paths):
         for folder, differs in _jobs(path).items() or {path: ""}.items():
             run = _read(folder, shlex.split(differs))
             if run.name in runs:
-                raise ValueError(f"{path}: another run is called {run.name}, too; give each run once")
+                raise ValueError(f"{path}: another run has the name {run.name}, too; give each run once")
             runs[run.name] = run
     return runs
 
 
 def cells_of(runs: Mapping[str, Run]) -> list[Cell]:
-    """The runs, those together that differ in nothing but the seed."""
+    """Group runs that differ only in the seed."""
     cells: dict[str, Cell] = {}
     for run in runs.values():
         content = {key: value for key, value in run.config.items() if _counts(key)}
-        name = " ".join(part for part in run.setting if not part.startswith("seed=")) or run.name
+        name = " ".join(override for override in run.setting if not override.startswith("seed=")) or run.name
         cells.setdefault(json.dumps([content, run.weights], sort_keys=True), Cell(name, [])).runs.append(run)
     return list(cells.values())
 
 
 def differing_keys(cells: Sequence[Cell]) -> dict[str, list[Any]]:
-    """Dotted key -> its value in each cell, None where it has none, of the keys in which the cells differ."""
+    """Return the keys in which the cells differ: dotted key -> value in each cell, None for a missing key."""
     configs = [cell.runs[0].config for cell in cells]
     keys = dict.fromkeys(key for config in configs for key in config if _counts(key))
     values = {key: [config.get(key) for config in configs] for key in keys}
@@ -119,21 +117,21 @@ def differing_keys(cells: Sequence[Cell]) -> dict[str, list[Any]]:
 
 
 def _counts(key: str) -> bool:
-    return key not in SEEDS and not NO_PART_OF_THE_RESULT.fullmatch(key)
+    return key not in SEEDS and not IGNORED_KEYS.fullmatch(key)
 
 
 def _jobs(path: Path) -> dict[Path, str]:
-    """Folder -> what differs, of the finished jobs of a sweep folder."""
+    """Read the finished jobs of a sweep folder: folder -> overrides that differ."""
     with _reading(path / "jobs.csv", "the jobs.csv of a sweep"):
         done = {row["job"]: row["differs"] for row in _rows(path, "jobs.csv") if row["status"] == "DONE"}
-        if strange := [job for job in done if Path(job).name != job or job == ".."]:
-            raise ValueError(f"the job {strange[0]!r}")
+        if unsafe := [job for job in done if Path(job).name != job or job == ".."]:
+            raise ValueError(f"the job {unsafe[0]!r}")
         return {path / job: differs for job, differs in done.items()}
 
 
 @contextmanager
 def _reading(path: Path, expected: str) -> Iterator[None]:
-    """Any error inside becomes a ValueError that names the file: a damaged or hostile one raises nearly anything."""
+    """Convert any error inside to a ValueError that names the file; damaged files raise errors of many types."""
     try:
         yield
     except Exception as error:
@@ -171,7 +169,7 @@ def _read(path: Path, setting: list[str]) -> Run:
 
 
 def _is_own_picture(path: Path, folder: Path) -> bool:
-    """Whether this is a PNG file of the folder, and no link to something private that would be shown to others."""
+    """Whether the path is a PNG file inside the folder; a link to a private file would be shown to others."""
     if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
         return False
     with open_regular(path) as file:
@@ -181,20 +179,20 @@ def _is_own_picture(path: Path, folder: Path) -> bool:
 def _scored(file: Path, folder: Path) -> dict[str, Any]:
     content = read_json(file, folder)
     if content["schema"] != 1:
-        raise ValueError("another schema")
+        raise ValueError("unknown schema")
     for result in content["results"]:
         _check_result(result)
     for curve in content.get("ode_error") or []:
         lengths = {len(curve[name]) for name in ("sigmas", "rms", "median")}
         if not _is_number(curve["steps"]) or type(curve["reference"]) is not str or len(lengths) != 1:
-            raise ValueError(f"a curve of {curve['steps']!r}")
+            raise ValueError(f"a malformed curve of steps={curve['steps']!r}")
         if not all(map(_is_number, [*curve["sigmas"], *curve["rms"], *curve["median"]])):
-            raise ValueError("a curve of something other than numbers")
+            raise ValueError("a curve with values that are no numbers")
     return content | {"weights": str(content["weights"])}
 
 
 def _check_result(result: dict[str, Any]) -> None:
-    """Make sure that names are text and the others numbers or nothing."""
+    """Check that names are strings and values are numbers or None."""
     for key in ("metric", "sampler"):
         if type(result[key]) is not str:
             raise ValueError(f"{key}={result[key]!r}")
@@ -210,7 +208,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _from_summary(folder: Path, sampler: str) -> dict[str, Any]:
-    """What training measured at its end, in the form of evaluation.json."""
+    """Return the final metrics of training, in the format of evaluation.json."""
     metrics = read_json(folder / "summary.json", folder).get("metrics", {})
     distances, calls = metrics.get("is_distance", {}), metrics.get("network_calls", {})
     results = []
@@ -218,13 +216,14 @@ def _from_summary(folder: Path, sampler: str) -> dict[str, Any]:
         counted = re.search(r"_(\d+)step$", metric)
         steps = int(counted[1]) if counted else None
         name = re.match(r"val/([a-z_]+)", metric)
+        is_distance = name is None or name[1].split("_")[0] not in HIGHER_IS_BETTER
         results.append(
             {
                 "metric": metric,
                 "value": value,
                 "spread": None,
                 "features": "as named" if counted else None,
-                "is_distance": bool(distances.get(metric, name is None or name[1].split("_")[0] not in GROWS)),
+                "is_distance": bool(distances.get(metric, is_distance)),
                 "sampler": sampler.removesuffix(".for_steps").rpartition(".")[2],
                 "steps": steps,
                 "nfe": calls.get(str(steps), 2 * steps - 1 if steps and sampler.endswith(".Heun") else steps),
@@ -235,21 +234,21 @@ def _from_summary(folder: Path, sampler: str) -> dict[str, Any]:
 
 
 class _Curve:
-    """At most 2·MOST points of a curve, thinned evenly as they come, and the last one."""
+    """Collects a curve and thins it evenly to at most 2·MOST points and the last point."""
 
-    MOST = 1000  # a figure is no wider
+    MOST = 1000  # a figure has no more pixels across
 
     def __init__(self) -> None:
         self.points: list[tuple[float, float]] = []
         self.last: tuple[float, float] | None = None
-        self.every, self.count = 1, 0
+        self.stride, self.count = 1, 0
 
     def add(self, place: float, value: float) -> None:
         self.last = place, value
-        if self.count % self.every == 0:
+        if self.count % self.stride == 0:
             self.points.append(self.last)
             if len(self.points) > 2 * self.MOST:
-                self.points, self.every = self.points[::2], 2 * self.every
+                self.points, self.stride = self.points[::2], 2 * self.stride
         self.count += 1
 
     def thinned(self) -> list[tuple[float, float]]:
@@ -257,11 +256,11 @@ class _Curve:
 
 
 def _curves(folder: Path, batch_size: int) -> dict[str, list[tuple[float, float]]]:
-    """The figures that are drawn, over the images seen; a row that a kill has cut off is left out.
+    """Read the curves of `CURVES` over the images seen. Rows that a kill has truncated are skipped.
 
     Args:
-        folder: of the run.
-        batch_size: by which images are counted after the last row that has train/images_seen.
+        folder: folder of the run.
+        batch_size: images of a step, for steps after the last row with train/images_seen.
     """
     curves: dict[str, _Curve] = {}
     if not (folder / "metrics.csv").exists():
@@ -270,15 +269,15 @@ def _curves(folder: Path, batch_size: int) -> dict[str, list[tuple[float, float]
         rows = csv.reader(iter(lambda: file.readline(LONGEST_LINE), ""))
         header = next(rows, [])
         drawn = [(i, name) for i, name in enumerate(header) if re.fullmatch(CURVES, name)]
-        at, counted = header.index("step"), header.index(COUNT) if COUNT in header else None
-        known = (0, 0.0)  # a step, and the images seen by then
+        step_column, count_column = header.index("step"), header.index(COUNT) if COUNT in header else None
+        counted = (0, 0.0)  # the last step with a count, and the images seen by then
         for row in rows:
             if len(row) != len(header):
                 continue
-            step = int(row[at])
-            if counted is not None and row[counted]:
-                known = step, float(row[counted])
-            place = known[1] + (step - known[0]) * batch_size
+            step = int(row[step_column])
+            if count_column is not None and row[count_column]:
+                counted = step, float(row[count_column])
+            place = counted[1] + (step - counted[0]) * batch_size
             for i, name in drawn:
                 if row[i]:
                     curves.setdefault(name, _Curve()).add(place, float(row[i]))
@@ -286,14 +285,14 @@ def _curves(folder: Path, batch_size: int) -> dict[str, list[tuple[float, float]
 
 
 def _rows(folder: Path, name: str) -> list[dict[str, str]]:
-    """The rows of a CSV file, none where there is no such file."""
+    """Read the rows of a CSV file; empty if there is no such file."""
     if not (folder / name).exists():
         return []
     return list(csv.DictReader(read_text(folder / name, folder).splitlines()))
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of all that is no mapping with keys."""
+    """Yield (dotted key, value) of all values that are not non-empty mappings."""
     if isinstance(tree, dict) and tree:
         for key, value in tree.items():
             yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))

@@ -1,10 +1,10 @@
-"""Networks F(x, noise_label, labels, augment): what the preconditioning turns into a denoiser or consistency function.
+"""Networks F(x, noise_label, labels, augment). The preconditioning makes a denoiser or consistency function of them.
 
 x            (B, channels, size, size)
 noise_label  (B,), c_noise of the preconditioning; EDM's is ln(σ)/4
 labels       one-hot (B, num_classes), or None
 augment      (B, augment_dim), or None
-end_label    (B,), c_end of the preconditioning; only networks with `two_times` take it, as a fifth argument
+end_label    (B,), c_end of the preconditioning; the fifth argument of networks with `two_times`
 result       (B, channels, size, size)
 """
 

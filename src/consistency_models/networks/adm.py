@@ -1,7 +1,7 @@
 """ADM, the U-Net of guided diffusion, with EDM's parameter names.
 
 (Dhariwal & Nichol, arXiv 2105.05233, as EDM restates it: Karras et al., arXiv 2206.00364, App. F.6 and Table 8.)
-For OpenAI's own checkpoints see `openai_adm`: the same mathematics under other names.
+`openai_adm` implements the same function with the parameter names of OpenAI's checkpoints.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ class DhariwalUNet(nn.Module):
 
     Args:
         image_size: height and width; divisible by 2^(levels - 1).
-        channels: of the image.
+        channels: channels of the image.
         num_classes: width of the one-hot labels; 0 for an unconditional network.
         augment_dim: width of the augmentation labels; 0 for none.
         dropout: probability within the blocks.
-        dropout_resolution: dropout only in blocks of at most this resolution; everywhere by default.
-        label_dropout: probability, in training, of hiding an image's class (for classifier-free guidance).
-        out_channels: as `channels` by default.
+        dropout_resolution: highest resolution of blocks with dropout; by default all blocks have dropout.
+        label_dropout: probability, in training, of dropping the class of an image (for classifier-free guidance).
+        out_channels: channels of the result; `channels` by default.
         model_channels: channels at multiplier 1.
         channel_mult: multiplier of each level, fine to coarse.
         channel_mult_emb: width of the embedding, in model_channels.
         num_blocks: residual blocks a level (the decoder has one more).
-        attn_resolutions: resolutions with attention; the middle has it always.
+        attn_resolutions: resolutions with attention; the middle block always has attention.
         head_channels: channels of an attention head; a block with fewer channels has no attention, as published.
-        adaptive_scale: the embedding scales and shifts (AdaGN), rather than shifts alone.
-        double_norm: scale and shift are normalised: see `UNetBlock`.
-        checkpointing: keep no activations within blocks; backward computes them again.
-        two_times: takes a second noise label, whose features enter by a linear layer that is 0 at first.
+        adaptive_scale: True: the embedding scales and shifts (AdaGN); False: the embedding shifts.
+        double_norm: normalise scale and shift, see `UNetBlock`.
+        checkpointing: do not store activations within blocks; the backward pass recomputes them.
+        two_times: take a second noise label, whose features enter through a linear layer that is initialised to 0.
 
     Raises:
         ValueError: image_size cannot be halved as often as channel_mult has levels; double_norm without adaptive_scale.
@@ -143,7 +143,7 @@ class DhariwalUNet(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """PyTorch's defaults, as published, but zero for what ends a branch, and normal class embeddings."""
+        """Initialise as published: PyTorch's defaults, zero for last layers of branches, normal class embeddings."""
         for name, parameter in self.named_parameters():
             if name.rpartition(".")[0].endswith(("conv1", "proj", "out_conv", "map_augment", "map_end")):
                 nn.init.zeros_(parameter)
@@ -153,7 +153,7 @@ class DhariwalUNet(nn.Module):
     def embed(
         self, noise_label: Tensor, labels: Tensor | None, augment: Tensor | None, end_label: Tensor | None
     ) -> Tensor:
-        """The vector (B, emb) that every block sees."""
+        """Compute the embedding (B, emb) that conditions every block."""
         emb = self.map_noise(noise_label)
         if self.map_end is not None:
             emb = emb + self.map_end(self.map_noise(end_label))
@@ -178,7 +178,7 @@ class DhariwalUNet(nn.Module):
 
         Args:
             x: shape (B, channels, size, size).
-            noise_label, end_label: shape (B,); the second of a network of two times.
+            noise_label, end_label: shape (B,); end_label only for a network of two times.
             labels, augment: one-hot classes and augmentation labels, or None.
         """
         emb = self.embed(noise_label, labels, augment, end_label)

@@ -18,7 +18,7 @@ from consistency_models.values import BelowOne, Count, Share, Size, checked
 
 __all__ = ["DiT"]
 
-FEATURES = partial(PositionalEmbedding, endpoint=False)  # of a time, as published
+FEATURES = partial(PositionalEmbedding, endpoint=False)  # features of a time, as published
 
 
 class TimeEmbedding(nn.Module):
@@ -26,7 +26,7 @@ class TimeEmbedding(nn.Module):
 
     Args:
         features: module from times (B,) to (B, 256).
-        width: of the result.
+        width: width of the result.
     """
 
     def __init__(self, features: nn.Module, width: int) -> None:
@@ -35,7 +35,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(Linear(256, width), nn.SiLU(), Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        """(B,) to (B, width)."""
+        """Embed (B,) to (B, width)."""
         return self.mlp(self.features(t))
 
 
@@ -43,8 +43,8 @@ class ClassEmbedding(nn.Module):
     """Rows of a table for one-hot classes; a row of zeros is the null class, the last row of the table.
 
     Args:
-        num_classes: without the null class.
-        width: of the result.
+        num_classes: number of classes without the null class.
+        width: width of the result.
     """
 
     def __init__(self, num_classes: int, width: int) -> None:
@@ -52,7 +52,7 @@ class ClassEmbedding(nn.Module):
         self.embedding_table = nn.Embedding(num_classes + 1, width)
 
     def forward(self, labels: Tensor) -> Tensor:
-        """(B, num_classes) to (B, width)."""
+        """Embed (B, num_classes) to (B, width)."""
         return torch.cat([labels, 1 - labels.sum(1, keepdim=True)], 1) @ self.embedding_table.weight
 
 
@@ -62,11 +62,11 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Self-attention over tokens, (B, N, width); elementary operations within `sdpa_kernel(SDPBackend.MATH)`.
+    """Self-attention over tokens, (B, N, width). `sdpa_kernel(SDPBackend.MATH)` reduces it to elementary operations.
 
     Args:
-        width: divisible by heads.
-        heads: of attention.
+        width: width of a token, divisible by heads.
+        heads: attention heads.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -75,7 +75,7 @@ class Attention(nn.Module):
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape of x."""
+        """Apply attention; the result has the shape of x."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
@@ -85,7 +85,7 @@ class Block(nn.Module):
 
     Args:
         width, heads: as for `DiT`.
-        dropout: probability within the mlp.
+        dropout: probability of dropout within the mlp.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -96,7 +96,7 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 6 * width))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """(B, N, width) and (B, width) to (B, N, width)."""
+        """Map tokens (B, N, width) and embedding (B, width) to (B, N, width)."""
         parts = self.adaLN_modulation(emb)[:, None].to(x.dtype)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts.chunk(6, 2)
         x = x + gate_1 * self.attn(modulated(x, shift_1, scale_1))
@@ -105,11 +105,11 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """A modulated norm, then a linear layer to the values of a patch.
+    """A modulated norm and a linear layer to the values of a patch.
 
     Args:
-        width: of a token.
-        values: of a patch, patch_size²·channels.
+        width: width of a token.
+        values: values of a patch, patch_size²·channels.
     """
 
     def __init__(self, width: int, values: int) -> None:
@@ -118,13 +118,13 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """(B, N, width) and (B, width) to (B, N, values)."""
+        """Map tokens (B, N, width) and embedding (B, width) to (B, N, values)."""
         shift, scale = self.adaLN_modulation(emb)[:, None].to(x.dtype).chunk(2, 2)
         return self.linear(modulated(x, shift, scale))
 
 
 def sincos_positions(width: int, size: int) -> Tensor:
-    """[sin, cos] of the column, then of the row, for the size² patches in the order of rows; (size², width)."""
+    """[sin, cos] of the column, then of the row, for size² patches in row-major order; (size², width)."""
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     phase = torch.arange(size, dtype=torch.float64)[:, None] * frequencies
     axis = torch.cat([phase.sin(), phase.cos()], 1)
@@ -136,24 +136,24 @@ def sincos_positions(width: int, size: int) -> Tensor:
 class DiT(nn.Module):
     """Transformer with adaLN-zero; F(x, noise_label, labels, augment[, end_label]), images (B, channels, size, size).
 
-    The null class is a row of its own in the table of classes; a row of labels that is zero stands for it. Parameter
-    names are those of the published code.
+    The table of classes has an additional row for the null class; a row of zeros in `labels` selects this row.
+    Parameter names are those of the published code.
 
     Args:
         image_size: height and width; divisible by patch_size.
-        channels: of the image or latent.
+        channels: channels of the image or latent.
         num_classes: width of the one-hot labels; 0 for an unconditional network.
         augment_dim: width of the augmentation labels; 0 for none.
-        dropout: probability within the blocks' perceptrons; the published network has none.
-        label_dropout: probability, in training, of hiding an image's class (for classifier-free guidance).
-        out_channels: as `channels` by default; twice as many where a variance is predicted.
+        dropout: probability of dropout within the perceptrons; the published network has no dropout.
+        label_dropout: probability, in training, of dropping the class of an image (for classifier-free guidance).
+        out_channels: channels of the result; `channels` by default, twice as many if the network predicts a variance.
         patch_size: height and width of a patch.
-        width: of a token; divisible by heads and by 4.
-        depth: blocks.
-        heads: of attention.
+        width: width of a token; divisible by heads and by 4.
+        depth: number of blocks.
+        heads: attention heads.
         embedding: maps 256 to a module from times (B,) to features (B, 256).
-        checkpointing: keep no activations within blocks; backward computes them again.
-        two_times: takes a second noise label, through an embedding whose last layer is 0 at first.
+        checkpointing: do not store activations within blocks; the backward pass recomputes them.
+        two_times: take a second noise label, through an embedding whose last layer is initialised to 0.
 
     Raises:
         ValueError: patch_size does not divide image_size, or heads or 4 does not divide width.
@@ -198,7 +198,7 @@ class DiT(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Xavier-uniform weights, zero biases; embeddings N(0, 0.02²); modulations and what is last start at zero."""
+        """Initialise: Xavier-uniform weights, zero biases, embeddings N(0, 0.02²), zero modulations and last layer."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.flatten(1))
@@ -214,7 +214,7 @@ class DiT(nn.Module):
     def embed(
         self, noise_label: Tensor, labels: Tensor | None, augment: Tensor | None, end_label: Tensor | None
     ) -> Tensor:
-        """The vector (B, width) that every block sees."""
+        """Compute the embedding (B, width) that conditions every block."""
         emb: Tensor = self.t_embedder(noise_label)
         if self.t_embedder_end is not None:
             emb = emb + self.t_embedder_end(end_label)
@@ -238,7 +238,7 @@ class DiT(nn.Module):
 
         Args:
             x: shape (B, channels, size, size).
-            noise_label, end_label: shape (B,); the second of a network of two times.
+            noise_label, end_label: shape (B,); end_label only for a network of two times.
             labels, augment: one-hot classes and augmentation labels, or None.
         """
         emb = self.embed(noise_label, labels, augment, end_label)

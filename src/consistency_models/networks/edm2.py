@@ -23,14 +23,14 @@ __all__ = ["EDM2"]
 
 
 def normalize(x: Tensor, dim: int | tuple[int, ...], eps: float = 1e-4) -> Tensor:
-    """x / (ε + ‖x‖/√n) with norms over the n elements along dim: unit mean square."""
+    """x / (ε + ‖x‖/√n) with norms over the n elements along dim; the result has unit mean square."""
     n = x.shape[dim] if isinstance(dim, int) else x[0].numel()
     norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     return x / (eps + norm / sqrt(n)).to(x.dtype)
 
 
 def mp_silu(x: Tensor) -> Tensor:
-    """silu(x) / 0.596, of unit variance for x ~ N(0, 1).  (Eq. 81.)"""
+    """silu(x) / 0.596, which has unit variance for x ~ N(0, 1).  (Eq. 81.)"""
     return F.silu(x) / 0.596
 
 
@@ -40,7 +40,7 @@ def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Channels of a, then of b, which contribute (1 - t)² to t²; the mean square stays.  (Eq. 103.)"""
+    """Concatenate the channels of a and b, weighted (1 - t)² to t²; preserves the mean square.  (Eq. 103.)"""
     c = sqrt((a.shape[1] + b.shape[1]) / ((1 - t) ** 2 + t**2))
     return torch.cat([a * (c * (1 - t) / sqrt(a.shape[1])), b * (c * t / sqrt(b.shape[1]))], 1)
 
@@ -57,17 +57,17 @@ class MPFourier(nn.Module):
         self.register_buffer("phases", 2 * pi * torch.rand(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,) to (B, channels)."""
+        """Embed (B,) to (B, channels)."""
         return (x[:, None] * self.freqs + self.phases).cos() * sqrt(2)
 
 
 class MPConv(nn.Module):
-    """Convolution, or linear layer for kernel 0, with each output's weights normalised; no bias.  (Eq. 66.)
+    """Convolution, or linear layer for kernel 0, whose weights are normalised for each output; no bias.  (Eq. 66.)
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        kernel: odd width; 0 for a linear layer, which autocast leaves in its own precision (it maps the noise level).
+        kernel: odd width; 0 for a linear layer, which ignores autocast because it maps the noise level.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
@@ -76,11 +76,11 @@ class MPConv(nn.Module):
 
     @torch.no_grad()
     def force_norm(self) -> None:
-        """Put the weights back where gradient steps of any length mean the same change of direction.  (Sec. 2.3.)"""
+        """Normalise the stored weights, so that the effective learning rate does not decay.  (Sec. 2.3.)"""
         self.weight.copy_(normalize(self.weight, tuple(range(1, self.weight.ndim))))
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        """(B, in, …) to (B, out, …)."""
+        """Map (B, in, …) to (B, out, …)."""
         fan_in = self.weight[0].numel()
         w = normalize(self.weight, tuple(range(1, self.weight.ndim))) * (gain / sqrt(fan_in))
         if w.ndim == 2:
@@ -90,20 +90,20 @@ class MPConv(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block, then self-attention if wanted; (B, in, H, W) and embedding (B, emb) to (B, out, H', W').
+    """Residual block with optional self-attention; (B, in, H, W) and embedding (B, emb) to (B, out, H', W').
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         emb_channels: width of the embedding.
-        encoder: normalise each pixel and widen before the residual branch, rather than widen beside it.
+        encoder: normalise each pixel and widen before the residual branch, instead of widening on the skip path.
         resample: "up", "down" or None.
         heads: attention heads; 0 for no attention.
-        dropout: probability.
+        dropout: probability of dropout.
         resample_filter: 1-D filter of the resampling, of even length.
         res_balance: share t of the residual branch.
         attn_balance: share t of the attention.
-        clip_act: bound of the outputs; None for none.
+        clip_act: bound of the outputs; None for no bound.
     """
 
     filter: Tensor
@@ -161,7 +161,7 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """The U-Net proper; its arguments are those of `EDM2`."""
+    """The U-Net of `EDM2`, with the arguments of `EDM2`."""
 
     def __init__(
         self,
@@ -233,7 +233,7 @@ class UNet(nn.Module):
         self.out_conv = MPConv(c, channels, 3)
 
     def forward(self, x: Tensor, noise_label: Tensor, labels: Tensor | None) -> Tensor:
-        """As `EDM2`'s."""
+        """See `EDM2.forward`."""
         emb = self.emb_noise(self.emb_fourier(noise_label))
         labels = condition(labels, self.num_classes, emb, self.label_dropout if self.training else 0.0)
         if self.emb_label is not None:
@@ -253,33 +253,33 @@ class UNet(nn.Module):
 
 @loadable()
 class EDM2(nn.Module):
-    """Magnitude-preserving U-Net, and the head that tells how uncertain its loss is; F(x, noise_label, labels).
+    """Magnitude-preserving U-Net, and a head for the uncertainty of the loss; F(x, noise_label, labels).
 
-    In training, each forward pass that builds a graph first normalises the stored weights in place.
+    In training, each forward pass that records a graph first normalises the stored weights in place.
 
     Args:
         image_size: height and width; divisible by 2^(levels - 1).
-        channels: of the image.
+        channels: channels of the image.
         num_classes: width of the one-hot labels; 0 for an unconditional network.
-        augment_dim: must be 0, this network takes no augmentation labels.
+        augment_dim: must be 0; the network takes no augmentation labels.
         dropout: probability within the blocks.
-        dropout_resolution: dropout only in blocks of at most this resolution; everywhere by default.
-        label_dropout: probability, in training, of hiding an image's class (for classifier-free guidance).
+        dropout_resolution: highest resolution of blocks with dropout; by default all blocks have dropout.
+        label_dropout: probability, in training, of dropping the class of an image (for classifier-free guidance).
         model_channels: channels at multiplier 1.
         channel_mult: multiplier of each level, fine to coarse.
         num_blocks: residual blocks a level (the decoder has one more).
-        attn_resolutions: resolutions with attention; the start of the decoder has it always.
+        attn_resolutions: resolutions with attention; the start of the decoder always has attention.
         head_channels: channels of an attention head.
-        channel_mult_noise: multiplier of the noise level's Fourier features; that of the finest level by default.
-        channel_mult_emb: multiplier of the embedding's channels; that of the widest level by default.
+        channel_mult_noise: multiplier of the noise level's Fourier features; by default that of the finest level.
+        channel_mult_emb: multiplier of the embedding's channels; by default that of the widest level.
         resample_filter: 1-D filter of the resampling, of even length.
         res_balance: share t of the residual branch in each block, against 1 - t of the main branch, in [0, 1].
-        attn_balance: share of the attention, likewise.
-        concat_balance: share of the encoder's features where the decoder takes them in.
+        attn_balance: share of the attention, in [0, 1].
+        concat_balance: share of the encoder's features where the decoder concatenates them.
         label_balance: share of the class in the embedding.
-        clip_act: outputs of blocks are clamped to [-clip_act, clip_act]; null for not at all.
-        logvar_channels: width of the uncertainty head, 128 as published; 0, for losses that do not train it, for none.
-        checkpointing: keep no activations within blocks; backward computes them again.
+        clip_act: outputs of blocks are clamped to [-clip_act, clip_act]; null for no clamp.
+        logvar_channels: width of the uncertainty head, 128 as published; 0 for no head, if the loss does not train it.
+        checkpointing: do not store activations within blocks; the backward pass recomputes them.
 
     Raises:
         ValueError: image_size cannot be halved as often as channel_mult has levels, or the filter's length is
@@ -333,7 +333,7 @@ class EDM2(nn.Module):
             self.logvar_linear = MPConv(logvar_channels, 1, 0)
 
     def log_variance(self, noise_label: Tensor) -> Tensor:
-        """u(σ), (B,): what the loss e^(-u)·λ(σ)·‖D - x‖² + u learns to be the logarithm of the error."""
+        """u(σ), (B,): the logarithm of the error, learned by the loss e^(-u)·λ(σ)·‖D - x‖² + u."""
         return self.logvar_linear(self.logvar_fourier(noise_label))[:, 0]
 
     def forward(

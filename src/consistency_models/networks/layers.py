@@ -1,7 +1,7 @@
-"""What the U-Nets are made of: convolutions that resample, attention, noise-level embeddings, the residual block.
+"""Layers of the U-Nets: resampling convolutions, attention, embeddings of noise levels, the residual block.
 
-Parameter and buffer names are those of the published checkpoints.  (EDM, arXiv 2206.00364, App. F.6; Karras's own names
-for the layers of DDPM++ and NCSN++, arXiv 2011.13456, and of ADM, arXiv 2105.05233.)
+Parameter and buffer names are those of the published checkpoints.  (EDM, arXiv 2206.00364, App. F.6; EDM's names for
+the layers of DDPM++ and NCSN++, arXiv 2011.13456, and of ADM, arXiv 2105.05233.)
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ __all__ = [
 
 
 def check_levels(image_size: int, channel_mult: Sequence[int]) -> None:
-    """Refuse an image that cannot be halved once for each level but the first.
+    """Check that the image can be halved once for each level but the first.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: the image cannot be halved so often.
     """
     if image_size % 2 ** (len(channel_mult) - 1):
         raise ValueError(
@@ -45,30 +45,30 @@ def check_levels(image_size: int, channel_mult: Sequence[int]) -> None:
 
 
 def condition(given: Tensor | None, width: int, x: Tensor, dropout: float = 0.0) -> Tensor:
-    """What a network is told beside the noise level: `given` (B, width), or zeros, which mean "nothing known".
+    """Return the conditioning `given` (B, width) of a network, or zeros for "unknown" if `given` is None.
 
     Args:
         given: one-hot class labels, or augmentation labels, or None.
-        width: values an image that the network takes.
+        width: number of values an image that the network takes.
         x: any tensor of the batch, for its length, dtype and device.
-        dropout: probability that an image's row is hidden, i.e. zero (for classifier-free guidance).
+        dropout: probability that the row of an image is set to zero (for classifier-free guidance).
 
     Raises:
-        ValueError: `given` has another shape, so it was made for another network.
+        ValueError: `given` has another shape.
     """
     if given is None:
         return x.new_zeros(x.shape[0], width)
     if given.shape != (x.shape[0], width):
         raise ValueError(
             f"labels of shape {tuple(given.shape)} for a batch of {x.shape[0]} and a network that takes {width} "
-            f"values an image (0: none at all); pass ({x.shape[0]}, {width}), or None"
+            f"values an image (0: no labels); pass ({x.shape[0]}, {width}), or None"
         )
     given = given.to(x.dtype)
     return given * (torch.rand_like(given[:, :1]) >= dropout) if dropout else given
 
 
 def run(block: Callable[..., Tensor], *args: Tensor, checkpointing: bool) -> Tensor:
-    """block(*args); with checkpointing, backward computes its activations again instead of keeping them."""
+    """block(*args); with checkpointing, the backward pass recomputes activations instead of storing them."""
     if checkpointing and torch.is_grad_enabled():
         return checkpoint(block, *args, use_reentrant=False)
     return block(*args)
@@ -82,23 +82,23 @@ def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax_j(q_i·k_j / √d) v_j over the pixels of an image; (B, heads, d, H, W) each, returns (B, heads·d, H, W).
 
-    Within `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` it is made of elementary operations, which is what
-    forward-mode derivatives (`torch.func.jvp`) and second derivatives need.
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` reduces attention to elementary operations. Forward-mode
+    derivatives (`torch.func.jvp`) and second derivatives need this kernel.
     """
     size = q.shape[-2:]
     q, k, v = (a.flatten(3).transpose(2, 3).contiguous() for a in (q, k, v))  # (B, heads, H·W, d)
     out = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(1, 2).unflatten(2, size)
-    return out.contiguous()  # torch 2.11 differentiates a group norm forward only if all of its input is
+    return out.contiguous()  # torch 2.11 needs a contiguous input for the jvp of a group norm
 
 
 class Linear(nn.Linear):
-    """A linear layer that autocast leaves in its own precision; for the noise level's embedding.
+    """A linear layer that ignores autocast, for the embedding of the noise level.
 
-    Neighbouring noise levels of a fine grid differ by less than bf16 resolves.
+    Neighbouring noise levels of a fine grid differ by less than the resolution of bf16.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in) to (B, out)."""
+        """Map (B, in) to (B, out)."""
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
@@ -109,7 +109,7 @@ class PositionalEmbedding(nn.Module):
 
     Args:
         channels: n; the last output is 0 if it is odd.
-        scale: s; noise labels of EDM's preconditioning span about [-1.6, 1.1], those that DDPM was made for [0, 1000].
+        scale: s; noise labels of EDM's preconditioning span about [-1.6, 1.1], those of DDPM span [0, 1000].
         endpoint: e = 1, so that the lowest frequency is exactly 1/10000; else e = 0.
     """
 
@@ -123,7 +123,7 @@ class PositionalEmbedding(nn.Module):
         self.register_buffer("freqs", (1 / 10000) ** exponents, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,) to (B, channels)."""
+        """Embed (B,) to (B, channels)."""
         phase = (self.scale * x)[:, None] * self.freqs
         return F.pad(torch.cat([phase.cos(), phase.sin()], 1), (0, self.channels % 2))
 
@@ -133,8 +133,8 @@ class FourierEmbedding(nn.Module):
     """[cos(2π·x·f_i), sin(2π·x·f_i)] with fixed f_i ~ N(0, scale²).  (Fourier Features, arXiv 2006.10739.)
 
     Args:
-        channels: outputs, even.
-        scale: 16 for NCSN++ (arXiv 2011.13456); improved consistency training takes 0.02 (arXiv 2310.14189, Sec. 3.2).
+        channels: number of outputs, even.
+        scale: 16 for NCSN++ (arXiv 2011.13456); improved consistency training uses 0.02 (arXiv 2310.14189, Sec. 3.2).
     """
 
     freqs: Tensor
@@ -145,26 +145,26 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", torch.randn(channels // 2) * scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,) to (B, channels)."""
+        """Embed (B,) to (B, channels)."""
         phase = x[:, None] * (2 * pi * self.freqs)
         return torch.cat([phase.cos(), phase.sin()], 1)
 
 
 class Conv2d(nn.Module):
-    """Convolution (B, in, H, W) to (B, out, H', W'), with resampling by 2 before it.
+    """Convolution (B, in, H, W) to (B, out, H', W') after resampling by 2.
 
-    The filter is outer(f, f) / (Σf)²; f = (1, 1) repeats pixels going up and averages 2x2 pixels going down.
+    The filter is outer(f, f) / (Σf)². f = (1, 1) repeats pixels for "up" and averages 2x2 pixels for "down".
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        kernel: odd width of the kernel; 0 for resampling alone.
+        kernel: odd width of the kernel; 0 for resampling without a convolution.
         resample: "up", "down" or None.
         resample_filter: f.
-        fused: resample after the convolution, as NCSN++ does on its way from the image; only with "down".
+        fused: resample after the convolution, as in the image path of NCSN++; only with "down".
     """
 
-    weight: Tensor  # None, as bias, where kernel is 0
+    weight: Tensor  # None if kernel is 0, as bias
     bias: Tensor
     resample_filter: Tensor
 
@@ -205,7 +205,7 @@ class Conv2d(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """Residual block, then self-attention if wanted; (B, in, H, W) and embedding (B, emb) to (B, out, H', W').
+    """Residual block with optional self-attention; (B, in, H, W) and embedding (B, emb) to (B, out, H', W').
 
         h = conv0(silu(norm0(x)))
         h ← conv1(dropout(silu(norm1(h)·(1 + scale) + shift)))    adaptive, else  conv1(dropout(silu(norm1(h + shift))))
@@ -219,14 +219,14 @@ class UNetBlock(nn.Module):
         emb_channels: width of the embedding.
         resample: "up", "down" or None.
         heads: attention heads; 0 for no attention.
-        dropout: probability.
-        skip_scale: 1, or √½ to keep the variance.
-        eps: of the normalisations.
+        dropout: probability of dropout.
+        skip_scale: 1, or √½ to preserve the variance.
+        eps: ε of the normalisations.
         resample_filter: see `Conv2d`.
-        resample_proj: a learnt 1x1 convolution on the skip path of a block that resamples.
-        adaptive_scale: scale and shift from the embedding (AdaGN), else a shift alone.
-        double_norm: p(scale) and p(shift) in their place, p(y) = y/√(mean y² + 1e-8) over channels, without the 1 of
-            1 + scale.  (sCM, arXiv 2410.11081, Sec. 4.1.)
+        resample_proj: add a learned 1x1 convolution to the skip path of a block that resamples.
+        adaptive_scale: True: the embedding scales and shifts (AdaGN); False: the embedding shifts.
+        double_norm: replace 1 + scale and shift by p(scale) and p(shift), p(y) = y/√(mean y² + 1e-8) over channels.
+            (sCM, arXiv 2410.11081, Sec. 4.1.)
 
     Raises:
         ValueError: double_norm without adaptive_scale.

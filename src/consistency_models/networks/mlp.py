@@ -22,13 +22,13 @@ class MLP(nn.Module):
 
     Args:
         image_size: height and width; 1 for points.
-        channels: of the image; the dimension of points.
+        channels: channels of the image, or dimension of points.
         num_classes: width of the one-hot labels; 0 for an unconditional network.
         augment_dim: width of the augmentation labels; 0 for none.
         dropout: probability before each layer.
-        width: hidden units.
-        depth: residual layers.
-        two_times: takes a second noise label, by a second W_e that is 0 at first.
+        width: number of hidden units.
+        depth: number of residual layers.
+        two_times: take a second noise label, through a second W_e that is initialised to 0.
     """
 
     freqs: Tensor

@@ -1,7 +1,8 @@
-"""The published networks by the arguments that their authors' code takes: what a checkpoint of theirs says of itself.
+"""Constructors of the published networks with the arguments of the authors' code, as official checkpoints store them.
 
-Each function has the name, the arguments and the defaults of the published class and returns ours, whose `state_dict`
-has the same names and shapes in the same order. An argument that ours has no counterpart for is a TypeError.
+Each function has the name, the arguments and the defaults of the published class, and returns a network of this
+package. The `state_dict` of the network has the same names and shapes in the same order. Arguments without a
+counterpart raise TypeError.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def UNetModel(
     legacy_order: bool = False,
     noise_scale: float = 1000.0,
 ) -> OpenAIUNet:
-    """OpenAI's ADM; the last two arguments are ours, and `attention_resolutions` are factors of downsampling."""
+    """OpenAI's ADM. `attention_resolutions` are downsampling factors; the last two arguments are not OpenAI's."""
     return OpenAIUNet(
         *(image_size, in_channels, num_classes or 0, 0, dropout),
         out_channels=out_channels,
@@ -146,7 +147,7 @@ def Precond(
 ) -> EDM2:
     """EDM2's and, with dropout_res, ECT's.
 
-    The preconditioning, and with it sigma_data, is not part of ours, and autocast chooses the precision.
+    The network has no preconditioning, so sigma_data is not used; autocast selects the precision.
     """
     del use_fp16, sigma_data
     return EDM2(

@@ -22,14 +22,14 @@ __all__ = ["OpenAIUNet"]
 
 
 def _zero(module: nn.Module) -> nn.Module:
-    """The module with all parameters zero, as what ends a residual branch starts."""
+    """Set all parameters of a module to zero: the initialisation of the last layer of a residual branch."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def noise_embedding(channels: int, scale: float) -> PositionalEmbedding:
-    """`PositionalEmbedding`, its frequencies rounded as OpenAI's code does: at labels of 1000 the last bit shows."""
+    """`PositionalEmbedding` with frequencies rounded as in OpenAI's code, which matters for labels near 1000."""
     embedding = PositionalEmbedding(channels, scale, endpoint=False)
     half = channels // 2
     embedding.freqs = torch.exp(-log(10000) * torch.arange(half, dtype=torch.float32) / half)
@@ -37,12 +37,12 @@ def noise_embedding(channels: int, scale: float) -> PositionalEmbedding:
 
 
 class Resample(nn.Module):
-    """Nearest pixels to twice the size, or the mean of 2x2 pixels; with a learnt 3x3 convolution if wanted.
+    """Nearest-neighbour upsampling by 2, or the mean of 2x2 pixels, with an optional learned 3x3 convolution.
 
     Args:
-        channels: of input and output.
-        up: up rather than down.
-        learnt: with the convolution; going down it strides, and there is no mean.
+        channels: channels of input and output.
+        up: True to upsample, False to downsample.
+        learnt: add the convolution; for downsampling, a convolution of stride 2 replaces the mean.
     """
 
     def __init__(self, channels: int, up: bool, learnt: bool) -> None:
@@ -52,7 +52,7 @@ class Resample(nn.Module):
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if learnt and not up else None
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) to (B, C, 2H, 2W) or (B, C, H/2, W/2); the embedding is not used."""
+        """Map (B, C, H, W) to (B, C, 2H, 2W) or (B, C, H/2, W/2); the embedding is not used."""
         if self.up:
             x = F.interpolate(x, scale_factor=2)
             return x if self.conv is None else self.conv(x)
@@ -69,8 +69,8 @@ class ResBlock(nn.Module):
         in_channels: channels of the input.
         out_channels: channels of the output.
         emb_channels: width of the embedding.
-        dropout: probability.
-        adaptive_scale: scale and shift from the embedding (AdaGN), else a shift alone.
+        dropout: probability of dropout.
+        adaptive_scale: True: the embedding scales and shifts (AdaGN); False: the embedding shifts.
         resample: a module for both branches, or None.
     """
 
@@ -100,7 +100,7 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """H' = H, 2H or H/2 as `resample` makes it."""
+        """H' = H, 2H or H/2, depending on `resample`."""
         norm, silu, conv = self.in_layers
         h = silu(norm(x))
         if self.resample is not None:
@@ -119,8 +119,8 @@ class AttentionBlock(nn.Module):
     """x + proj_out(attention(qkv(norm(x)))), shape of x.
 
     Args:
-        channels: of the image.
-        heads: that they are divided into.
+        channels: channels of the input.
+        heads: attention heads, which divide the channels.
         legacy_order: see `OpenAIUNet`.
     """
 
@@ -132,7 +132,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = _zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) to the same; the embedding is not used."""
+        """Map (B, C, H, W) to the same shape; the embedding is not used."""
         qkv = self.qkv(self.norm(x))
         if self.legacy_order:
             q, k, v = qkv.unflatten(1, (self.heads, 3, -1)).unbind(2)
@@ -143,29 +143,29 @@ class AttentionBlock(nn.Module):
 
 @loadable()
 class OpenAIUNet(nn.Module):
-    """U-Net of `cd_imagenet64_*.pt`, `ct_bedroom256.pt` and their like; F(x, noise_label, labels).
+    """U-Net of OpenAI's checkpoints, such as `cd_imagenet64_*.pt` and `ct_bedroom256.pt`; F(x, noise_label, labels).
 
     Args:
         image_size: height and width; divisible by 2^(levels - 1).
-        channels: of the image.
+        channels: channels of the image.
         num_classes: width of the one-hot labels; 0 for an unconditional network.
-        augment_dim: must be 0, these networks take no augmentation labels.
+        augment_dim: must be 0; the network takes no augmentation labels.
         dropout: probability within the blocks.
-        dropout_resolution: dropout only in blocks of at most this resolution; everywhere by default.
-        label_dropout: probability, in training, of hiding an image's class (for classifier-free guidance).
-        out_channels: as `channels` by default.
+        dropout_resolution: highest resolution of blocks with dropout; by default all blocks have dropout.
+        label_dropout: probability, in training, of dropping the class of an image (for classifier-free guidance).
+        out_channels: channels of the result; `channels` by default.
         model_channels: channels at multiplier 1; a multiple of 32.
         channel_mult: multiplier of each level, fine to coarse.
         num_blocks: residual blocks a level (the decoder has one more).
-        attn_resolutions: resolutions with attention; the middle has it always.
+        attn_resolutions: resolutions with attention; the middle block always has attention.
         head_channels: channels of an attention head.
-        heads: attention heads of every block, whatever its channels; instead of head_channels.
-        adaptive_scale: the embedding scales and shifts (AdaGN), rather than shifts alone.
-        resblock_updown: resample in residual blocks, else by convolutions of their own.
-        legacy_order: the channels of queries, keys and values are ordered (head, 3, channel), as in early
-            guided-diffusion checkpoints, rather than (3, head, channel), as in those of consistency models.
-        noise_scale: the published networks see 1000·c_noise.
-        checkpointing: keep no activations within blocks; backward computes them again.
+        heads: number of attention heads of every block; overrides head_channels.
+        adaptive_scale: True: the embedding scales and shifts (AdaGN); False: the embedding shifts.
+        resblock_updown: True: residual blocks resample; False: separate convolutions resample.
+        legacy_order: True: channels of queries, keys and values are ordered (head, 3, channel), as in early
+            guided-diffusion checkpoints; False: (3, head, channel), as in the checkpoints of consistency models.
+        noise_scale: factor of c_noise, 1000 for the published networks.
+        checkpointing: do not store activations within blocks; the backward pass recomputes them.
 
     Raises:
         ValueError: image_size cannot be halved as often as channel_mult has levels.

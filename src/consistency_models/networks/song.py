@@ -1,6 +1,6 @@
 """DDPM++ and NCSN++: the U-Nets of score-based generative modelling.
 
-(Song et al., arXiv 2011.13456, App. H, as EDM restates them: Karras et al., arXiv 2206.00364, App. F.6 and Table 8.)
+(Song et al., arXiv 2011.13456, App. H, as in EDM: Karras et al., arXiv 2206.00364, App. F.6 and Table 8.)
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ class SongUNet(nn.Module):
 
     Args:
         image_size: height and width; divisible by 2^(levels - 1).
-        channels: of the image.
+        channels: channels of the image.
         num_classes: width of the one-hot labels; 0 for an unconditional network.
         augment_dim: width of the augmentation labels; 0 for none.
         dropout: probability within the blocks.
-        dropout_resolution: dropout only in blocks of at most this resolution; everywhere by default.
-        label_dropout: probability, in training, of hiding an image's class (for classifier-free guidance).
-        out_channels: as `channels` by default.
+        dropout_resolution: highest resolution of blocks with dropout; by default all blocks have dropout.
+        label_dropout: probability, in training, of dropping the class of an image (for classifier-free guidance).
+        out_channels: channels of the result; `channels` by default.
         model_channels: channels at multiplier 1.
         channel_mult: multiplier of each level, fine to coarse.
         channel_mult_emb: width of the embedding, in model_channels.
         channel_mult_noise: width of the noise label's features, in model_channels.
         num_blocks: residual blocks a level (the decoder has one more).
         attn_resolutions: resolutions with attention.
-        middle_attention: attention at the start of the decoder, whatever the resolution.
+        middle_attention: attention at the start of the decoder, at any resolution.
         embedding: maps a width to a module from noise labels (B,) to features (B, width).
         encoder: "standard"; "residual" or "skip" feed a resampled image into each level.
-        decoder: "standard"; "skip" adds up an image from each level.
+        decoder: "standard"; "skip" sums an image from each level.
         resample_filter: see `Conv2d`.
-        adaptive_scale: the embedding scales and shifts (AdaGN), rather than shifts alone.
-        double_norm: scale and shift are normalised: see `UNetBlock`.
-        checkpointing: keep no activations within blocks; backward computes them again.
-        two_times: takes a second noise label, whose features enter by a linear layer that is 0 at first.
+        adaptive_scale: True: the embedding scales and shifts (AdaGN); False: the embedding shifts.
+        double_norm: normalise scale and shift, see `UNetBlock`.
+        checkpointing: do not store activations within blocks; the backward pass recomputes them.
+        two_times: take a second noise label, whose features enter through a linear layer that is initialised to 0.
 
     Raises:
         ValueError: image_size cannot be halved as often as channel_mult has levels; double_norm without adaptive_scale.
@@ -170,7 +170,7 @@ class SongUNet(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Xavier-uniform weights, zero biases; what ends a residual branch starts near zero, queries and keys small."""
+        """Initialise Xavier-uniform weights, zero biases, last layers of branches near zero, small queries and keys."""
         for name, module in self.named_modules():
             if isinstance(module, Conv2d | Linear) and module.weight is not None:
                 gain = sqrt(0.2) if name.endswith("qkv") else 1.0
@@ -183,9 +183,9 @@ class SongUNet(nn.Module):
     def embed(
         self, noise_label: Tensor, labels: Tensor | None, augment: Tensor | None, end_label: Tensor | None
     ) -> Tensor:
-        """The vector (B, emb) that every block sees."""
+        """Compute the embedding (B, emb) that conditions every block."""
         features = self.map_noise(noise_label)
-        emb = torch.cat(features.chunk(2, 1)[::-1], 1)  # sines first, which is what the published weights expect
+        emb = torch.cat(features.chunk(2, 1)[::-1], 1)  # sines first, as in the published weights
         if self.map_end is not None:
             emb = emb + self.map_end(self.map_noise(end_label))
         labels = condition(labels, self.num_classes, emb, self.label_dropout if self.training else 0.0)
@@ -208,7 +208,7 @@ class SongUNet(nn.Module):
 
         Args:
             x: shape (B, channels, size, size).
-            noise_label, end_label: shape (B,); the second of a network of two times.
+            noise_label, end_label: shape (B,); end_label only for a network of two times.
             labels, augment: one-hot classes and augmentation labels, or None.
         """
         emb = self.embed(noise_label, labels, augment, end_label)
@@ -232,7 +232,7 @@ class SongUNet(nn.Module):
                 x = run(enc[f"{key}_block{i}"], x, emb, checkpointing=self.checkpointing)
                 skips.append(x)
 
-        out = x  # becomes the image, or the sum of the images of all resolutions
+        out = x  # replaced by the image, or by the sum of the images of all resolutions
         for resolution in reversed(self.resolutions):
             key = f"{resolution}x{resolution}"
             for name in (f"{key}_in0", f"{key}_in1", f"{key}_up"):

@@ -1,0 +1,114 @@
+"""W&B may fail at any time: the training, its exit code and metrics.csv do not depend on it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import wandb
+from jobs import TINY, run
+from lightning import Callback
+
+from consistency_models.app import loggers
+from consistency_models.errors import Exit
+from consistency_models.storage.small_files import read_text
+
+RUN = [argument for argument in TINY if argument != "logger=csv"]
+RUN += ["data=mixture", "data.batch_size=16", "trainer.max_steps=8", "network.width=8"]
+
+
+def helpers():
+    """The helper processes of W&B that this process has started."""
+    found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "wandb"], capture_output=True, text=True)
+    return [int(line) for line in found.stdout.split()]
+
+
+class SignalHelper(Callback):
+    """Sends a signal to W&B's helper process after a step."""
+
+    def __init__(self, number, step=4):
+        self.number, self.step = number, step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            assert helpers()
+            for helper in helpers():
+                os.kill(helper, self.number)
+            time.sleep(0.5)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """Each test begins and ends without a helper."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.teardown()
+    yield
+    for helper in helpers():
+        os.kill(helper, signal.SIGKILL)
+    loggers._leave_helper()
+
+
+def with_signal(number):
+    return {"helper": {"_target_": f"{__name__}.SignalHelper", "number": int(number)}}
+
+
+def rows(folder):
+    return len(read_text(folder / "metrics.csv").splitlines()) - 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_helper_that_dies_costs_nothing_and_the_next_job_has_a_new_one(number, tmp_path, caplog):
+    assert run(tmp_path / "a", *RUN, callbacks=with_signal(number)) == Exit.DONE
+    assert rows(tmp_path / "a") == 8
+    assert "the training continues, and metrics.csv has all figures" in caplog.text
+    assert "what has not arrived: wandb sync --include-online " in caplog.text
+    caplog.clear()
+    assert run(tmp_path / "b", *RUN) == Exit.DONE
+    assert not [record for record in caplog.records if record.name == loggers.__name__]
+    assert wandb.run is None
+    assert list((tmp_path / "b/wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_helper_that_hangs_at_the_end_is_not_waited_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(loggers, "FINISH_SECONDS", 1.0)
+    assert run(tmp_path, *RUN, callbacks=with_signal(signal.SIGSTOP)) == Exit.DONE
+    assert rows(tmp_path) == 8
+    assert "what has not arrived: wandb sync --include-online " in caplog.text
+
+
+def test_python_s_exit_does_not_wait_for_a_helper_that_hangs(tmp_path):
+    code = f"""
+import os, signal, subprocess
+from pathlib import Path
+import wandb
+from consistency_models.app import loggers
+loggers.FINISH_SECONDS = 1.0
+wandb.init(dir={str(tmp_path)!r}, mode="offline", settings=wandb.Settings(silent=True, console="off"))
+found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "wandb"], capture_output=True, text=True)
+Path({str(tmp_path / "helpers")!r}).write_text(found.stdout)
+for helper in found.stdout.split():
+    os.kill(int(helper), signal.SIGSTOP)
+loggers.finish_wandb(0)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)  # a pipe: the helper holds it
+    try:
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
+        stopped = (tmp_path / "helpers").read_text().split()
+        for helper in stopped:
+            os.kill(int(helper), signal.SIGKILL)
+    assert stopped
+
+
+def test_pictures_that_cannot_be_logged_cost_nothing(tmp_path, monkeypatch, caplog):
+    def broken(*_, **__):
+        raise BrokenPipeError("gone")
+
+    monkeypatch.setattr(wandb, "Image", broken)
+    pictures = [argument for argument in RUN if argument != "callbacks.samples=null"]
+    assert run(tmp_path, *pictures, "callbacks.samples.every_n_steps=8", "callbacks.samples.points=10") == Exit.DONE
+    assert caplog.text.count("BrokenPipeError: gone") == 1
+    assert (tmp_path / "samples/final.png").exists()
