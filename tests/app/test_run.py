@@ -12,7 +12,7 @@ import pytest
 import torch
 import wandb
 import yaml
-from jobs import ROOT, TINY, run
+from jobs import GRADIENT_STEP, ROOT, TINY, run
 from lightning import Callback
 
 from consistency_models.app.loggers import MetricsCSV, wandb_mode
@@ -202,7 +202,7 @@ def test_distillation_from_a_run(tmp_path):
     assert checkpoint["teacher"]["digest"] == digest_of(teacher / "checkpoints/last.ckpt")
     assert set(checkpoint["target"]) == set(checkpoint["model"])  # the slow copy, and nothing of the teacher
     assert json.loads((tmp_path / "cd/summary.json").read_text())["teacher_calls_per_image"] == 2
-    start = run(tmp_path / "start", *arguments, "optimizer.lr=0", "trainer.max_steps=1")
+    start = run(tmp_path / "start", *arguments, *GRADIENT_STEP, "optimizer.lr=0")
     assert start == Exit.DONE  # with learning rate 0 the student is still what it started from: the teacher's average
     ema = read(teacher / "checkpoints/last.ckpt")["ema"]["0.995"]
     student = read(tmp_path / "start/checkpoints/last.ckpt")["model"]
