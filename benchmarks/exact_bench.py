@@ -52,6 +52,15 @@ METHODS = {  # with the recipes of data=mixture; Heun, since 16 steps of a segme
     "CD": "model=cd teacher=exact",
     **{f"MCM, S = {S}": f"model=mcm model.segments={S} solver=heun teacher=exact" for S in (1, 2, 4, 8)},
     "Direct CM": "model=dcm teacher=exact",
+    "ECT": "model=ect",
+    "sCT": "model=sct",
+    "sCD": "model=scd teacher=exact",
+    "MeanFlow": "model=meanflow",
+    "α-Flow": "model=alphaflow",
+    "AYF": "model=ayf teacher=exact",
+    "FACM": "model=facm",
+    "IMM": "model=imm",
+    "Shortcut": "model=shortcut",
 }
 
 

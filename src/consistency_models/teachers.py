@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import MinLen
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from consistency_models import pretrained
@@ -194,4 +195,11 @@ def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
         if found != here:
             allowed, reason = "the network of the weights", f"{tensor} is {found} there, {here} here"
             raise ConfigError("network", name, allowed, "or init=random", reason=reason)
+    theirs, ours, one = getattr(source, "model", source).preconditioning, model.preconditioning, torch.ones(1)
+    if any(not torch.isclose(getattr(theirs, c)(one), getattr(ours, c)(one), atol=0.1) for c in ("c_out", "c_noise")):
+        kinds = type(theirs).__name__, type(ours).__name__
+        rank_zero_warn(
+            f"{name}: weights that were trained with the preconditioning {kinds[0]} start a model with {kinds[1]}, "
+            "which calls the network with other noise labels or another sign. Choose the same preconditioning for both"
+        )
     model.network.load_state_dict(weights)

@@ -7,6 +7,7 @@ from methods.test_flow_maps import ExactFlowMap, exact, exact_denoiser, random_m
 from torch.testing import assert_close
 
 from consistency_models.losses.distances import PseudoHuber
+from consistency_models.losses.moments import MomentMatching
 from consistency_models.methods.facm import FlowAnchoredConsistency
 from consistency_models.methods.flow_map import gap
 from consistency_models.methods.imm import InductiveMomentMatching
@@ -223,3 +224,15 @@ def test_levels_of_a_schedule_of_pairs_are_float32():
         levels = schedule(rows(16), 0, 1)
         assert isinstance(levels, Levels)
         assert levels.high.dtype == levels.low.dtype == levels.end.dtype == torch.float32
+
+
+def test_the_weight_of_imm():
+    """In t: ½·sigmoid(b - λ)·(-dλ/dt)·α^a/(α² + t²) with λ = ln α²/t², by automatic differentiation."""
+    t = torch.linspace(0.01, 0.99, 9, dtype=torch.float64, requires_grad=True)
+    alpha, sigma = 1 - t, 0.7 * t / (1 - t)
+    ratio = (alpha**2 / t**2).log()
+    (slope,) = torch.autograd.grad(ratio.sum(), t)
+    expected = 0.5 * torch.sigmoid(4.0 - ratio) * -slope * alpha**2 / (alpha**2 + t**2)
+    assert_close(MomentMatching(2.0, 4.0, 0.7)(Levels(sigma, sigma)), expected)
+    with pytest.raises(ValueError, match="sigma_data"):
+        MomentMatching(sigma_data=0.0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from consistency_models.noise.schedules import per_image
 from consistency_models.trust import loadable
-from consistency_models.values import Positive, Share, Sigma, SigmaOrZero, checked
+from consistency_models.values import Infinite, Positive, Share, SigmaOrZero, checked
 
 __all__ = ["EDM", "IDDPM", "VE", "VP", "Boundary", "Flow", "Preconditioned", "TrigFlow"]
 
@@ -209,7 +209,7 @@ class VE:
     """
 
     @checked
-    def __init__(self, sigma_min: SigmaOrZero = 0.02, sigma_max: Sigma = 100.0) -> None:
+    def __init__(self, sigma_min: SigmaOrZero = 0.02, sigma_max: Annotated[Positive, Infinite] = 100.0) -> None:
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
     def c_skip(self, sigma: Tensor) -> Tensor:

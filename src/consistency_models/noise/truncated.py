@@ -12,7 +12,17 @@ from torch import Tensor
 
 from consistency_models.noise.schedules import Levels
 from consistency_models.random import BatchRandom
-from consistency_models.values import BelowOne, Count, NotNegative, Positive, Sigma, SigmaOrZero, Size, checked
+from consistency_models.values import (
+    BelowOne,
+    Count,
+    Infinite,
+    NotNegative,
+    Positive,
+    Sigma,
+    SigmaOrZero,
+    Size,
+    checked,
+)
 
 __all__ = ["TruncatedStudentT"]
 
@@ -52,7 +62,7 @@ class TruncatedStudentT:
         sigma_max: Sigma = 80.0,
         mean: float = 0.0,
         scale: Positive = 0.2,
-        df: Positive = 0.01,
+        df: Annotated[float, Gt(0), Infinite] = 0.01,
         q: Annotated[float, Gt(1)] = 2.0,
         slope: NotNegative = 8.0,
         steepness: NotNegative = 1.0,

@@ -198,6 +198,13 @@ def schedule(config: Config, choices: Choices) -> Problems:
         if transition is not None and schedule["transition"] != transition:
             allowed = f"model.transition={transition}"
             yield problem("schedule.transition", schedule["transition"], allowed, "set model.transition")
+    sections, top = schedule.get("sections"), schedule.get("sigma_max", math.inf)
+    if sections is not None and sections & (sections - 1):
+        yield problem("schedule.sections", sections, "a power of two")
+    elif sections is not None and not sections < top:
+        yield problem("schedule.sigma_max", top, f"more than schedule.sections={sections}")
+    if not schedule.get("lowest", 0) < schedule.get("highest", 1):
+        yield problem("schedule.highest", schedule["highest"], f"more than schedule.lowest={schedule.get('lowest')}")
     if name == "Phases" and {"steps", "segments"} <= schedule.keys():
         chain = [*schedule["steps"], schedule["segments"]]
         if any(a <= b or a % b for a, b in pairwise(chain)):
