@@ -19,7 +19,7 @@ from consistency_models.methods.base import Step
 from consistency_models.methods.flow_map import end_of, gap
 from consistency_models.methods.meanflow import MeanFlow
 from consistency_models.noise.schedules import per_image
-from consistency_models.values import Positive, Share, checked
+from consistency_models.values import NotNegative, Positive, Share, checked
 
 __all__ = ["AlphaFlow"]
 
@@ -29,11 +29,11 @@ class AlphaFlow(MeanFlow):
 
     Args:
         start, stop: range of k/K in which α falls.
+        power: power of the adaptive weight; MeanFlow uses 0.75.
         steepness: γ of α = 1 - sigmoid(γ·((k/K - start)/(stop - start) - ½)).
         clamp: α below `clamp` is set to 0, and α above 1 - clamp is set to 1.
         clip: the target is clamped to [-clip, clip]; None: no clamp.
-        eps: ε, added to the mean square; the adaptive power of MeanFlow is 1.
-        arguments: as for `MeanFlow`, without power.
+        arguments: as for `MeanFlow`.
 
     Raises:
         ValueError: not 0 <= start < stop <= 1, or clamp outside [0, ½).
@@ -45,6 +45,7 @@ class AlphaFlow(MeanFlow):
     def __init__(
         self,
         *,
+        power: NotNegative = 1.0,
         start: Share = 0.0,
         stop: Share = 1.0,
         steepness: Positive = 25.0,
@@ -52,7 +53,7 @@ class AlphaFlow(MeanFlow):
         clip: Positive | None = None,
         **arguments,
     ) -> None:
-        super().__init__(power=1.0, **arguments)
+        super().__init__(power=power, **arguments)
         if not start < stop:
             raise ValueError(f"need start < stop; got start {start}, stop {stop}")
         self.start, self.stop, self.steepness, self.clamp, self.clip = start, stop, steepness, clamp, clip

@@ -18,6 +18,7 @@ from torch.nn.functional import cosine_similarity
 from consistency_models.methods.base import Step
 from consistency_models.methods.flow_map import FlowMap, gap
 from consistency_models.noise.schedules import per_image
+from consistency_models.values import Positive, checked
 
 __all__ = ["FlowAnchoredConsistency"]
 
@@ -42,12 +43,11 @@ class FlowAnchoredConsistency(FlowMap):
 
     needs_levels = "steps that end at 0"
 
-    def __init__(self, *, power: float = 0.5, eps: float = 1e-3, tangent_clip: float = 1.0, **arguments) -> None:
+    @checked
+    def __init__(
+        self, *, power: Positive = 0.5, eps: Positive = 1e-3, tangent_clip: Positive = 1.0, **arguments
+    ) -> None:
         super().__init__(**arguments)
-        if not power > 0 or not eps > 0 or not tangent_clip > 0:
-            raise ValueError(
-                f"need power, eps and tangent_clip above 0; got power {power}, eps {eps}, tangent_clip {tangent_clip}"
-            )
         self.power, self.eps, self.tangent_clip = power, eps, tangent_clip
 
     def velocity(self, step: Step) -> Tensor:

@@ -10,12 +10,16 @@ image.  (Zhou et al., Inductive Moment Matching, arXiv 2503.07565, Algorithm 1; 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from consistency_models.methods.base import Method, Step
 from consistency_models.methods.flow_map import end_of
 from consistency_models.noise.schedules import per_image
+from consistency_models.values import Positive, checked
 
 __all__ = ["InductiveMomentMatching"]
 
@@ -35,10 +39,9 @@ class InductiveMomentMatching(Method):
 
     needs_levels = "levels that a group shares"
 
-    def __init__(self, *, group: int = 4, sigma_data: float = 0.5, **arguments) -> None:
+    @checked
+    def __init__(self, *, group: Annotated[int, Ge(2)] = 4, sigma_data: Positive = 0.5, **arguments) -> None:
         super().__init__(**arguments)
-        if group < 2:
-            raise ValueError(f"group, the images that share their times, must be at least 2; got {group}")
         self.group, self.sigma_data = group, sigma_data
 
     def jump(self, step: Step, x: Tensor, sigma: Tensor) -> Tensor:

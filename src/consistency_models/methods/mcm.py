@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from consistency_models.methods.base import Method, Step, frozen_copy
 from consistency_models.noise.schedules import per_image
 from consistency_models.sampling.solvers import ADDIM
+from consistency_models.values import checked
 
 __all__ = ["MultistepConsistency"]
 
@@ -43,11 +45,12 @@ class MultistepConsistency(Method):
     needs_levels = "segments"
     needs_teacher = None
 
+    @checked
     def __init__(
         self, *, solver: Callable[..., Tensor] | None = None, weight_inside: bool = False, **arguments
     ) -> None:
         super().__init__(**arguments)
-        self.solver = ADDIM() if solver is None else solver
+        self.solver: Any = ADDIM() if solver is None else solver
         self.weight_inside = weight_inside
         self.phase = 0
 

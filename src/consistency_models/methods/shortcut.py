@@ -20,6 +20,7 @@ from consistency_models.methods.flow_map import FlowMap, gap
 from consistency_models.noise.pairs import Dyadic
 from consistency_models.noise.preconditioning import Preconditioned
 from consistency_models.noise.schedules import per_image
+from consistency_models.values import NotNegative, Positive, checked
 
 __all__ = ["Shortcut"]
 
@@ -42,10 +43,9 @@ class Shortcut(FlowMap):
 
     needs_levels = "steps of lengths 2^-j"
 
-    def __init__(self, *, clip: float = 4.0, cfg_scale: float = 1.0, **arguments) -> None:
+    @checked
+    def __init__(self, *, clip: Positive = 4.0, cfg_scale: NotNegative = 1.0, **arguments) -> None:
         super().__init__(**arguments)
-        if not clip > 0:
-            raise ValueError(f"clip must be above 0; got {clip}")
         self.clip, self.cfg_scale = clip, cfg_scale
 
     def network_input(self, step: Step) -> Tensor:

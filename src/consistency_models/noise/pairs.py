@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+from typing import Annotated
 
 import torch
+from annotated_types import Gt, Lt
 from torch import Tensor
 
 from consistency_models.noise.schedules import Levels, LogNormal
 from consistency_models.random import BatchRandom
 from consistency_models.trust import loadable
-from consistency_models.values import Positive, Share, checked
+from consistency_models.values import BelowOne, Positive, PowerOfTwo, Share, Sigma, Size, checked
 
 __all__ = ["ArctanLogNormal", "Dyadic", "Groups", "LogNormalPair"]
 
@@ -84,7 +85,8 @@ class ArctanLogNormal(LogNormal):
 
     draws = "steps that end at 0"
 
-    def __init__(self, mean: float = -0.8, std: float = 1.6) -> None:
+    @checked
+    def __init__(self, mean: float = -0.8, std: Positive = 1.6) -> None:
         super().__init__(mean, std)
 
     def __call__(self, rows: BatchRandom, k: int, K: int) -> Levels:
@@ -113,12 +115,10 @@ class Dyadic:
 
     draws = "steps of lengths 2^-j"
 
-    def __init__(self, sections: int = 128, share: float = 0.125, sigma_max: float = 1e4) -> None:
-        if sections < 2 or sections & (sections - 1) or not 0 <= share <= 1 or not sections < sigma_max < math.inf:
-            raise ValueError(
-                "need sections a power of two from 2, share in [0, 1], a finite sigma_max above sections; "
-                f"got sections {sections}, share {share}, sigma_max {sigma_max}"
-            )
+    @checked
+    def __init__(self, sections: PowerOfTwo = 128, share: Share = 0.125, sigma_max: Sigma = 1e4) -> None:
+        if not sections < sigma_max:
+            raise ValueError(f"sigma_max must be above sections {sections}; got {sigma_max}")
         self.sections, self.share, self.sigma_max = sections, share, sigma_max
 
     def bootstrapped(self, rows: BatchRandom) -> int:
@@ -160,14 +160,17 @@ class Groups:
 
     draws = "levels that a group shares"
 
+    @checked
     def __init__(
-        self, group: int = 4, gap: int = 15, highest: float = 0.994, lowest: float = 0.006, sigma_data: float = 0.5
+        self,
+        group: Size = 4,
+        gap: Size = 15,
+        highest: Annotated[float, Gt(0), Lt(1)] = 0.994,
+        lowest: BelowOne = 0.006,
+        sigma_data: Positive = 0.5,
     ) -> None:
-        if group < 1 or gap < 1 or not 0 <= lowest < highest < 1 or not sigma_data > 0:
-            raise ValueError(
-                "need group and gap from 1, 0 <= lowest < highest < 1, sigma_data > 0; got "
-                f"group {group}, gap {gap}, lowest {lowest}, highest {highest}, sigma_data {sigma_data}"
-            )
+        if not lowest < highest:
+            raise ValueError(f"lowest must be below highest {highest}; got {lowest}")
         self.group, self.gap, self.sigma_data = group, gap, sigma_data
         self.highest, self.lowest = highest, lowest
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Annotated
 
 import torch
-from annotated_types import MinLen
+from annotated_types import Ge, MinLen
 from torch import Tensor
 
 from consistency_models.noise.curricula import Constant
@@ -29,7 +29,8 @@ Spacing = Callable[[int], Tensor]
 
 
 @loadable()
-def cosine_grid(N: int, sigma_max: Sigma = 80.0, kappa: Sigma = 1.0) -> Tensor:
+@checked
+def cosine_grid(N: Annotated[int, Ge(2)], sigma_max: Sigma = 80.0, kappa: Sigma = 1.0) -> Tensor:
     """σ_i = κ·tan(i/(N-1)·arctan(σ_max/κ)),  i = 0 … N-1.
 
     N levels, ascending, float64, shape (N,), from exactly 0 to exactly σ_max. They are equal steps in the time of the
@@ -37,12 +38,8 @@ def cosine_grid(N: int, sigma_max: Sigma = 80.0, kappa: Sigma = 1.0) -> Tensor:
     (arXiv 2403.06807, Sec. 3.)
 
     Raises:
-        ValueError: N < 2, or sigma_max or kappa is not positive and finite.
+        ValueError: N < 2, or sigma_max or kappa is outside (0, 10⁶].
     """
-    if N < 2 or not 0 < sigma_max < math.inf or not 0 < kappa < math.inf:
-        raise ValueError(
-            f"need N >= 2, sigma_max and kappa positive and finite; got N {N}, sigma_max {sigma_max}, kappa {kappa}"
-        )
     grid = kappa * torch.tan(torch.linspace(0, math.atan(sigma_max / kappa), N, dtype=torch.float64))
     grid[-1] = sigma_max
     return grid
