@@ -1,4 +1,4 @@
-"""A training of a few steps, as `train.py` would do it: timed part by part, or looked at."""
+"""A training of a few steps with the objects of `train.py`, whose parts are timed or whose operations are counted."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from consistency_models.app.run import quiet
 from consistency_models.callbacks import ema, metrics
 from consistency_models.methods import base
 
-RARE = ("samples", "validation", "checkpoint", "signals", "progress")  # not in every step, or for people to look at
+RARE = ("samples", "validation", "checkpoint", "signals", "progress")  # callbacks that do not belong to every step
 
 
 class Case:
-    """One configuration: its data and method are built once, and trained for a few steps as often as wanted.
+    """One configuration. Data and method are built once; each call trains for a few steps.
 
     Args:
-        overrides: of `python train.py`.
+        overrides: overrides of `python train.py`.
         device: "cpu" or "cuda".
     """
 
@@ -44,14 +44,14 @@ class Case:
         self.method = build.build_method(self.config)
 
     def train(self, steps: int, *more: Callback) -> None:
-        """The first steps of the training, with what `train.py` has around them."""
+        """Train the first steps, with the callbacks of `train.py`."""
         folder, callbacks = Path(self.folder.name), [*build.build_callbacks(self.config), *more]
         loggers = [MetricsCSV(folder / "metrics.csv")]
         trainer = build.build_trainer(self.config, folder, steps, callbacks=callbacks, logger=loggers)
         trainer.fit(self.method, datamodule=self.data)
 
     def timed(self, warm: int, steps: int) -> list[dict[str, float]]:
-        """Seconds of each part, for each of `steps` steps after the first `warm`."""
+        """Return the seconds of each part, for each of `steps` steps after the first `warm` steps."""
         watch, method = Stopwatch(self.device), self.method
         loader, step = self.data.train_dataloader, method.optimizer_step
 
@@ -76,32 +76,32 @@ class Case:
             watch.around(metrics.TrainMetrics, "after_step", "metrics"),
             watch.around(metrics.TrainMetrics, "on_before_optimizer_step", "metrics"),
         ]
-        for one in patches:
-            one.start()
+        for each in patches:
+            each.start()
         try:
             self.train(warm + steps, Steps(watch))
         finally:
-            for one in patches:
-                one.stop()
+            for each in patches:
+                each.stop()
         return watch.seconds()[warm : warm + steps]
 
     def audit(self) -> tuple[float, list[str]]:
-        """FLOPs of a step, and the host's reads of device numbers in it: the second of three steps is looked at."""
-        counter, looked = FlopCounterMode(display=False), Audit(self.method, self.device)
+        """Return the mean FLOPs of three steps, and the names of the host's reads of device numbers in the second."""
+        counter, audit = FlopCounterMode(display=False), Audit(self.method, self.device)
         with counter:
-            self.train(3, looked)
-        return counter.get_total_flops() / 3, looked.found
+            self.train(3, audit)
+        return counter.get_total_flops() / 3, audit.reads
 
 
 class Audit(Callback):
-    """Looks at the second step, from the end of the first to its own."""
+    """Collects the host's reads from the end of the first step to the end of the second step."""
 
     def __init__(self, method: base.Method, device: str) -> None:
-        self.watched, self.found = host_reads(method, device), []
+        self.recorder, self.reads = host_reads(method, device), []
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """After the callbacks before it."""
+        """Run after the other callbacks."""
         if trainer.global_step == 1:
-            self.found = self.watched.__enter__()
+            self.reads = self.recorder.__enter__()
         elif trainer.global_step == 2:
-            self.watched.__exit__(None, None, None)
+            self.recorder.__exit__(None, None, None)

@@ -1,10 +1,10 @@
-"""What a derivative in forward mode costs beside the other passes of a network, and what differences cost instead.
+"""Cost of a forward-mode derivative compared with other passes of a network and with a central difference.
 
     python benchmarks/derivative.py                                              # the network of digits, this machine
     python benchmarks/derivative.py --overrides data=cifar10 network=ddpmpp data.batch_size=16
 
-The derivative is of the denoised images along the noise, as `model=sct` takes it. The error is the largest difference
-from the derivative in float64, relative to its largest value, on random weights.
+The derivative is that of the denoised images along the noise, as in `model=sct`. The error is the largest difference
+from the derivative in float64, relative to the largest value of the latter, on random weights.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from consistency_models.noise import Levels
 from consistency_models.random import BatchRandom
 
 STEP = 1e-3
-"""Of the central difference, relative to the level."""
+"""Step of the central difference, relative to the level."""
 
 
 def example(method: Method, config: dict[str, Any], dtype: torch.dtype, device: str) -> Step:
-    """A training step at levels from 0.02 to 80."""
+    """Build a training step at levels from 0.02 to 80."""
     data, batch = config["data"], config["data"]["batch_size"]
     x, noise = torch.randn(2, batch, data["channels"], data["image_size"], data["image_size"], dtype=dtype).to(device)
     sigma = torch.logspace(-1.7, 1.9, batch, dtype=dtype, device=device)
@@ -39,14 +39,14 @@ def example(method: Method, config: dict[str, Any], dtype: torch.dtype, device: 
 
 
 def forward_mode(method: Method, step: Step) -> Tensor:
-    """The derivative by `Method.derivative`."""
+    """Compute the derivative by `Method.derivative`."""
     sigma = step.levels.high
     function = lambda x, level: method.model(x, level, step.labels)  # noqa: E731
     return method.derivative(step, function, (step.x_t, sigma), (step.noise, torch.ones_like(sigma)))[1]
 
 
 def difference(method: Method, step: Step) -> Tensor:
-    """The derivative by a central difference: two passes."""
+    """Compute the derivative by a central difference, in two passes."""
     sigma, h = step.levels.high, STEP * step.levels.high
     with torch.no_grad():
         ahead, behind = (method.model(step.at(level), level, step.labels) for level in (sigma + h, sigma - h))
@@ -54,7 +54,7 @@ def difference(method: Method, step: Step) -> Tensor:
 
 
 def passes(method: Method, step: Step) -> dict[str, Callable[[], Any]]:
-    """What is timed, by name."""
+    """Return the passes to time, by name."""
 
     def forward() -> None:
         with torch.no_grad():
@@ -81,16 +81,16 @@ COLUMNS = {
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print and, if wanted, write; returns what is written."""
+    """Measure and print, write JSON if `--json` is given, and return the results."""
     parser = measuring.parser(__doc__)
-    parser.add_argument("--overrides", nargs="*", default=[], help="of train.py, such as data=cifar10 network=small")
+    parser.add_argument("--overrides", nargs="*", default=[], help="for train.py, such as data=cifar10 network=small")
     args = parser.parse_args(arguments)
-    found = measuring.machine(args)
+    results = measuring.machine(args)
     with tempfile.TemporaryDirectory() as folder:
         config = measuring.configured(["model=sct", *args.overrides], folder)
     torch.manual_seed(0)
     method = build.build_method(config).to(args.device).train()
-    for parameter in method.model.parameters():  # a fresh network has a derivative of almost zero
+    for parameter in method.model.parameters():  # the derivative of an untrained network is almost zero
         nn.init.normal_(parameter, std=0.1)
     step = example(method, config, torch.float32, args.device)
     timed = {name: lambda run=run: measuring.seconds(run, args.device) for name, run in passes(method, step).items()}
@@ -103,9 +103,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     exact.x_t = exact.at(exact.levels.high)
     truth = forward_mode(method.double(), exact)
     errors = {name: ((value - truth).abs().max() / truth.abs().max()).item() for name, value in values.items()}
-    found["network"] = config["network"]["_target_"].rpartition(".")[2]
-    found["batch"] = config["data"]["batch_size"]
-    found["rows"] = [
+    results["network"] = config["network"]["_target_"].rpartition(".")[2]
+    results["batch"] = config["data"]["batch_size"]
+    results["rows"] = [
         {
             "pass": name,
             "milliseconds": seconds * 1e3,
@@ -114,8 +114,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         }
         for name, seconds in medians.items()
     ]
-    measuring.report(found, COLUMNS, args.json)
-    return found
+    measuring.report(results, COLUMNS, args.json)
+    return results
 
 
 if __name__ == "__main__":

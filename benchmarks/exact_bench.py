@@ -1,8 +1,8 @@
 """`python benchmarks/exact_bench.py`: every method on data whose probability-flow ODE is known.
 
-Trains the methods of `METHODS` on mixtures of Gaussians in 2 and 16 dimensions for the same number of steps, over a few
-seeds, and measures what has been learned: the distance to the exact solution, and of the samples to the data. Teachers
-are exact, so that all error is the method's own. Writes exact.json, exact.md and a picture of each mixture.
+Trains the methods of `METHODS` on mixtures of Gaussians in 2 and 16 dimensions for the same number of steps, over
+several seeds. Measures the distance to the exact solution, and the distance of the samples to the data. Teachers are
+exact, so that all error comes from the method. Writes exact.json, exact.md and a picture of each mixture.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = ["METHODS", "NetworkCalls", "main"]
 ROOT = Path(os.environ.get("PROJECT_ROOT", Path(__file__).parents[1]))
 DATA = {"mixture": 2, "mixture_16d": 16}
 SMALL = "trainer=cpu logger=csv callbacks.samples=null callbacks.validation=null callbacks.progress=null"
-METHODS = {  # on the recipes of data=mixture; 16 steps of a segmented grid are too few for DDIM
+METHODS = {  # with the recipes of data=mixture; Heun, since 16 steps of a segmented grid are too few for DDIM
     "teacher": "model=teacher",
     "CT": "model=ct",
     "CT, N(k) up to 21": "model=ct curriculum.s1=20",
@@ -52,20 +52,29 @@ METHODS = {  # on the recipes of data=mixture; 16 steps of a segmented grid are 
     "CD": "model=cd teacher=exact",
     **{f"MCM, S = {S}": f"model=mcm model.segments={S} solver=heun teacher=exact" for S in (1, 2, 4, 8)},
     "Direct CM": "model=dcm teacher=exact",
+    "ECT": "model=ect",
+    "sCT": "model=sct",
+    "sCD": "model=scd teacher=exact",
+    "MeanFlow": "model=meanflow",
+    "α-Flow": "model=alphaflow",
+    "AYF": "model=ayf teacher=exact",
+    "FACM": "model=facm",
+    "IMM": "model=imm",
+    "Shortcut": "model=shortcut",
 }
 
 
 class NetworkCalls(Callback):
-    """Counts the images that the network, and its slow copy, are shown in training."""
+    """Counts the images in all calls of the network and of its target copy during training."""
 
     def __init__(self) -> None:
-        self.shown, self.trained = 0, 0
+        self.called, self.trained = 0, 0
 
     def on_fit_start(self, trainer: Trainer, method: LightningModule) -> None:
-        """Listen to every call."""
+        """Register hooks that count the images of every call."""
 
         def count(module: torch.nn.Module, arguments: tuple) -> None:
-            self.shown += len(arguments[0])
+            self.called += len(arguments[0])
 
         for network in {method.model.network, method.target_model.network}:
             network.register_forward_pre_hook(count)
@@ -75,15 +84,14 @@ class NetworkCalls(Callback):
         self.trained += len(batch)
 
     def summary(self) -> dict[str, float]:
-        """Network calls for each image of the training."""
-        return {"network_calls_per_image": self.shown / self.trained}
+        """Return the network calls per training image."""
+        return {"network_calls_per_image": self.called / self.trained}
 
 
 def configure(folder: Path, data: str, method: str, steps: int, seed: int) -> dict[str, Any]:
-    """The resolved configuration of one run."""
+    """Compose and resolve the configuration of one run."""
     lines = f"data=mixture data.name={data} data.source.dimension={DATA[data]} {SMALL} {METHODS[method]} seed={seed}"
     lines += f" trainer.max_steps={steps} callbacks.checkpoint.every_n_steps={steps} paths.output='{folder}'"
-    OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose("train", lines.split()), resolve=True)
     config["callbacks"]["calls"] = {"_target_": f"{NetworkCalls.__module__}.NetworkCalls"}
@@ -92,73 +100,74 @@ def configure(folder: Path, data: str, method: str, steps: int, seed: int) -> di
 
 @lru_cache
 def truth(data: str, points: int) -> tuple[Mixture, Evaluation, ODEError]:
-    """The data, what samples are measured by, and what solutions are measured by."""
+    """Build the data, the evaluation of samples, and the measure of ODE errors."""
     source = Mixture(DATA[data])
     evaluation = instantiate(OmegaConf.to_container(OmegaConf.load(ROOT / "conf/features/identity.yaml")))(source)
     return source, evaluation, ODEError(lambda x, s, to, labels: source.consistency(x, s, to), source.images[:points])
 
 
 def scores(data: str, points: int, images: torch.Tensor) -> dict[str, float]:
-    """Distances of samples to the data."""
+    """Compute the distances of samples to the data."""
     return {score.metric: score.value for score in truth(data, points)[1].scores(images, None, 1)}
 
 
 def run(folder: Path, data: str, method: str, steps: int, seed: int, points: int) -> list[dict[str, Any]]:
-    """Train and measure: a row for each number of sampling steps."""
+    """Train and measure one run, and return a row for each number of sampling steps."""
     config = configure(folder, data, method, steps, seed)
     RunFolder(folder).write_config(config, [])
-    with redirect_stdout(io.StringIO()):  # every run's words of farewell
+    with redirect_stdout(io.StringIO()):  # hides the final messages of the run
         code, _ = run_job(config, folder)
     if code != Exit.DONE:
         raise RuntimeError(f"{method} on {data} ended with {code.name}: see {folder}")
     summary, generator, rows = json.loads((folder / "summary.json").read_text()), load(folder), []
-    kept = ("network_calls_per_image", "teacher_calls_per_image", "train_seconds")
+    costs = ("network_calls_per_image", "teacher_calls_per_image", "train_seconds")
     for count in config["evaluation"]["steps"]:
         sampler = generator.make_sampler(steps=count)
         images = generator.sample(2 * points, steps=count, seed=seed, batch_size=2 * points)
         row = {"data": data, "method": method, "steps": count, "seed": seed, "nfe": sampler.nfe}
-        row |= {key: summary[key] for key in kept} | scores(data, points, images)
-        if not rows:  # with further steps a consistency model adds noise, and solves no equation
-            error = truth(data, points)[2](lambda x, s, _, way=sampler: way.descend(generator.model, x, s[0].item()))
+        row |= {key: summary[key] for key in costs} | scores(data, points, images)
+        if not rows:  # with more steps a consistency model adds noise, and its output is no solution of the ODE
+            descend = sampler.descend
+            error = truth(data, points)[2](lambda x, s, _, descend=descend: descend(generator.model, x, s[0].item()))
             row |= error.summary()
         rows.append(row)
     return rows
 
 
 def floor(data: str, seed: int, points: int) -> dict[str, Any]:
-    """What fresh data score against the data: no samples can do better."""
+    """Score fresh data against the data, the lower bound of the distances of samples."""
     fresh = truth(data, points)[0][Slot(BatchRandom(seed, 0, 2 * points, slice(0, 2 * points)), None)]
     return {"data": data, "method": "fresh data", "steps": 0, "seed": seed} | scores(data, points, fresh.images)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the bench; see `--help`."""
+    """Run the benchmark; see `--help`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser = argparse.ArgumentParser(prog="python benchmarks/exact_bench.py", description=__doc__)
-    parser.add_argument("--steps", type=int, default=2000, help="optimiser steps of 256 points, of each method")
+    parser.add_argument("--steps", type=int, default=2000, help="optimiser steps of each method, of 256 points each")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--points", type=int, default=2000, help="of ODE errors; samples are twice as many")
+    parser.add_argument("--points", type=int, default=2000, help="points of the ODE errors; twice as many samples")
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--jobs", type=int, default=cores, help="trainings at a time, one core each")
+    parser.add_argument("--jobs", type=int, default=cores, help="parallel trainings, one core each")
     parser.add_argument("--folder", type=Path, default=Path("runs/exact_bench"))
     given, started = parser.parse_args(arguments), time.perf_counter()
-    os.environ["OMP_NUM_THREADS"] = "1"  # the processes that are started inherit it
+    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the processes of the pool
     torch.set_num_threads(1)
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     order = [(data, method, seed) for data in given.data for method in given.methods for seed in seeds]
     folders = {key: given.folder.absolute() / key[0] / re.sub(r"\W+", "_", key[1]) / str(key[2]) for key in order}
-    found = {}
+    results = {}
     with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
         tasks = {
             pool.submit(run, folders[key], key[0], key[1], given.steps, key[2], given.points): key
-            for key in reversed(order)  # the slowest are begun first
+            for key in reversed(order)  # starts the slowest first
         }
         for done in as_completed(tasks):
-            found[tasks[done]] = done.result()
-            print(f"{len(found)} of {len(tasks)}: {', '.join(map(str, tasks[done]))}", flush=True)
-    rows = [row for key in order for row in found[key]]
+            results[tasks[done]] = done.result()
+            print(f"{len(results)} of {len(tasks)}: {', '.join(map(str, tasks[done]))}", flush=True)
+    rows = [row for key in order for row in results[key]]
     rows += [floor(data, seed, given.points) for data in given.data for seed in seeds]
     minutes = (time.perf_counter() - started) / 60
     heading = f"""# Methods on exactly solvable data
@@ -174,7 +183,7 @@ are counted for each image that is trained on, or sampled.
     write_atomically(given.folder / "exact.md", table(rows, heading))
     for data in given.data:
         models = {method: load(folders[data, method, seeds[0]]) for method in given.methods}
-        steps = {method: found[data, method, seeds[0]][0]["steps"] for method in given.methods}
+        steps = {method: results[data, method, seeds[0]][0]["steps"] for method in given.methods}
         picture(given.folder / f"exact_{data}.png", truth(data, given.points)[0], models, steps)
     print(f"{minutes:.1f} minutes; written to {given.folder}")
 

@@ -1,4 +1,4 @@
-"""What the exact bench has found, as tables and pictures."""
+"""Tables and pictures of the results of the exact bench."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COSTS = {
     "teacher_calls_per_image": "teacher calls",
     "train_seconds": "training, s",
 }
-ORDERS = (  # as published: in which measure, of one step or of S, the better, the worse
+ORDERS = (  # published orders of results in one step or in S steps: text, measure, better method, worse method
     ("iCT beats CT", "sw", "iCT", "CT"),
     ("iCT beats CT whose N(k) fits the budget", "sw", "iCT", "CT, N(k) up to 21"),
     ("CD beats CT", "sw", "CD", "CT"),
@@ -44,7 +44,7 @@ ORDERS = (  # as published: in which measure, of one step or of S, the better, t
 
 
 def table(rows: Sequence[Row], heading: str) -> str:
-    """Markdown: for each data set the picture and a table, then which published orders appear."""
+    """Format the results as Markdown: a picture and a table for each data set, and verdicts on published orders."""
     names, lines = list(dict.fromkeys(row["data"] for row in rows)), [heading]
     columns = MEASURES | COSTS
     for data in names:
@@ -68,7 +68,7 @@ def _lines(*titles: str) -> list[str]:
 
 
 def _spread(rows: Sequence[Row], column: str) -> str:
-    """Mean over seeds, ± standard deviation where it is a measure."""
+    """Format the mean over seeds, and the standard deviation if the column is a measure."""
     values = [row[column] for row in rows if column in row]
     if not values:
         return ""
@@ -77,9 +77,9 @@ def _spread(rows: Sequence[Row], column: str) -> str:
 
 
 def _verdict(rows: Sequence[Row], data: str, measure: str, better: str, worse: str) -> str:
-    """Yes or no if all seeds agree, each with itself."""
-    mine = [row for row in rows if row["data"] == data and "ode_error" in row]
-    first, second = ({r["seed"]: r[measure] for r in mine if r["method"] == name} for name in (better, worse))
+    """Compare two methods seed by seed; yes or no if all seeds agree."""
+    selected = [row for row in rows if row["data"] == data and "ode_error" in row]
+    first, second = ({r["seed"]: r[measure] for r in selected if r["method"] == name} for name in (better, worse))
     wins = [first[seed] < second[seed] for seed in first if seed in second]
     if not wins:
         return ""
@@ -88,9 +88,10 @@ def _verdict(rows: Sequence[Row], data: str, measure: str, better: str, worse: s
 
 
 def picture(path: Path, source: Mixture, models: Mapping[str, Generator], steps: Mapping[str, int]) -> None:
-    """Samples of each model, and what it makes of the points along true trajectories: one end each, if it is exact.
+    """Draw samples of each model, and its outputs for the points of true trajectories.
 
-    Of more than two dimensions the first two are shown.
+    The outputs of an exact model are one point for each trajectory. For data of more than two dimensions, the first two
+    are drawn.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -101,8 +102,8 @@ def picture(path: Path, source: Mixture, models: Mapping[str, Generator], steps:
     panels = {"data, and true trajectories": (source.images[:1500], torch.stack([end, *trajectory]))}
     for name, generator in models.items():
         n = steps[name]
-        way = generator.make_sampler(steps=n).descend
-        ends = torch.stack([way(generator.model, x, level) for x, level in zip(trajectory, levels)])
+        descend = generator.make_sampler(steps=n).descend
+        ends = torch.stack([descend(generator.model, x, level) for x, level in zip(trajectory, levels)])
         title = f"{name}: {n} step{'s' * (n > 1)}"
         panels[title] = generator.sample(1500, steps=n, batch_size=1500), ends
     height = -(-len(panels) // 4)
@@ -114,8 +115,8 @@ def picture(path: Path, source: Mixture, models: Mapping[str, Generator], steps:
         axis.remove()
     for axis, (title, (points, paths)) in zip(axes, panels.items()):
         axis.scatter(*points.flatten(1)[:, :2].T.numpy(), s=3, color="C0", alpha=0.3, linewidths=0)
-        for path_of_one in paths.flatten(2).transpose(0, 1):
-            axis.plot(*path_of_one[:, :2].T.numpy(), color="C1", linewidth=0.8)
+        for trajectory_path in paths.flatten(2).transpose(0, 1):
+            axis.plot(*trajectory_path[:, :2].T.numpy(), color="C1", linewidth=0.8)
         axis.scatter(*end.flatten(1)[:, :2].T.numpy(), s=10, color="black", zorder=3)
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title)
     figure.savefig(path)

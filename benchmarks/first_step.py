@@ -1,4 +1,4 @@
-"""Says when a training that was started elsewhere has done its first step."""
+"""A callback that reports the end of the first step to the process that started the training."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lightning import Callback
 
 
 class FirstStep(Callback):
-    """Writes the time at which the first step ended into the file of the environment variable FIRST_STEP."""
+    """Writes the time of the end of the first step to the file that the environment variable FIRST_STEP names."""
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        """After the step."""
+        """Write the file after the first step."""
         file = Path(os.environ["FIRST_STEP"])
         if not file.exists():
             file.write_text(repr(time.time()))

@@ -1,7 +1,8 @@
-"""Counts how often the host reads a number that the device has computed, and so waits for the device.
+"""Counts the operations by which the host reads a number from the device, and therefore waits for the device.
 
-Works without a device: what is computed from the weights, the images or the levels of a step is taken for a device
-tensor, what is drawn on the host for a host tensor. On a GPU torch counts itself (`torch.cuda.set_sync_debug_mode`).
+Works without a device: tensors that are computed from the weights, the images or the levels of a step count as device
+tensors, and tensors that are drawn on the host count as host tensors. On a GPU, torch counts
+(`torch.cuda.set_sync_debug_mode`).
 """
 
 from __future__ import annotations
@@ -25,36 +26,36 @@ from consistency_models.noise.schedules import Levels
 aten = torch.ops.aten
 READS = {aten._local_scalar_dense, aten.nonzero, aten.equal, aten.masked_select, aten._unique2, aten.unique_dim}
 MASKED = {aten.index, aten.index_put, aten.index_put_}
-PYTHON_READS = {Tensor.tolist, Tensor.numpy, Tensor.cpu}  # which no operation shows when the device is the CPU
+PYTHON_READS = {Tensor.tolist, Tensor.numpy, Tensor.cpu}  # these dispatch no operation if the device is the CPU
 
 
 class HostReads(TorchDispatchMode):
-    """While it is on, `found` gathers the names of operations by which the host reads device tensors.
+    """Collects in `names` the operations by which the host reads device tensors, while the mode is active.
 
-    Memory, not tensors, is followed: views, and what is written in place, are the device's too.
+    The mode tracks memory instead of tensors, so that views and in-place results count as device tensors, too.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.names: list[str] = []
         self.paused = False
         self._on_device: set[int] = set()
 
     def on_device(self, *tensors: Tensor | None) -> None:
-        """Take these for device tensors."""
+        """Mark tensors as device tensors."""
         self._on_device |= {_memory(tensor) for tensor in tensors if tensor is not None}
 
     def is_on_device(self, tensor: Any) -> bool:
-        """Whether it was computed on the device."""
+        """Whether a tensor counts as a device tensor."""
         return _has_memory(tensor) and _memory(tensor) in self._on_device
 
     def note(self, name: str) -> None:
-        """The host has read a device tensor."""
+        """Record that the host reads a device tensor."""
         if not self.paused:
-            self.found.append(name)
+            self.names.append(name)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        """What torch calls for every operation while the mode is on."""
+        """Check one operation; torch calls this method for every operation while the mode is active."""
         inputs = tree_leaves((args, kwargs))
         device = any(map(self.is_on_device, inputs))
         packet = function.overloadpacket
@@ -63,7 +64,7 @@ class HostReads(TorchDispatchMode):
             self.note(packet.__name__)
         out = function(*args, **kwargs or {})
         for tensor in tree_leaves(out):
-            if _has_memory(tensor):  # memory is used again: what is computed on the host alone is the host's
+            if _has_memory(tensor):  # memory can be reused, so results of host tensors are unmarked
                 (self._on_device.add if device else self._on_device.discard)(_memory(tensor))
         return out
 
@@ -81,7 +82,7 @@ class _PythonReads(TorchFunctionMode):
 
 @contextmanager
 def host_reads(method: torch.nn.Module, device: str) -> Iterator[list[str]]:
-    """The reads within the block, by name. What `Deferred` reads was sent a step before and costs no wait."""
+    """Collect the names of reads in the block, without those of `Deferred`, whose copy started a step earlier."""
     if device == "cuda":
         names: list[str] = []
         with warnings.catch_warnings(record=True) as caught:
@@ -118,11 +119,11 @@ def host_reads(method: torch.nn.Module, device: str) -> Iterator[list[str]]:
         stack.enter_context(patch.object(method, "training_step", training_step))
         stack.enter_context(reads)
         stack.enter_context(_PythonReads(reads))
-        yield reads.found
+        yield reads.names
 
 
 def _has_memory(tensor: Any) -> bool:
-    return isinstance(tensor, Tensor) and not tensor._is_zerotensor()  # the derivative of what is constant has none
+    return isinstance(tensor, Tensor) and not tensor._is_zerotensor()  # the derivative of a constant
 
 
 def _memory(tensor: Tensor) -> int:

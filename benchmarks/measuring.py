@@ -1,4 +1,4 @@
-"""What the benchmarks share: configurations, clocks for any device, interleaved repeats, tables, where it was."""
+"""Shared functions of the benchmarks: configurations, timing on any device, interleaved repeats, tables, reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-# As app/main.py sets it; OpenMP reads it when torch is imported.
+# Same value as in app/main.py; OpenMP reads the variable when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 import torch
@@ -28,15 +28,14 @@ from consistency_models.app.checks.relations import needs_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
-os.environ["PROJECT_ROOT"] = str(ROOT)  # what configurations refer to, as app/main.py makes it known
-OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
+os.environ["PROJECT_ROOT"] = str(ROOT)  # configurations read the variable, which app/main.py sets otherwise
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 def configured(overrides: Sequence[str], folder: str | Path = "runs") -> dict[str, Any]:
-    """The resolved configuration of `python train.py OVERRIDES`.
+    """Compose and resolve the configuration of `python train.py OVERRIDES`.
 
-    Images that need a folder and are given none are random; a teacher that is needed and not given is untrained.
+    Data without its required folder is replaced by random images, and a missing teacher by an untrained network.
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides=[f"paths.output={folder}", *overrides])
@@ -53,7 +52,7 @@ def configured(overrides: Sequence[str], folder: str | Path = "runs") -> dict[st
 
 
 def random_images(channels: int, image_size: int, classes: int, n: int = 10_000) -> Any:
-    """Images that cost what real ones do."""
+    """Build a data set of random images, which cost the same time as real images."""
     from consistency_models.data.image_set import ImageSet
 
     images = torch.randint(256, (n, channels, image_size, image_size), dtype=torch.uint8)
@@ -61,7 +60,7 @@ def random_images(channels: int, image_size: int, classes: int, n: int = 10_000)
 
 
 def untrained(network: dict[str, Any], path: str) -> nn.Module:
-    """A teacher with the network of `network` and fresh weights: as dear as a trained one."""
+    """Build a teacher with the network `network` and untrained weights, which costs the same time as a trained one."""
     from consistency_models.noise.preconditioning import EDM, Preconditioned
 
     teacher = Preconditioned(instantiate(network), EDM())
@@ -70,13 +69,13 @@ def untrained(network: dict[str, Any], path: str) -> nn.Module:
 
 
 def wait(device: str) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished all queued work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def seconds(function: Callable[[], Any], device: str, repeats: int = 1) -> float:
-    """Wall time of one call."""
+    """Measure the wall time of one call, as the mean over `repeats` calls."""
     wait(device)
     start = time.perf_counter()
     for _ in range(repeats):
@@ -86,17 +85,17 @@ def seconds(function: Callable[[], Any], device: str, repeats: int = 1) -> float
 
 
 def interleaved(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each run returns, `rounds` times: the rounds go through all of them in turn, so that a disturbance of the
-    machine meets all alike."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
+    """Call each run `rounds` times and return the values. Each round calls all runs in turn, so that a disturbance of
+    the machine affects all runs alike."""
+    values: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            found[name].append(run())
-    return found
+            values[name].append(run())
+    return values
 
 
 def peak(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product, the best of five."""
+    """Measure the FLOP/s of a large matrix product, the best of five."""
     n = 8192 if device == "cuda" else 1024
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     a @ b
@@ -104,41 +103,41 @@ def peak(device: str, dtype: torch.dtype) -> float:
 
 
 def memory(device: str) -> int:
-    """Peak bytes: of the GPU since `reset_memory`, of the process since its start."""
+    """Return the peak bytes of the GPU since `reset_memory`, or of the process since its start."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def reset_memory(device: str) -> None:
-    """Begin to look for the GPU's peak anew."""
+    """Reset the peak memory of the GPU."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
 
 def median(values: Sequence[float]) -> float:
-    """Of the repeats."""
+    """Return the median of repeated measurements."""
     return statistics.median(values)
 
 
 def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
-    """Markdown; `columns`: title → format of the row's value, such as "{seconds:.3g}"."""
+    """Format rows as a Markdown table; `columns`: title → format of the row's value, such as "{seconds:.3g}"."""
     lines = [f"| {' | '.join(columns)} |", "|--" * len(columns) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(form.format(**row) for form in columns.values())} |" for row in rows)])
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """The arguments of every benchmark."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--rounds", type=int, default=5, help="interleaved repeats, of which the median is shown")
-    made.add_argument("--threads", type=int, default=torch.get_num_threads())
-    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    made.add_argument("--json", type=Path, help="write the numbers here, too")
-    return made
+    """Build a parser with the arguments that all benchmarks share."""
+    shared = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared.add_argument("--rounds", type=int, default=5, help="interleaved repeats; the median is shown")
+    shared.add_argument("--threads", type=int, default=torch.get_num_threads())
+    shared.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    shared.add_argument("--json", type=Path, help="file to which the results are written as JSON")
+    return shared
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
-    """Where, with what and by which command it was measured."""
+    """Return the command, date, device, threads and torch version of a measurement; sets the number of threads."""
     torch.set_num_threads(args.threads)
     name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
     return {
@@ -150,9 +149,9 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def report(found: dict[str, Any], columns: dict[str, str], file: Path | None) -> None:
-    """Print where and when, and the table of `found["rows"]`; write all of it as JSON if wanted."""
-    print(f"{found['device']}, {found['threads']} threads, torch {found['torch']}, {found['date']}")
-    print(table(found["rows"], columns))
+def report(results: dict[str, Any], columns: dict[str, str], file: Path | None) -> None:
+    """Print the machine, the date and the table of `results["rows"]`; write the results as JSON if `file` is given."""
+    print(f"{results['device']}, {results['threads']} threads, torch {results['torch']}, {results['date']}")
+    print(table(results["rows"], columns))
     if file:
-        file.write_text(json.dumps(found, indent=1))
+        file.write_text(json.dumps(results, indent=1))

@@ -1,12 +1,12 @@
-"""How fast networks are, what each lever gains, and how far the rest is from convolutions and matrix products alone.
+"""Speed of networks, gain of each lever, and distance from a floor of convolutions and matrix products.
 
     python benchmarks/network.py                                           # small network, this machine, a minute
     python benchmarks/network.py --networks ddpmpp --batch 8 --threads 2   # DDPM++ at CIFAR-10 size
     python benchmarks/network.py --networks ddpmpp ncsnpp --batch 128 --levers channels_last bf16 sdpa compile all
 
-A lever is compared with the same network without any (float32, NCHW, attention by elementary operations, eager) in the
-same run: rounds go through all of them in turn, and the median of the rounds is shown. The floor is what the network's
-convolutions and matrix products take by themselves, on contiguous tensors of the same sizes in the same precision.
+Each lever is compared with the same network without levers (float32, NCHW, attention by elementary operations, eager)
+in the same run. Each round runs all levers in turn, and the median over the rounds is shown. The floor is the time of
+the network's convolutions and matrix products alone, on contiguous tensors of the same sizes in the same precision.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LEVERS = {
 
 
 def build(name: str, size: int, classes: int, device: str) -> nn.Module:
-    """The network of conf/network/NAME.yaml, for 3-channel images."""
+    """Build the network of conf/network/NAME.yaml, for 3-channel images."""
     data = [f"+data.image_size={size}", "+data.channels=3", f"+data.network_classes={classes}"]
     with initialize_config_dir(str(measuring.CONF), version_base="1.3"):
         config = compose(f"network/{name}", overrides=data)
@@ -53,11 +53,11 @@ class Products(TorchFunctionMode):
         self.calls: list[tuple[Callable, list[tuple[torch.Size, bool]], dict]] = []
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        """What torch calls for every function while the mode is on."""
+        """Record a product; torch calls this method for every function while the mode is active."""
         kwargs = kwargs or {}
         if function in (torch.conv2d, torch.conv_transpose2d, F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__):
             tensors = [(a.shape, a.requires_grad) for a in args[:2]]
-            # without the bias, which is no product
+            # Without the bias, which adds no product.
             options = {key: value for key, value in kwargs.items() if key != "bias"}
             if function in (torch.conv2d, torch.conv_transpose2d):
                 names = ("stride", "padding", "dilation", "groups")
@@ -71,27 +71,27 @@ class Products(TorchFunctionMode):
 
 
 def floor(network: nn.Module, inputs: tuple, dtype: torch.dtype, backward: bool) -> Callable[[], None]:
-    """A function that does the network's products alone, forward or forward and backward."""
+    """Return a function that runs only the network's products, forward or forward and backward."""
     with Products() as products:
         network(*inputs)
-    device, made = inputs[0].device, []
+    device, calls = inputs[0].device, []
     for function, tensors, options in products.calls:
         leaves = [torch.randn(s, device=device, dtype=dtype, requires_grad=grad and backward) for s, grad in tensors]
-        made.append((function, leaves, options))
+        calls.append((function, leaves, options))
     with torch.no_grad():
-        gradients = [torch.randn_like(function(*leaves, **options)) for function, leaves, options in made]
+        gradients = [torch.randn_like(function(*leaves, **options)) for function, leaves, options in calls]
 
     def run() -> None:
-        outputs = [function(*leaves, **options) for function, leaves, options in made]
+        outputs = [function(*leaves, **options) for function, leaves, options in calls]
         if backward:
-            leaves = [leaf for _, leaves, _ in made for leaf in leaves if leaf.requires_grad]
+            leaves = [leaf for _, leaves, _ in calls for leaf in leaves if leaf.requires_grad]
             torch.autograd.grad(outputs, leaves, gradients)
 
     return run
 
 
 def variant(network: nn.Module, inputs: tuple, levers: set[str], backward: bool) -> Callable[[], None]:
-    """A function that runs the network with these levers, forward or forward and backward."""
+    """Return a function that runs the network with these levers, forward or forward and backward."""
     network = copy.deepcopy(network)
     x, *rest = inputs
     if "channels_last" in levers:
@@ -114,7 +114,7 @@ def variant(network: nn.Module, inputs: tuple, levers: set[str], backward: bool)
 
 
 def measure(name: str, args: argparse.Namespace) -> list[dict]:
-    """One row for each pass, lever and floor."""
+    """Return one row for each pass, lever and floor."""
     torch.manual_seed(0)
     network = build(name, args.image_size, args.classes, args.device).train()
     x = torch.randn(args.batch, 3, args.image_size, args.image_size, device=args.device)
@@ -131,7 +131,7 @@ def measure(name: str, args: argparse.Namespace) -> list[dict]:
         memory = {}
         for key, run in runs.items():
             measuring.reset_memory(args.device)
-            run(), run()  # warm up, compile
+            run(), run()  # warm-up and compilation
             memory[key] = measuring.memory(args.device)
         timed = {key: lambda run=run: measuring.seconds(run, args.device) for key, run in runs.items()}
         times = measuring.interleaved(timed, args.rounds)
@@ -169,7 +169,7 @@ COLUMNS = {
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    """Measure, print and, if wanted, write; returns what is written."""
+    """Measure and print, write JSON if `--json` is given, and return the results."""
     parser = measuring.parser(__doc__)
     parser.add_argument("--networks", nargs="+", default=["small"], help="names of conf/network")
     parser.add_argument("--levers", nargs="*", default=["channels_last", "bf16", "sdpa", "bf16+sdpa"], choices=LEVERS)
@@ -177,13 +177,13 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--classes", type=int, default=0, help="0: unconditional")
     args = parser.parse_args(arguments)
-    found = measuring.machine(args)
+    results = measuring.machine(args)
     products = {name: measuring.peak(args.device, dtype) / 1e12 for name, dtype in measuring.DTYPES.items()}
-    found["matmul_teraflop_per_second"] = products
-    found["rows"] = [row for name in args.networks for row in measure(name, args)]
+    results["matmul_teraflop_per_second"] = products
+    results["rows"] = [row for name in args.networks for row in measure(name, args)]
     print("matrix products: " + ", ".join(f"{name} {value:.3g} TFLOP/s" for name, value in products.items()))
-    measuring.report(found, COLUMNS, args.json)
-    return found
+    measuring.report(results, COLUMNS, args.json)
+    return results
 
 
 if __name__ == "__main__":

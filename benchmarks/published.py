@@ -1,9 +1,9 @@
-"""The sweeps of published ablations that have been run, against what was published.
+"""Report of finished sweeps of published ablations, compared with the published orders.
 
     python benchmarks/published.py runs/ict_depth/DATE_TIME runs/cd_solver/DATE_TIME ...
 
-Writes docs/results/sweeps.md and a figure a sweep: each cell's figures, and a verdict on each order that its paper
-states, by this rule:
+Writes docs/results/sweeps.md and one figure for each sweep: the results of each cell, and a verdict on each order that
+the paper states, by this rule:
 
     Two settings are compared in pairs of runs that differ in nothing else, seed included; a seed's difference is the
     mean over its pairs. An order is reproduced if every seed agrees with it and the mean difference is above twice its
@@ -38,12 +38,12 @@ GROWING, EVEN = "curriculum={s0:16,s1:128}", [f"curriculum={{s0:{n},s1:{n}}}" fo
 
 @dataclass(frozen=True)
 class Order:
-    """That one setting is better than another.
+    """A published order: one setting is better than another.
 
     Args:
         better: an override of the sweep.
-        worse: the override that the other one has in its place.
-        where: further overrides that both have.
+        worse: the override that replaces `better` in the other setting.
+        where: further overrides of both settings.
         by: SAMPLES, the metric of the samples with the fewest network calls, or ODE.
     """
 
@@ -102,31 +102,31 @@ PUBLISHED: dict[str, list[Order]] = {
         for sweep in ("dcm_equal_steps", "dcm_equal_calls")
     },
 }
-"""What the heads of sweeps/*.yaml state as published, as far as the small size can show it."""
+"""Orders that the comments of sweeps/*.yaml state as published, if the small size can show them."""
 
 
 def measured(run: Run, by: str) -> float:
-    """The run's figure: of its samples with the fewest network calls, or its ODE error."""
-    found = {result["metric"]: result["value"] for result in run.results}
-    return found["val/ode_error"] if by == ODE else next(iter(found.values()))
+    """Return the metric of a run's samples with the fewest network calls, or the run's ODE error."""
+    values = {result["metric"]: result["value"] for result in run.results}
+    return values["val/ode_error"] if by == ODE else next(iter(values.values()))
 
 
 def differences(runs: Sequence[Run], order: Order) -> dict[str, list[float]]:
-    """Seed -> differences worse - better of all pairs of runs: above 0 where the order holds."""
+    """Return seed -> differences worse - better of all pairs of runs; a difference above 0 agrees with the order."""
     settings = {frozenset(run.setting): run for run in runs}
-    found: dict[str, list[float]] = {}
+    by_seed: dict[str, list[float]] = {}
     for setting, run in settings.items():
         if order.better not in setting or not setting.issuperset(order.where):
             continue
         other = settings.get(setting - {order.better} | {order.worse})
         if other is not None:
-            (seed,) = (part for part in setting if part.startswith("seed="))
-            found.setdefault(seed, []).append(measured(other, order.by) - measured(run, order.by))
-    return found
+            (seed,) = (override for override in setting if override.startswith("seed="))
+            by_seed.setdefault(seed, []).append(measured(other, order.by) - measured(run, order.by))
+    return by_seed
 
 
 def verdict(by_seed: Mapping[str, Sequence[float]]) -> str:
-    """In words, with the mean difference, its standard error and the seeds."""
+    """Format the verdict in words, with the mean difference, its standard error and the number of seeds."""
     means = [statistics.mean(each) for each in by_seed.values()]
     if len(means) < 3:
         return f"no verdict: {len(means)} seeds"
@@ -137,7 +137,7 @@ def verdict(by_seed: Mapping[str, Sequence[float]]) -> str:
 
 
 def chapter(path: Path) -> Iterator[str]:
-    """Markdown of one sweep: its question, its cells, its figure, its verdicts."""
+    """Yield the Markdown lines of one sweep: question, figure, cells and verdicts."""
     name = path.resolve().parent.name
     runs = read_runs([path])
     cells = cells_of(runs)
@@ -153,7 +153,7 @@ def chapter(path: Path) -> Iterator[str]:
 
 
 def table(cells: Sequence[Cell]) -> Iterator[str]:
-    """Markdown: mean and standard deviation over the seeds of each figure of each cell."""
+    """Yield a Markdown table with mean and standard deviation over the seeds, for each metric of each cell."""
     names = list(dict.fromkeys(each["metric"] for cell in cells for each in cell.results if shown(each["metric"])))
     yield "| " + " | ".join(["", *(name.removeprefix("val/") for name in names), "seeds"]) + " |"
     yield "|---" * (len(names) + 2) + "|"
@@ -164,14 +164,14 @@ def table(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def shown(metric: str) -> bool:
-    """Figures of samples, and the one of the ODE."""
+    """Whether the table shows a metric: metrics of samples, and the ODE error."""
     return metric in ("val/ode_error", "val/ode_error_median") or metric.endswith("step")
 
 
 def main() -> None:
     """Write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path, help="of sweeps that are done")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path, help="folders of finished sweeps")
     args = parser.parse_args()
     (OUT / "sweeps").mkdir(parents=True, exist_ok=True)
     lines = ["# The published ablations, at the size of a CPU", "", "What follows is written by", ""]

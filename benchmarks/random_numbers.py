@@ -1,9 +1,9 @@
-"""Milliseconds and megabytes of the noise of one training step, for the rows of one process.
+"""Time and memory of drawing the noise of one training step, for the rows of one process.
 
     python benchmarks/random_numbers.py                                          # 4096 x 3x64x64 for 1 and 64 processes
     python benchmarks/random_numbers.py --batch 2048 --shape 3 256 256 --processes 64
 
-`whole` draws the noise of the whole global batch and keeps a slice of it, as an implementation without blocks does.
+`whole` draws the noise of the global batch and takes a slice, as an implementation without blocks does.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ COLUMNS = {
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print and return what is asked for."""
+    """Measure and print, write JSON if `--json` is given, and return the results."""
     parser = measuring.parser(__doc__)
     parser.add_argument("--batch", type=int, default=4096, help="images of the global batch")
     parser.add_argument("--shape", type=int, nargs=3, default=[3, 64, 64])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 64])
     args = parser.parse_args(arguments)
-    found, rows = measuring.machine(args), []
+    results, rows = measuring.machine(args), []
     for processes in args.processes:
         own = BatchRandom(0, 0, args.batch, slice(0, args.batch // processes))
         whole = BatchRandom(0, 0, args.batch, slice(0, args.batch))
@@ -45,9 +45,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             )
             row[f"megabytes{name}"] = len(batch) * torch.Size(args.shape).numel() * 4 / 2**20
         rows.append(row)
-    found["rows"] = rows
-    measuring.report(found, COLUMNS, args.json)
-    return found
+    results["rows"] = rows
+    measuring.report(results, COLUMNS, args.json)
+    return results
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Images a second in one and in a few steps, and the latency of a single image.
+"""Images per second in one and in a few steps, and the latency of a single image.
 
     python benchmarks/sample.py                                                    # the small network, digits
     python benchmarks/sample.py --overrides data=cifar10 network=ddpmpp --batches 1 64 --steps 1 2 4 --levers bf16
 
-Weights are fresh: the time does not depend on them. Noise, labels and the way to the CPU are part of it.
+Weights are untrained, since the time does not depend on them. The time includes noise, labels and the copy to the CPU.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ COLUMNS = {
 }
 
 
-def generator(args: argparse.Namespace, lever: str) -> Generator:
-    """What samples, with a lever or several joined by +."""
+def build_generator(args: argparse.Namespace, lever: str) -> Generator:
+    """Build the generator with a lever, or with several joined by +."""
     config = measuring.configured(args.overrides)
     torch.manual_seed(0)
     model = build_model(config).to(args.device).eval().requires_grad_(False)
@@ -44,22 +44,24 @@ def generator(args: argparse.Namespace, lever: str) -> Generator:
 
 
 def precision(args: argparse.Namespace, lever: str) -> AbstractContextManager:
-    """bf16 where the lever says so."""
+    """Return autocast to bf16 if the lever contains bf16, else a null context."""
     return torch.autocast(args.device, torch.bfloat16) if "bf16" in lever else nullcontext()
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row for each lever, step count and batch."""
+    """Return one row for each lever, step count and batch."""
     runs = {}
     for lever in ["none", *args.levers]:
-        made = generator(args, lever)
+        generator = build_generator(args, lever)
         for steps in args.steps:
             for batch in args.batches:
 
-                def run(made: Generator = made, steps: int = steps, batch: int = batch, lever: str = lever) -> float:
+                def run(
+                    generator: Generator = generator, steps: int = steps, batch: int = batch, lever: str = lever
+                ) -> float:
                     with precision(args, lever):
                         return measuring.seconds(
-                            lambda: made.sample(batch, steps=steps, batch_size=batch), args.device, args.repeats
+                            lambda: generator.sample(batch, steps=steps, batch_size=batch), args.device, args.repeats
                         )
 
                 run()  # compiles
@@ -82,18 +84,18 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print and, if wanted, write; returns what is written."""
+    """Measure and print, write JSON if `--json` is given, and return the results."""
     parser = measuring.parser(__doc__)
-    parser.add_argument("--overrides", nargs="*", default=[], help="of train.py, such as data=cifar10 network=small")
+    parser.add_argument("--overrides", nargs="*", default=[], help="for train.py, such as data=cifar10 network=small")
     parser.add_argument("--levers", nargs="*", default=[], help=f"{', '.join(LEVERS)}, or several joined by +")
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 64])
-    parser.add_argument("--repeats", type=int, default=3, help="calls of which one time is the mean")
+    parser.add_argument("--repeats", type=int, default=3, help="calls per measurement; the mean counts")
     args = parser.parse_args(arguments)
-    found = measuring.machine(args)
-    found["rows"] = measure(args)
-    measuring.report(found, COLUMNS, args.json)
-    return found
+    results = measuring.machine(args)
+    results["rows"] = measure(args)
+    measuring.report(results, COLUMNS, args.json)
+    return results
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How long one waits: for --help, for a mistake to be told, for the first step, for the next job of a multirun.
+"""Waiting times: for --help, for the refusal of a mistake, for the first step, for the next job of a multirun.
 
     python benchmarks/startup.py
     python benchmarks/startup.py --overrides data=cifar10 data.root=FOLDER network=small data.batch_size=64
 
-Every figure is the median of new processes, taken in turn. Beside them stands the bare import of torch and lightning,
-below which no training can start.
+Every time is the median over new processes, which run in turn. The import of torch and lightning is the lower bound of
+the start of a training.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ COLUMNS = {"what": "{what}", "seconds": "{seconds:.2f}", "least": "{least:.2f}",
 
 
 def process(*command: str, ends: int = 0) -> float:
-    """Seconds until a command has ended, as it shall: with exit code `ends`."""
+    """Measure the seconds until a command ends.
+
+    Raises:
+        RuntimeError: the exit code is not `ends`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -38,7 +42,7 @@ def process(*command: str, ends: int = 0) -> float:
 
 
 def first_step(overrides: list[str]) -> float:
-    """Seconds from the command to the end of the first training step."""
+    """Measure the seconds from the command to the end of the first training step."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "first_step"
         environment = os.environ | {"FIRST_STEP": str(file), "PYTHONPATH": str(HERE)}
@@ -62,18 +66,18 @@ def first_step(overrides: list[str]) -> float:
 
 
 def jobs(n: int, overrides: list[str]) -> float:
-    """Seconds of a multirun of n jobs of one step each."""
+    """Measure the seconds of a multirun of n jobs of one step each."""
     seeds = f"seed={','.join(map(str, range(n)))}"
     return process(*TRAIN, *SHORT, *overrides, seeds, "--multirun")
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print and, if wanted, write; returns what is written."""
+    """Measure and print, write JSON if `--json` is given, and return the results."""
     parser = measuring.parser(__doc__)
-    parser.add_argument("--overrides", nargs="*", default=[], help="of train.py")
-    parser.add_argument("--jobs", type=int, default=4, help="of the longer of the two multiruns that are compared")
+    parser.add_argument("--overrides", nargs="*", default=[], help="overrides of train.py")
+    parser.add_argument("--jobs", type=int, default=4, help="jobs of the longer of two compared multiruns")
     args = parser.parse_args(arguments)
-    found = measuring.machine(args)
+    results = measuring.machine(args)
     runs: dict[str, Callable[[], float]] = {
         "import torch, lightning": lambda: process(sys.executable, "-c", "import torch, lightning"),
         "import consistency_models": lambda: process(sys.executable, "-c", "import consistency_models"),
@@ -85,12 +89,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         ),
     }
     times = measuring.interleaved(runs, args.rounds)
-    found["rows"] = [
+    results["rows"] = [
         {"what": what, "seconds": measuring.median(values), "least": min(values), "most": max(values)}
         for what, values in times.items()
     ]
-    measuring.report(found, COLUMNS, args.json)
-    return found
+    measuring.report(results, COLUMNS, args.json)
+    return results
 
 
 if __name__ == "__main__":

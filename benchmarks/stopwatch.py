@@ -1,4 +1,4 @@
-"""A clock that charges the time of a training step to its parts, on the CPU and on a GPU."""
+"""A stopwatch that attributes the time of a training step to its parts, on the CPU and on a GPU."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PARTS = ("data", "student", "target", "backward", "optimiser", "EMA", "metrics",
 
 
 class Stopwatch:
-    """Which part of a step the time goes to; parts may nest, and the inner one is charged.
+    """Measures the time of each part of a step. Parts can be nested; time counts for the innermost part.
 
     Args:
-        device: "cpu", or "cuda", where the stamps are events of the stream.
+        device: "cpu", or "cuda", whose time stamps are events of the stream.
     """
 
     def __init__(self, device: str) -> None:
@@ -31,7 +31,7 @@ class Stopwatch:
         self.steps: list[list[tuple[Any, str]]] = [[]]
 
     def mark(self) -> None:
-        """From now on time goes to the part that is on top."""
+        """Record a time stamp: the following time counts for the current part."""
         if self.device == "cuda":
             stamp = torch.cuda.Event(enable_timing=True)
             stamp.record()
@@ -41,7 +41,7 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Charge what happens in the block to this part."""
+        """Count the time of the block for this part."""
         self.stack.append(name)
         self.mark()
         try:
@@ -51,7 +51,7 @@ class Stopwatch:
             self.mark()
 
     def around(self, owner: Any, method: str, name: str, when: Callable[[], bool] = lambda: True) -> Any:
-        """A patch that charges calls of `owner.method` to a part."""
+        """Return a patch that counts calls of `owner.method` for a part."""
         function = getattr(owner, method)
 
         @wraps(function)
@@ -64,36 +64,36 @@ class Stopwatch:
         return patch.object(owner, method, timed)
 
     def next_step(self) -> None:
-        """A step is over."""
+        """Start the next step."""
         self.mark()
         self.steps.append([])
         self.mark()
 
     def seconds(self) -> list[dict[str, float]]:
-        """Seconds of each part, for every step that is over."""
+        """Return the seconds of each part, for every finished step."""
         measuring.wait(self.device)
-        found = []
+        steps = []
         for marks in self.steps[:-1]:
             parts = dict.fromkeys(PARTS, 0.0)
             for (start, name), (stop, _) in pairwise(marks):
                 parts[name] += start.elapsed_time(stop) / 1e3 if self.device == "cuda" else stop - start
-            found.append(parts)
-        return found
+            steps.append(parts)
+        return steps
 
 
 class Steps(Callback):
-    """Tells the stopwatch when a step is over; the last of the callbacks."""
+    """Starts the next step of the stopwatch. Must be the last callback."""
 
     def __init__(self, watch: Stopwatch) -> None:
         self.watch = watch
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """After the callbacks before it."""
+        """Run after the other callbacks."""
         self.watch.next_step()
 
 
 def timed_loader(loader: DataLoader, watch: Stopwatch) -> DataLoader:
-    """The same loader, whose batches are charged to the data."""
+    """Make the loader count the time of its batches for the part "data"."""
 
     class Timed(DataLoader):
         def __iter__(self) -> Iterator[Any]:

@@ -1,13 +1,13 @@
-"""Quality against minutes: so that batch, averages, width and initialisation are chosen by time and not by steps.
+"""Quality against minutes of training, to choose batch, averages, width and initialisation by time instead of steps.
 
     python benchmarks/time_to_quality.py --minutes 2                                # digits, this machine
     python benchmarks/time_to_quality.py --minutes 8 --device cuda --overrides data=cifar10 data.root=FOLDER \\
         features=classifier network=ddpmpp --choices "model=ict" "model=cd teacher=run teacher.path=TEACHER"
 
-A choice is a command line of `train.py`. Its speed is measured first, and its steps are those that fit into the time:
-schedules, decays and averages then belong to it. Where a choice names TEACHER, a diffusion model is trained for half of
-the minutes, and the choice for the other half. The minutes shown are of training, by the speed that it had in the end;
-start-up, scoring and pictures come on top.
+A choice is a command line of `train.py`. The script first measures its speed and sets the number of steps to those that
+fit into the time, so that schedules, decays and averages match the time. If a choice names TEACHER, half of the minutes
+train a diffusion model, and the other half train the choice. The shown minutes are minutes of training, by the final
+speed of the run; they do not include start-up, scoring and pictures.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ COLUMNS = {
 
 
 def trained(overrides: list[str], minutes: float, points: int, folder: Path, args: argparse.Namespace) -> list[dict]:
-    """Train for so many minutes; one row for each validation."""
+    """Train for `minutes` minutes, and return one row for each validation."""
     accelerator = f"trainer.accelerator={'gpu' if args.device == 'cuda' else 'cpu'}"
     case = Case([*args.overrides, *overrides], args.device)
     timed = case.timed(args.warm, args.probe)
     steps = max(points, round(60 * minutes / measuring.median([sum(step.values()) for step in timed])))
     between = case.config["callbacks"]["metrics"][
         "every_n_steps"
-    ]  # validation comes between two rows, so in no row's time
-    every = -(-steps // (points * between)) * between
-    fixed = [accelerator, f"trainer.max_steps={steps}", f"callbacks.validation.every_n_steps={every}"]
+    ]  # a validation between two rows does not count in the time of a row
+    every_n_steps = -(-steps // (points * between)) * between
+    fixed = [accelerator, f"trainer.max_steps={steps}", f"callbacks.validation.every_n_steps={every_n_steps}"]
     fixed += ["logger=csv", f"callbacks.samples.every_n_steps={steps}", f"hydra.run.dir={folder}"]
     command = [sys.executable, str(measuring.ROOT / "train.py"), *args.overrides, *overrides, *fixed]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -78,59 +78,60 @@ def trained(overrides: list[str], minutes: float, points: int, folder: Path, arg
             if name is not None:
                 step = int(row["step"])
                 two = scores.get(name.replace("_1step", "_2step"), float("nan"))
-                found = {"step": step, "minutes": step * step_minutes, "one": scores[name], "two": two, "floor": floor}
-                rows.append({"metric": name.removeprefix("val/").removesuffix("_1step"), **found})
+                metric = name.removeprefix("val/").removesuffix("_1step")
+                values = {"one": scores[name], "two": two, "floor": floor}
+                rows.append({"metric": metric, "step": step, "minutes": step * step_minutes, **values})
     return rows
 
 
 def measure(choice: str, teacher: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of one choice; with a teacher, both share the minutes."""
-    needs = "TEACHER" in choice
+    """Return the rows of one choice; a teacher and its choice share the minutes."""
+    needs_teacher = "TEACHER" in choice
     with tempfile.TemporaryDirectory() as folder:
         overrides = shlex.split(choice.replace("TEACHER", str(teacher)))
-        minutes = args.minutes / 2 if needs else args.minutes
+        minutes = args.minutes / 2 if needs_teacher else args.minutes
         rows = trained(overrides, minutes, args.points, Path(folder) / "run", args)
         if args.pictures:
             args.pictures.mkdir(parents=True, exist_ok=True)
             name = re.sub(r"[^\w.]+", "_", choice.replace("TEACHER", "teacher")) + ".png"
             shutil.copy(Path(folder) / "run" / "samples" / "final.png", args.pictures / name)
-    before = args.minutes / 2 if needs else 0
-    return [{"choice": choice, **row, "minutes": before + row["minutes"]} for row in rows]
+    teacher_minutes = args.minutes / 2 if needs_teacher else 0
+    return [{"choice": choice, **row, "minutes": teacher_minutes + row["minutes"]} for row in rows]
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print and, if wanted, write; returns what is written."""
+    """Measure and print, write JSON if `--json` is given, and return the results."""
     parser = measuring.parser(__doc__)
-    parser.add_argument("--minutes", type=float, default=2.0, help="of training, for each choice")
+    parser.add_argument("--minutes", type=float, default=2.0, help="minutes of training for each choice")
     parser.add_argument("--points", type=int, default=3, help="validations of each training")
     parser.add_argument("--choices", nargs="+", default=CHOICES, help="command lines of train.py")
-    parser.add_argument("--overrides", nargs="*", default=[], help="of every choice")
-    parser.add_argument("--pictures", type=Path, help="folder for the curves and each choice's final samples")
-    parser.add_argument("--warm", type=int, default=3, help="steps before the speed is measured")
-    parser.add_argument("--probe", type=int, default=10, help="steps by which it is")
+    parser.add_argument("--overrides", nargs="*", default=[], help="overrides of every choice")
+    parser.add_argument("--pictures", type=Path, help="folder for the curves and the final samples of each choice")
+    parser.add_argument("--warm", type=int, default=3, help="steps before the measurement of the speed")
+    parser.add_argument("--probe", type=int, default=10, help="steps of the measurement of the speed")
     args = parser.parse_args(arguments)
-    found = measuring.machine(args) | {"rows": []}
+    results = measuring.machine(args) | {"rows": []}
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder) / "teacher"
         if any("TEACHER" in choice for choice in args.choices):
             trained(["model=teacher"], args.minutes / 2, 1, teacher, args)
         composer = Composer("train", measuring.CONF)
-        for choice in args.choices:  # all of them before the first is measured; their teacher is there by now
+        for choice in args.choices:  # checks all choices before the first measurement; the teacher exists by now
             try:
                 check("train", composer, [*args.overrides, *shlex.split(choice.replace("TEACHER", str(teacher)))])
             except ConfigError as error:
                 parser.error(str(error))
         for choice in args.choices:
-            found["rows"] += measure(choice, teacher, args)
+            results["rows"] += measure(choice, teacher, args)
     if args.pictures:
         curves: dict[str, list[dict[str, list[tuple[float, float]]]]] = {}
-        for row in found["rows"]:
-            of = curves.setdefault(row["choice"], [{}])[0]
+        for row in results["rows"]:
+            curve = curves.setdefault(row["choice"], [{}])[0]
             for steps, value in (("1 step", row["one"]), ("2 steps", row["two"])):
-                of.setdefault(f"{row['metric']}, {steps}", []).append((row["minutes"], value))
-        save_curves(args.pictures / "curves.png", curves, over="minutes of training, the teacher's included")
-    measuring.report(found, COLUMNS, args.json)
-    return found
+                curve.setdefault(f"{row['metric']}, {steps}", []).append((row["minutes"], value))
+        save_curves(args.pictures / "curves.png", curves, over="minutes of training, including the teacher")
+    measuring.report(results, COLUMNS, args.json)
+    return results
 
 
 if __name__ == "__main__":

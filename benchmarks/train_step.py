@@ -1,4 +1,4 @@
-"""What a training step costs, part by part, and what each lever gains: Lightning's own loop, with our callbacks.
+"""Cost of a training step by parts, and gain of each lever, in Lightning's loop with the callbacks of `train.py`.
 
     python benchmarks/train_step.py                                                 # iCT on digits, this machine
     python benchmarks/train_step.py --models all --steps 5                          # every method
@@ -6,9 +6,9 @@
     python benchmarks/train_step.py --models ict --overrides data=cifar10 network=ddpmpp data.batch_size=512 \\
         --levers bf16 bf16+channels_last bf16+channels_last+compile
 
-A lever is compared with the same training without it in the same run: rounds go through all of them in turn. Each round
-is a training of its own, whose first steps do not count; a part's time is the median over all steps of all rounds. On a
-GPU the times are those of the device, taken by events, so that nothing waits for the measurement.
+Each lever is compared with the same training without levers in the same run; each round runs all levers in turn. A
+round is a separate training, whose first steps do not count. The time of a part is the median over all steps of all
+rounds. On a GPU, events measure the time of the device, so that the measurement causes no waiting.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ LEVERS = {
 
 
 def overrides_of(lever: str) -> list[str]:
-    """Of "bf16+compile": those of both."""
+    """Return the overrides of a lever; for several levers joined by +, such as "bf16+compile", those of all."""
     return [override for name in lever.split("+") for override in LEVERS[name]]
 
 
 def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row for each lever."""
+    """Return one row for each lever."""
     rows, cases, peaks = [], {}, {}
     for lever in ["none", *args.levers]:
         more = [] if lever == "none" else overrides_of(lever)
         cases[lever] = Case([f"model={model}", *args.overrides, *more], args.device)
         measuring.reset_memory(args.device)
-        cases[lever].timed(args.warm, 1)  # compiles
+        cases[lever].timed(args.warm, 1)  # compilation
         peaks[lever] = measuring.memory(args.device)
     flops, reads = cases["none"].audit()
     runs = {lever: lambda case=case: case.timed(args.warm, args.steps) for lever, case in cases.items()}
-    found = measuring.interleaved(runs, args.rounds)
+    rounds = measuring.interleaved(runs, args.rounds)
     matrix_products = {name: measuring.peak(args.device, dtype) for name, dtype in measuring.DTYPES.items()}
     for lever, case in cases.items():
-        steps = [step for one in found[lever] for step in one]
+        steps = [step for steps_of_round in rounds[lever] for step in steps_of_round]
         totals = [sum(step.values()) for step in steps]
         total = measuring.median(totals)
         parts = {part: measuring.median([step[part] for step in steps]) for part in PARTS}
@@ -105,20 +105,20 @@ COLUMNS = {
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print and, if wanted, write; returns what is written."""
+    """Measure and print, write JSON if `--json` is given, and return the results."""
     parser = measuring.parser(__doc__)
     parser.add_argument("--models", nargs="+", default=["ict"], choices=[*MODELS, "all"])
     parser.add_argument("--levers", nargs="*", default=[], help=f"{', '.join(LEVERS)}, or several joined by +")
-    parser.add_argument("--overrides", nargs="*", default=[], help="of train.py, such as data=cifar10 network=small")
-    parser.add_argument("--steps", type=int, default=10, help="that count, in each round")
-    parser.add_argument("--warm", type=int, default=6, help="that do not; the first five of RAdam are dearer")
+    parser.add_argument("--overrides", nargs="*", default=[], help="for train.py, such as data=cifar10 network=small")
+    parser.add_argument("--steps", type=int, default=10, help="measured steps of each round")
+    parser.add_argument("--warm", type=int, default=6, help="steps before them; RAdam's first five are slower")
     args = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", module="lightning")
-    found = measuring.machine(args)
+    results = measuring.machine(args)
     models = MODELS if "all" in args.models else args.models
-    found["rows"] = [row for model in models for row in measure(model, args)]
-    measuring.report(found, COLUMNS, args.json)
-    return found
+    results["rows"] = [row for model in models for row in measure(model, args)]
+    measuring.report(results, COLUMNS, args.json)
+    return results
 
 
 if __name__ == "__main__":

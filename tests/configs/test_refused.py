@@ -399,6 +399,8 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("model=ayf", "teacher", "run, ", "teacher=run"),
     ("model=facm schedule=lognormal_pair", "schedule", "steps that end at 0", "schedule=arctan_lognormal?"),
     ("model=shortcut schedule.sections=12", "schedule.sections", "a power of two", ""),
+    ("model=shortcut schedule.sigma_max=80", "schedule.sigma_max", "more than schedule.sections=128", ""),
+    ("model=imm schedule.highest=0.001", "schedule.highest", "more than schedule.lowest=0.006", ""),
     ("model=shortcut preconditioning=trigflow", "preconditioning", "predicts a velocity", ""),
     ("model=imm model.group=1", "model.group", "a whole number >= 2", ""),
     ("model=imm data.batch_size=6", "data.batch_size", "a multiple of 4", ""),

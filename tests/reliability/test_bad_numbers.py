@@ -221,5 +221,5 @@ def test_two_processes_agree_on_what_one_has_seen(tmp_path):
 
 @pytest.mark.parametrize("arguments", [{"policy": "go on"}, {"max_consecutive": 0}])
 def test_refuses_what_is_no_policy(arguments):
-    with pytest.raises(ValueError, match=r"callbacks\.finite\..* must be .*; got "):
+    with pytest.raises(ValueError, match=r"(policy|max_consecutive)=.* is not allowed\. Allowed: "):
         FiniteGuard(**arguments)

@@ -1,4 +1,4 @@
-"""What happens around a training step: weight averages, metrics, samples, validation, checkpoints, signals, NaN checks.
+"""Lightning callbacks around a training step: weight averages, metrics, samples, validation, checkpoints, NaN checks.
 
-Each is a Lightning callback that conf/callbacks names, except `checkpoint_format`, a plugin that writes the files.
+conf/callbacks selects the callbacks. `checkpoint_format` is Lightning's plugin that writes and reads checkpoint files.
 """

@@ -1,4 +1,4 @@
-"""When checkpoints are written and which are kept."""
+"""Schedule and retention of checkpoints."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ __all__ = ["Checkpoint"]
 
 
 class Checkpoint(StepCallback):
-    """Keeps `last.ckpt` and the one before it, numbered ones if asked for, and `best.ckpt` by the monitored metric.
+    """Saves `last.ckpt` and `previous.ckpt`, `best.ckpt` by the monitored metric, and optionally numbered checkpoints.
 
     Args:
-        folder: where they go.
+        folder: folder of the checkpoints.
         every_n_steps: optimiser steps between two saves of `last.ckpt`, at least 1; the end of training is always
-            saved. The replaced file becomes `previous.ckpt` if its digest is right.
-        keep_every: optimiser steps between two numbered checkpoints `step_00001800.ckpt`; None keeps none.
-        keep: how many numbered checkpoints stay, the newest; None keeps all. The newest good checkpoint always stays.
+            saved. The replaced file becomes `previous.ckpt` if its digest matches.
+        keep_every: optimiser steps between two numbered checkpoints `step_00001800.ckpt`; None writes none.
+        keep: number of numbered checkpoints to keep, the newest; None keeps all. The newest valid checkpoint is always
+            kept.
 
     Raises:
         ValueError: keep is given without keep_every, or is below 1.
@@ -46,7 +47,7 @@ class Checkpoint(StepCallback):
         return self.folder / "last.ckpt"
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
-        """Look at what an earlier process of this run left: a good checkpoint, or parts of one it was killed over."""
+        """Check the last checkpoint of an earlier process of this run, and delete partly written files."""
         super().on_train_start(trainer, method)
         if trainer.is_global_zero:
             for part in self.folder.glob(".*.part"):
@@ -55,7 +56,7 @@ class Checkpoint(StepCallback):
                 self._last_is_good = bool(digest_of(self.last))
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
-        """Save if this step is one to be saved."""
+        """Save according to `every_n_steps` and `keep_every`, and at the end."""
         keep = self.keep_every is not None and step % self.keep_every == 0
         if keep or step % self.every_n_steps == 0 or step == method.total_steps:
             self.save(trainer)
@@ -64,7 +65,7 @@ class Checkpoint(StepCallback):
             self.prune(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Write `last.ckpt`, unless this very step is in it already; anew if it was moved away since."""
+        """Write `last.ckpt`, unless the file exists and already holds this step."""
         if trainer.strategy.broadcast(self.saved_at != trainer.global_step or not self.last.is_file()):
             if self._last_is_good:
                 with suppress(FileNotFoundError):
@@ -73,7 +74,7 @@ class Checkpoint(StepCallback):
             self.saved_at, self._last_is_good = trainer.global_step, True
 
     def copy(self, trainer: Trainer, name: str) -> None:
-        """Give the newest checkpoint a second name, at no cost where the file system has hard links."""
+        """Copy `last.ckpt` to another name, by a hard link if the file system supports it."""
         if not trainer.is_global_zero:
             return
         part = self.folder / f".{name}.part"
@@ -85,7 +86,7 @@ class Checkpoint(StepCallback):
         os.replace(part, self.folder / name)
 
     def prune(self, trainer: Trainer) -> None:
-        """Delete the oldest numbered checkpoints beyond `keep`, never the newest good one of all."""
+        """Delete the oldest numbered checkpoints beyond `keep`, except the newest valid checkpoint of the folder."""
         if self.keep is None or not trainer.is_global_zero:
             return
         good = newest_good(self.folder)

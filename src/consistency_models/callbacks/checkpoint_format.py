@@ -1,4 +1,4 @@
-"""Lightning's plugin that stores checkpoints in this project's form."""
+"""Lightning's checkpoint plugin, which stores checkpoints in the format of this project."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["CheckpointFormat", "same_optimizer"]
 
 
 class CheckpointFormat(CheckpointIO):
-    """Lightning's plugin that stores what the trainer hands it in the form above, and hands it back.
+    """Converts Lightning's checkpoints to the format of `storage.checkpoints` and back.
 
     Args:
         config: the resolved configuration, plain dicts and lists.
-        images_seen: the count of images after a step.
-        teacher: path and digest of the teacher, whose weights are not stored; None without one.
+        images_seen: images_seen(k) is the number of images after step k.
+        teacher: path and digest of the teacher, whose weights are not stored; None without a teacher.
     """
 
     def __init__(self, config: dict[str, Any], images_seen: ImagesSeen, teacher: dict[str, str] | None = None) -> None:
         self.config, self.images_seen, self.teacher = config, images_seen, teacher
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write Lightning's checkpoint in this project's form."""
+        """Write Lightning's checkpoint in the format of this project."""
         rest = dict(checkpoint)
         weights = rest.pop("state_dict")
         callbacks = dict(rest.pop("callbacks", {}))
@@ -50,7 +50,7 @@ class CheckpointFormat(CheckpointIO):
         )
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict:
-        """Read a checkpoint back into the form that Lightning expects."""
+        """Read a checkpoint and convert it to Lightning's format."""
         content = read(path)
         rest = dict(content["trainer"])
         weights = {f"model.{name}": value for name, value in content["model"].items()}
@@ -75,7 +75,7 @@ def _processes() -> int:
 def same_optimizer(saved: dict[str, Any], config: dict[str, Any]) -> bool:
     """Whether the optimisers of two configurations have the same state, by the names of their classes.
 
-    torch's RAdam and the one of this package do.
+    torch's RAdam and this package's RAdam have the same state.
     """
     names = [part["optimizer"]["_target_"].rpartition(".")[2] for part in (saved, config) if "optimizer" in part]
     return len(set(names)) < 2

@@ -1,4 +1,4 @@
-"""Device figures read one step late, so that the host never waits for the device."""
+"""Device values that are read one step late, so that the host does not wait for the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Deferred"]
 
 
 class Deferred:
-    """Numbers on their way from the device to the host: copied when made, read when a later step asks for them.
+    """Asynchronous copy of scalars from the device to the host. The copy starts here; a later step calls `read`.
 
     Args:
         values: scalar tensors by name, on one device.
@@ -26,7 +26,7 @@ class Deferred:
             self.event.record()
 
     def read(self) -> dict[str, float]:
-        """The numbers; waits only if the device is still more than the asked-for step behind."""
+        """Return the values; waits only if the device has not reached the copy."""
         if self.event is not None:
             self.event.synchronize()
         return dict(zip(self.names, self.host.tolist()))

@@ -16,12 +16,13 @@ __all__ = ["WeightEMA"]
 
 
 class WeightEMA(StepCallback):
-    """Keeps averages of the model's parameters, one for each decay:  θ̄ ← β θ̄ + (1 - β) θ  after every optimiser step.
+    """Updates averages of the model's parameters, one for each decay:  θ̄ ← β θ̄ + (1 - β) θ  after each optimiser step.
 
-    The copies start at the initial weights; buffers are not averaged. In the checkpoint they are named plain tensors.
+    The averages start at the initial weights; buffers are not averaged. A checkpoint stores the averages as named plain
+    tensors.
 
     Args:
-        profile: names and decays, as `consistency_models.optim.ema.Constant`.
+        profile: names and decays, such as `consistency_models.optim.ema.Constant`.
     """
 
     state_key = "WeightEMA"
@@ -33,20 +34,20 @@ class WeightEMA(StepCallback):
         self._restored: dict[str, dict[str, Tensor]] = {}
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
-        """Start the averages at the weights, or where the checkpoint left them."""
+        """Initialise the averages from the weights, or from the checkpoint."""
         super().on_train_start(trainer, method)
         self.names = [name for name, _ in method.model.named_parameters()]
         for name in self.profile.names:
             saved = self._restored.get(name)
             start = method.weights if saved is None else [saved[key] for key in self.names]
-            # laid out as the parameters are: otherwise one multi-tensor kernel becomes one kernel a tensor
+            # Same memory layout as the parameters; otherwise torch runs one kernel per tensor, not a multi-tensor one.
             self.averages[name] = [
                 torch.empty_like(p).copy_(tensor.detach()) for tensor, p in zip(start, method.weights)
             ]
         self._restored = {}
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
-        """θ̄ ← β θ̄ + (1 - β) θ, but for a step that was left out."""
+        """Update the averages, θ̄ ← β θ̄ + (1 - β) θ; a skipped step changes nothing."""
         if method.skipped:
             return
         decays = self.profile.decays(step - 1, batch.rows.total)
@@ -55,7 +56,7 @@ class WeightEMA(StepCallback):
 
     @contextmanager
     def applied(self, method: LightningModule, name: str | None = None) -> Iterator[str]:
-        """Within the block the model has the averaged weights (by default the first average) and is in eval mode."""
+        """Put an average (by default the first) into the model, in eval mode, within the block."""
         name = next(iter(self.averages)) if name is None else name
         parameters = [p.detach() for p in method.weights]
         trained = [p.clone() for p in parameters]

@@ -1,4 +1,4 @@
-"""What happens when the numbers of a step are not finite: the run stops and saves nothing of it, or leaves it out."""
+"""Detection of steps with NaN or Inf: the run stops without saving, or skips the step."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ class NonFiniteError(RuntimeError):
 
 
 class FiniteGuard(StepCallback):
-    """Watches the loss and the norm of the gradient of every step; both are those of the global batch on every process.
+    """Checks the loss and the gradient norm of every step. Both are those of the global batch on every process.
 
-    `stop`: raises `NonFiniteError`. The figures are read one step late and before every save, so a step costs no
-    synchronisation, and no checkpoint ever holds the damage.
+    `stop`: raises `NonFiniteError`. The values are read one step late and before every save, so that a step needs no
+    synchronisation, and no checkpoint holds weights after a non-finite step.
 
-    `skip`: the step is left out. Weights, their averages, the target network and the optimiser stay as they are (the
-    gradients are taken away, so the optimiser finds nothing to do), and the step still counts as step k. Optimisers
-    keep their step numbers on the host: whether this step is one of theirs must be known there, one wait a step.
+    `skip`: skips the step. Weights, their averages, the target network and the optimiser do not change (the gradients
+    are removed, so that the optimiser has nothing to do), and the step still counts as step k. Optimisers keep their
+    step counts on the host, so the host must know whether to skip: one synchronisation per step.
 
-    With float16 (`precision=16-mixed`) a gradient overflows while the loss scale is being found: such steps are left
-    out with either policy, and a loss that is not finite is treated as the policy says.
+    With float16 (`precision=16-mixed`) gradients overflow while the loss scale is adapted. Such steps are skipped with
+    either policy. For a loss that is not finite, the policy decides.
 
-    A bad step is recorded in `non_finite.jsonl` of the run folder: step, seed, loss, gradient norm, the images of its
-    global batch, and which of them are not finite. As every random number is a function of (seed, step), training on
-    from the checkpoint before it does the step again.
+    A non-finite step is recorded in `non_finite.jsonl` of the run folder: step, seed, loss, gradient norm, the images
+    of its global batch, and which of them are not finite. Since every random number is a function of (seed, step),
+    resuming from the previous checkpoint repeats the step.
 
     Args:
         policy: stop or skip.
-        max_consecutive: more steps than this left out in a row stop the run, too; at least 1.
+        max_consecutive: a run stops after more consecutive skipped steps than this; at least 1.
 
     Raises:
         ValueError: the policy is neither, or max_consecutive is below 1.
@@ -64,7 +64,7 @@ class FiniteGuard(StepCallback):
         self._waiting: tuple[int, Deferred] | None = None
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
-        """Forget what was recorded of steps that are now done again."""
+        """Delete records of steps that will be repeated."""
         super().on_train_start(trainer, method)
         file = Path(trainer.default_root_dir) / RECORD
         if trainer.is_global_zero and file.exists():
@@ -72,7 +72,7 @@ class FiniteGuard(StepCallback):
             file.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= trainer.global_step))
 
     def on_before_optimizer_step(self, trainer: Trainer, method: LightningModule, optimizer) -> None:
-        """Take the step's figures; where steps may be left out, take this one's gradients away if it is bad."""
+        """Store loss and gradient norm; if steps may be skipped, remove the gradients of a non-finite step."""
         self._figures = _figures(trainer, method)
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         if self.policy == "stop" and not scaled:
@@ -91,13 +91,13 @@ class FiniteGuard(StepCallback):
         optimizer.zero_grad(set_to_none=True)
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
-        """Check the step before this one; send this one's figures on their way."""
+        """Check the previous step, and start copying the values of this step to the host."""
         self.check(trainer)
         if not method.skipped:
             self._waiting = (step, Deferred(self._figures))
 
     def check(self, trainer: Trainer) -> None:
-        """Read the waiting figures.
+        """Read the waiting values.
 
         Raises:
             NonFiniteError: the step was not finite.
@@ -110,10 +110,10 @@ class FiniteGuard(StepCallback):
             raise _error(trainer, step, **figures)
 
     def on_save_checkpoint(self, trainer: Trainer, method: LightningModule, checkpoint: dict) -> None:
-        """Refuse to save weights that a bad step has touched.
+        """Refuse to save weights after a non-finite step.
 
         Raises:
-            NonFiniteError: a step was not finite, or the weights are not: they can overflow by a finite gradient.
+            NonFiniteError: a step was not finite, or the weights are not: a finite gradient can make them overflow.
         """
         self.check(trainer)
         weights = [value for value in checkpoint["state_dict"].values() if value.is_floating_point()]
@@ -124,11 +124,11 @@ class FiniteGuard(StepCallback):
             )
 
     def state_dict(self) -> dict[str, int]:
-        """How many steps were left out, in all and in a row."""
+        """Return the number of skipped steps, in total and in a row."""
         return {"skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on counting."""
+        """Restore the counts of the checkpoint."""
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
 
 
@@ -136,7 +136,7 @@ ADVICE = "Lower optimizer.lr, set trainer.gradient_clip_val, or use trainer.prec
 
 
 def _step_of(line: str) -> float:
-    """The step of a record; infinite for a line that a full disk has cut off."""
+    """The step of a record; infinite for a line that was truncated by a full disk."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -144,9 +144,9 @@ def _step_of(line: str) -> float:
 
 
 def _figures(trainer: Trainer, method: LightningModule) -> dict[str, Tensor]:
-    """Loss and gradient norm of the step, the same on all processes; on the device.
+    """Loss and gradient norm of the step, on the device; the same on all processes.
 
-    DDP has made the gradients equal. The loss is needed, too: |online - NaN| has the gradient sign(NaN) = 0.
+    DDP averages the gradients. The loss is checked, too, because |online - NaN| has the gradient sign(NaN) = 0.
     """
     loss = torch.stack(method.monitored["train/loss"]).mean()
     if trainer.world_size > 1:
@@ -156,7 +156,7 @@ def _figures(trainer: Trainer, method: LightningModule) -> dict[str, Tensor]:
 
 
 def _record(trainer: Trainer, step: int, loss: float, norm: float) -> list[int]:
-    """Write down the step, on the first process; returns the rows of its global batch that are not finite."""
+    """Record the step on the first process, and return the rows of its global batch that are not finite."""
     sampler, source = trainer.train_dataloader.sampler, trainer.train_dataloader.dataset
     rows = BatchRandom(sampler.seed, step - 1, sampler.total, slice(0, sampler.total))
     indices = sampler.indices(rows)
@@ -172,12 +172,12 @@ def _record(trainer: Trainer, step: int, loss: float, norm: float) -> list[int]:
 
 def _error(trainer: Trainer, step: int, loss: float, norm: float) -> NonFiniteError:
     bad = _record(trainer, step, loss, norm)
-    what = "loss" if math.isfinite(norm) else "gradient"
+    source = "loss" if math.isfinite(norm) else "gradient"
     images = f", {len(bad)} of its images are not finite" if bad else ""
     folder = trainer.default_root_dir
     return NonFiniteError(
-        f"the {what} of step {step} is NaN or Inf (loss {loss:g}, gradient norm {norm:g}{images}); training stopped "
-        f"and nothing of it was saved. It is recorded in {Path(folder) / RECORD}. {ADVICE}; "
-        "callbacks.finite.policy=skip leaves such steps out; "
-        f"{pasteable('ckpt_path', folder)} +trainer.detect_anomaly=true does it again and names the operation"
+        f"the {source} of step {step} is NaN or Inf (loss {loss:g}, gradient norm {norm:g}{images}); training stopped "
+        f"and the step was not saved. {Path(folder) / RECORD} records the step. {ADVICE}; "
+        "callbacks.finite.policy=skip skips such steps; "
+        f"{pasteable('ckpt_path', folder)} +trainer.detect_anomaly=true repeats the step and names the operation"
     )

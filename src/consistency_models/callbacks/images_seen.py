@@ -1,4 +1,4 @@
-"""How many images a run has trained on."""
+"""The number of images on which a run has trained."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["ImagesSeen"]
 
 @dataclass(frozen=True)
 class ImagesSeen:
-    """images_seen(k) = images + (k - step)·batch_size: right also for a run that went on with another batch size.
+    """images_seen(k) = images + (k - step)·batch_size, also for a run that resumes with another batch size.
 
     Args:
-        batch_size: images of a step, from now on.
-        step: the step of the checkpoint that the run goes on from, at least 0.
-        images: what had been seen by then, at least 0.
+        batch_size: images of a step after `step`.
+        step: step of the checkpoint from which the run resumes, at least 0.
+        images: images seen until `step`, at least 0.
     """
 
     batch_size: int
@@ -22,9 +22,9 @@ class ImagesSeen:
     images: int = 0
 
     def __call__(self, k: int) -> int:
-        """Images of the steps 1 to k, for k >= step."""
+        """Count the images of the steps 1 to k, for k >= step."""
         return self.images + (k - self.step) * self.batch_size
 
     def steps_until(self, images: int) -> int:
-        """The first step k >= step at which so many images have been seen."""
+        """Return the first step k >= step with images_seen(k) >= images."""
         return self.step + max(0, -(-(images - self.images) // self.batch_size))

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much a computation needs."""
+"""Available memory, and the memory that a computation needs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FILES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "mem
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made within the block and alive at the same time.
+    """Counts the bytes of live tensors that are created within the block.
 
-    The count is of torch's tensors on any device. Work space that a library takes for one operation is not in it.
+    The count includes torch's tensors on any device. It does not include work space of libraries within an operation.
 
     Attributes:
-        trace: bytes after each operation.
+        trace: bytes of live tensors after each operation.
     """
 
     def __init__(self) -> None:
@@ -53,10 +53,10 @@ class PeakMemory(TorchDispatchMode):
 
 
 def peak_of(n: int, one: list[int], two: list[int]) -> int:
-    """Bytes that n images need, by the traces of one image and of two:  max_i one_i + (n - 1)·(two_i - one_i).
+    """Extrapolate the bytes of n images from the traces of one and two images:  max_i one_i + (n - 1)·(two_i - one_i).
 
-    The maximum is over operations, since the operation that needs most is another one in a large batch. Where the two
-    differ in their operations, n/2 times the peak of two.
+    The maximum is over operations, since the peak of a large batch can be at another operation. If the traces differ in
+    length, the result is n/2 times the peak of two images.
     """
     if len(one) != len(two):
         return -(-n * max(two) // 2)
@@ -64,26 +64,26 @@ def peak_of(n: int, one: list[int], two: list[int]) -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that this process may still take on the device: of a GPU what is free, of a CPU also the cgroup's rest."""
+    """Memory that this process can still allocate on the device; on a CPU also limited by the process's cgroup."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return min(_of_the_machine(), _of_the_cgroup())
+    return min(_machine_bytes(), _cgroup_bytes())
 
 
-def _of_the_machine() -> int:
+def _machine_bytes() -> int:
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # not Linux: half of what the machine has
+    except (OSError, KeyError, ValueError):  # not Linux: half of the physical memory
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def _of_the_cgroup() -> int:
-    """What the limit of the process's container or Slurm job leaves; file caches count as free."""
-    rest = [2**63]
+def _cgroup_bytes() -> int:
+    """Memory left below the limit of the process's container or Slurm job; file caches count as free."""
+    free = [2**63]
     for limit_file, usage_file in FILES:
         for folder in _cgroup_folders(limit_file):
             try:
@@ -93,22 +93,22 @@ def _of_the_cgroup() -> int:
             except (OSError, ValueError):  # no such controller, or "max"
                 continue
             cache = int(stat.get("inactive_file", stat.get("total_inactive_file", 0)))
-            rest.append(max(0, limit - usage + cache))
-    return min(rest)
+            free.append(max(0, limit - usage + cache))
+    return min(free)
 
 
 def _cgroup_folders(limit_file: str) -> list[Path]:
-    """The process's cgroup and those above it, as far as they can be seen."""
+    """The visible folders of the process's cgroup and its ancestors."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
     controller = str(Path(limit_file).parent) if "/" in limit_file else ""
     root = CGROUP / controller
-    found = [root]
+    folders = [root]
     for line in lines:
         _, names, path = line.split(":", 2)
         if controller in names.split(","):
             own = root / path.lstrip("/")
-            found += [folder for folder in (own, *own.parents) if root in folder.parents]
-    return found
+            folders += [folder for folder in (own, *own.parents) if root in folder.parents]
+    return folders

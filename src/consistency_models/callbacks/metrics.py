@@ -1,4 +1,4 @@
-"""What is logged of a training step: loss, its quartiles by noise level, gradient norm, schedules, throughput."""
+"""Logged metrics of a training step: loss, its quartiles by noise level, gradient norm, schedules, throughput."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["TrainMetrics"]
 
 
 class TrainMetrics(StepCallback):
-    """Logs one row every `every_n_steps` optimiser steps, with the figures of that step: a resumed run logs the same.
+    """Logs one row every `every_n_steps` optimiser steps, with the values of that step. A resumed run logs the same.
 
-    Gradient norms are taken at every step: `FiniteGuard` watches them.
+    The gradient norm is computed at every step, since `FiniteGuard` checks it.
 
     Args:
         every_n_steps: optimiser steps between two rows, at least 1.
@@ -27,39 +27,39 @@ class TrainMetrics(StepCallback):
     @checked
     def __init__(self, every_n_steps: Size = 50) -> None:
         self.every_n_steps = every_n_steps
-        self.latest: dict[str, float] = {}  # the newest row that has arrived, for the progress bar and the summary
+        self.latest: dict[str, float] = {}  # the last row that was read, for the progress bar and the summary
         self.images_per_second = float("nan")
         self._waiting: tuple[int, dict[str, float], Deferred] | None = None
-        self._began: tuple[float, int] | None = None  # time and step at which the row that is being gathered began
+        self._began: tuple[float, int] | None = None  # time and step of the start of the current row
         self._seconds = self._images = self._teacher_calls = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, method: LightningModule, batch, batch_index: int) -> None:
-        """Start a row's clock with its first step: what comes between two rows, such as pictures, does not count."""
+        """Start the clock of a row at its first step. Time between rows, such as that of pictures, does not count."""
         if self._began is None:
             self._began = (time.perf_counter(), trainer.global_step)
 
     def on_before_optimizer_step(self, trainer: Trainer, method: LightningModule, optimizer) -> None:
-        """The norm of the whole gradient, before clipping."""
+        """Compute the norm of the whole gradient, before clipping."""
         gradients = [p.grad for p in method.trainable if p.grad is not None]
-        # as torch.nn.utils.get_total_norm, which sorts the gradients by device at each step for 40 % of the time
+        # Same result as torch.nn.utils.get_total_norm, which spends 40 % of its time sorting gradients by device.
         norms = torch.stack(torch._foreach_norm(gradients))
         method.monitored["train/gradient_norm"] = [torch.linalg.vector_norm(norms)]
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
-        """Send this step's figures on their way if it is to be logged; log those that have arrived."""
+        """Log the waiting row, and start copying the values of this step to the host if it is to be logged."""
         self.flush(trainer)
         if step % self.every_n_steps and step != method.total_steps:
             return
-        figures = {name: torch.stack(values).mean() for name, values in method.monitored.items()}
+        means = {name: torch.stack(values).mean() for name, values in method.monitored.items()}
         if trainer.world_size > 1:
-            figures = {name: trainer.strategy.reduce(value, reduce_op="mean") for name, value in figures.items()}
-        figures |= _quartiles(trainer, method)
-        self._waiting = (step, self.host_figures(trainer, method, batch, step), Deferred(figures))
+            means = {name: trainer.strategy.reduce(value, reduce_op="mean") for name, value in means.items()}
+        means |= _quartiles(trainer, method)
+        self._waiting = (step, self.host_figures(trainer, method, batch, step), Deferred(means))
         if step == method.total_steps:
             self.flush(trainer)
 
     def host_figures(self, trainer: Trainer, method: LightningModule, batch, step: int) -> dict[str, float]:
-        """What is known without the device."""
+        """Return the metrics that the host knows: learning rate, counts, throughput, schedules."""
         k, K = step - 1, method.total_steps
         (began, first), self._began = self._began, None
         seconds, images = time.perf_counter() - began, (step - first) * batch.rows.total
@@ -80,35 +80,35 @@ class TrainMetrics(StepCallback):
         return figures
 
     def flush(self, trainer: Trainer) -> None:
-        """Hand the waiting row to the loggers."""
+        """Read the waiting row and pass it to the loggers."""
         if self._waiting is None:
             return
-        step, known, deferred = self._waiting
+        step, host_figures, deferred = self._waiting
         self._waiting = None
-        self.latest = deferred.read() | known
+        self.latest = deferred.read() | host_figures
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step=step)
 
     def on_save_checkpoint(self, trainer: Trainer, method: LightningModule, checkpoint: dict) -> None:
-        """Log the waiting row first: a run that is killed after the save goes on after this step."""
+        """Log the waiting row first: a run that is killed after the save resumes after this step."""
         self.flush(trainer)
 
     def summary(self) -> dict[str, float]:
-        """What summary.json says of speed and cost, from the rows that this process logged."""
+        """Speed and cost for summary.json, from the rows that this process logged."""
         return {
             "images_per_second": self._images / max(self._seconds, 1e-9),
             "teacher_calls_per_image": self._teacher_calls / max(self._images, 1),
         }
 
     def on_exception(self, trainer: Trainer, method: LightningModule, exception: BaseException) -> None:
-        """Log the last figures: they are what one looks at after a failure."""
+        """Log the last row, which helps to find the cause of a failure."""
         self.flush(trainer)
 
 
 def _quartiles(trainer: Trainer, method: LightningModule) -> dict[str, Tensor]:
-    """The mean loss in each quartile of the levels of the global batch, the same for any number of processes."""
-    mine = torch.stack(method.losses_by_level)  # (micro-batches, 2, B)
-    pairs = trainer.strategy.all_gather(mine).reshape(trainer.world_size, *mine.shape)
-    levels, losses = pairs.permute(2, 1, 0, 3).flatten(1)  # in the order of the global batch, which breaks ties
+    """Mean loss in each quartile of the levels of the global batch, the same for any number of processes."""
+    local = torch.stack(method.losses_by_level)  # (micro-batches, 2, B)
+    pairs = trainer.strategy.all_gather(local).reshape(trainer.world_size, *local.shape)
+    levels, losses = pairs.permute(2, 1, 0, 3).flatten(1)  # order of the global batch, which decides ties
     quartiles = losses[levels.argsort(stable=True)].tensor_split(4)
     return {f"train/loss_quartile{i}": quartile.mean() for i, quartile in enumerate(quartiles, start=1)}

@@ -1,4 +1,4 @@
-"""`trainer.accumulate_grad_batches=auto`: as many micro-batches as a step needs to fit into the memory."""
+"""`trainer.accumulate_grad_batches=auto`: the smallest number of micro-batches with which a step fits into memory."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ log = logging.getLogger(__name__)
 
 __all__ = ["MicroBatches"]
 
-SHARE = 0.7  # of the available memory that a step may take on a CPU: the rest is for work space and fragmentation
-FEW = 0.25  # a bound below this share needs no trial
-COPIES = 4  # of each layer's output that a step keeps, at most, in the bound
+SHARE = 0.7  # share of the available memory for a step on a CPU; the rest is for work space and fragmentation
+FEW = 0.25  # a bound below this share of the memory needs no trial
+COPIES = 4  # upper bound of the copies of each layer's output that a step keeps
 
 
 class MicroBatches(Callback):
     """Chooses the number of micro-batches of a step before the first step: the smallest power of two that fits.
 
-    All numbers of a step are drawn for the global batch, so the number changes no result beyond rounding.
+    Random numbers of a step are drawn for the global batch, so that the number changes results only by rounding.
 
-    CUDA: one forward and backward pass is tried; when it runs out of memory, the number is doubled. Elsewhere running
-    out of memory ends the process, so the passes of one and of two images are measured and extrapolated. A small
-    training pays for neither: a bound on its layers' outputs says that it fits.
+    On CUDA, a trial runs one forward and backward pass and doubles the number after each out-of-memory error. On other
+    devices running out of memory ends the process. There, the memory of passes of one and two images is measured and
+    extrapolated. A small training needs no trial: a bound on the outputs of its layers proves that it fits.
 
-    The trial leaves weights, optimiser, averages and random numbers as they are. All processes take the largest number
-    that one of them needs. A run that goes on begins with the number of its checkpoint.
+    The trial does not change weights, optimiser, averages and random numbers. All processes use the largest number
+    that any of them needs. A resumed run starts with the number of its checkpoint.
 
     Args:
-        forecast: is told how long a step takes.
-        step: the step that the run begins with.
+        forecast: receives the measured time of a step.
+        step: first step of the run.
 
     Raises:
-        ConfigError: not even the smallest micro-batch fits.
+        ConfigError: the smallest micro-batch does not fit.
     """
 
     state_key = "MicroBatches"
@@ -53,8 +53,8 @@ class MicroBatches(Callback):
         self.count = 1
 
     def on_fit_start(self, trainer: Trainer, method: LightningModule) -> None:
-        """Choose, before the data loader is made."""
-        method.on_fit_start()  # the teacher's memory counts, too
+        """Choose the number, before the data loader is created."""
+        method.on_fit_start()  # loads the teacher, which also takes memory
         local = trainer.datamodule.batch_size // trainer.world_size
         device, candidates = method.device, list(_powers_of_two(local, self.count))
         free = available_bytes(device)
@@ -73,7 +73,7 @@ class MicroBatches(Callback):
             if count is None:
                 smallest = local // candidates[-1]
                 reason = f"{smallest} images at a time need more memory than the {free / 2**30:.1f} GiB that are free"
-                fix = "choose a smaller network, or a batch size with a larger power of two in it"
+                fix = "choose a smaller network, or a batch size that is divisible by a larger power of two"
                 allowed = "a batch of which one micro-batch fits into the memory"
                 raise ConfigError("data.batch_size", trainer.datamodule.batch_size, allowed, fix, reason=reason)
             log.info(
@@ -84,7 +84,7 @@ class MicroBatches(Callback):
         trainer.accumulate_grad_batches = self.count
 
     def _try(self, trainer: Trainer, method: LightningModule, candidates: list[int], free: int) -> int | None:
-        """The first number whose micro-batch passes."""
+        """Return the first number whose micro-batch runs without an out-of-memory error, or None."""
         for count in candidates:
             reserved = None
             try:
@@ -99,25 +99,25 @@ class MicroBatches(Callback):
         return None
 
     def _extrapolate(self, trainer: Trainer, method: LightningModule, candidates: list[int], free: int) -> int | None:
-        """The first number whose micro-batch needs no more than there is, by the passes of one and two images."""
+        """Return the first number that fits, extrapolated from passes of one and two images, or None."""
         local, traces = trainer.datamodule.batch_size // trainer.world_size, []
-        for images in (1, 1, 2):  # the first pass also makes what a network keeps
+        for images in (1, 1, 2):  # the first pass also allocates buffers that stay allocated
             with PeakMemory() as memory:
                 started = time.perf_counter()
                 self._pass(trainer, method, min(images, local))
                 seconds = time.perf_counter() - started
             traces.append(memory.trace)
             self._clean_up(method)
-        self.forecast.tell(
+        self.forecast.warn_if_long(
             seconds / 2 * local,
             *(method.total_steps - self.step, method.device),
-            margin=4,  # two images at a time are slower than many
+            margin=4,  # a pass of two images takes more time per image than a larger pass
         )
         limit = SHARE * free - _later_bytes(trainer, method)
         return next((count for count in candidates if peak_of(local // count, *traces[1:]) <= limit), None)
 
     def _pass(self, trainer: Trainer, method: LightningModule, images: int) -> None:
-        """Forward and backward of the first so many rows of the batch."""
+        """Run forward and backward on the first `images` rows of the batch."""
         data = trainer.datamodule
         sampler = StepSampler(data.source.n, data.batch_size, data.seed, period=data.overfit_steps)
         rows = BatchRandom(data.seed, self.step, data.batch_size, slice(0, images))
@@ -140,16 +140,16 @@ class MicroBatches(Callback):
             torch.cuda.reset_peak_memory_stats(method.device)
 
     def state_dict(self) -> dict[str, int]:
-        """The number, so that a run that goes on rounds as it did."""
+        """Return the number, so that a resumed run rounds as before."""
         return {"count": self.count}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin with the checkpoint's number."""
+        """Start with the number of the checkpoint."""
         self.count = state["count"]
 
 
 def _powers_of_two(local: int, first: int) -> Iterator[int]:
-    """Numbers of micro-batches into which `local` images can be divided, from `first` on if that divides them."""
+    """Yield powers of two that divide `local`, times `first` if `first` divides `local`."""
     count = first if local % first == 0 else 1
     while local % count == 0:
         yield count
@@ -157,15 +157,15 @@ def _powers_of_two(local: int, first: int) -> Iterator[int]:
 
 
 def _later_bytes(trainer: Trainer, method: LightningModule) -> int:
-    """What comes after the first pass: two numbers a weight in the optimiser, and the averages."""
+    """Bytes that are allocated after the first pass: two numbers per weight in the optimiser, and the averages."""
     averages = sum(len(c.profile.names) for c in trainer.callbacks if isinstance(c, WeightEMA))
     return (2 + averages) * sum(p.nbytes for p in method.parameters() if p.requires_grad)
 
 
 def _bound(trainer: Trainer, method: LightningModule, images: int) -> float:
-    """Bytes that a step of a network of convolutions surely does not exceed: each layer's output at full size.
+    """Upper bound of the bytes of a step of a convolutional network, from each layer's output at full size.
 
-    Infinite for a distance that is a network itself.
+    Infinite for a distance that is a network.
     """
     if hasattr(method.distance, "prepare"):
         return float("inf")

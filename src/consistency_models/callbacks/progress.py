@@ -1,4 +1,4 @@
-"""The progress bar: steps, loss, images a second, time left."""
+"""The progress bar: steps, loss, images per second, remaining time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["ProgressBar"]
 
 
 class ProgressBar(StepCallback):
-    """A bar over all optimiser steps; loss and images/s are the newest that were logged, so it waits for no device.
+    """Shows a bar over all optimiser steps. Loss and images/s are the last logged values, so the bar does not wait.
 
-    Where the output is no terminal, a line every tenth of the way instead.
+    If the output is no terminal, prints a line after every tenth of the steps.
     """
 
     needs_callbacks = ("metrics",)
@@ -24,7 +24,7 @@ class ProgressBar(StepCallback):
         self.task = 0
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
-        """Show the bar, on the first process only."""
+        """Show the bar on the first process."""
         super().on_train_start(trainer, method)
         if not trainer.is_global_zero:
             return
@@ -43,12 +43,12 @@ class ProgressBar(StepCallback):
             self.bar.start()
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
-        """Move the bar."""
+        """Update the bar."""
         if self.bar is None:
             return
         metrics = next(c for c in trainer.callbacks if isinstance(c, TrainMetrics))
         latest, total = "", method.total_steps
-        if "train/loss" in metrics.latest:  # nothing is known before the first figures have been logged
+        if "train/loss" in metrics.latest:  # empty until the first row is logged
             latest = f"loss {metrics.latest['train/loss']:.4g}  {metrics.images_per_second:.0f} images/s"
         self.bar.update(self.task, completed=step, description=latest)
         if not self.bar.console.is_terminal and step * 10 // total != (step - 1) * 10 // total:
@@ -57,7 +57,7 @@ class ProgressBar(StepCallback):
             self.bar.console.print("  ".join(filter(None, (f"step {step}/{total}", latest, time_left))))
 
     def teardown(self, trainer: Trainer, method: LightningModule, stage: str) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None

@@ -1,4 +1,4 @@
-"""Pictures of what the averaged weights generate, always from the same noise."""
+"""Pictures of samples of the averaged weights, always from the same noise."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ __all__ = ["SampleGrids"]
 
 
 class SampleGrids(StepCallback):
-    """`step_00001800_1step.png` every `every_n_steps` steps; at the end `final.png`, all step counts of the same noise.
+    """Saves `step_00001800_1step.png` every `every_n_steps` steps, and at the end `final.png` with all step counts.
 
-    The noise of an image depends on the seed and its place alone: pictures compare over time and between runs.
+    The noise of an image depends only on the seed and its position, so that pictures can be compared over time and
+    between runs.
 
     Args:
-        folder: where they go.
+        folder: folder of the pictures.
         every_n_steps: optimiser steps between two pictures, at least 1.
         columns, rows: images in a picture; with classes, ten columns show one class each.
-        points: how many points a picture of low-dimensional data has.
+        points: points in a picture of low-dimensional data.
         generator: samples from the model in training.
-        evaluation: has the data, which points are shown beside.
+        evaluation: holds the data; pictures of points show the data, too.
         settings: `steps` (step counts) and `seed`.
     """
 
@@ -59,12 +60,12 @@ class SampleGrids(StepCallback):
         self.generator, self.evaluation, self.settings = generator, evaluation, settings
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
-        """Draw if it is time to."""
+        """Draw every `every_n_steps` steps and at the end."""
         if trainer.is_global_zero and (step % self.every_n_steps == 0 or step == method.total_steps):
             self.draw(trainer, method, step)
 
     def draw(self, trainer: Trainer, method: LightningModule, step: int) -> None:
-        """Sample with every step count, save the pictures, hand them to the loggers that take pictures."""
+        """Sample with every step count, save the pictures, and pass them to the loggers that support images."""
         ema = next(c for c in trainer.callbacks if isinstance(c, WeightEMA))
         n = self.columns * self.rows if self.generator.clamp else self.points
         with ema.applied(method) as weights:
@@ -85,7 +86,7 @@ class SampleGrids(StepCallback):
                     logger.log_image(f"samples/{steps}step", [str(path)], step=step)
 
     def save(self, path: Path, images: dict[str, Tensor], title: str) -> None:
-        """A grid of images, a comparison of several, or a scatter plot of points beside the data."""
+        """Save a grid of images, a comparison of several grids, or a scatter plot of points beside the data."""
         if not self.generator.clamp:
             save_scatter(path, {"data": self.evaluation.data.images[: self.points], **images}, title)
             return

@@ -1,4 +1,4 @@
-"""Stops a run in good order when it is told to."""
+"""Saving and stopping on a signal."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ __all__ = ["StopOnSignal"]
 class StopOnSignal(StepCallback):
     """On SIGTERM, SIGUSR1 or Ctrl-C: finish the step, save `last.ckpt`, stop.  A second signal has its usual effect.
 
-    Several processes must stop after the same step, whichever of them were told to. They ask one another after each
-    step and hear the answer one step later, so that none of them waits for its device.
+    Several processes must stop after the same step, whichever of them received the signal. They reduce a stop flag
+    after each step and read the result one step later, so that no process waits for its device.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[int, object] = {}
-        self._asked: Deferred | None = None
+        self._stop_flag: Deferred | None = None
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
-        """Listen.
+        """Install the signal handlers.
 
         Raises:
-            StoppedBySignal: a signal came before training.
+            StoppedBySignal: a signal was received before training.
         """
         super().on_train_start(trainer, method)
         raise_if_stopped()
@@ -39,18 +39,18 @@ class StopOnSignal(StepCallback):
             self._before[number] = signal.signal(number, self.receive)
 
     def receive(self, number: int, frame: object) -> None:
-        """Note the signal; the next one has its usual effect."""
+        """Store the signal, and restore the handlers: the next signal has its usual effect."""
         self.received = signal.Signals(number)
         self.restore()
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
-        """Save and stop if a signal came during this step (with several processes: before it, on any of them)."""
+        """Save and stop if a signal was received during this step (with several processes: before it, by any)."""
         stop = self.received is not None
         if trainer.world_size > 1:
             stop_flag = torch.full((), float(stop), device=method.device)
             torch.distributed.all_reduce(stop_flag)
-            before, self._asked = self._asked, Deferred({"stop": stop_flag})
-            stop = before is not None and before.read()["stop"] > 0
+            previous, self._stop_flag = self._stop_flag, Deferred({"stop": stop_flag})
+            stop = previous is not None and previous.read()["stop"] > 0
         if stop:
             checkpoint = next(c for c in trainer.callbacks if isinstance(c, Checkpoint))
             checkpoint.save(trainer)
@@ -58,15 +58,15 @@ class StopOnSignal(StepCallback):
             raise StoppedBySignal(f"after step {step}", name, together=True)
 
     def restore(self) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
     def on_train_end(self, trainer: Trainer, method: LightningModule) -> None:
-        """Give the signals back, before Lightning does the same with what it found."""
+        """Restore the signal handlers before Lightning restores the handlers that it replaced."""
         self.restore()
 
     def on_exception(self, trainer: Trainer, method: LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         self.restore()

@@ -1,4 +1,4 @@
-"""Signals that end a job: turned into one exception, without importing torch."""
+"""Conversion of the signals that end a job into one exception. The module does not import torch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if
 
 
 class StoppedBySignal(BaseException):
-    """A signal ended the job. The exception is no `Exception`, so that no library mistakes it for an error of its own.
+    """A signal ended the job. A subclass of `BaseException`, so that libraries do not catch it as their own error.
 
     Args:
         when: for instance "after step 3".
-        name: of the signal.
-        together: all processes of the training stop after the same step.
+        name: name of the signal.
+        together: whether all processes of the training stop after the same step.
     """
 
     def __init__(self, when: str, name: str, together: bool = False) -> None:
@@ -26,15 +26,15 @@ class StoppedBySignal(BaseException):
         self.together = together
 
 
-_depth = 0  # of `stoppable` blocks
-_received: list[str] = []  # names of signals whose exception was perhaps lost
+_depth = 0  # number of nested `stoppable` blocks
+_received: list[str] = []  # names of received signals, whose exception may be lost
 
 
 def raise_if_stopped() -> None:
-    """Raise again what a signal has raised in vain: Python drops exceptions in finalizers, some libraries others.
+    """Raise the exception of a signal again. Python drops exceptions in finalizers, and some libraries catch them.
 
     Raises:
-        StoppedBySignal: a signal has come since the outermost `stoppable` block began.
+        StoppedBySignal: a signal was received since the outermost `stoppable` block began.
     """
     if _received:
         raise StoppedBySignal("outside training", _received[0])
@@ -42,9 +42,9 @@ def raise_if_stopped() -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Within the block SIGTERM, SIGUSR1 and Ctrl-C raise `StoppedBySignal`; a second signal has its usual effect.
+    """Raise `StoppedBySignal` on SIGTERM, SIGUSR1 and Ctrl-C within the block; a second signal has its usual effect.
 
-    A block within another one begins with `raise_if_stopped`.
+    A nested block starts with `raise_if_stopped`.
     """
     global _depth
 

@@ -1,4 +1,4 @@
-"""Scores the averaged weights while training goes on."""
+"""Scoring of the averaged weights during training."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["Validation"]
 
 
 class Validation(StepCallback):
-    """Samples with fixed noise and scores the images, every `every_n_steps` steps and at the end; keeps `best.ckpt`.
+    """Scores samples of fixed noise every `every_n_steps` steps and at the end, and saves `best.ckpt`.
 
-    The monitored metric is the first of the evaluation, at the first step count.
+    The monitored metric is the first metric of the evaluation, at the first step count.
 
     Args:
         every_n_steps: optimiser steps between two validations, at least 1.
         generator: samples from the model in training.
-        evaluation: what is measured, against which images.
+        evaluation: metrics and reference images.
         settings: `steps` (step counts), `n` (images), `seed`, `batch_size`.
-        ode_error: makes the measure of the distance to the ODE's true solution for a device; None where none is known.
+        ode_error: `ode_error(device)` returns the `ODEError`; None if no true solution is known.
     """
 
     state_key = "Validation"
@@ -59,12 +59,12 @@ class Validation(StepCallback):
         self.best: dict[str, Any] = {}
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
-        """Validate if it is time to."""
+        """Validate every `every_n_steps` steps and at the end."""
         if step % self.every_n_steps == 0 or step == method.total_steps:
             self.validate(trainer, method)
 
     def validate(self, trainer: Trainer, method: LightningModule) -> None:
-        """Score the first average of the weights; the first process does it, the others wait."""
+        """Score the first average of the weights on the first process; the other processes wait."""
         improved = False
         if trainer.is_global_zero:
             ema = next(c for c in trainer.callbacks if isinstance(c, WeightEMA))
@@ -83,45 +83,51 @@ class Validation(StepCallback):
             checkpoint.copy(trainer, "best.ckpt")
 
     def scores(self) -> list[Score]:
-        """All metrics at all step counts, with the weights that the model has now."""
-        n, found = self.settings["n"], []
+        """Compute all metrics at all step counts, with the current weights of the model."""
+        n, scores = self.settings["n"], []
         labels = self.generator.labels(torch.arange(n))
         for steps in self.settings["steps"]:
             images = self.generator.sample(
                 n, steps=steps, seed=self.settings["seed"], batch_size=self.settings["batch_size"]
             )
-            found += self.evaluation.scores(images, labels, steps)
-        return found
+            scores += self.evaluation.scores(images, labels, steps)
+        return scores
 
     @cached_property
     def ode_error(self) -> ODEError:
-        """The measure on the model's device; true solutions are computed when it is first asked for."""
+        """The `ODEError` on the model's device, built at the first access."""
         return self.make_ode_error(next(self.generator.model.parameters()).device)
 
     def note_best(self, step: int) -> bool:
-        """Keep the best value of each metric; True if the monitored one has improved."""
-        lower = {metric.name: metric.is_distance for metric in self.evaluation.metrics}
+        """Update the best value of each metric; returns whether the monitored metric has improved."""
         improved = False
         for name, value in self.final.items():
-            if math.isnan(value):  # nothing would ever be better
+            if math.isnan(value):  # no later value would compare as better
                 continue
             best = self.best.get(name)
-            is_lower_better = next((lower[metric] for metric in lower if name.startswith(f"val/{metric}")), True)
-            if best is None or (value < best["value"] if is_lower_better else value > best["value"]):
+            if best is None or (value < best["value"] if self.is_distance(name) else value > best["value"]):
                 self.best[name] = {"value": value, "step": step}
                 improved |= name == self.monitor
         return improved
 
+    def is_distance(self, name: str) -> bool:
+        """Return whether lower values of a metric are better; the ODE errors are distances, too."""
+        fitting = (metric.is_distance for metric in self.evaluation.metrics if name.startswith(f"val/{metric.name}"))
+        return next(fitting, True)
+
     def summary(self) -> dict[str, Any]:
-        """What summary.json says of quality."""
+        """Final and best metrics, their direction, network calls by step count, and the floor, for summary.json."""
         floor = {score.name: score.value for score in self.evaluation.floor()} if self.final else {}
         final = {name: value if math.isfinite(value) else None for name, value in self.final.items()}  # JSON has no NaN
-        return {"metrics": {"final": final, "best": self.best}, "monitor": self.monitor, "floor": floor}
+        calls = {str(steps): self.generator.make_sampler(steps=steps).nfe for steps in self.settings["steps"]}
+        distances = {name: self.is_distance(name) for name in final}
+        metrics = {"final": final, "best": self.best, "is_distance": distances, "network_calls": calls}
+        return {"metrics": metrics, "monitor": self.monitor, "floor": floor}
 
     def state_dict(self) -> dict[str, Any]:
-        """The best values so far."""
+        """Return the best and the last values."""
         return {"best": self.best, "monitor": self.monitor, "final": self.final}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the checkpoint's best values."""
+        """Restore the values of the checkpoint."""
         self.best, self.monitor, self.final = state["best"], state["monitor"], state["final"]

@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("files: " + " ".join([f"{given.out}.{kind}" for kind in ("md", "csv", "html")] + written))
+    print("written to " + " ".join([f"{given.out}.{kind}" for kind in ("md", "csv", "html")] + written))
     return 0
 
 

@@ -1,4 +1,4 @@
 """Plugins of Hydra: the launcher `processes` and the sweeper `search`.
 
-Hydra finds them by their place: `hydra_plugins` is a namespace package, to which each distribution adds a folder.
+Hydra finds plugins in the namespace package `hydra_plugins`, to which each distribution adds a folder.
 """

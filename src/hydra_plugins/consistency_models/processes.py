@@ -1,4 +1,4 @@
-"""`hydra/launcher=processes`: the jobs of a multirun as processes of this machine, several at a time."""
+"""`hydra/launcher=processes`: run the jobs of a multirun as parallel processes of this machine."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ ConfigStore.instance().store(
 
 
 class Processes(Launcher):
-    """Each job is a command of its own, `train.py` with the job's overrides, on its own GPU or its share of the cores.
+    """Runs each job as a separate command, `train.py` with the job's overrides, on one GPU or a share of the cores.
 
-    What a job had in memory ends with it, and a job that is killed takes no other one with it.
+    The end of a job frees its memory, and a killed job does not affect other jobs.
 
     Args:
-        jobs: at a time; None: one a GPU, or one a core where there is none.
-        gpus: which, as in CUDA_VISIBLE_DEVICES; None: all that are visible. More jobs than GPUs share them.
+        jobs: number of parallel jobs; None: one per GPU, or one per core without GPUs.
+        gpus: GPUs to use, as in CUDA_VISIBLE_DEVICES; None: all visible GPUs. More jobs than GPUs share them.
     """
 
     @checked
@@ -59,11 +59,11 @@ class Processes(Launcher):
         self.stopped = False
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Hydra hands over what all jobs share."""
+        """Store the configuration of the multirun."""
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs; a signal is passed on to those that run, and no further one starts.
+        """Run the jobs. A signal is forwarded to the running jobs, and no further job starts.
 
         Raises:
             SystemExit: with code 75, after a signal.
@@ -75,14 +75,14 @@ class Processes(Launcher):
         for place in places:
             free.put(place)
         jobs = [(i, self._folder(i), each) for i, each in enumerate(job_overrides, initial_job_idx)]
-        with self._signals_passed_on(), ThreadPoolExecutor(len(places)) as pool:
+        with self._forward_signals(), ThreadPoolExecutor(len(places)) as pool:
             returns = list(pool.map(lambda job: self._run(*job, free), jobs))
         if self.stopped:
             raise SystemExit(int(Exit.STOPPED))
         return returns
 
     def places(self) -> list[dict[str, str]]:
-        """The environment of each job that runs at a time."""
+        """Environment variables of each parallel job."""
         gpus = visible_gpus() if self.gpus is None else list(map(str, self.gpus))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jobs = self.jobs or len(gpus) or cores
@@ -106,8 +106,8 @@ class Processes(Launcher):
                 sweep.note(folder.name, overrides)
                 code = self._wait_for(command(overrides, folder, state == "begun"), folder, place)
             finally:
-                free.put(place)  # also where a disk is full: another job waits for it
-            if code < 0:  # it could not say so itself
+                free.put(place)  # also after an error such as a full disk: another job waits for the place
+            if code < 0:  # a killed process could not mark its own folder
                 name = signal.Signals(-code).name
                 RunFolder(folder).mark("FAILED", f"error: the process was killed by {name}\n")
             code = int(Exit.UNEXPECTED) if code < 0 else code
@@ -135,11 +135,11 @@ class Processes(Launcher):
         return code
 
     @contextmanager
-    def _signals_passed_on(self) -> Iterator[None]:
+    def _forward_signals(self) -> Iterator[None]:
         def stop(number: int, frame: Any) -> None:
             self.stopped = True
             for process in list(self.running):
-                process.terminate()  # it saves, and ends with exit code 75
+                process.terminate()  # the job saves, and ends with exit code 75
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -150,7 +150,7 @@ class Processes(Launcher):
 
 
 def command(overrides: Sequence[str], folder: Path, begun: bool) -> list[str]:
-    """The command line of a job: this process's script and flags, the job's overrides and folder."""
+    """Build the command line of a job: script and flags of this process, overrides and folder of the job."""
     from hydra._internal.utils import get_args_parser
 
     given = get_args_parser().parse_args(sys.argv[1:])
@@ -163,7 +163,7 @@ def command(overrides: Sequence[str], folder: Path, begun: bool) -> list[str]:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES."""
     if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in given.split(",") if name]
     if shutil.which("nvidia-smi") is None:

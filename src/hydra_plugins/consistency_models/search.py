@@ -1,4 +1,4 @@
-"""`hydra/sweeper=search`: Optuna proposes the jobs of a multirun, and learns from what each of them found."""
+"""`hydra/sweeper=search`: Optuna proposes the jobs of a multirun from the results of earlier jobs."""
 
 from __future__ import annotations
 
@@ -47,15 +47,16 @@ ConfigStore.instance().store(
 class Search(Sweeper):
     """Tree-structured Parzen estimation over `a,b`, `range(…)`, `interval(…)` and `tag(log, interval(…))`.
 
-    The study is optuna.db in the folder of the multirun, and a job has the number of its trial: what was interrupted
-    goes on with the same command. What is optimised is what train.py monitors; best.yaml has the best so far.
+    The study is the file optuna.db in the folder of the multirun, and a job has the number of its trial. The same
+    command continues an interrupted search. The objective is the monitored metric of train.py. best.yaml holds the best
+    trial so far.
 
     Args:
-        n_trials: in all.
+        n_trials: total number of trials.
         direction: minimize or maximize.
-        at_once: trials that are proposed before the first of them is known, for launchers that run several.
-        seed: of the proposals.
-        params: axes, as for Hydra's own sweeper; those of the command line come on top.
+        at_once: trials that are proposed together, for launchers that run several jobs in parallel.
+        seed: seed of the proposals.
+        params: axes, as for Hydra's basic sweeper; the command line adds or overrides axes.
     """
 
     @checked
@@ -73,19 +74,19 @@ class Search(Sweeper):
         self.launcher: Launcher | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Hydra hands over what all jobs share."""
+        """Store the configuration of the multirun, and instantiate the launcher."""
         self.config = config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Propose, run and learn until there are `n_trials`."""
+        """Propose and run trials, and pass their results to Optuna, until there are `n_trials`."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         parsed = OverridesParser.create().parse_overrides([*(f"{k}={v}" for k, v in self.params.items()), *arguments])
-        overrides = {override.get_key_element(): override for override in parsed}  # the command line comes last
+        overrides = {override.get_key_element(): override for override in parsed}  # the command line wins
         space = {key: distribution(each) for key, each in overrides.items() if each.is_sweep_override()}
         fixed = {key: each.get_value_element_as_str() for key, each in overrides.items() if key not in space}
         folder = Path(str(self.config.hydra.sweep.dir))
@@ -98,7 +99,7 @@ class Search(Sweeper):
             load_if_exists=True,
         )
         unfinished = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
-        batches = [[trial] for trial in unfinished]  # of an earlier process: their jobs go on
+        batches = [[trial] for trial in unfinished]  # trials of an earlier process, whose jobs resume
         while batches or len(study.trials) < self.n_trials:
             count = min(self.at_once, self.n_trials - len(study.trials))
             trials = batches.pop(0) if batches else [study.ask(space) for _ in range(count)]
@@ -114,22 +115,22 @@ class Search(Sweeper):
         if trials:
             sign = 1 if self.direction == "minimize" else -1
             best = min(trials, key=lambda trial: sign * trial.value)
-            found = {"job": best.number, "value": best.value, "overrides": best.params}
-            (folder / "best.yaml").write_text(yaml.safe_dump(found, sort_keys=False))
+            content = {"job": best.number, "value": best.value, "overrides": best.params}
+            (folder / "best.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
             log.info("best of %d trials: job %d, %g, %s", len(trials), best.number, best.value, best.params)
 
 
 def result_of(job: JobReturn) -> float | None:
-    """What the job found; None if it failed or found no number."""
+    """Return the metric of a job; None if the job failed or has no finite metric."""
     value = job.return_value
     return float(value) if value is not None and math.isfinite(value) else None
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """What Optuna draws from for an axis.
+    """Convert an axis to an Optuna distribution.
 
     Raises:
-        ValueError: an interval without an end.
+        ValueError: an interval has no end, or its ends are not ascending.
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 

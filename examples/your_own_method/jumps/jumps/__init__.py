@@ -1,4 +1,4 @@
-"""A method of two times: one jump from t to r equals two jumps by way of √(t·r)."""
+"""A method of two times: one jump from t to r equals two jumps with the intermediate level √(t·r)."""
 
 from jumps.method import Jumps
 from jumps.network import TwoTimes

@@ -1,7 +1,7 @@
-"""One jump is two half jumps.
+"""A method of two times: one jump equals two half jumps.
 
 J(x, t → r) = D(x, t, r) + r/t·(x - D(x, t, r))
-target = the D for which J(x_t, t → r) is J(J(x_t, t → m), m → r),   m = √(t·r);   x itself where r = t
+target = the D with J(x_t, t → r) = J(J(x_t, t → m), m → r),   m = √(t·r);   the clean image x if r = t
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Jumps(Method):
     """LightningModule of the method; parameters as for `Method`. The schedule draws r as `levels.end`."""
 
     def target(self, step: Step) -> Tensor:
-        """The two-time denoiser at (x_t, t, r) that two half jumps of the target network give; shape of x."""
+        """Compute the denoised images at (x_t, t, r) from two half jumps of the target network; shape of x."""
         t, r = step.levels.high, step.levels.end
         middle = (t * r).sqrt()
         x = self.jump(self.jump(step.x_t, t, middle, step), middle, r, step)
@@ -27,6 +27,6 @@ class Jumps(Method):
         return torch.where(ratio < 1, jumped, step.x)
 
     def jump(self, x: Tensor, t: Tensor, r: Tensor, step: Step) -> Tensor:
-        """J(x, t → r), shape of x."""
+        """Compute J(x, t → r), shape of x."""
         denoised = self.target_model(x, t, step.labels, step.augment, end=r)
         return torch.lerp(denoised, x, (r / t).view(-1, *[1] * (x.ndim - 1)))

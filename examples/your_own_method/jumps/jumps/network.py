@@ -17,7 +17,7 @@ class TwoTimes(nn.Module):
 
     Args:
         image_size: height and width.
-        channels: of the image.
+        channels: channels of the image.
         num_classes: width of the one-hot labels; 0 for an unconditional network.
         width: channels of the hidden layers.
         dropout: probability before the last layer.
@@ -49,7 +49,7 @@ class TwoTimes(nn.Module):
         augment: Tensor | None = None,
         end_label: Tensor | None = None,
     ) -> Tensor:
-        """F(x), shape of x."""
+        """Compute F(x), shape of x."""
         times = torch.stack([noise_label, end_label], 1)
         labels = x.new_zeros(len(x), self.num_classes) if labels is None else labels
         shift = self.embed(torch.cat([times, times.sin(), times.cos(), labels], 1))[:, :, None, None]

@@ -15,10 +15,10 @@ __all__ = ["Inverse", "TwoLogNormals"]
 
 
 class Inverse:
-    """c_skip = 1/(1 + σ²),  c_out = σ/√(1 + σ²),  c_in = 1/√(1 + σ²),  c_noise = ln(1 + σ), also of the end.
+    """c_skip = 1/(1 + σ²),  c_out = σ/√(1 + σ²),  c_in = 1/√(1 + σ²),  c_noise = ln(1 + σ),  c_end = ln(1 + s).
 
     Args:
-        scale: factor on c_noise.
+        scale: factor of c_noise and c_end.
     """
 
     def __init__(self, scale: Annotated[float, Gt(0)] = 1.0) -> None:
@@ -49,8 +49,8 @@ class TwoLogNormals:
     """ln t and ln r are the larger and the smaller of two draws from N(mean, std²); a share of the rows has r = t.
 
     Args:
-        mean, std: of the logarithms.
-        share: of the rows with r = t, where the target is the clean image.
+        mean, std: mean and standard deviation of the logarithms.
+        share: share of the rows with r = t, whose target is the clean image.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TwoLogNormals:
         self.mean, self.std, self.share = mean, std, share
 
     def __call__(self, rows: BatchRandom, k: int, K: int) -> Levels:
-        """The levels of these rows at step k of K, float32, shape (len(rows),)."""
+        """Draw the levels of these rows at step k of K, float32, shape (len(rows),)."""
         levels = (self.mean + self.std * rows.randn("levels", 2, dtype=torch.float64)).exp().clamp(max=80)
         high, low = levels.max(1).values.float(), levels.min(1).values.float()
         end = torch.where(rows.rand("share", dtype=torch.float64) < self.share, high, low)

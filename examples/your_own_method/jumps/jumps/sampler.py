@@ -14,12 +14,12 @@ __all__ = ["Ladder"]
 
 
 class Ladder:
-    """x ← D(x, σ, s) + s/σ·(x - D): each level is `ratio` times the one above; the last jump ends at 0.
+    """x ← D(x, σ, s) + s/σ·(x - D). Each level is the previous level divided by `ratio`; the last jump ends at 0.
 
     Args:
         steps: number of calls.
-        sigma_max: the first level.
-        ratio: of two neighbouring levels.
+        sigma_max: first level.
+        ratio: ratio of two neighbouring levels.
     """
 
     def __init__(
@@ -33,12 +33,12 @@ class Ladder:
 
     @torch.no_grad()
     def __call__(self, denoiser: Callable[..., Tensor], noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
-        """Images, shape of noise."""
+        """Sample images from noise; shape of noise."""
         return self.descend(denoiser, self.sigmas[0] * noise, self.sigmas[0])
 
     @torch.no_grad()
     def descend(self, denoiser: Callable[..., Tensor], x: Tensor, sigma: float) -> Tensor:
-        """Images, shape of x, from images at any level sigma."""
+        """Sample images from noisy images x at any level sigma; shape of x."""
         levels = [sigma, *(level for level in self.sigmas if level < sigma), 0.0]
         for high, low in pairwise(levels):
             denoised = denoiser(x, x.new_full((len(x),), high), end=x.new_full((len(x),), low))

@@ -1,4 +1,4 @@
-"""Stripes: a data source, a distance and a schedule of one's own."""
+"""An example package with a data source, a distance and a schedule."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["LogCosh", "LogUniform", "stripes"]
 
 
 def stripes(n: Annotated[int, Ge(4)] = 256, image_size: Annotated[int, Ge(2)] = 8, seed: int = 0) -> ImageSet:
-    """n images of horizontal (class 0) or vertical (class 1) stripes with a random phase.
+    """Generate n images of horizontal (class 0) or vertical (class 1) stripes with a random phase.
 
     Args:
         n: number of images.
         image_size: height and width.
-        seed: of the phases.
+        seed: seed of the phases.
     """
     phase = torch.rand(n, 1, generator=torch.Generator().manual_seed(seed)) * 2 * math.pi
     wave = (torch.arange(image_size) * (4 * math.pi / image_size) + phase).sin()  # (n, size): two stripes
@@ -44,7 +44,7 @@ class LogCosh(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """d, shape (B,)."""
+        """Compute d, shape (B,)."""
         ratio = ((x - y) / self.scale).abs()
         log_cosh = ratio + torch.nn.functional.softplus(-2 * ratio) - math.log(2)
         return self.scale**2 * log_cosh.flatten(1).mean(1)
@@ -54,7 +54,7 @@ class LogUniform:
     """ln t uniform between two levels, s = t/ratio.
 
     Args:
-        sigma_min, sigma_max: the levels.
+        sigma_min, sigma_max: lowest and highest level t.
         ratio: t/s.
     """
 
@@ -69,7 +69,7 @@ class LogUniform:
         self.sigma_min, self.sigma_max, self.ratio = sigma_min, sigma_max, ratio
 
     def __call__(self, rows: BatchRandom, k: int, K: int) -> Levels:
-        """The levels of these rows, the same law at every step, float32, shape (len(rows),)."""
+        """Draw the levels of these rows, with the same law at every step; float32, shape (len(rows),)."""
         u = rows.rand("levels", dtype=torch.float64)
         high = (math.log(self.sigma_min) + u * math.log(self.sigma_max / self.sigma_min)).exp()
         return Levels(high=high.float(), low=(high / self.ratio).float())

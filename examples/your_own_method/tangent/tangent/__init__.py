@@ -1,9 +1,9 @@
-"""A consistency model that moves against the derivative of its output along the trajectory.
+"""A consistency model whose target is a step against the derivative of its output along the trajectory.
 
     target = D - rate·t·dD/dt          dD/dt along (noise, 1)
     L(θ) = E[ e^v(t)·d(D, target) - v(t) ]
 
-At the solution dD/dt = 0. v is a network that learns how large the loss is at each level.
+At the solution dD/dt = 0. The network v learns the size of the loss at each level.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["Tangent", "Uncertainty"]
 
 
 class Uncertainty(nn.Module):
-    """v(t), shape (B,), from levels t of shape (B,): 0 at first.
+    """v(t), shape (B,), for levels t of shape (B,). v is 0 at initialisation.
 
     Args:
-        width: hidden units.
+        width: number of hidden units.
     """
 
     def __init__(self, width: Annotated[int, Ge(1)] = 16) -> None:
@@ -33,7 +33,7 @@ class Uncertainty(nn.Module):
         nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, t: Tensor) -> Tensor:
-        """v(t)."""
+        """Compute v(t)."""
         return self.layers(t.log()[:, None])[:, 0]
 
 
@@ -41,9 +41,9 @@ class Tangent(Method):
     """LightningModule of the method.
 
     Args:
-        uncertainty: v; its parameters are trained and saved with the method.
+        uncertainty: the network v; its parameters are trained and saved with the method.
         rate: length of the step against the derivative.
-        arguments: as for `Method`.
+        arguments: see `Method`.
     """
 
     def __init__(self, *, uncertainty: nn.Module, rate: Annotated[float, Gt(0), Le(1)] = 0.1, **arguments) -> None:
@@ -51,7 +51,7 @@ class Tangent(Method):
         self.uncertainty, self.rate = uncertainty, rate
 
     def target(self, step: Step) -> Tensor:
-        """D - rate·t·dD/dt, shape of x; each image's step is at most 1 long, as a root mean square."""
+        """Compute D - rate·t·dD/dt, shape of x. The root mean square of each image's step is limited to 1."""
         t = step.levels.high
         denoised, slope = self.derivative(
             step,
@@ -64,6 +64,6 @@ class Tangent(Method):
         return denoised - change / length
 
     def loss(self, step: Step, online: Tensor, target: Tensor) -> Tensor:
-        """e^v·w·d - v, shape (B,)."""
+        """Compute e^v·w·d - v, shape (B,)."""
         v = self.uncertainty(step.levels.high)
         return v.exp() * super().loss(step, online, target) - v

@@ -106,8 +106,7 @@ def two_times(config: Config, choices: Choices) -> Problems:
         allowed = "a network with the argument two_times: small, ddpmpp, ncsnpp, adm, dit, mlp"
         reason = f"{model} calls the network with two times, and {target.rpartition('.')[2]} takes one"
         yield problem("network", choices.get("network"), allowed, "did you mean network=small?", reason=reason)
-    sampler = config["sampler"]["_target_"]
-    if sampler.startswith("consistency_models.") and (".Consistency" in sampler or ".SegmentSampler" in sampler):
+    if fact(config["sampler"], "one_time"):
         reason = f"{model} is called with the level where a step ends, which this sampler does not tell"
         yield problem("sampler", choices.get("sampler"), "flow_map, euler, heun", reason=reason)
     scalings, method = config["preconditioning"]["_target_"], config["model"]["_target_"].rpartition(".")[2]
@@ -199,6 +198,13 @@ def schedule(config: Config, choices: Choices) -> Problems:
         if transition is not None and schedule["transition"] != transition:
             allowed = f"model.transition={transition}"
             yield problem("schedule.transition", schedule["transition"], allowed, "set model.transition")
+    sections, top = schedule.get("sections"), schedule.get("sigma_max", math.inf)
+    if sections is not None and sections & (sections - 1):
+        yield problem("schedule.sections", sections, "a power of two")
+    elif sections is not None and not sections < top:
+        yield problem("schedule.sigma_max", top, f"more than schedule.sections={sections}")
+    if not schedule.get("lowest", 0) < schedule.get("highest", 1):
+        yield problem("schedule.highest", schedule["highest"], f"more than schedule.lowest={schedule.get('lowest')}")
     if name == "Phases" and {"steps", "segments"} <= schedule.keys():
         chain = [*schedule["steps"], schedule["segments"]]
         if any(a <= b or a % b for a, b in pairwise(chain)):
@@ -370,9 +376,6 @@ def trainer(config: Config, choices: Choices) -> Problems:
     if batch % parts == 0 and batch // parts % group:
         reason = f"a micro-batch has {batch // parts} images, and groups of model.group={group} are not divided"
         yield problem("data.batch_size", batch, f"a multiple of {parts * group}", reason=reason)
-    sections = config["schedule"].get("sections", 2)
-    if sections & (sections - 1):
-        yield problem("schedule.sections", sections, "a power of two")
     if trainer["max_images"] is not None and trainer["max_images"] < batch:
         allowed, reason = f"at least data.batch_size={batch}", "a step takes one batch"
         yield problem("trainer.max_images", trainer["max_images"], allowed, reason=reason)
