@@ -52,6 +52,15 @@ METHODS = {  # with the recipes of data=mixture; Heun, since 16 steps of a segme
     "CD": "model=cd teacher=exact",
     **{f"MCM, S = {S}": f"model=mcm model.segments={S} solver=heun teacher=exact" for S in (1, 2, 4, 8)},
     "Direct CM": "model=dcm teacher=exact",
+    "ECT": "model=ect",
+    "sCT": "model=sct",
+    "sCD": "model=scd teacher=exact",
+    "MeanFlow": "model=meanflow",
+    "α-Flow": "model=alphaflow",
+    "AYF": "model=ayf teacher=exact",
+    "FACM": "model=facm",
+    "IMM": "model=imm",
+    "Shortcut": "model=shortcut",
 }
 
 
@@ -83,7 +92,6 @@ def configure(folder: Path, data: str, method: str, steps: int, seed: int) -> di
     """Compose and resolve the configuration of one run."""
     lines = f"data=mixture data.name={data} data.source.dimension={DATA[data]} {SMALL} {METHODS[method]} seed={seed}"
     lines += f" trainer.max_steps={steps} callbacks.checkpoint.every_n_steps={steps} paths.output='{folder}'"
-    OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose("train", lines.split()), resolve=True)
     config["callbacks"]["calls"] = {"_target_": f"{NetworkCalls.__module__}.NetworkCalls"}
@@ -166,7 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 {args.steps} steps of 256 points; mean ± standard deviation over seeds {", ".join(map(str, seeds))}. Distances of
 solutions are in units of √d·σ_data. Distances of samples compare {2 * args.points} samples with 10,000 data points.
-Calls are counted per training image, or per sample.
+Calls are counted for each image of the training, or for each sample.
 
     python benchmarks/exact_bench.py {" ".join(sys.argv[1:] if arguments is None else arguments)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,6 @@ from consistency_models import pretrained
 from consistency_models.data.mixture import Mixture
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError
-from consistency_models.sampling.samplers import Consistency
 from consistency_models.storage.loading import instantiate, load
 from consistency_models.values import Distinct, Text, Weights, checked
 
@@ -78,7 +78,7 @@ def _check_fits(teacher: nn.Module, key: str, path: str, data: DataSpec) -> None
 def run_teacher(path: Text, weights: Weights | None = None) -> nn.Module:
     """Load the model of another run, with its averaged weights."""
     generator = load(path, weights)
-    generator.model.is_consistency_model = ".Consistency" in generator.config["sampler"]["_target_"]
+    generator.model.is_consistency_model = _samples_consistency_models(generator.make_sampler)
     generator.model.origin = generator.origin
     return generator.model
 
@@ -92,8 +92,14 @@ def official_teacher(path: Text, kinds: Annotated[Sequence[Text], MinLen(1), Dis
             "teacher.path", path, f"a file of kind {', '.join(kinds)}", reason=f"this one is {loaded.kind}"
         )
     loaded.model.origin = {"path": str(path), "digest": loaded.digest}
-    loaded.model.is_consistency_model = loaded.recipe["sampler"].func == Consistency.for_steps
+    loaded.model.is_consistency_model = _samples_consistency_models(loaded.recipe["sampler"])
     return loaded.model
+
+
+def _samples_consistency_models(make_sampler: partial) -> bool:
+    """Whether the sampler is one of consistency models; `make_sampler` is of its class, or of a class method."""
+    maker: Any = make_sampler.func
+    return getattr(getattr(maker, "__self__", maker), "of_consistency_models", False)
 
 
 def _hides_labels(network: nn.Module) -> bool:

@@ -181,7 +181,7 @@ def test_two_images_of_a_group_that_coincide_are_a_bounded_consistency_loss():
 @pytest.mark.parametrize("refused", [{"group": 1}, {"group": 3}])
 def test_groups_are_refused(refused):
     if refused["group"] == 1:
-        with pytest.raises(ValueError, match="at least 2"):
+        with pytest.raises(ValueError, match="group=1 is not allowed"):
             imm(**refused)
     else:
         made, trained = grouped(), imm(**refused)
@@ -199,7 +199,7 @@ def test_groups_are_refused(refused):
     ],
 )
 def test_refused(kind, arguments):
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(ValueError, match=f"^{next(iter(arguments))}="):
         method(kind, Preconditioned(ExactFlowMap(), Flow()), **arguments)
 
 
@@ -215,7 +215,7 @@ def test_refused(kind, arguments):
     ],
 )
 def test_refused_schedules(kind, arguments):
-    with pytest.raises(ValueError, match="need"):
+    with pytest.raises(ValueError, match=f"^{next(iter(arguments))}"):
         kind(**arguments)
 
 

@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
 from consistency_models.app.checks.files import has_checkpoint
 from consistency_models.app.folder import RunFolder, is_run_of, make_new_folder
@@ -29,9 +29,6 @@ from consistency_models.app.sweep_folder import SweepFolder
 from consistency_models.errors import ConfigError, Exit
 
 __all__ = ["Multirun", "run_or_resume_job", "state_of"]
-
-# Here, because a job in a process of its own imports this module first.
-OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
 
 Outcome = tuple[Exit, float | None]
 

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from consistency_models.app import build
+from consistency_models.app.checks.targets import fact
 from consistency_models.app.commands import command
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.loggers import MetricsCSV, build_loggers, finish_wandb
@@ -237,7 +238,7 @@ def _closing_words(run: RunFolder, summary: dict[str, Any], config: dict[str, An
     lines += [f"  floor, data against data, {name}: {value:.4g}" for name, value in floors.items()]
     if (picture := run.path / "samples" / "final.png").exists():
         lines.append(f"look at   {picture}")
-    any_steps = " steps=[1,2,4]" if ".Consistency." in config["sampler"]["_target_"] else ""
+    any_steps = " steps=[1,2,4]" if fact(config["sampler"], "of_consistency_models") else ""
     lines.append(f"score it  {command('eval')} {pasteable('run', run.path)}{any_steps}")
     student = f"{command('train')} model=cd data={summary['data']} teacher=run"
     if summary["model"] == "teacher":

@@ -8,6 +8,7 @@ counterpart raise TypeError.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from consistency_models.networks.adm import DhariwalUNet as Dhariwal
 from consistency_models.networks.edm2 import EDM2
@@ -35,8 +36,8 @@ def SongUNet(
     label_dropout: float = 0.0,
     embedding_type: str = "positional",
     channel_mult_noise: int = 1,
-    encoder_type: str = "standard",
-    decoder_type: str = "standard",
+    encoder_type: Literal["standard", "skip", "residual"] = "standard",
+    decoder_type: Literal["standard", "skip"] = "standard",
     resample_filter: Sequence[float] = (1, 1),
 ) -> Song:
     """EDM's and ECT's DDPM++ and NCSN++."""

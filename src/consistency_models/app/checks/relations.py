@@ -106,8 +106,7 @@ def two_times(config: Config, choices: Choices) -> Problems:
         allowed = "a network with the argument two_times: small, ddpmpp, ncsnpp, adm, dit, mlp"
         reason = f"{model} calls the network with two times, and {target.rpartition('.')[2]} takes one"
         yield problem("network", choices.get("network"), allowed, "did you mean network=small?", reason=reason)
-    sampler = config["sampler"]["_target_"]
-    if sampler.startswith("consistency_models.") and (".Consistency" in sampler or ".SegmentSampler" in sampler):
+    if fact(config["sampler"], "one_time"):
         reason = f"{model} is called with the level where a step ends, which this sampler does not tell"
         yield problem("sampler", choices.get("sampler"), "flow_map, euler, heun", reason=reason)
     scalings, method = config["preconditioning"]["_target_"], config["model"]["_target_"].rpartition(".")[2]

@@ -99,6 +99,8 @@ TRAIN: dict[str, Any] = PATHS | {
     "show_traceback": bool,
     "compile": bool,
     "channels_last": bool,
+    "classes_if.True": Count | None,
+    "classes_if.False": Literal[0],
     # what a recipe sets; the groups take it up
     "recipe.lr": Positive,
     "recipe.decay": Share,
@@ -117,15 +119,6 @@ TRAIN: dict[str, Any] = PATHS | {
     "model.segments": Size,
     "model.phases": Annotated[Sequence[Size], MinLen(1)],
     "model.two_times": bool,
-    "model.cfg_scale": NotNegative,
-    "model.group": Annotated[int, Ge(2)],
-    "model.sigma_data": Positive,
-    "schedule.sections": Annotated[int, Ge(2)],
-    "schedule.group": Size,
-    "schedule.gap": Size,
-    "schedule.highest": Annotated[float, Gt(0), Lt(1)],
-    "schedule.lowest": BelowOne,
-    "schedule.sigma_data": Positive,
     "teacher._target_": Target | None,
     "teacher.path": Text | None,
     "teacher.guidance": NotNegative,
@@ -175,7 +168,6 @@ TRAIN: dict[str, Any] = PATHS | {
 FREE: dict[str, Any] = {
     **{f"callbacks.{name}": Object | None for name in ("metrics", "finite", "ema", "samples", "validation")},
     **{f"callbacks.{name}": Object | None for name in ("checkpoint", "signals", "progress")},
-    "model.two_times": bool,
     "sweep_size": Literal["small", "paper"],  # of the files of sweeps/
     **{f"trainer.{name}": Reserved for name in ("callbacks", "logger", "plugins", "default_root_dir", "max_epochs")},
     **{f"trainer.{name}": Reserved for name in ("use_distributed_sampler", "enable_checkpointing")},
