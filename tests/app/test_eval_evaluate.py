@@ -148,4 +148,4 @@ def test_runs_side_by_side(digits, points, tmp_path, monkeypatch, capsys):
     assert compare([str(digits), "--metric", "nonsense"]) == 2
     assert "Allowed: sw20_identity_train" in capsys.readouterr().err
     assert compare([str(tmp_path)]) == 2
-    assert f"make it by eval.py run={tmp_path}" in capsys.readouterr().err
+    assert f"score the run with eval.py run={tmp_path}" in capsys.readouterr().err
