@@ -1,6 +1,6 @@
 """The types of the settings of a configuration: keys that are no arguments of an object.
 
-Arguments are checked by their annotations, see `consistency_models.values`. `FOREIGN` has the bounds of classes of other
+Annotations give the bounds of arguments, see `consistency_models.values`. `FOREIGN` has the bounds of classes of other
 packages. Indices of list items are written as *. `FREE` has keys that no file in conf/ sets and that a user can add.
 """
 
