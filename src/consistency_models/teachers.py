@@ -191,9 +191,9 @@ def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
     if not getattr(source.network, "two_times", False):
         weights |= {name: tensor for name, tensor in wanted.items() if name.partition(".")[0].endswith("_end")}
     for tensor in wanted | weights:
-        found, here = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
-        if found != here:
-            allowed, reason = "the network of the weights", f"{tensor} is {found} there, {here} here"
+        shape, own_shape = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
+        if shape != own_shape:
+            allowed, reason = "the network of the weights", f"{tensor} is {shape} there, {own_shape} here"
             raise ConfigError("network", name, allowed, "or init=random", reason=reason)
     theirs, ours, one = getattr(source, "model", source).preconditioning, model.preconditioning, torch.ones(1)
     if any(not torch.isclose(getattr(theirs, c)(one), getattr(ours, c)(one), atol=0.1) for c in ("c_out", "c_noise")):
