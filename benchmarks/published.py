@@ -5,11 +5,11 @@
 Writes docs/results/sweeps.md and one figure for each sweep: the results of each cell, and a verdict on each order that
 the paper states, by this rule:
 
-    Two settings are compared in pairs of runs that differ only in this setting, with the same seed. The difference of a
-    seed is the mean over its pairs. An order is reproduced if every seed agrees and the mean difference exceeds twice
-    its standard error. It is not reproduced if every seed disagrees and the mean difference exceeds twice its standard
-    error. Otherwise it is too close to call. Metrics are those of the samples with the fewest network calls; lower is
-    better. With fewer than three seeds there is no verdict.
+    Two settings are compared in pairs of runs that agree in everything else, including the seed. The difference of a
+    seed is the mean over its pairs. An order is reproduced if every seed agrees with it and the mean difference is
+    above twice its standard error. It is not reproduced if every seed contradicts it and the mean difference is below
+    minus twice its standard error. Otherwise it is too close to call. Distances are those of samples with the fewest
+    network calls; lower is better. With fewer than three seeds there is no verdict.
 """
 
 from __future__ import annotations
@@ -175,9 +175,9 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path, help="folders of finished sweeps")
     args = parser.parse_args()
     (OUT / "sweeps").mkdir(parents=True, exist_ok=True)
-    lines = ["# The published ablations, at the size of a CPU", "", "This page is written by", ""]
+    lines = ["# The published ablations, at the size of a CPU", "", "This command writes this page:", ""]
     lines += ["    python benchmarks/published.py runs/*/*", "", *RULE, ""]
-    lines += [f"{date.today()}, {platform.machine()}, torch {torch.__version__}. Summary: [sweeps](../sweeps.md)."]
+    lines += [f"{date.today()}, {platform.machine()}, torch {torch.__version__}. Discussion: [sweeps](../sweeps.md)."]
     for folder in sorted(args.folders, key=lambda path: list(PUBLISHED).index(path.resolve().parent.name)):
         lines += chapter(folder)
     (OUT / "sweeps.md").write_text("\n".join(lines) + "\n")
