@@ -97,7 +97,7 @@ def official_teacher(path: Text, kinds: Annotated[Sequence[Text], MinLen(1), Dis
 
 
 def _samples_consistency_models(make_sampler: partial) -> bool:
-    """Whether the sampler is one of consistency models; `make_sampler` is of its class, or of a class method."""
+    """Whether the sampler, built by a partial of its class or of a class method, samples consistency models."""
     maker: Any = make_sampler.func
     return getattr(getattr(maker, "__self__", maker), "of_consistency_models", False)
 
