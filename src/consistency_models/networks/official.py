@@ -8,7 +8,7 @@ counterpart raise TypeError.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from consistency_models.networks.adm import DhariwalUNet as Dhariwal
 from consistency_models.networks.edm2 import EDM2
@@ -105,7 +105,7 @@ def UNetModel(
     noise_scale: float = 1000.0,
 ) -> OpenAIUNet:
     """OpenAI's ADM. `attention_resolutions` are downsampling factors; the last two arguments are not OpenAI's."""
-    heads = {"heads": num_heads} if num_head_channels == -1 else {"head_channels": num_head_channels}
+    heads: dict[str, Any] = {"heads": num_heads} if num_head_channels == -1 else {"head_channels": num_head_channels}
     return OpenAIUNet(
         *(image_size, in_channels, num_classes or 0, 0, dropout),
         out_channels=out_channels,
