@@ -29,7 +29,6 @@ from consistency_models.app.checks.relations import needs_teacher
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 os.environ["PROJECT_ROOT"] = str(ROOT)  # configurations read the variable, which app/main.py sets otherwise
-OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 

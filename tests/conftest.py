@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from parity.golden import OURS, load
 
 
@@ -41,7 +40,6 @@ def fixed_rows():
 @pytest.fixture(scope="session")
 def as_in_main():
     """What main() does before it checks anything."""
-    OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROJECT_ROOT", str(Path(__file__).parents[1]))
         patch.delenv("CONSISTENCY_MODELS_RUNS", raising=False)

@@ -34,7 +34,6 @@ GRADIENT_STEP = (
 
 def config_of(folder, *overrides):
     """The resolved configuration of a command line."""
-    OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = hydra.compose("train", [f"paths.output={folder}", *overrides])
     return OmegaConf.to_container(config, resolve=True)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from annotated_types import MinLen
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from consistency_models import pretrained
 from consistency_models.data.mixture import Mixture
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError
-from consistency_models.sampling.samplers import Consistency
 from consistency_models.storage.loading import instantiate, load
 from consistency_models.values import Distinct, Text, Weights, checked
 
@@ -77,7 +78,7 @@ def _check_fits(teacher: nn.Module, key: str, path: str, data: DataSpec) -> None
 def run_teacher(path: Text, weights: Weights | None = None) -> nn.Module:
     """Load the model of another run, with its averaged weights."""
     generator = load(path, weights)
-    generator.model.is_consistency_model = ".Consistency" in generator.config["sampler"]["_target_"]
+    generator.model.is_consistency_model = _samples_consistency_models(generator.make_sampler)
     generator.model.origin = generator.origin
     return generator.model
 
@@ -91,8 +92,14 @@ def official_teacher(path: Text, kinds: Annotated[Sequence[Text], MinLen(1), Dis
             "teacher.path", path, f"a file of kind {', '.join(kinds)}", reason=f"this one is {loaded.kind}"
         )
     loaded.model.origin = {"path": str(path), "digest": loaded.digest}
-    loaded.model.is_consistency_model = loaded.recipe["sampler"].func == Consistency.for_steps
+    loaded.model.is_consistency_model = _samples_consistency_models(loaded.recipe["sampler"])
     return loaded.model
+
+
+def _samples_consistency_models(make_sampler: partial) -> bool:
+    """Whether the sampler, built by a partial of its class or of a class method, samples consistency models."""
+    maker: Any = make_sampler.func
+    return getattr(getattr(maker, "__self__", maker), "of_consistency_models", False)
 
 
 def _hides_labels(network: nn.Module) -> bool:
@@ -184,8 +191,15 @@ def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
     if not getattr(source.network, "two_times", False):
         weights |= {name: tensor for name, tensor in wanted.items() if name.partition(".")[0].endswith("_end")}
     for tensor in wanted | weights:
-        found, here = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
-        if found != here:
-            allowed, reason = "the network of the weights", f"{tensor} is {found} there, {here} here"
+        shape, own_shape = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
+        if shape != own_shape:
+            allowed, reason = "the network of the weights", f"{tensor} is {shape} there, {own_shape} here"
             raise ConfigError("network", name, allowed, "or init=random", reason=reason)
+    theirs, ours, one = getattr(source, "model", source).preconditioning, model.preconditioning, torch.ones(1)
+    if any(not torch.isclose(getattr(theirs, c)(one), getattr(ours, c)(one), atol=0.1) for c in ("c_out", "c_noise")):
+        kinds = type(theirs).__name__, type(ours).__name__
+        rank_zero_warn(
+            f"{name}: weights that were trained with the preconditioning {kinds[0]} start a model with {kinds[1]}, "
+            "which calls the network with other noise labels or another sign. Choose the same preconditioning for both"
+        )
     model.network.load_state_dict(weights)

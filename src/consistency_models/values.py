@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen, Predicate, doc
 from pydantic import AllowInfNan, ConfigDict, TypeAdapter, ValidationError
@@ -34,6 +34,7 @@ __all__ = [
     "NotNegative",
     "NpzFile",
     "Positive",
+    "PowerOfTwo",
     "Rho",
     "Share",
     "Sigma",
@@ -58,11 +59,16 @@ def _distinct(values: Sequence[Any]) -> bool:
 
 
 Distinct, Infinite = Predicate(_distinct), AllowInfNan(True)
-Count, Size = Annotated[int, Ge(0)], Annotated[int, Ge(1)]
-Positive, NotNegative = Annotated[float, Gt(0)], Annotated[float, Ge(0)]
-Share, BelowOne = Annotated[float, Ge(0), Le(1)], Annotated[float, Ge(0), Lt(1)]
-Sigma, SigmaOrZero = Annotated[float, Gt(0), Le(1e6)], Annotated[float, Ge(0), Le(1e6)]  # noise levels
-Rho = Annotated[float, Ge(0.1), Le(1000)]  # exponent of a Karras grid
+Count = Annotated[int, Ge(0)]
+Size = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+BelowOne = Annotated[float, Ge(0), Lt(1)]
+Sigma = Annotated[float, Gt(0), Le(1e6)]  # a noise level
+SigmaOrZero = Annotated[float, Ge(0), Le(1e6)]
+Rho = Annotated[float, Ge(0.1), Le(1000)]  # the exponent of a Karras grid
+PowerOfTwo = Annotated[int, Ge(2), Predicate(lambda n: n & (n - 1) == 0), doc("a power of two >= 2")]
 Text = Annotated[str, Predicate(str.strip)]
 Descending = Annotated[
     Sequence[Sigma],
@@ -220,7 +226,7 @@ def _number(value: float) -> str:
 
 def kinds_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the type of each annotated argument of a function."""
-    names = function.__globals__  # type: ignore[attr-defined]
+    names = function.__globals__
     return {
         name: evaluate(kind, lambda each: names.get(each, Unknown)) if isinstance(kind, str) else kind
         for name, kind in function.__annotations__.items()
@@ -235,7 +241,7 @@ def checked(function: Function) -> Function:
         ConfigError: an argument has a value that its annotation does not allow.
     """
     if isinstance(function, type):
-        function.__init__ = checked(function.__init__)
+        function.__init__ = checked(function.__init__)  # type: ignore[misc]  # of this very class
         return function
     names = [name for name, p in inspect.signature(function).parameters.items() if p.kind is not p.VAR_POSITIONAL]
     kinds: dict[str, Any] = {}
@@ -249,7 +255,7 @@ def checked(function: Function) -> Function:
                 raise ConfigError(name, show(value), describe(kinds[name]))
         return function(*args, **kwargs)
 
-    return call
+    return cast("Function", call)
 
 
 def facts(**values: Any) -> Callable[[Function], Function]:

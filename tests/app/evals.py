@@ -20,7 +20,6 @@ def trained(folder, *overrides, steps=2):
 
 def evaluate(folder, *overrides):
     """The exit code of `python eval.py run=FOLDER …`."""
-    OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = hydra.compose("eval", [f"run={folder}", f"paths.output={folder}", "device=cpu", *overrides])
     return run_task(OmegaConf.to_container(config, resolve=True))

@@ -68,7 +68,7 @@ def test_every_task_works_as_it_is(task, kind, request, capsys):
     code = evaluate(run, f"task={task}", "n=4", *quick(task))
     if (task, kind) == ("colorize", "grey"):
         assert code == Exit.BAD_INPUT
-        assert "error: task=colorize: " in (err := capsys.readouterr().err)
+        assert "error: task=colorize is not allowed: " in (err := capsys.readouterr().err)
         assert "3 channels" in err
         return
     assert code == Exit.DONE
@@ -158,19 +158,19 @@ WRONG = [  # what is on the command line, the file that it names, part of the er
     ("task.label=three", None, "task.label=three is not allowed. Allowed: a class from 0 to 9, or null"),
     ("task.mask={file}", b"not an image", "task.mask={file} is not allowed: this file cannot be used: "),
     ("task.mask={file}", "good", "Allowed: an image of 8x8 pixels, "),
-    ("task.mask={file}", "black", "black: nothing would be painted"),
-    ("task.mask={file}", "white", "white: nothing would be kept"),
+    ("task.mask={file}", "black", "black, so that nothing is painted"),
+    ("task.mask={file}", "white", "white, so that nothing is preserved"),
     ("steps=[2]", None, "steps=[2] is not allowed. Allowed: one number for a model that takes several steps"),
     (
         "task.levels=[0.001]",
         None,
-        "task.levels=[0.001] is not allowed: the model ends there. Allowed: levels above 0.002",
+        "task.levels=[0.001] is not allowed: the model ends at this level. Allowed: levels above 0.002",
     ),
     ("task.levels=[1,0.002]", None, "levels above 0.002"),
-    ("seeds=0-9", None, "seeds=0-9 is not allowed: task=inpaint has no use for it. Allowed: None"),
-    ("repeats=2", None, "repeats=2 is not allowed: task=inpaint has no use for it. Allowed: 1"),
-    ("devices=2", None, "devices=2 is not allowed: task=inpaint has no use for it. Allowed: 1"),
-    ("sigmas=[80,1]", None, "sigmas=[80, 1] is not allowed: task=inpaint has no use for it. Allowed: None"),
+    ("seeds=0-9", None, "seeds=0-9 is not allowed: task=inpaint does not use it. Allowed: None"),
+    ("repeats=2", None, "repeats=2 is not allowed: task=inpaint does not use it. Allowed: 1"),
+    ("devices=2", None, "devices=2 is not allowed: task=inpaint does not use it. Allowed: 1"),
+    ("sigmas=[80,1]", None, "sigmas=[80, 1] is not allowed: task=inpaint does not use it. Allowed: None"),
 ]
 
 
@@ -224,14 +224,14 @@ REFUSED = [
     ("task=inpaint task.maks=x", "task.maks", "Did you mean task.mask=x?"),
     ("task=inpaint task.image=/nowhere.png", "task.image", "a path that exists"),
     ("task=inpaint task.mask=/nowhere.png", "task.mask", "a path that exists"),
-    ("task=inpaint task.label=[3]", "task.label", "the name of a class"),
-    ("task=inpaint task.label=-1", "task.label", "a whole number from 0"),
-    ("task=inpaint task.levels=1", "task.levels", "a whole number from 2"),
+    ("task=inpaint task.label=[3]", "task.label", "a whole number >= 0, or text"),
+    ("task=inpaint task.label=-1", "task.label", "a whole number >= 0"),
+    ("task=inpaint task.levels=1", "task.levels", "a whole number >= 2"),
     ("task=inpaint task.levels=[]", "task.levels", "a list of descending levels"),
     ("task=inpaint task.levels=[1,80]", "task.levels", "a list of descending levels"),
-    ("task=superres task.patch=0", "task.patch", "a whole number from 1"),
-    ("task=denoise task.noise=-1", "task.noise", "a number in (0, 1e6]"),
-    ("task=denoise task.sigma=0", "task.sigma", "a number in (0, 1e6]"),
+    ("task=superres task.patch=0", "task.patch", "a whole number >= 1"),
+    ("task=denoise task.noise=-1", "task.noise", "a number > 0 and <= 1000000"),
+    ("task=denoise task.sigma=0", "task.sigma", "a number > 0 and <= 1000000"),
     ("task=interpolate task.ends=[0,1]", "task.ends", "a list of 2"),
     ("task=interpolate task.ends=[[1,1]]", "task.ends", "different"),
 ]

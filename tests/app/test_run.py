@@ -12,7 +12,7 @@ import pytest
 import torch
 import wandb
 import yaml
-from jobs import ROOT, TINY, run
+from jobs import GRADIENT_STEP, ROOT, TINY, run
 from lightning import Callback
 
 from consistency_models.app.loggers import MetricsCSV, wandb_mode
@@ -80,6 +80,8 @@ def test_a_run_leaves_what_the_design_says(tmp_path):
     assert summary["images_seen"] == 96
     assert summary["monitor"] == "val/sw50_identity_train_1step"
     assert set(summary["metrics"]["final"]) == set(summary["metrics"]["best"])
+    assert summary["metrics"]["is_distance"] == dict.fromkeys(summary["metrics"]["final"], True)
+    assert summary["metrics"]["network_calls"] == {"1": 1, "2": 2}
     checkpoint = read(tmp_path / "checkpoints/last.ckpt")
     assert set(checkpoint) == {
         *("schema", "step", "images_seen", "config", "model", "method", "ema", "target", "optimizer", "teacher"),
@@ -200,7 +202,7 @@ def test_distillation_from_a_run(tmp_path):
     assert checkpoint["teacher"]["digest"] == digest_of(teacher / "checkpoints/last.ckpt")
     assert set(checkpoint["target"]) == set(checkpoint["model"])  # the slow copy, and nothing of the teacher
     assert json.loads((tmp_path / "cd/summary.json").read_text())["teacher_calls_per_image"] == 2
-    start = run(tmp_path / "start", *arguments, "optimizer.lr=0", "trainer.max_steps=1")
+    start = run(tmp_path / "start", *arguments, *GRADIENT_STEP, "optimizer.lr=0")
     assert start == Exit.DONE  # with learning rate 0 the student is still what it started from: the teacher's average
     ema = read(teacher / "checkpoints/last.ckpt")["ema"]["0.995"]
     student = read(tmp_path / "start/checkpoints/last.ckpt")["model"]
@@ -234,7 +236,7 @@ def test_wandb_online_without_a_login_is_one_line(tmp_path, monkeypatch, capsys)
 
 
 def test_figures_that_are_not_finite_are_null_in_the_summary():
-    validation = Validation(1, None, SimpleNamespace(floor=list, metrics=[]), {})
+    validation = Validation(1, None, SimpleNamespace(floor=list, metrics=[]), {"steps": []})
     validation.final = {"val/fd": float("nan"), "val/agreement": 1.0}
     assert validation.summary()["metrics"]["final"] == {"val/fd": None, "val/agreement": 1.0}
 

@@ -55,10 +55,8 @@ def test_nothing_heavy_is_imported_to_check_a_command(tmp_path):
 import sys
 from pathlib import Path
 from hydra._internal.utils import get_args_parser
-from omegaconf import OmegaConf
 import consistency_models.app.main
 from consistency_models.app.checks import check_command
-OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no)
 for line in (["model=ct", "seed=1,2", "--multirun"], ["model=cd"]):
     try:
         print(check_command("train", Path({str(ROOT)!r}) / "conf", get_args_parser().parse_args(line)))

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from jobs import ROOT, TINY, config_of
+from jobs import ROOT, TINY, config_of, distilling
 from torch import nn
 
 from consistency_models.app.build import build_data, build_method
@@ -20,7 +20,7 @@ EXACT = "teacher=exact"
 SEGMENTS = [
     (f"model=mcm model.segments={S} {teacher}", float(teacher == EXACT)) for S in (1, 2, 8) for teacher in ("", EXACT)
 ]
-RUNS = [  # and the teacher's calls an image; Direct CM's depend on the levels that are drawn
+KNOWN = [  # commands, and the teacher's calls an image; the calls of Direct CM depend on the levels
     ("model=teacher", 0),
     ("model=ct", 0),
     ("model=ict", 0),
@@ -40,6 +40,20 @@ RUNS = [  # and the teacher's calls an image; Direct CM's depend on the levels t
     ("model=sct preconditioning=edm recipe=sct_digits model.tangent_rms=true model.tangent_clip=1", 0),
     (f"model=scd {EXACT}", 1),
     (f"model=tcm {EXACT}", 1),
+    ("model=meanflow", 0),
+    ("model=meanflow model.own_velocity=true schedule.by_position=false", 0),
+    ("model=alphaflow", 0),
+    ("model=alphaflow model.stop=0.01 model.clip=4", 0),
+    (f"model=ayf {EXACT}", 1),
+    ("model=facm", 0),
+    (f"model=facm {EXACT}", 1),
+    ("model=shortcut", 0),
+    ("model=imm", 0),
+]
+RUNS = KNOWN + [  # every other method of conf/, so that a new one needs no row
+    (f"model={name}" + f" {EXACT}" * (name in distilling()), None)
+    for name in sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
+    if not any(command.split()[0] == f"model={name}" for command, _ in KNOWN)
 ]
 
 
@@ -52,7 +66,8 @@ class Plain(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
 
-    def forward(self, x, c_noise, labels, augment):
+    def forward(self, x, c_noise, labels, augment, c_end=None):
+        c_noise = c_noise if c_end is None else c_noise + c_end
         return self.weight * x * per_image(c_noise, x)
 
 
@@ -69,11 +84,6 @@ def job(request, tmp_path_factory):
     (command, calls), folder = request.param, tmp_path_factory.mktemp("run")
     steps = ("data.batch_size=64", "trainer.max_steps=20")
     return command, calls, config_of(folder, "data=mixture", *TINY, *steps, *command.split()), folder
-
-
-def test_every_method_is_here():
-    models = {path.stem for path in (ROOT / "conf/model").glob("*.yaml")}
-    assert {command.split()[0] for command, _ in RUNS} == {f"model={name}" for name in models}
 
 
 def test_it_trains(job):

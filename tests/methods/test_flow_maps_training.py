@@ -92,6 +92,21 @@ def test_micro_batches_take_the_step_of_the_batch(one_process, tmp_path):
     assert_same_step(tmp_path, one_process)
 
 
+OTHERS = ("alphaflow", "facm", "shortcut", "imm", "ayf")
+
+
+@pytest.mark.parametrize("model", OTHERS)
+def test_micro_batches_of_the_others(model, tmp_path):
+    """Shares and groups are by position in the global batch."""
+    teacher = ("teacher=exact",) if model == "ayf" else ()
+    step = (*TINY, "data=mixture", "network.width=16", "data.batch_size=32", f"model={model}", *teacher, *GRADIENT_STEP)
+    step = (*step, "optimizer.lr=0.001", "~optimizer.fused", "model.target_ema=null")
+    step = [each for each in step if model != "imm" or each != "~optimizer.fused"]  # RAdam has no such option
+    assert run(tmp_path / "whole", *step) == Exit.DONE
+    assert run(tmp_path / "parts", *step, "trainer.accumulate_grad_batches=4") == Exit.DONE
+    assert_same_step(tmp_path / "parts", read(tmp_path / "whole/checkpoints/last.ckpt")["model"])
+
+
 def test_two_processes_take_the_step_of_one(one_process, tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), *STEP, f"hydra.run.dir={tmp_path / 'two'}"]
     command += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]

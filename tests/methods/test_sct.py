@@ -19,6 +19,7 @@ from consistency_models.noise.preconditioning import EDM, Boundary, Precondition
 from consistency_models.noise.schedules import Levels, per_image
 from consistency_models.random import BatchRandom
 from consistency_models.storage.checkpoints import read
+from consistency_models.teachers import weights_of_teacher
 
 SIGMA_DATA = 0.7
 SIGMA = torch.tensor([0.03, 0.5, 2.0, 30.0], dtype=torch.float64)
@@ -178,6 +179,15 @@ def test_scalings_and_options_that_do_not_fit_are_refused():
         sct(model_of(Boundary))
     with pytest.raises(ValueError, match=r"tangent_rms=True .* needs a number tangent_norm"):
         sct(model_of(), tangent_rms=True)
+
+
+def test_weights_of_other_scalings_are_no_silent_start(recwarn):
+    for scalings, fits in ((EDM, True), (Boundary, True), (TrigFlow, False)):
+        student, teacher = model_of(scalings), model_of(EDM)
+        weights_of_teacher(student, teacher)
+        told = [str(warning.message) for warning in recwarn if "preconditioning" in str(warning.message)]
+        assert bool(told) != fits
+    assert "trained with the preconditioning EDM start a model with TrigFlow" in told[0]
 
 
 DIGITS = (*TINY, "model=sct", "data=digits", "data.batch_size=8", "network.model_channels=8", "trainer.max_steps=2")

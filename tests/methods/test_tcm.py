@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from consistency_models import load
 from consistency_models.app.build import build_method
-from consistency_models.errors import Exit
+from consistency_models.app.tasks.sample_workers import samplers_of
+from consistency_models.errors import ConfigError, Exit
 from consistency_models.losses.distances import PseudoHuber
 from consistency_models.losses.weightings import InverseGap
 from consistency_models.methods.ect import EasyConsistencyTuning
@@ -163,6 +164,9 @@ def test_levels_below_the_transition_are_refused_when_it_is_sampled(stages):
     assert min(generator.make_sampler(steps=2).sigmas) >= 1
     with pytest.raises(ValueError, match=r"trained on levels from 1 up; got 0\.5"):
         generator.sample(2, sampler=Consistency((80.0, 0.5), 0.0))
+    assert len(samplers_of({"sigmas": [80.0, 1.0], "steps": None}, generator)) == 1
+    with pytest.raises(ConfigError, match=r"sigmas=\[80\.0, 0\.5\] is not allowed: .* Allowed: levels from 1 up"):
+        samplers_of({"sigmas": [80.0, 0.5], "steps": None}, generator)
     solver = generator.solver(1)
     x = torch.zeros(2, 1, 8, 8)
     assert solver(x, torch.ones(2), torch.eye(10)[:2]).shape == x.shape

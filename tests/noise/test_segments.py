@@ -135,9 +135,9 @@ def test_chain_jumps_by_ddim():
     [
         (lambda: segment_edges(0, cosine_grid), "segments .* got 0"),
         (lambda: Segments(1.5, curricula.Constant(9), cosine_grid), "segments=1.5 is not allowed"),
-        (lambda: cosine_grid(1), "N 1"),
-        (lambda: cosine_grid(5, kappa=0.0), "kappa 0.0"),
-        (lambda: cosine_grid(5, math.inf), "sigma_max inf"),
+        (lambda: cosine_grid(1), "N=1"),
+        (lambda: cosine_grid(5, kappa=0.0), "kappa=0.0"),
+        (lambda: cosine_grid(5, math.inf), "sigma_max=inf"),
         (lambda: Phases([10, 4], 1, cosine_grid), r"\[10, 4, 1\]"),
         (lambda: Phases([], 1, cosine_grid), r"steps=\[\] is not allowed"),
         (lambda: Phases([8], 8, cosine_grid), r"\[8, 8\]"),

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import yaml
 from jobs import ROOT
-from omegaconf import OmegaConf
 
 import consistency_models
 from consistency_models.app.checks import check
@@ -226,7 +225,6 @@ class Yaml:
 
     def __init__(self, folder):
         self.folder, self.config = folder, yaml.safe_load((folder / "config.yaml").read_text())
-        OmegaConf.register_new_resolver("either", lambda test, yes, no: yes if test else no, replace=True)  # as main
         self.composer = Composer("train", ROOT / "conf")
 
     def make(self, rng, place):

@@ -56,6 +56,16 @@ def test_seeds_are_one_cell_with_mean_and_deviation(sweep):
     assert cells["loss=l2"].runs[0].curves["train/loss"] == [(10, 1.0), (20, 0.5)]
 
 
+def test_a_summary_says_which_figures_are_distances_and_what_a_step_costs(sweep):
+    """Nothing is guessed from the names of a user's own metric and sampler."""
+    file = sweep / "0/summary.json"
+    final = {"val/own20_identity_train_2step": 1.0, "val/precision20_identity_train_2step": 2.0}
+    metrics = {"final": final, "is_distance": {name: "own" not in name for name in final}, "network_calls": {"2": 6}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"metrics": metrics}))
+    own, precision = next(iter(read_runs([sweep / "0"]).values())).results
+    assert (own["is_distance"], precision["is_distance"], own["nfe"]) == (False, True, 6)
+
+
 def test_keys_that_differ_are_those_of_the_setting(sweep):
     cells = cells_of(read_runs([sweep]))
     assert differing_keys(cells) == {"loss._target_": ["l1", "l2"]}

@@ -100,23 +100,29 @@ class Validation(StepCallback):
 
     def note_best(self, step: int) -> bool:
         """Update the best value of each metric; returns whether the monitored metric has improved."""
-        lower = {metric.name: metric.is_distance for metric in self.evaluation.metrics}
         improved = False
         for name, value in self.final.items():
             if math.isnan(value):  # no later value would compare as better
                 continue
             best = self.best.get(name)
-            is_lower_better = next((lower[metric] for metric in lower if name.startswith(f"val/{metric}")), True)
-            if best is None or (value < best["value"] if is_lower_better else value > best["value"]):
+            if best is None or (value < best["value"] if self.is_distance(name) else value > best["value"]):
                 self.best[name] = {"value": value, "step": step}
                 improved |= name == self.monitor
         return improved
 
+    def is_distance(self, name: str) -> bool:
+        """Return whether lower values of a metric are better; the ODE errors are distances, too."""
+        fitting = (metric.is_distance for metric in self.evaluation.metrics if name.startswith(f"val/{metric.name}"))
+        return next(fitting, True)
+
     def summary(self) -> dict[str, Any]:
-        """Final and best metrics, and the floor, for summary.json."""
+        """Final and best metrics, their direction, network calls by step count, and the floor, for summary.json."""
         floor = {score.name: score.value for score in self.evaluation.floor()} if self.final else {}
         final = {name: value if math.isfinite(value) else None for name, value in self.final.items()}  # JSON has no NaN
-        return {"metrics": {"final": final, "best": self.best}, "monitor": self.monitor, "floor": floor}
+        calls = {str(steps): self.generator.make_sampler(steps=steps).nfe for steps in self.settings["steps"]}
+        distances = {name: self.is_distance(name) for name in final}
+        metrics = {"final": final, "best": self.best, "is_distance": distances, "network_calls": calls}
+        return {"metrics": metrics, "monitor": self.monitor, "floor": floor}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best and the last values."""

@@ -20,7 +20,7 @@ __all__ = ["Cell", "Run", "cells_of", "differing_keys", "leaves", "read_runs"]
 
 SEEDS = ("seed", "data.seed")
 IGNORED_KEYS = re.compile(r"name|tags|ckpt_path|paths\..*|logger\..*|callbacks\..*|show_traceback|sweep_size|test")
-HIGHER_IS_BETTER = ("is", "precision", "recall", "agreement")  # metrics without `is_distance`: evaluation.metrics
+HIGHER_IS_BETTER = ("is", "precision", "recall", "agreement")  # for a summary.json without `is_distance`
 PNG = b"\x89PNG\r\n\x1a\n"
 CURVES = r"val/.*|train/loss|curriculum/N"
 COUNT = "train/images_seen"
@@ -142,7 +142,7 @@ def _read(path: Path, setting: list[str]) -> Run:
     file = next((p for p in (path, path / "evaluation.json", path / "evaluation/evaluation.json") if p.is_file()), None)
     if file is None and not (path / "summary.json").is_file():
         expected = "a finished run, a scored run, or a sweep of them"
-        raise ValueError(f"{path}: expected {expected}; make it by eval.py {pasteable('run', path)}")
+        raise ValueError(f"{path}: expected {expected}; score the run with eval.py {pasteable('run', path)}")
     folder = path if file is None else file.absolute().parent.parent
     with _reading(folder / "config.yaml", "the configuration of a run"):
         config = dict(leaves(read_yaml(folder / "config.yaml", folder)))
@@ -209,22 +209,24 @@ def _is_number(value: Any) -> bool:
 
 def _from_summary(folder: Path, sampler: str) -> dict[str, Any]:
     """Return the final metrics of training, in the format of evaluation.json."""
-    final = read_json(folder / "summary.json", folder).get("metrics", {}).get("final", {})
+    metrics = read_json(folder / "summary.json", folder).get("metrics", {})
+    distances, calls = metrics.get("is_distance", {}), metrics.get("network_calls", {})
     results = []
-    for metric, value in final.items():
+    for metric, value in metrics.get("final", {}).items():
         counted = re.search(r"_(\d+)step$", metric)
         steps = int(counted[1]) if counted else None
         name = re.match(r"val/([a-z_]+)", metric)
+        is_distance = name is None or name[1].split("_")[0] not in HIGHER_IS_BETTER
         results.append(
             {
                 "metric": metric,
                 "value": value,
                 "spread": None,
                 "features": "as named" if counted else None,
-                "is_distance": name is None or name[1].split("_")[0] not in HIGHER_IS_BETTER,
+                "is_distance": bool(distances.get(metric, is_distance)),
                 "sampler": sampler.removesuffix(".for_steps").rpartition(".")[2],
                 "steps": steps,
-                "nfe": 2 * steps - 1 if steps and sampler.endswith(".Heun") else steps,
+                "nfe": calls.get(str(steps), 2 * steps - 1 if steps and sampler.endswith(".Heun") else steps),
             }
         )
         _check_result(results[-1])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from consistency_models.losses.distances import L1, LPIPS, LInf, PseudoHuber, SquaredL2, SquaredL2At32
 from consistency_models.losses.learned import LogWeight
-from consistency_models.losses.weightings import EDM, SNR, InverseGap, MomentMatching, SNRPlusOne, TruncatedSNR, Uniform
+from consistency_models.losses.moments import MomentMatching
+from consistency_models.losses.weightings import EDM, SNR, InverseGap, SNRPlusOne, TruncatedSNR, Uniform
 
 __all__ = [
     "EDM",

@@ -1,4 +1,4 @@
-"""α-Flow: from flow matching to MeanFlow by targets that need no derivative.
+"""α-Flow: a transition from flow matching to MeanFlow with targets that need no derivative.
 
     target = α·v + (1 - α)·u⁻(z - α·(t - r)·v, t - α·(t - r), r)      α(k) falls from 1 to 0 along a sigmoid
     L(θ) = w·m / stop_gradient(m + ε),       m the mean of (u(z, t, r) - target)², w = α, or 1 where α = 0
@@ -19,7 +19,7 @@ from consistency_models.methods.base import Step
 from consistency_models.methods.flow_map import end_of, gap
 from consistency_models.methods.meanflow import MeanFlow
 from consistency_models.noise.schedules import per_image
-from consistency_models.values import Positive, Share, checked
+from consistency_models.values import NotNegative, Positive, Share, checked
 
 __all__ = ["AlphaFlow"]
 
@@ -28,12 +28,12 @@ class AlphaFlow(MeanFlow):
     """LightningModule for α-Flow.
 
     Args:
-        start, stop: the part of training, in k/K, over which α falls.
+        start, stop: range of k/K in which α falls.
+        power: power of the adaptive weight; MeanFlow uses 0.75.
         steepness: γ of α = 1 - sigmoid(γ·((k/K - start)/(stop - start) - ½)).
-        clamp: α below it is 0, and above 1 - clamp it is 1.
-        clip: the target is clamped to [-clip, clip]; None: it is not.
-        eps: ε, added to the mean square; the adaptive power of MeanFlow is 1.
-        arguments: as for `MeanFlow`, without power.
+        clamp: α below `clamp` is set to 0, and α above 1 - clamp is set to 1.
+        clip: the target is clamped to [-clip, clip]; None: no clamp.
+        arguments: as for `MeanFlow`.
 
     Raises:
         ValueError: not 0 <= start < stop <= 1, or clamp outside [0, ½).
@@ -45,6 +45,7 @@ class AlphaFlow(MeanFlow):
     def __init__(
         self,
         *,
+        power: NotNegative = 1.0,
         start: Share = 0.0,
         stop: Share = 1.0,
         steepness: Positive = 25.0,
@@ -52,7 +53,7 @@ class AlphaFlow(MeanFlow):
         clip: Positive | None = None,
         **arguments,
     ) -> None:
-        super().__init__(power=1.0, **arguments)
+        super().__init__(power=power, **arguments)
         if not start < stop:
             raise ValueError(f"need start < stop; got start {start}, stop {stop}")
         self.start, self.stop, self.steepness, self.clamp, self.clip = start, stop, steepness, clamp, clip
@@ -64,7 +65,7 @@ class AlphaFlow(MeanFlow):
         return 0.0 if alpha < self.clamp else 1.0 if alpha > 1 - self.clamp else alpha
 
     def target(self, step: Step) -> Tensor:
-        """The target at the step's α, shape of x."""
+        """The target for α of the step, shape of x."""
         alpha = self.alpha(step.progress)
         if alpha == 0:
             target = super().target(step)

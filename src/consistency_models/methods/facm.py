@@ -1,4 +1,4 @@
-"""FACM: a continuous-time consistency model that is anchored by flow matching in the same network.
+"""FACM: a continuous-time consistency model with flow matching in the same network as an anchor.
 
     τ = 1 - t        g = u⁻ - v + t·du⁻/dt at r = 0, along (v, 1)        target = u⁻ - (1 - τ^p)·clip(g, -1, 1)
     L(θ) = cos(½πτ)·m / stop_gradient(m + ε)^½ + mean(u_t - v)² + mean(1 - cos(u_t, v))
@@ -18,6 +18,7 @@ from torch.nn.functional import cosine_similarity
 from consistency_models.methods.base import Step
 from consistency_models.methods.flow_map import FlowMap, gap
 from consistency_models.noise.schedules import per_image
+from consistency_models.values import Positive, checked
 
 __all__ = ["FlowAnchoredConsistency"]
 
@@ -25,8 +26,8 @@ __all__ = ["FlowAnchoredConsistency"]
 class FlowAnchoredConsistency(FlowMap):
     """LightningModule for FACM with a network of two times, from data or from a teacher.
 
-    The online output and the target have 2·B rows: the consistency model's, then the anchor's. The anchor of a network
-    of one time, at the time 1 + t, is not offered.
+    The online output and the target have 2·B rows: those of the consistency model, then those of the anchor. The anchor
+    of a network of one time, at the time 1 + t, is not implemented.
 
     Args:
         power: p.
@@ -42,12 +43,11 @@ class FlowAnchoredConsistency(FlowMap):
 
     needs_levels = "steps that end at 0"
 
-    def __init__(self, *, power: float = 0.5, eps: float = 1e-3, tangent_clip: float = 1.0, **arguments) -> None:
+    @checked
+    def __init__(
+        self, *, power: Positive = 0.5, eps: Positive = 1e-3, tangent_clip: Positive = 1.0, **arguments
+    ) -> None:
         super().__init__(**arguments)
-        if not power > 0 or not eps > 0 or not tangent_clip > 0:
-            raise ValueError(
-                f"need power, eps and tangent_clip above 0; got power {power}, eps {eps}, tangent_clip {tangent_clip}"
-            )
         self.power, self.eps, self.tangent_clip = power, eps, tangent_clip
 
     def velocity(self, step: Step) -> Tensor:

@@ -1,4 +1,4 @@
-"""IMM: inductive moment matching, by the kernel distance between the images that two levels lead to.
+"""IMM: inductive moment matching, a kernel distance between the images at level s that two levels t and r map to.
 
     y = f(x_t; t → s),  y' = stop_gradient f(x_r; r → s),  s ≤ r < t         in groups of M images that share t, r, s
     L(θ) = w(t)·mean_jk [ k(y_j, y_k) + k(y'_j, y'_k) - 2·k(y_j, y'_k) ]
@@ -10,12 +10,16 @@ image.  (Zhou et al., Inductive Moment Matching, arXiv 2503.07565, Algorithm 1; 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from consistency_models.methods.base import Method, Step
 from consistency_models.methods.flow_map import end_of
 from consistency_models.noise.schedules import per_image
+from consistency_models.values import Positive, checked
 
 __all__ = ["InductiveMomentMatching"]
 
@@ -24,8 +28,8 @@ class InductiveMomentMatching(Method):
     """LightningModule for IMM; online output and target are images at the level s.
 
     Args:
-        group: M. A group is never divided: M must divide the rows of a micro-batch.
-        sigma_data: σ_d, by which time is σ/(σ + σ_d).
+        group: M, which must divide the rows of a micro-batch.
+        sigma_data: σ_d; the time is σ/(σ + σ_d).
         arguments: as for `Method`; the schedule is `Groups` with the same M, d is the norm.
 
     Raises:
@@ -35,10 +39,9 @@ class InductiveMomentMatching(Method):
 
     needs_levels = "levels that a group shares"
 
-    def __init__(self, *, group: int = 4, sigma_data: float = 0.5, **arguments) -> None:
+    @checked
+    def __init__(self, *, group: Annotated[int, Ge(2)] = 4, sigma_data: Positive = 0.5, **arguments) -> None:
         super().__init__(**arguments)
-        if group < 2:
-            raise ValueError(f"group, the images that share their times, must be at least 2; got {group}")
         self.group, self.sigma_data = group, sigma_data
 
     def jump(self, step: Step, x: Tensor, sigma: Tensor) -> Tensor:
@@ -56,7 +59,7 @@ class InductiveMomentMatching(Method):
         return self.jump(step, step.at(step.levels.low), step.levels.low)
 
     def loss(self, step: Step, online: Tensor, target: Tensor) -> Tensor:
-        """The loss of its group for each image, shape (B,)."""
+        """The loss of the group of each image, shape (B,)."""
         if len(online) % self.group:
             raise ValueError(f"model.group={self.group} must divide a micro-batch; this one has {len(online)} images")
         sigma, end = step.levels.high, end_of(step.levels)

@@ -8,6 +8,7 @@ counterpart raise TypeError.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 from consistency_models.networks.adm import DhariwalUNet as Dhariwal
 from consistency_models.networks.edm2 import EDM2
@@ -35,8 +36,8 @@ def SongUNet(
     label_dropout: float = 0.0,
     embedding_type: str = "positional",
     channel_mult_noise: int = 1,
-    encoder_type: str = "standard",
-    decoder_type: str = "standard",
+    encoder_type: Literal["standard", "skip", "residual"] = "standard",
+    decoder_type: Literal["standard", "skip"] = "standard",
     resample_filter: Sequence[float] = (1, 1),
 ) -> Song:
     """EDM's and ECT's DDPM++ and NCSN++."""
@@ -104,6 +105,7 @@ def UNetModel(
     noise_scale: float = 1000.0,
 ) -> OpenAIUNet:
     """OpenAI's ADM. `attention_resolutions` are downsampling factors; the last two arguments are not OpenAI's."""
+    heads: dict[str, Any] = {"heads": num_heads} if num_head_channels == -1 else {"head_channels": num_head_channels}
     return OpenAIUNet(
         *(image_size, in_channels, num_classes or 0, 0, dropout),
         out_channels=out_channels,
@@ -111,8 +113,7 @@ def UNetModel(
         channel_mult=channel_mult,
         num_blocks=num_res_blocks,
         attn_resolutions=[image_size // factor for factor in attention_resolutions],
-        heads=num_heads if num_head_channels == -1 else None,
-        head_channels=num_head_channels,
+        **heads,
         adaptive_scale=use_scale_shift_norm,
         resblock_updown=resblock_updown,
         legacy_order=legacy_order,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+from typing import Annotated
 
 import torch
+from annotated_types import Gt, Lt
 from torch import Tensor
 
 from consistency_models.noise.schedules import Levels, LogNormal
 from consistency_models.random import BatchRandom
 from consistency_models.trust import loadable
-from consistency_models.values import Positive, Share, checked
+from consistency_models.values import BelowOne, Positive, PowerOfTwo, Share, Sigma, Size, checked
 
 __all__ = ["ArctanLogNormal", "Dyadic", "Groups", "LogNormalPair"]
 
@@ -20,19 +21,19 @@ __all__ = ["ArctanLogNormal", "Dyadic", "Groups", "LogNormalPair"]
 class LogNormalPair(LogNormal):
     """ln t ~ N(mean, std²),  ln r ~ N(end_mean, end_std²),  r ≤ t,  and r = t in a share of the rows.
 
-    In the time σ/(1 + σ) of flow matching both laws are logit-normal.  (MeanFlow, arXiv 2505.13447, Sec. 4.3 and
+    In the time σ/(1 + σ) of flow matching both distributions are logit-normal.  (MeanFlow, arXiv 2505.13447, Sec. 4.3,
     Table 1, and its two codes.)
 
     Args:
-        mean, std: of ln t.
-        end_mean, end_std: of ln r; None: as t.
-        swap: a pair with r > t changes places, as in the paper; otherwise r becomes t, as in the later CIFAR-10 code.
+        mean, std: mean and standard deviation of ln t.
+        end_mean, end_std: mean and standard deviation of ln r; None: those of ln t.
+        swap: True: swap t and r if r > t, as in the paper; False: set r = t, as in the later CIFAR-10 code.
         equal: share of the rows with r = t, in [0, 1].
-        by_position: these are the first ⌊equal·B⌋ rows of the global batch, as in the ImageNet code, which makes the
-            share exact; otherwise each row is chosen at random, as in the CIFAR-10 code.
+        by_position: True: the rows with r = t are the first ⌊equal·B⌋ rows of the global batch, as in the ImageNet
+            code, so that the share is exact; False: these rows are chosen at random, as in the CIFAR-10 code.
 
     Raises:
-        ValueError: as `LogNormal`, for both laws; equal outside [0, 1].
+        ValueError: as `LogNormal`, for both distributions; equal outside [0, 1].
     """
 
     draws = "pairs of times"
@@ -73,10 +74,10 @@ class LogNormalPair(LogNormal):
 class ArctanLogNormal(LogNormal):
     """t = (2/π)·arctan s with ln s ~ N(mean, std²), in the time σ/(1 + σ) of flow matching; the step ends at 0.
 
-    So σ = arctan(s)/arctan(1/s).  (FACM, arXiv 2507.03738, and its code.)
+    This gives σ = arctan(s)/arctan(1/s).  (FACM, arXiv 2507.03738, and its code.)
 
     Args:
-        mean, std: of ln s; FACM's by default.
+        mean, std: mean and standard deviation of ln s; FACM's values by default.
 
     Raises:
         ValueError: mean is not finite or std is not positive.
@@ -84,7 +85,8 @@ class ArctanLogNormal(LogNormal):
 
     draws = "steps that end at 0"
 
-    def __init__(self, mean: float = -0.8, std: float = 1.6) -> None:
+    @checked
+    def __init__(self, mean: float = -0.8, std: Positive = 1.6) -> None:
         super().__init__(mean, std)
 
     def __call__(self, rows: BatchRandom, k: int, K: int) -> Levels:
@@ -98,13 +100,13 @@ class ArctanLogNormal(LogNormal):
 class Dyadic:
     """Times on grids of 2^j steps: t uniform on {1, 1 - d, … d}, r = t - d, with d = 2^-j.
 
-    The first ⌊share·B⌋ rows of the global batch, those of the bootstrap, have j = log₂(sections) - 1 … 0 in equal
-    parts, and 0 in what is left over. All others have d = 1/sections. Time 1, whose level is infinite, is replaced by
-    the time of `sigma_max`.  (Shortcut models, arXiv 2410.12557, Sec. 3.2 and the official code.)
+    The first ⌊share·B⌋ rows of the global batch are bootstrap rows. They have j = log₂(sections) - 1 … 0 in equal
+    parts, and j = 0 in the remainder. All other rows have d = 1/sections. Time 1, whose level is infinite, is replaced
+    by the time of `sigma_max`.  (Shortcut models, arXiv 2410.12557, Sec. 3.2 and the official code.)
 
     Args:
         sections: a power of two, at least 2.
-        share: of the rows of the bootstrap, in [0, 1].
+        share: share of the bootstrap rows, in [0, 1].
         sigma_max: the largest level.
 
     Raises:
@@ -113,16 +115,14 @@ class Dyadic:
 
     draws = "steps of lengths 2^-j"
 
-    def __init__(self, sections: int = 128, share: float = 0.125, sigma_max: float = 1e4) -> None:
-        if sections < 2 or sections & (sections - 1) or not 0 <= share <= 1 or not sections < sigma_max < math.inf:
-            raise ValueError(
-                "need sections a power of two from 2, share in [0, 1], a finite sigma_max above sections; "
-                f"got sections {sections}, share {share}, sigma_max {sigma_max}"
-            )
+    @checked
+    def __init__(self, sections: PowerOfTwo = 128, share: Share = 0.125, sigma_max: Sigma = 1e4) -> None:
+        if not sections < sigma_max:
+            raise ValueError(f"sigma_max must be above sections {sections}; got {sigma_max}")
         self.sections, self.share, self.sigma_max = sections, share, sigma_max
 
     def bootstrapped(self, rows: BatchRandom) -> int:
-        """How many of these rows are of the bootstrap: the first ones."""
+        """Number of bootstrap rows among these rows. They come first."""
         return min(max(int(self.share * rows.total) - rows.local_slice.start, 0), len(rows))
 
     def __call__(self, rows: BatchRandom, k: int, K: int) -> Levels:
@@ -160,19 +160,22 @@ class Groups:
 
     draws = "levels that a group shares"
 
+    @checked
     def __init__(
-        self, group: int = 4, gap: int = 15, highest: float = 0.994, lowest: float = 0.006, sigma_data: float = 0.5
+        self,
+        group: Size = 4,
+        gap: Size = 15,
+        highest: Annotated[float, Gt(0), Lt(1)] = 0.994,
+        lowest: BelowOne = 0.006,
+        sigma_data: Positive = 0.5,
     ) -> None:
-        if group < 1 or gap < 1 or not 0 <= lowest < highest < 1 or not sigma_data > 0:
-            raise ValueError(
-                "need group and gap from 1, 0 <= lowest < highest < 1, sigma_data > 0; got "
-                f"group {group}, gap {gap}, lowest {lowest}, highest {highest}, sigma_data {sigma_data}"
-            )
+        if not lowest < highest:
+            raise ValueError(f"lowest must be below highest {highest}; got {lowest}")
         self.group, self.gap, self.sigma_data = group, gap, sigma_data
         self.highest, self.lowest = highest, lowest
 
     def times(self, u_t: Tensor, u_s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """t, r, s for uniform draws, float64, of their shape."""
+        """t, r, s for uniform numbers, float64, of their shape."""
         t = self.lowest + (self.highest - self.lowest) * u_t
         s = self.lowest + (t - self.lowest) * u_s
         ends = [time / (1 - time) for time in (self.highest, self.lowest)]

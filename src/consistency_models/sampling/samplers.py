@@ -5,7 +5,10 @@
 `denoiser(x, sigma)` takes σ of shape (B,), and of a model of two times also `end`, the level where the step ends;
 `noise` and what `randn()` returns are standard normal, shape (B, ...). The state has the dtype of `noise`. `sigmas` are
 the levels, descending, from which a step starts; `nfe` counts the denoiser calls. With `clip`, each output
-of the denoiser and the images are clamped to [-1, 1].
+of the denoiser and the images are clamped to [-1, 1]. Two facts of a class, true where they are written:
+
+    of_consistency_models    one call gives the end of a trajectory: a model with this sampler is a consistency model
+    one_time                 `end` is not handed to the denoiser: not for models of two times
 
     sampler.descend(denoiser, x, sigma) -> images
 
@@ -55,7 +58,7 @@ class Consistency:
         ValueError: not sigma_min <= end < the last of sigmas.
     """
 
-    is_consistency = True
+    of_consistency_models = one_time = True
 
     @checked
     def __init__(
@@ -162,6 +165,8 @@ class SegmentSampler:
     Raises:
         ValueError: steps is not the number of the model's segments.
     """
+
+    one_time = True
 
     @checked
     def __init__(

@@ -1,4 +1,4 @@
-"""What must hold between keys and groups: each function says what is wrong with one thing, or nothing.
+"""Relations between keys and groups: each function yields the problems of one relation.
 
 All take the resolved configuration, which has passed the rules for single keys, and the option that each group has.
 """
@@ -25,11 +25,11 @@ Config, Problems = dict[str, Any], Iterator[ConfigError]
 
 
 class Choices(dict[str, str]):
-    """The option that each group has.
+    """The chosen option of each group.
 
     Args:
         chosen: group -> option.
-        options: `options(group)` gives the options of a group, each with what its file says.
+        options: `options(group)` returns the options of a group with the content of their files.
     """
 
     def __init__(self, chosen: Mapping[str, str], options: Callable[[str], Iterable[tuple[str, Config]]]) -> None:
@@ -38,7 +38,7 @@ class Choices(dict[str, str]):
 
 
 PAIRS_OF_TIMES = ("MeanFlow", "AlphaFlow", "AlignYourFlow")
-FLOW_MAPS = (*PAIRS_OF_TIMES, "FlowAnchoredConsistency", "Shortcut")  # whose network predicts an average velocity
+FLOW_MAPS = (*PAIRS_OF_TIMES, "FlowAnchoredConsistency", "Shortcut")  # networks that predict an average velocity
 A_RUN = "a finished run: its folder or a checkpoint file"
 OFFICIAL = "an official checkpoint, a file"
 
@@ -48,13 +48,13 @@ def _is(config: Config, group: str, name: str) -> bool:
 
 
 def needs_teacher(config: Config) -> bool | None:
-    """What the method says of a teacher, or the schedule where the method works with and without."""
+    """Return whether the method needs a teacher, or the schedule if the method works with and without one."""
     needs = fact(config["model"], "needs_teacher")
     return fact(config["schedule"], "needs_teacher") if needs is None else needs
 
 
 def teacher(config: Config, choices: Choices) -> Problems:
-    """A teacher exactly where the method has a use for one, and one that can be had."""
+    """A method has a teacher if and only if it needs one, and the teacher is available."""
     needs, given, model = needs_teacher(config), config["teacher"]["_target_"], choices.get("model")
     path, chosen = config["teacher"].get("path"), choices.get("teacher", "?")
     if needs and not given:
@@ -77,7 +77,7 @@ def teacher(config: Config, choices: Choices) -> Problems:
 
 
 def guidance(config: Config, choices: Choices) -> Problems:
-    """A weaker teacher that guides, and guidance of a method by classes that there are."""
+    """A weaker teacher requires guidance, and guidance by classes requires classes."""
     teacher, model = config["teacher"], config["model"]
     if teacher.get("weak") is not None:
         if teacher.get("guidance") == 1:
@@ -87,7 +87,7 @@ def guidance(config: Config, choices: Choices) -> Problems:
     for key, none in (("omega", 1), ("kappa", 0), ("label_dropout", 0)):
         if model.get(key, none) != none and not config["data"]["network_classes"]:
             fix = "set data.conditional=true"
-            yield problem(f"model.{key}", model[key], f"{none}", fix, reason="the network is told no classes")
+            yield problem(f"model.{key}", model[key], f"{none}", fix, reason="the network takes no classes")
     if (model.get("omega", 1), model.get("kappa", 0)) != (1, 0) and not model.get("label_dropout", 0):
         reason = "guidance asks the network without a class, which it learns from hidden labels"
         yield problem("model.label_dropout", model.get("label_dropout"), "a number in (0, 1]", reason=reason)
@@ -106,8 +106,7 @@ def two_times(config: Config, choices: Choices) -> Problems:
         allowed = "a network with the argument two_times: small, ddpmpp, ncsnpp, adm, dit, mlp"
         reason = f"{model} calls the network with two times, and {target.rpartition('.')[2]} takes one"
         yield problem("network", choices.get("network"), allowed, "did you mean network=small?", reason=reason)
-    sampler = config["sampler"]["_target_"]
-    if sampler.startswith("consistency_models.") and (".Consistency" in sampler or ".SegmentSampler" in sampler):
+    if fact(config["sampler"], "one_time"):
         reason = f"{model} is called with the level where a step ends, which this sampler does not tell"
         yield problem("sampler", choices.get("sampler"), "flow_map, euler, heun", reason=reason)
     scalings, method = config["preconditioning"]["_target_"], config["model"]["_target_"].rpartition(".")[2]
@@ -117,7 +116,7 @@ def two_times(config: Config, choices: Choices) -> Problems:
 
 
 def init(config: Config, choices: Choices) -> Problems:
-    """Initial weights that can be had."""
+    """The initial weights are available."""
     path, given, chosen = config["init"].get("path"), config["init"]["_target_"], choices.get("init", "?")
     if given and _is(config, "init", "weights_of_teacher") and not config["teacher"]["_target_"]:
         if needs_teacher(config) is False:
@@ -135,17 +134,18 @@ def _give(key: str, what: str) -> Problems:
 
 
 def levels(config: Config, choices: Choices) -> Problems:
-    """Ranges of noise levels with a bottom below their top, the same ones for schedule and preconditioning."""
+    """Ranges of noise levels are not empty, and schedule and preconditioning have the same range."""
     schedule, sampler, preconditioning = config["schedule"], config["sampler"], config["preconditioning"]
     spacing = schedule.get("spacing") or {}
-    for group, node in (("schedule", schedule), ("schedule.spacing", spacing), ("sampler", sampler)):
-        low, high, sigma_mid = (node.get(key) for key in ("sigma_min", "sigma_max", "sigma_mid"))
+    for group, settings in (("schedule", schedule), ("schedule.spacing", spacing), ("sampler", sampler)):
+        low, high, sigma_mid = (settings.get(key) for key in ("sigma_min", "sigma_max", "sigma_mid"))
         if low is not None and high is not None and not low < high:
             yield problem(f"{group}.sigma_min", low, f"less than {group}.sigma_max={high}", "did you swap them?")
         elif sigma_mid is not None and not (low or 0) < sigma_mid < (math.inf if high is None else high):
             yield problem(f"{group}.sigma_mid", sigma_mid, f"between sigma_min={low} and sigma_max={high}")
-        if node.get("churn_min", 0) > node.get("churn_max", math.inf):
-            yield problem(f"{group}.churn_min", node["churn_min"], f"at most {group}.churn_max={node['churn_max']}")
+        if settings.get("churn_min", 0) > settings.get("churn_max", math.inf):
+            allowed = f"at most {group}.churn_max={settings['churn_max']}"
+            yield problem(f"{group}.churn_min", settings["churn_min"], allowed)
     transition, called = (
         config["model"].get("transition") or 0.0,
         ("sigma_mid" if "sigma_mid" in sampler else "sigma_min"),
@@ -167,7 +167,7 @@ def levels(config: Config, choices: Choices) -> Problems:
 
 
 def schedule(config: Config, choices: Choices) -> Problems:
-    """Levels of the kind that the method needs, and numbers that a schedule of stages or phases can keep."""
+    """The schedule draws the levels that the method needs, and its stages or phases are consistent."""
     schedule, chosen, model = config["schedule"], choices.get("schedule"), choices.get("model")
     needs, levels, name = (
         fact(config["model"], "needs_levels"),
@@ -199,6 +199,13 @@ def schedule(config: Config, choices: Choices) -> Problems:
         if transition is not None and schedule["transition"] != transition:
             allowed = f"model.transition={transition}"
             yield problem("schedule.transition", schedule["transition"], allowed, "set model.transition")
+    sections, top = schedule.get("sections"), schedule.get("sigma_max", math.inf)
+    if sections is not None and sections & (sections - 1):
+        yield problem("schedule.sections", sections, "a power of two")
+    elif sections is not None and not sections < top:
+        yield problem("schedule.sigma_max", top, f"more than schedule.sections={sections}")
+    if not schedule.get("lowest", 0) < schedule.get("highest", 1):
+        yield problem("schedule.highest", schedule["highest"], f"more than schedule.lowest={schedule.get('lowest')}")
     if name == "Phases" and {"steps", "segments"} <= schedule.keys():
         chain = [*schedule["steps"], schedule["segments"]]
         if any(a <= b or a % b for a, b in pairwise(chain)):
@@ -207,7 +214,7 @@ def schedule(config: Config, choices: Choices) -> Problems:
 
 
 def tangent(config: Config, choices: Choices) -> Problems:
-    """A tangent in coordinates that the method knows, and a norm where one is chosen."""
+    """A method with a tangent has supported coordinates, and an RMS norm requires a norm."""
     model = config["model"]
     if "tangent_rms" not in model:
         return
@@ -229,14 +236,14 @@ def steps(config: Config, choices: Choices) -> Problems:
 
 
 def curriculum(config: Config, choices: Choices) -> Problems:
-    """A growing curriculum grows."""
+    """A growing curriculum ends above its start."""
     s0, s1 = config["curriculum"].get("s0"), config["curriculum"].get("s1")
     if None not in (s0, s1) and s0 > s1:
         yield problem("curriculum.s0", s0, f"at most curriculum.s1={s1}", "did you swap them?")
 
 
 def network(config: Config, choices: Choices) -> Problems:
-    """The shapes of the data, images that can be halved, and widths that can be normalised in groups."""
+    """The network fits the shape of the data, its sizes can be halved, and its widths allow group normalisation."""
     network, size = config["network"], config["data"]["image_size"]
     shapes = {"image_size": "image_size", "channels": "channels", "num_classes": "network_classes"}
     for own, key in shapes.items():
@@ -275,7 +282,7 @@ def network(config: Config, choices: Choices) -> Problems:
 
 
 def data(config: Config, choices: Choices) -> Problems:
-    """Data that are there, as they are, with what is asked of them."""
+    """The data exist, and the settings match the data set."""
     data, source, name = config["data"], config["data"]["source"], choices.get("data")
     if "root" in source:
         if source["root"] is not None:
@@ -305,7 +312,7 @@ def data(config: Config, choices: Choices) -> Problems:
 
 
 def augment(config: Config, choices: Choices) -> Problems:
-    """A network that takes as many augmentation labels as there are."""
+    """The network takes all augmentation labels."""
     augment, width = config["augment"], config["network"].get("augment_dim", 0)
     if augment.get("_target_") and (widths := fact(augment, "LABELS")):
         labels = sum(width for name, width in widths.items() if augment.get(name, 0) > 0)
@@ -322,7 +329,7 @@ def augment(config: Config, choices: Choices) -> Problems:
 
 
 def features(config: Config, choices: Choices) -> Problems:
-    """A feature space, and a distance, that fit the images."""
+    """Feature space and distance fit the images."""
     data, chosen, extractor = config["data"], choices.get("features"), config["features"].get("extractor") or {}
     reference, package = config["features"].get("reference"), fact(extractor, "needs_package")
     if fact(extractor, "needs_classes") and data["num_classes"] == 0:
@@ -351,7 +358,7 @@ def features(config: Config, choices: Choices) -> Problems:
 
 
 def trainer(config: Config, choices: Choices) -> Problems:
-    """A global batch that divides evenly, and devices that the strategy can use."""
+    """The batch is divisible into micro-batches, and the strategy supports the devices."""
     trainer, batch = config["trainer"], config["data"]["batch_size"]
     devices = trainer["devices"]
     count = len(devices) if isinstance(devices, list) else devices
@@ -370,16 +377,13 @@ def trainer(config: Config, choices: Choices) -> Problems:
     if batch % parts == 0 and batch // parts % group:
         reason = f"a micro-batch has {batch // parts} images, and groups of model.group={group} are not divided"
         yield problem("data.batch_size", batch, f"a multiple of {parts * group}", reason=reason)
-    sections = config["schedule"].get("sections", 2)
-    if sections & (sections - 1):
-        yield problem("schedule.sections", sections, "a power of two")
     if trainer["max_images"] is not None and trainer["max_images"] < batch:
         allowed, reason = f"at least data.batch_size={batch}", "a step takes one batch"
         yield problem("trainer.max_images", trainer["max_images"], allowed, reason=reason)
 
 
 def outputs(config: Config, choices: Choices) -> Problems:
-    """Something to do, and callbacks that have what they build on."""
+    """The command trains or tests, and callbacks have the callbacks that they need."""
     if not config["train"] and not config["test"]:
         yield problem("train", False, "true, unless test=true", reason="there is nothing to do")
     elif not config["train"] and config["ckpt_path"] is None:
@@ -403,14 +407,14 @@ def outputs(config: Config, choices: Choices) -> Problems:
 
 
 def solver(config: Config, choices: Choices) -> Problems:
-    """A solver that was chosen is used."""
+    """A chosen solver is used."""
     if choices.get("solver") not in (None, "heun") and "solver" not in config["model"]:
         reason = f"model={choices.get('model')} solves no ODE in training"
         yield problem("solver", choices["solver"], "heun", "leave solver out", reason=reason)
 
 
 def checkpoint(config: Config, choices: Choices) -> Problems:
-    """A checkpoint to go on from that is there, and a run folder in which nothing would be overwritten."""
+    """The checkpoint exists, and no checkpoint in the run folder would be overwritten."""
     path, folder = config["ckpt_path"], Path(choices["run folder"])
     if path is not None:
         if path == "last" or (Path(path).expanduser().is_dir() and Path(path).resolve() != folder.resolve()):
@@ -436,7 +440,7 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
 
 
 def scored_run(config: Config, choices: Choices) -> Problems:
-    """A run or a checkpoint that can be scored; official ones and exports against data that must be named."""
+    """The run or checkpoint can be scored; official files and exports require a data set."""
     path = Path(config["run"]).expanduser()
     if config["run"].startswith("wandb:"):
         fix = f"wandb artifact get {config['run'].removeprefix('wandb:')} fetches it"
@@ -455,7 +459,7 @@ def scored_run(config: Config, choices: Choices) -> Problems:
 
 
 def sample_sets(config: Config, choices: Choices) -> Problems:
-    """Images that are named once: by seeds or by n and repeats; sets of one size, so that they can be compared."""
+    """Images are given by seeds, or by n and repeats; all sample sets have the same size."""
     seeds, task = config["seeds"], choices.get("task")
     if seeds is not None:
         for key, usual in (("n", None), ("repeats", 1)):
@@ -473,7 +477,7 @@ def sample_sets(config: Config, choices: Choices) -> Problems:
 
 
 def ways(config: Config, choices: Choices) -> Problems:
-    """Levels that are named once, a sampler that can be made, and devices that there are several of."""
+    """Steps and levels are consistent, the sampler can be built, and there are enough devices."""
     steps, sigmas, sampler = config["steps"], config["sigmas"], config.get("sampler") or {}
     if sigmas is not None and steps not in (None, [len(sigmas)]):
         reason = f"sigmas={show(sigmas)} are {len(sigmas)} steps"
