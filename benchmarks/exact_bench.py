@@ -152,40 +152,40 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--jobs", type=int, default=cores, help="parallel trainings, one core each")
     parser.add_argument("--folder", type=Path, default=Path("runs/exact_bench"))
-    given, started = parser.parse_args(arguments), time.perf_counter()
+    args, started = parser.parse_args(arguments), time.perf_counter()
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the processes of the pool
     torch.set_num_threads(1)
-    seeds = range(given.first_seed, given.first_seed + given.seeds)
-    order = [(data, method, seed) for data in given.data for method in given.methods for seed in seeds]
-    folders = {key: given.folder.absolute() / key[0] / re.sub(r"\W+", "_", key[1]) / str(key[2]) for key in order}
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    order = [(data, method, seed) for data in args.data for method in args.methods for seed in seeds]
+    folders = {key: args.folder.absolute() / key[0] / re.sub(r"\W+", "_", key[1]) / str(key[2]) for key in order}
     results = {}
-    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
         tasks = {
-            pool.submit(run, folders[key], key[0], key[1], given.steps, key[2], given.points): key
+            pool.submit(run, folders[key], key[0], key[1], args.steps, key[2], args.points): key
             for key in reversed(order)  # starts the slowest first
         }
         for done in as_completed(tasks):
             results[tasks[done]] = done.result()
             print(f"{len(results)} of {len(tasks)}: {', '.join(map(str, tasks[done]))}", flush=True)
     rows = [row for key in order for row in results[key]]
-    rows += [floor(data, seed, given.points) for data in given.data for seed in seeds]
+    rows += [floor(data, seed, args.points) for data in args.data for seed in seeds]
     minutes = (time.perf_counter() - started) / 60
     heading = f"""# Methods on exactly solvable data
 
-{given.steps} steps of 256 points; mean ± standard deviation over seeds {", ".join(map(str, seeds))}. Distances of
-solutions are in units of √d·σ_data; distances of samples are between {2 * given.points} of them and 10,000 data; calls
-are counted for each image that is trained on, or sampled.
+{args.steps} steps of 256 points; mean ± standard deviation over seeds {", ".join(map(str, seeds))}. Distances of
+solutions are in units of √d·σ_data. Distances of samples compare {2 * args.points} samples with 10,000 data points.
+Calls are counted for each image of the training, or for each sample.
 
     python benchmarks/exact_bench.py {" ".join(sys.argv[1:] if arguments is None else arguments)}
 
 {date.today()}, {platform.machine()}, {cores} cores, torch {torch.__version__}: {minutes:.1f} minutes."""
-    write_atomically(given.folder / "exact.json", json.dumps(rows, indent=1) + "\n")
-    write_atomically(given.folder / "exact.md", table(rows, heading))
-    for data in given.data:
-        models = {method: load(folders[data, method, seeds[0]]) for method in given.methods}
-        steps = {method: results[data, method, seeds[0]][0]["steps"] for method in given.methods}
-        picture(given.folder / f"exact_{data}.png", truth(data, given.points)[0], models, steps)
-    print(f"{minutes:.1f} minutes; written to {given.folder}")
+    write_atomically(args.folder / "exact.json", json.dumps(rows, indent=1) + "\n")
+    write_atomically(args.folder / "exact.md", table(rows, heading))
+    for data in args.data:
+        models = {method: load(folders[data, method, seeds[0]]) for method in args.methods}
+        steps = {method: results[data, method, seeds[0]][0]["steps"] for method in args.methods}
+        picture(args.folder / f"exact_{data}.png", truth(data, args.points)[0], models, steps)
+    print(f"{minutes:.1f} minutes; written to {args.folder}")
 
 
 if __name__ == "__main__":

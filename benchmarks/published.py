@@ -5,10 +5,11 @@
 Writes docs/results/sweeps.md and one figure for each sweep: the results of each cell, and a verdict on each order that
 the paper states, by this rule:
 
-    Two settings are compared in pairs of runs that differ in nothing else, seed included; a seed's difference is the
-    mean over its pairs. An order is reproduced if every seed agrees with it and the mean difference is above twice its
-    standard error, not reproduced if both speak against it, and too close to call otherwise. Distances are those of
-    samples with the fewest network calls, lower is better. Under three seeds there is no verdict.
+    Two settings are compared in pairs of runs that agree in everything else, including the seed. The difference of a
+    seed is the mean over its pairs. An order is reproduced if every seed agrees with it and the mean difference is
+    above twice its standard error. It is not reproduced if every seed contradicts it and the mean difference is below
+    minus twice its standard error. Otherwise it is too close to call. Distances are those of samples with the fewest
+    network calls; lower is better. With fewer than three seeds there is no verdict.
 """
 
 from __future__ import annotations
@@ -174,9 +175,9 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path, help="folders of finished sweeps")
     args = parser.parse_args()
     (OUT / "sweeps").mkdir(parents=True, exist_ok=True)
-    lines = ["# The published ablations, at the size of a CPU", "", "What follows is written by", ""]
+    lines = ["# The published ablations, at the size of a CPU", "", "This command writes this page:", ""]
     lines += ["    python benchmarks/published.py runs/*/*", "", *RULE, ""]
-    lines += [f"{date.today()}, {platform.machine()}, torch {torch.__version__}. What it says: [sweeps](../sweeps.md)."]
+    lines += [f"{date.today()}, {platform.machine()}, torch {torch.__version__}. Discussion: [sweeps](../sweeps.md)."]
     for folder in sorted(args.folders, key=lambda path: list(PUBLISHED).index(path.resolve().parent.name)):
         lines += chapter(folder)
     (OUT / "sweeps.md").write_text("\n".join(lines) + "\n")

@@ -158,19 +158,19 @@ WRONG = [  # what is on the command line, the file that it names, part of the er
     ("task.label=three", None, "task.label=three is not allowed. Allowed: a class from 0 to 9, or null"),
     ("task.mask={file}", b"not an image", "task.mask={file} is not allowed: this file cannot be used: "),
     ("task.mask={file}", "good", "Allowed: an image of 8x8 pixels, "),
-    ("task.mask={file}", "black", "black: nothing would be painted"),
-    ("task.mask={file}", "white", "white: nothing would be kept"),
+    ("task.mask={file}", "black", "black, so that nothing is painted"),
+    ("task.mask={file}", "white", "white, so that nothing is preserved"),
     ("steps=[2]", None, "steps=[2] is not allowed. Allowed: one number for a model that takes several steps"),
     (
         "task.levels=[0.001]",
         None,
-        "task.levels=[0.001] is not allowed: the model ends there. Allowed: levels above 0.002",
+        "task.levels=[0.001] is not allowed: the model ends at this level. Allowed: levels above 0.002",
     ),
     ("task.levels=[1,0.002]", None, "levels above 0.002"),
-    ("seeds=0-9", None, "seeds=0-9 is not allowed: task=inpaint has no use for it. Allowed: None"),
-    ("repeats=2", None, "repeats=2 is not allowed: task=inpaint has no use for it. Allowed: 1"),
-    ("devices=2", None, "devices=2 is not allowed: task=inpaint has no use for it. Allowed: 1"),
-    ("sigmas=[80,1]", None, "sigmas=[80, 1] is not allowed: task=inpaint has no use for it. Allowed: None"),
+    ("seeds=0-9", None, "seeds=0-9 is not allowed: task=inpaint does not use it. Allowed: None"),
+    ("repeats=2", None, "repeats=2 is not allowed: task=inpaint does not use it. Allowed: 1"),
+    ("devices=2", None, "devices=2 is not allowed: task=inpaint does not use it. Allowed: 1"),
+    ("sigmas=[80,1]", None, "sigmas=[80, 1] is not allowed: task=inpaint does not use it. Allowed: None"),
 ]
 
 

@@ -109,7 +109,7 @@ def test_the_error_of_a_distilled_run_is_measured_while_its_teacher_is_there(tmp
     shutil.rmtree(teacher)
     content, found = results(student, "n=20", "steps=[1]")
     assert content["ode_error"] == []
-    assert "is not there" in caplog.text
+    assert "does not exist" in caplog.text
 
 
 def test_wandb_goes_on_with_the_run_and_is_not_needed(tmp_path, monkeypatch):
@@ -148,4 +148,4 @@ def test_runs_side_by_side(digits, points, tmp_path, monkeypatch, capsys):
     assert compare([str(digits), "--metric", "nonsense"]) == 2
     assert "Allowed: sw20_identity_train" in capsys.readouterr().err
     assert compare([str(tmp_path)]) == 2
-    assert f"make it by eval.py run={tmp_path}" in capsys.readouterr().err
+    assert f"score the run with eval.py run={tmp_path}" in capsys.readouterr().err

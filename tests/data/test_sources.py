@@ -18,7 +18,7 @@ import torch
 from data.conftest import write
 from hydra.errors import InstantiationException
 
-from consistency_models.app.build import build_data, located
+from consistency_models.app.build import build_data, with_absolute_root
 from consistency_models.data import DataError, cifar10, digits, fashion_mnist
 from consistency_models.storage import fetching
 
@@ -343,6 +343,6 @@ def test_a_runs_configuration_says_absolutely_where_its_data_lie(tmp_path, monke
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     config = config_of(cifar10, tmp_path / "cache", root=root)
     config["data"]["root"] = root
-    found = located(config)["data"]
+    found = with_absolute_root(config)["data"]
     assert found["root"] == found["source"]["root"] == str(tmp_path / expected)
     assert config["data"]["root"] == root

@@ -59,7 +59,7 @@ def test_train_and_test_images(data):
 
 
 def test_without_test_images_there_is_no_such_reference(digit_set):
-    with pytest.raises(DataError, match=r"features.reference=test: digits keeps no test images apart: choose train"):
+    with pytest.raises(DataError, match=r"features.reference=test: digits has no separate test images: choose train"):
         Reference.of(digit_set, "test")
 
 
@@ -94,9 +94,9 @@ def test_images_and_statistics_in_the_form_of_openai(data, tmp_path):
 
 
 WRONG = {
-    "empty": ({}, "it holds nothing"),
-    "others": ({"x": np.zeros(3)}, "it holds x"),
-    "mu": ({"mu": np.zeros(3)}, "it holds mu"),
+    "empty": ({}, "the file holds nothing"),
+    "others": ({"x": np.zeros(3)}, "the file holds x"),
+    "mu": ({"mu": np.zeros(3)}, "the file holds mu"),
     "shape": ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"mu is of shape \(3,\) and sigma of shape \(4, 4\)"),
     "rank": ({"mu": np.zeros((3, 1)), "sigma": np.eye(3)}, r"mu is of shape \(3, 1\)"),
     "nan": ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "not finite"),
@@ -105,7 +105,7 @@ WRONG = {
     "text": ({"mu": np.array(["a"]), "sigma": np.eye(1)}, "could not convert"),
     "float": ({"arr_0": np.zeros((4, 8, 8, 1))}, r"arr_0 is float64 of shape \(4, 8, 8, 1\)"),
     "one": ({"arr_0": np.zeros((1, 8, 8, 1), np.uint8)}, r"of shape \(1, 8, 8, 1\)"),
-    "size": ({"arr_0": np.zeros((4, 9, 9, 3), np.uint8)}, r"its images are \(3, 9, 9\), those of the data \(1, 8, 8\)"),
+    "size": ({"arr_0": np.zeros((4, 9, 9, 3), np.uint8)}, r"the images have shape \(3, 9, 9\), the data \(1, 8, 8\)"),
 }
 
 

@@ -156,5 +156,7 @@ def test_the_only_good_checkpoint_is_never_pruned(tmp_path):
 
 @pytest.mark.parametrize("arguments", [{"keep": 2}, {"keep": 0, "keep_every": 1}])
 def test_refuses_to_keep_what_is_not_made(arguments, tmp_path):
-    with pytest.raises(ValueError, match=r"callbacks\.checkpoint\.keep must be .*; got "):
+    with pytest.raises(
+        ValueError, match=r"callbacks\.checkpoint\.keep must be .*; got |keep=0 is not allowed\. Allowed: "
+    ):
         Checkpoint(tmp_path, **arguments)

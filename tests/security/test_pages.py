@@ -114,7 +114,7 @@ class Data:
 def test_a_reference_that_unpacks_without_bound(tmp_path):
     path = npz(tmp_path / "bomb.npz", arr_0=np.zeros((1_500_000, 8, 8, 3), np.uint8))
     assert path.stat().st_size < 1 << 20
-    with pytest.raises(DataError, match=r"it unpacks to 288,000,128 bytes.*set features.reference_bytes"):
+    with pytest.raises(DataError, match=r"the file unpacks to 288,000,128 bytes.*set features.reference_bytes"):
         Reference.of(Data, str(path))
     assert len(Reference.of(Data, str(path), most_bytes=1 << 29).images) == 1_500_000
 

@@ -1,4 +1,4 @@
-"""From a command line to runs: configurations are composed and checked, objects built, jobs launched and resumed.
+"""The commands: compose and check configurations, build objects, launch and resume jobs.
 
-Everything that knows Hydra, configuration keys or run folders is here. No other room imports this one.
+Only this package depends on Hydra, configuration keys and run folders. No other package imports it.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints that W&B keeps: `wandb:ENTITY/PROJECT/NAME:ALIAS` in place of a path."""
+"""Checkpoints stored in W&B: `wandb:ENTITY/PROJECT/NAME:ALIAS` instead of a path."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from consistency_models.app.checks.files import ARTIFACT
 from consistency_models.errors import ConfigError
 from consistency_models.storage.cache import cache_folder
 
-__all__ = ["fetched", "resolve_artifacts"]
+__all__ = ["download_artifact", "resolve_artifacts"]
 
 KEYS = (("ckpt_path",), ("teacher", "path"), ("init", "path"))
 
 
 def resolve_artifacts(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with local files in place of the artifacts that are needed, which are downloaded once and kept.
+    """Download the required artifacts once, and replace them by local files in the configuration.
 
     Raises:
-        ConfigError: an artifact cannot be had, or holds no checkpoint.
+        ConfigError: an artifact cannot be downloaded, or has no checkpoint.
     """
     for *parents, last in KEYS if config.get("train", True) else KEYS[:1]:
         group = config
         for name in parents:
             group = group.get(name) or {}
         if ARTIFACT.fullmatch(str(group.get(last))):
-            group[last] = str(fetched(".".join([*parents, last]), group[last]))
+            group[last] = str(download_artifact(".".join([*parents, last]), group[last]))
     return config
 
 
-def fetched(key: str, reference: str) -> Path:
-    """The checkpoint file of an artifact: best.ckpt, else last.ckpt, else the only one.
+def download_artifact(key: str, reference: str) -> Path:
+    """Download an artifact and return its checkpoint file: best.ckpt, else last.ckpt, else the only one.
 
     Raises:
         ConfigError: see `resolve_artifacts`.

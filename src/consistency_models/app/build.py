@@ -1,4 +1,4 @@
-"""From the resolved configuration to objects."""
+"""Construction of the objects of a resolved configuration."""
 
 from __future__ import annotations
 
@@ -42,31 +42,31 @@ __all__ = [
     "build_ode_error",
     "build_trainer",
     "chosen_data",
-    "located",
     "prepare_distance",
     "total_steps",
+    "with_absolute_root",
 ]
 
 
 def arguments_of(config: dict[str, Any], group: str) -> dict[str, Any]:
-    """The object of a group, without the keys that tell other parts of the configuration something."""
+    """Return the settings of a group without the keys that are read elsewhere."""
     return {key: value for key, value in config[group].items() if key not in NOT_ARGUMENTS[group]}
 
 
 def total_steps(config: dict[str, Any], images_seen: ImagesSeen) -> int:
-    """K: optimiser steps until `trainer.max_steps` or `trainer.max_images`, whichever comes first."""
+    """Return K, the optimiser steps until `trainer.max_steps` or `trainer.max_images`, whichever comes first."""
     limits = config["trainer"]
     images = limits["max_images"]
     return min(limits["max_steps"], images_seen.steps_until(images)) if images else limits["max_steps"]
 
 
-def located(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with an absolute `data.root`, which other commands find from any folder.
+def with_absolute_root(config: dict[str, Any]) -> dict[str, Any]:
+    """Make `data.root` absolute, so that commands in other folders find the data.
 
-    Without `data.root`, the folder of fetched files takes its place.
+    Without `data.root`, the folder of downloaded files is used.
     """
     data, source = config["data"], config["data"]["source"]
-    root = source.get("root") or _folder_of_fetched(source)
+    root = source.get("root") or _download_folder(source)
     if root is None:
         return config
     root = os.path.abspath(Path(root).expanduser())
@@ -74,34 +74,34 @@ def located(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_data(config: dict[str, Any], may_fetch: bool = False) -> LightningDataModule:
-    """The data module.
+    """Build the data module.
 
     Args:
-        config: the resolved configuration, of which `data` is used.
-        may_fetch: download the published files of the data set where they are missing and `data.source.download` allows
-            it. False for a configuration from a checkpoint: a file never makes this program download.
+        config: the resolved configuration; only `data` is used.
+        may_fetch: download missing published files of the data set if `data.source.download` allows it. False for a
+            configuration from a checkpoint: a checkpoint file never causes a download.
 
     Raises:
-        DataError: files are missing and cannot be fetched, or are not what the configuration states.
+        DataError: files are missing and cannot be downloaded, or contradict the configuration.
     """
     data = arguments_of(config, "data")
-    if (folder := _folder_of_fetched(data["source"])) is not None:
+    if (folder := _download_folder(data["source"])) is not None:
         own = data["source"].get("root")
         if may_fetch and data["source"].get("download") and own in (None, os.path.abspath(folder)):
-            _fetch(_published(data["source"]), folder)
-    if _published(data["source"]) is not None:  # `download` is no argument: a source cannot fetch
+            _download(_published(data["source"]), folder)
+    if _published(data["source"]) is not None:  # `download` is no argument: sources do not download
         data["source"] = {key: value for key, value in data["source"].items() if key != "download"}
     return instantiate(data)
 
 
-def chosen_data(config: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
-    """The part `data` that eval.py works with: the choice of the command line, or the run's own.
+def chosen_data(config: dict[str, Any], run_config: dict[str, Any]) -> dict[str, Any]:
+    """Return the part `data` of eval.py: from the command line, otherwise from the run.
 
     Args:
-        config: of eval.py; `data.root` alone says where the run's own data lie now.
-        trained: the configuration of the run.
+        config: of eval.py; `data.root` alone is a new path of the run's data.
+        run_config: the configuration of the run.
     """
-    typed, own = config.get("data") or {}, trained.get("data") or {}
+    typed, own = config.get("data") or {}, run_config.get("data") or {}
     if "_target_" in typed:
         return typed
     if typed and "source" in own:
@@ -113,13 +113,13 @@ def _published(source: dict[str, Any]) -> Published | None:
     return getattr(get_object(source["_target_"]), "published", None)
 
 
-def _folder_of_fetched(source: dict[str, Any]) -> Path | None:
-    """Where the published files of a source are kept; None where it has none, or no cache."""
+def _download_folder(source: dict[str, Any]) -> Path | None:
+    """Return the cache folder of the published files of a source; None without such files or without a cache."""
     files = _published(source)
     return files.folder(None, source["cache_dir"]) if files and source.get("cache_dir") else None
 
 
-def _fetch(files: Published, folder: Path) -> None:
+def _download(files: Published, folder: Path) -> None:
     try:
         for url, checksum in files.files.items():
             fetch(url, folder / url.rpartition("/")[2], checksum)
@@ -132,12 +132,12 @@ def _fetch(files: Published, folder: Path) -> None:
 def build_method(
     config: dict[str, Any], images_seen: ImagesSeen | None = None, model: nn.Module | None = None
 ) -> Method:
-    """The method with its network, teacher and initial weights.
+    """Build the method with its network, teacher and initial weights.
 
     Args:
         config: the resolved configuration.
-        images_seen: of the run that is continued; by default the run begins with the first image.
-        model: the preconditioned network; by default a fresh one.
+        images_seen: of the resumed run; by default the run starts with the first image.
+        model: the preconditioned network; by default a new one.
     """
     model = build_model(config) if model is None else model
     teacher = build_teacher(config)
@@ -147,7 +147,7 @@ def build_method(
         if config["channels_last"]:
             network.to(memory_format=torch.channels_last)
         if config["compile"]:
-            network.compile()  # in place: no _orig_mod in the names of a checkpoint
+            network.compile()  # in place, so that names in a checkpoint have no _orig_mod
     return instantiate(
         arguments_of(config, "model"),
         model=model,
@@ -163,18 +163,19 @@ def build_method(
 
 
 def build_generator(config: dict[str, Any], model: nn.Module) -> Generator:
-    """What samples from the model that is being trained."""
+    """Build the generator that samples from the model in training."""
     data, sampler = DataSpec.of(config["data"]), instantiate(config["sampler"])
     lowest = config["model"].get("transition") or 0.0
     return Generator(model, data.shape, sampler, data.num_classes, data.clamp, data.class_names, lowest)
 
 
 def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evaluation:
-    """What is measured of generated images, against the data.
+    """Build the evaluation of generated images against the data.
 
     Raises:
-        ConfigError: weights cannot be had; found out now, not hours later at the first validation.
-        DataError: the reference cannot be had.
+        ConfigError: weights are not available. They are loaded here, so that a training fails at its start and not at
+            the first validation.
+        DataError: the reference is not available.
     """
     evaluation = instantiate(config["features"])(data.source)
     extractor = config["features"]["extractor"]
@@ -194,10 +195,10 @@ def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evalu
 
 
 def prepare_distance(config: dict[str, Any], distance: nn.Module) -> None:
-    """Find or fetch the weights of a distance that has some: now, not at the first step.
+    """Load the weights of a distance, such as LPIPS, before the first step.
 
     Raises:
-        ConfigError: the weights cannot be had.
+        ConfigError: the weights are not available.
     """
     prepare = getattr(distance, "prepare", None)
     if prepare is None:
@@ -209,11 +210,11 @@ def prepare_distance(config: dict[str, Any], distance: nn.Module) -> None:
 
 
 def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | None) -> Callable[..., ODEError] | None:
-    """What measures the distance to the true solution of the ODE, once given a device; None where no truth is known.
+    """Return a function from a device to the `ODEError`; None if the true solution of the ODE is unknown.
 
-    The truth is exact where the data have one (a mixture), otherwise the teacher's ODE, finely solved. A consistency
-    model as teacher has no ODE: its output is no mean of images. A model that is trained above a transition is measured
-    there.
+    The solution is exact if the data set has one (a mixture), otherwise a fine solution of the teacher's ODE. A
+    consistency model as teacher has no ODE: its output is no mean of images. A model with a transition is measured at
+    levels above the transition.
     """
     points, data = config["evaluation"]["ode_points"], DataSpec.of(config["data"])
     is_denoiser = teacher is not None and not getattr(teacher, "is_consistency_model", False)
@@ -234,7 +235,7 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
 
 
 def build_trainer(config: dict[str, Any], folder: Path, steps: int, **shared: Any) -> Trainer:
-    """Lightning's trainer without what is done here: sampling, saving, bars, validation.
+    """Build Lightning's trainer. Callbacks of this project sample, save, validate and show progress instead.
 
     Args:
         config: the resolved configuration.
@@ -243,10 +244,10 @@ def build_trainer(config: dict[str, Any], folder: Path, steps: int, **shared: An
         shared: `callbacks`, `logger`, `plugins`.
     """
     ours = ("_target_", "max_images", "max_steps", "strategy")
-    # By instantiate, because a profiler is an object.
+    # instantiate builds a profiler, which is an object.
     options = instantiate({key: value for key, value in config["trainer"].items() if key not in ours})
     if options["accumulate_grad_batches"] == "auto":
-        options["accumulate_grad_batches"] = 1  # until MicroBatches has tried what fits
+        options["accumulate_grad_batches"] = 1  # until MicroBatches has measured the memory
     trainer = Trainer(
         **options,
         **shared,
@@ -262,12 +263,12 @@ def build_trainer(config: dict[str, Any], folder: Path, steps: int, **shared: An
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
-    # Lightning's own handlers call a collective, which the other processes are not in, and `scontrol requeue`.
+    # Lightning's own handlers call `scontrol requeue`, and a collective that the other processes do not call.
     trainer._signal_connector.register_signal_handlers = lambda: None
     return trainer
 
 
 def build_callbacks(config: dict[str, Any], **objects: Any) -> list[Callback]:
-    """The callbacks in the order of their group; those that are marked `_partial_` are given `objects`."""
-    made = [instantiate(object_config) for object_config in config["callbacks"].values() if object_config]
-    return [callback(**objects) if isinstance(callback, partial) else callback for callback in made]
+    """Build the callbacks in the order of their group. Callbacks with `_partial_` take `objects`."""
+    callbacks = [instantiate(object_config) for object_config in config["callbacks"].values() if object_config]
+    return [callback(**objects) if isinstance(callback, partial) else callback for callback in callbacks]

@@ -1,4 +1,4 @@
-"""The two commands, train and eval: their names, and the folder of their configurations."""
+"""Names of the two commands, train and eval, and the folder of their configurations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["command", "project_root"]
 
 
 def command(task: str) -> str:
-    """The command for `task`, "train" or "eval", in the form in which this process was started.
+    """Return the command for `task`, "train" or "eval", in the form that started this process.
 
     Returns:
         `consistency-train` of a console command, `python train.py` otherwise.
@@ -18,6 +18,6 @@ def command(task: str) -> str:
 
 
 def project_root() -> Path:
-    """The folder that holds conf/ and sweeps/: the package of a wheel, the repository of an editable install."""
+    """Return the folder with conf/ and sweeps/: the package of a wheel, or the repository of an editable install."""
     package = Path(__file__).resolve().parents[1]
     return package if (package / "conf").is_dir() else package.parents[1]

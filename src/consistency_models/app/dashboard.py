@@ -1,7 +1,7 @@
-"""`python -m consistency_models.app.dashboard ENTITY/PROJECT`: a saved view of a W&B project, made for these runs.
+"""`python -m consistency_models.app.dashboard ENTITY/PROJECT`: save a view of a W&B project for these runs.
 
-Quality against network calls and over the images seen, the curriculum, losses and speed, and the samples; lines are
-means over the seeds of a setting. --json prints it instead, without a login. Needs the extra `dashboard`.
+The view shows quality against network calls and images seen, the curriculum, losses, speed and samples. Lines are means
+over the seeds of a setting. --json prints the view without a login. Requires the extra `dashboard`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ __all__ = ["main", "workspace"]
 
 
 def workspace(entity: str, project: str) -> Any:
-    """The view, as an object of wandb-workspaces; its `save()` needs a login."""
+    """Build the view, an object of wandb-workspaces; `save()` requires a login."""
     import wandb_workspaces.reports.v2 as panels
     import wandb_workspaces.workspaces as views
 
     def lines(title: str, regex: str, x: str, **options: Any) -> Any:
-        """A line a setting: the mean of its seeds, with their deviation."""
+        """One line for each setting: mean and standard deviation over its seeds."""
         return panels.LinePlot(
             title=title, x=x, metric_regex=regex, groupby=panels.Config("cell"), groupby_rangefunc="stddev", **options
         )
@@ -52,10 +52,10 @@ def workspace(entity: str, project: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Save the view, or print it; returns the exit code."""
+    """Save or print the view, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m consistency_models.app.dashboard", description=__doc__)
     parser.add_argument("project", metavar="ENTITY/PROJECT")
-    parser.add_argument("--json", action="store_true", help="print it, without a login")
+    parser.add_argument("--json", action="store_true", help="print the view, without a login")
     given = parser.parse_args(arguments)
     entity, _, project = given.project.partition("/")
     if not entity or not project:

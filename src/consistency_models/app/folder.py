@@ -1,4 +1,4 @@
-"""The folder that a run leaves: what it was asked, what became of it, and where."""
+"""The folder of a run: its overrides and configuration, its state, and its results."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from consistency_models.storage.small_files import read_yaml
 
 __all__ = ["RunFolder", "is_run_of", "make_new_folder", "newest_unfinished", "write_atomically"]
 
-PATIENCE = 10.0  # seconds: a process that was killed may have helpers that outlive it, and hold what it held
+PATIENCE = 10.0  # seconds: helpers of a killed process may hold its lock for some time
 STATES = ("RUNNING", "DONE", "FAILED", "STOPPED")
 PACKAGES = ("torch", "lightning", "hydra-core", "wandb", "torchmetrics", "torch-fidelity", "consistency-models")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old or the new one, also where several processes write it."""
+    """Write a small text file atomically, also if several processes write the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         part.write_text(text)
         os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)  # of a disk that is full
+        part.unlink(missing_ok=True)  # after an error, such as a full disk
 
 
 def make_new_folder(path: str | Path) -> Path:
-    """Make a folder that nobody has made before: `path`, or with the suffix _2, _3, … where it exists.
+    """Create a new folder: `path`, or `path` with the suffix _2, _3, … if it exists.
 
     Raises:
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,17 +54,17 @@ def make_new_folder(path: str | Path) -> Path:
 
 
 class _WithoutAliases(yaml.SafeDumper):
-    """Writes a list that stands in two places twice: an alias is refused when the file is read."""
+    """Write a list that occurs twice without an alias, because aliases are refused when the file is read."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 class RunFolder:
-    """One run's folder; exactly one of RUNNING, DONE, FAILED and STOPPED lies in it.
+    """The folder of one run. It has exactly one of the files RUNNING, DONE, FAILED and STOPPED.
 
     Args:
-        path: the folder; made if missing.
+        path: the folder; created if missing.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -72,10 +72,10 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def mark(self, state: str, text: str = "") -> None:
-        """Set the state; `text` goes into its file (FAILED: traceback and error line; STOPPED: step and signal).
+        """Set the state and write `text` into its file (FAILED: traceback and error line; STOPPED: step and signal).
 
         Raises:
-            OSError: the text cannot be written. The state is set all the same: a full disk can rename files.
+            OSError: the text cannot be written. The state is set nevertheless: files can be renamed on a full disk.
         """
         for other in STATES:
             with suppress(FileNotFoundError):
@@ -85,7 +85,7 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[bool]:
-        """Whether no other process trains in this folder; if so, none can within the block."""
+        """Lock the folder during the block; yields False if another process trains in this folder."""
         lock = FileLock(self.path / ".running")
         try:
             lock.acquire(timeout=PATIENCE)
@@ -102,21 +102,21 @@ class RunFolder:
 
     @property
     def state(self) -> str | None:
-        """The state, None for a folder that never ran."""
+        """The state; None if the folder has no run."""
         return next((state for state in STATES if (self.path / state).exists()), None)
 
     def write_config(self, config: dict[str, Any], overrides: list[str] | None = None) -> None:
-        """config.yaml (resolved) and overrides.yaml (what was typed, None: leave the file as it is)."""
+        """Write config.yaml (resolved) and overrides.yaml (None leaves the file unchanged)."""
         write_atomically(self.path / "config.yaml", yaml.dump(config, Dumper=_WithoutAliases, sort_keys=False))
         if overrides is not None:
             write_atomically(self.path / "overrides.yaml", yaml.safe_dump(overrides))
 
     def read_config(self) -> dict[str, Any]:
-        """The resolved configuration of this run."""
+        """Read the resolved configuration of this run."""
         return read_yaml(self.path / "config.yaml")
 
     def read_overrides(self) -> list[str]:
-        """What was typed for this run; nothing where that is not known."""
+        """Read the overrides of this run; empty if they are unknown."""
         try:
             lines = read_yaml(self.path / "overrides.yaml", self.path)
         except (OSError, ValueError):
@@ -124,27 +124,27 @@ class RunFolder:
         return [str(line) for line in lines] if isinstance(lines, list) else []
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """summary.json, with this machine's versions and the state of the source."""
+        """Write summary.json, with the versions on this machine and the state of the source."""
         content = {"schema": 1, "run": str(self.path), **summary, "git": git_state(), "versions": versions()}
         write_atomically(self.path / "summary.json", json.dumps(content, indent=2, default=str) + "\n")
 
 
 def is_run_of(folder: str | Path, overrides: Sequence[str]) -> bool:
-    """Whether the folder holds a run that was started with these overrides, perhaps gone on with since."""
+    """Whether the folder has a run that was started with these overrides, resumed or not."""
     if not (Path(folder) / "overrides.yaml").is_file():
         return False
     return [line for line in RunFolder(folder).read_overrides() if not line.startswith("ckpt_path=")] == list(overrides)
 
 
 def newest_unfinished(runs: str | Path, name: str) -> Path | None:
-    """The newest run folder of this name that was not finished and can be continued, or None."""
+    """Return the newest unfinished run folder of this name with a checkpoint, or None."""
     folders = sorted(Path(runs).glob(f"{name}/*/config.yaml"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
     unfinished = (f.parent for f in folders if RunFolder(f.parent).state not in (None, "DONE"))
     return next((folder for folder in unfinished if any((folder / "checkpoints").glob("*.ckpt"))), None)
 
 
 def git_state() -> dict[str, Any]:
-    """Revision of the source and whether it has changes; None where it is not a git checkout."""
+    """Return the revision of the source and whether it has changes; None outside a git checkout."""
     root = Path(__file__).parent
 
     def git(*command: str) -> str | None:
@@ -160,11 +160,11 @@ def git_state() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of what the numbers depend on."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that the results depend on."""
+    installed: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed

@@ -1,6 +1,6 @@
 """A further process of a run: `python job.py --job FOLDER PARENT` trains from the folder's config.yaml.
 
-PARENT is the number of the process that starts it: when that one ends, so does this.
+PARENT is the process id of the first process. This process exits when the first process exits.
 """
 
 import os
@@ -9,11 +9,11 @@ import threading
 import time
 
 
-def end_with(parent: int) -> None:
-    """Watch from a thread, once a second, and end this process when its parent is gone.
+def exit_with_parent(parent: int) -> None:
+    """Watch the parent from a thread, once a second, and exit this process when the parent is gone.
 
-    Killed while this process starts, the parent would be waited for as long as a collective may take; killed later, its
-    data workers hold its connections open for some seconds more.
+    Without this watch, a parent that is killed during the start makes this process wait for the timeout of a
+    collective. A parent that is killed later leaves data workers that keep its connections open for some seconds.
     """
 
     def watch() -> None:
@@ -27,7 +27,7 @@ def end_with(parent: int) -> None:
 def main() -> int:
     """Run the job of the folder on the command line."""
     folder, parent = sys.argv[sys.argv.index("--job") + 1 :]
-    end_with(int(parent))
+    exit_with_parent(int(parent))
     from consistency_models.callbacks.stopping import StoppedBySignal, stoppable
     from consistency_models.errors import Exit
 
@@ -38,7 +38,7 @@ def main() -> int:
 
             code, _ = run_job(RunFolder(folder).read_config(), folder)
             return int(code)
-    except (StoppedBySignal, KeyboardInterrupt):  # the first process says so
+    except (StoppedBySignal, KeyboardInterrupt):  # the first process reports the stop
         return int(Exit.STOPPED)
 
 

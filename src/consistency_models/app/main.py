@@ -1,8 +1,8 @@
-"""The commands train and eval: compose the configuration, check it, then run its job or jobs.
+"""The commands train and eval: compose the configuration, check it, then run its jobs.
 
-Nothing heavy is imported until the configuration of every job has been checked: a wrong one costs a second, and neither
-a folder nor a device has been touched. Even Hydra is imported after the signals are listened to: a job that a scheduler
-stops while it starts ends with the exit code that asks for a requeue.
+The configuration of every job is checked before heavy imports, so a wrong configuration is refused within a second and
+touches neither a folder nor a device. The signal handlers are installed before Hydra is imported: a job that a
+scheduler stops during its start ends with the exit code that requests a requeue.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ HYDRA_ANSWERS = ("hydra_help", "cfg", "info", "version", "shell_completion", "re
 
 
 def main(task: str, root: Path) -> int:
-    """Run the command line of `task`, "train" or "eval"; `root` is the folder that holds conf/ and sweeps/.
+    """Run the command line of `task`, "train" or "eval"; `root` is the folder with conf/ and sweeps/.
 
     Returns:
-        The exit code (`Exit`); of a multirun, the highest of its jobs.
+        The exit code (`Exit`); for a multirun, the highest exit code of its jobs.
     """
     try:
         with stoppable():
@@ -41,7 +41,7 @@ def main(task: str, root: Path) -> int:
     except (StoppedBySignal, KeyboardInterrupt) as stop:
         text = str(stop) or "stopped by SIGINT outside training"
         print(text, file=sys.stderr)
-        multirun = sys.modules.get("consistency_models.app.multirun")  # it may not have been imported yet
+        multirun = sys.modules.get("consistency_models.app.multirun")  # may not be imported yet
         folder = multirun.Multirun.run_folder if multirun else None
         if folder is not None and folder.state in (None, "RUNNING"):
             with suppress(OSError):  # a full disk
@@ -56,8 +56,8 @@ def _run_command(task: str, root: Path) -> int:
     from consistency_models.app.multirun import Multirun
 
     os.environ.setdefault("PROJECT_ROOT", str(root))
-    # Threads spin while they wait for one another. Without end, that makes a training that shares its cores ten times
-    # slower; not at all, one that has them to itself 1.7 times. OpenMP reads this when torch is imported.
+    # Threads spin while they wait for one another. Unlimited spinning makes a training on shared cores ten times
+    # slower; no spinning makes a training on its own cores 1.7 times slower. OpenMP reads the limit at import.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     arguments = get_args_parser().parse_args()
     outcomes: list[int] = []
@@ -80,12 +80,12 @@ def _run_command(task: str, root: Path) -> int:
 
 
 def train() -> int:
-    """The command `consistency-train`: what train.py does, from any folder."""
+    """Run the command `consistency-train`: train.py, from any folder."""
     return main("train", project_root())
 
 
 def evaluate() -> int:
-    """The command `consistency-eval`: what eval.py does, from any folder."""
+    """Run the command `consistency-eval`: eval.py, from any folder."""
     return main("eval", project_root())
 
 
@@ -103,7 +103,7 @@ def _job(task: str, outcomes: list[int]) -> Any:
 
             outcomes.append(int(run_task(config)))
             return None
-        config.pop("sweep", None)  # the grids, of which this is one cell
+        config.pop("sweep", None)  # the grids; this job is one cell
         multirun = HydraConfig.get().mode == RunMode.MULTIRUN
         code, metric = run_or_resume_job(_train_and_test, config) if multirun else _train_and_test(config)
         outcomes.append(int(code))
@@ -113,31 +113,31 @@ def _job(task: str, outcomes: list[int]) -> Any:
 
 
 def _train_and_test(config: dict[str, Any]) -> tuple[Exit, float | None]:
-    """Train and test as the configuration says, in the folder that Hydra has made."""
+    """Train and test as configured, in the folder of Hydra."""
     from hydra.core.hydra_config import HydraConfig
     from lightning.pytorch.utilities import rank_zero_only
 
     from consistency_models.app.artifacts import resolve_artifacts
-    from consistency_models.app.build import located
+    from consistency_models.app.build import with_absolute_root
     from consistency_models.app.checks.files import has_checkpoint
     from consistency_models.app.folder import RunFolder
     from consistency_models.app.run import report, run_job
 
     folder, code, metric = HydraConfig.get().runtime.output_dir, Exit.DONE, None
-    first = rank_zero_only.rank == 0  # of the processes that torchrun or srun has started
+    first = rank_zero_only.rank == 0  # among the processes of torchrun or srun
     with RunFolder(folder).claimed() if config["train"] and first else nullcontext(True) as free:
         if not free:
             fix, reason = "wait for it, or stop it", "another process trains in it"
             busy = ConfigError("run folder", folder, "a folder of no other process", fix, reason=reason)
             return report(busy, config["show_traceback"])[0], None
-        goes_on = config["ckpt_path"] is not None and Path(config["ckpt_path"]).resolve() == Path(folder).resolve()
-        if config["train"] and first and has_checkpoint(Path(folder)) and not goes_on:  # made while this one waited
-            fix = f"go on with it by {pasteable('ckpt_path', folder)}, or choose another folder"
+        resumes = config["ckpt_path"] is not None and Path(config["ckpt_path"]).resolve() == Path(folder).resolve()
+        if config["train"] and first and has_checkpoint(Path(folder)) and not resumes:  # written during the wait
+            fix = f"resume it by {pasteable('ckpt_path', folder)}, or choose another folder"
             reason = "its checkpoints would be overwritten"
             taken = ConfigError("run folder", folder, "a folder without checkpoints", fix, reason=reason)
             return report(taken, config["show_traceback"])[0], None
         try:
-            config = located(resolve_artifacts(config))
+            config = with_absolute_root(resolve_artifacts(config))
             if config["train"]:
                 RunFolder(folder).write_config(config, list(HydraConfig.get().overrides.task))
         except (ConfigError, OSError) as error:
@@ -149,7 +149,7 @@ def _train_and_test(config: dict[str, Any]) -> tuple[Exit, float | None]:
         if config["train"]:
             logging.getLogger("consistency_models").info("run folder %s", folder)
             code, metric = run_job(config, folder)
-    if config["test"] and code == Exit.DONE and first:  # the others have nothing more to do
+    if config["test"] and code == Exit.DONE and first:  # the other processes are done
         from consistency_models.app.tasks import run_task
         from consistency_models.app.tasks.evaluate import eval_config
 

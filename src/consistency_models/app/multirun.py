@@ -1,7 +1,7 @@
-"""What makes a multirun of Hydra one thing: one folder that it goes on in, and jobs that are done once.
+"""Resumable multiruns of Hydra: one folder for each multirun, and no job runs twice.
 
-Hydra runs the jobs, with whichever launcher and sweeper are chosen; here is what it asks of its callbacks, and what
-each job does in its folder.
+Hydra runs the jobs with the chosen launcher and sweeper. This module has the callback of Hydra that chooses the folder,
+and the function that runs or resumes a job in its folder.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ Outcome = tuple[Exit, float | None]
 
 
 class Multirun(Callback):
-    """Chooses the folder: of a multirun, the one in which the same command was interrupted, if there is one.
+    """Choose the folder of a run or a multirun. An interrupted multirun of the same command keeps its folder.
 
-    Under torchrun all processes take the first one's.
+    Under torchrun, all processes use the folder of the first process.
     """
 
     folder: ClassVar[SweepFolder | None] = None
-    """Of the multirun that this process runs."""
+    """Folder of the multirun of this process."""
     claim: ClassVar[FileLock | None] = None
-    """That no other process runs it, too."""
+    """Lock of this folder against other processes."""
     run_folder: ClassVar[RunFolder | None] = None
-    """Of the run that this process trains."""
+    """Folder of the run of this process."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Hydra's hook before a single run: two that start in the same second get a folder each."""
+        """Hydra's hook before a single run: create a new folder, also for runs that start in the same second."""
         folder = str(config.hydra.run.dir)
         if _rank() == 0 and not _is_typed(config, "hydra.run.dir"):
             folder = _new_folder(folder)
@@ -55,13 +55,14 @@ class Multirun(Callback):
             config.hydra.run.dir = broadcast_from_rank0(folder)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """Hydra's hook before a single run and before each job of a multirun."""
+        """Hydra's hook before a single run and before each job of a multirun: set `run_folder`."""
         Multirun.run_folder = RunFolder(config.hydra.runtime.output_dir) if config.train and _rank() == 0 else None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Hydra's hook before the first job."""
+        """Hydra's hook before the first job: choose, lock and start the folder."""
         typed = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
-        typed = [line for line in typed if not re.match("[+~]*hydra[/.]launcher", line)]  # it may go on elsewhere
+        # Another launcher may continue the multirun.
+        typed = [line for line in typed if not re.match("[+~]*hydra[/.]launcher", line)]
         jobs, folder = grid(config), SweepFolder(config.hydra.sweep.dir)
         if _rank() == 0:
             Multirun.folder = Multirun.claim = None
@@ -71,13 +72,14 @@ class Multirun(Callback):
         with read_write(config), open_dict(config):
             config.hydra.sweep.dir = path
             quoted = QuotedString(path, Quote.single).with_quotes()
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted}")  # for the jobs, which are composed anew
+            # The configurations of the jobs are composed again.
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted}")
         Multirun.folder = SweepFolder(path)
 
     def _claimed(self, new: SweepFolder, typed: list[str], jobs: list[list[str]] | None, is_named: bool) -> SweepFolder:
-        """The newest folder in which the same multirun is not finished and nobody is at it; else this new one."""
+        """Lock the newest folder with the same multirun, unfinished and not locked; otherwise a new folder."""
         beside = sorted(new.path.parent.glob("*/jobs.csv"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-        same = [folder for folder in (SweepFolder(file.parent) for file in beside) if folder.is_of(typed, jobs)]
+        same = [folder for folder in (SweepFolder(file.parent) for file in beside) if folder.matches(typed, jobs)]
         for folder in [*(folder for folder in same if not folder.finished), *([new] if is_named else [])]:
             Multirun.claim = folder.claim()
             if Multirun.claim is not None:
@@ -97,18 +99,19 @@ def _is_typed(config: DictConfig, key: str) -> bool:
 
 
 def _new_folder(path: str | Path) -> str:
-    """`make_new_folder`, whose errors Hydra would turn into a warning."""
+    """Call `make_new_folder` and exit on an error; Hydra turns errors of callbacks into warnings."""
     try:
         return str(make_new_folder(path))
     except OSError as error:
         print(
-            f"error: {ConfigError('run folder', path, 'a folder that can be made', reason=str(error))}", file=sys.stderr
+            f"error: {ConfigError('run folder', path, 'a folder that can be created', reason=str(error))}",
+            file=sys.stderr,
         )
         sys.exit(int(Exit.STORAGE))
 
 
 def _rank() -> int:
-    """The number of this process among those that torchrun or srun has started."""
+    """Return the rank of this process among the processes of torchrun or srun."""
     return int(os.environ.get("RANK") or (os.environ.get("SLURM_PROCID", "0") if _of_srun() else "0"))
 
 
@@ -118,7 +121,7 @@ def _of_srun() -> bool:
 
 
 def grid(config: DictConfig) -> list[list[str]] | None:
-    """The overrides of each job, None where a sweeper searches."""
+    """Return the overrides of each job; None for a sweeper that searches."""
     if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
         return None
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
@@ -126,11 +129,11 @@ def grid(config: DictConfig) -> list[list[str]] | None:
     return BasicSweeper.split_arguments(overrides, None)[0]
 
 
-_stores: list[Any] = []  # a store ends with its object; the others may read later
+_stores: list[Any] = []  # keeps the stores alive: other processes may read later
 
 
 def broadcast_from_rank0(text: str) -> str:
-    """What the first of the processes of torchrun or srun says; without them the text itself."""
+    """Return the text of the first process of torchrun or srun; for a single process, its own text."""
     key = f"consistency_models/folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
     if "TORCHELASTIC_RUN_ID" in os.environ:
         from torch.distributed import TCPStore
@@ -151,17 +154,17 @@ def broadcast_from_rank0(text: str) -> str:
 
 
 def state_of(folder: Path, overrides: list[str]) -> str | None:
-    """What an earlier attempt at a job has left: "DONE", "begun" with a checkpoint to go on from, or None."""
+    """Return the state of an earlier attempt at a job: "DONE", "begun" (has a checkpoint), or None."""
     if not is_run_of(folder, overrides):
         return None
     return "DONE" if RunFolder(folder).state == "DONE" else "begun" if has_checkpoint(folder) else None
 
 
 def run_or_resume_job(run: Callable[[dict[str, Any]], Outcome], config: dict[str, Any]) -> Outcome:
-    """Run a job unless an earlier attempt has done it; where one has begun, go on from its checkpoint.
+    """Run a job. Skip it if an earlier attempt is done; resume it if an earlier attempt has a checkpoint.
 
     Args:
-        run: trains as the configuration says in the job's folder.
+        run: trains as configured in the folder of the job.
         config: the resolved configuration.
     """
     from lightning.pytorch.utilities import rank_zero_only
@@ -171,7 +174,7 @@ def run_or_resume_job(run: Callable[[dict[str, Any]], Outcome], config: dict[str
     sweep, job = SweepFolder(folder.parent), folder.name
     state = state_of(folder, overrides)
     if state == "DONE":
-        return Exit.DONE, monitored(folder)
+        return Exit.DONE, monitored_metric(folder)
     if state == "begun":
         config["ckpt_path"] = str(folder)
     if rank_zero_only.rank == 0:
@@ -179,23 +182,23 @@ def run_or_resume_job(run: Callable[[dict[str, Any]], Outcome], config: dict[str
     code, metric = run(config)
     if rank_zero_only.rank == 0:
         sweep.note(job, overrides, int(code))
-    give_back_memory()
+    free_memory()
     if code == Exit.STOPPED and Multirun.folder is not None:
-        sys.exit(int(code))  # whoever stops a job of this process means all of them
+        sys.exit(int(code))  # a signal to a job of this process stops all its jobs
     return code, metric
 
 
-def monitored(folder: Path) -> float | None:
-    """The final value of the monitored metric of a finished run, None where the run has none."""
+def monitored_metric(folder: Path) -> float | None:
+    """Return the final value of the monitored metric of a finished run, None if there is no such value."""
     try:
         summary = json.loads((folder / "summary.json").read_text())
         return summary.get("metrics", {}).get("final", {}).get(summary.get("monitor"))
-    except (OSError, ValueError, AttributeError, TypeError):  # lost or damaged since
+    except (OSError, ValueError, AttributeError, TypeError):  # lost or damaged
         return None
 
 
-def give_back_memory() -> None:
-    """Let go of what the last job had in memory, so that a hundred jobs need no more than one."""
+def free_memory() -> None:
+    """Free the memory of the last job, so that many jobs need no more memory than one."""
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()

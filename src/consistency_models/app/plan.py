@@ -1,7 +1,7 @@
-"""`plan=true`: what a training costs, on paper. Nothing is trained, no GPU is needed, and no large memory is taken.
+"""`plan=true`: an estimate of the cost of a training, without training, without a GPU and with little memory.
 
-A step of the method runs with fake tensors, which have shapes and no values. Its operations are counted: floating-point
-operations by torch's own formulas, and the bytes of the tensors that are alive together.
+A step of the method runs with fake tensors, which have shapes and no values. Floating-point operations are counted by
+torch's formulas, and memory by the bytes of the tensors that are alive at the same time.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ __all__ = ["DEVICES", "SHARE", "Cost", "cost", "plan"]
 
 GIB = 2**30
 SHARE = 0.35
-"""Share of the peak that a training reaches on the devices of `DEVICES`."""
+"""Fraction of the peak that a training reaches on the devices of `DEVICES`."""
 DEVICES = {
     "H100 SXM": (989e12, 80),
     "A100 80 GB": (312e12, 80),
     "RTX 4090": (165e12, 24),
     "L4": (121e12, 24),
 }
-"""Dense bfloat16 operations a second and GiB of memory, from the vendor's data sheets."""
+"""Dense bfloat16 operations per second and GiB of memory, from the vendor's data sheets."""
 
 
 class Cost:
-    """What one step costs.
+    """The cost of one step.
 
     Attributes:
-        parameters: of the trained modules.
-        flops: floating-point operations of one image's part of a step.
-        fixed_bytes: of weights, target network, teacher, optimiser and averages.
-        traces: bytes alive after each operation of a pass of one image and of two, gradients included.
+        parameters: number of trained parameters.
+        flops: floating-point operations of a step for each image.
+        fixed_bytes: bytes of weights, target network, teacher, optimiser and averages.
+        traces: bytes alive after each operation of a pass of one image and of two, including gradients.
     """
 
     def __init__(self, parameters: int, flops: float, fixed_bytes: int, traces: list[list[int]]) -> None:
         self.parameters, self.flops, self.fixed_bytes, self.traces = parameters, flops, fixed_bytes, traces
 
     def peak_bytes(self, images: int) -> int:
-        """Memory of a step with micro-batches of so many images."""
+        """Return the memory of a step with micro-batches of `images` images."""
         return self.fixed_bytes + peak_of(images, *self.traces)
 
     def largest(self, memory: float, batch_size: int) -> int:
-        """The largest micro-batch, a part of the batch by a power of two, that fits into the memory; 0 if none does."""
+        """Return the largest micro-batch, batch_size/2^k, that fits into the memory; 0 if none fits."""
         images = batch_size
         while self.peak_bytes(images) > memory:
             if images % 2 or images == 1:
@@ -64,48 +64,49 @@ class Cost:
 
 
 def plan(config: dict[str, Any]) -> str:
-    """A table of the costs of a training, from its resolved configuration."""
-    found, batch_size = cost(config), config["data"]["batch_size"]
+    """Return a table of the costs of a training from its resolved configuration."""
+    step_cost, batch_size = cost(config), config["data"]["batch_size"]
     steps = config["trainer"]["max_steps"]
     if config["trainer"]["max_images"]:
         steps = min(steps, -(-config["trainer"]["max_images"] // batch_size))
-    step_flops = found.flops * batch_size
+    step_flops = step_cost.flops * batch_size
     lines = [
         f"{config['name']}: {steps:,} steps of {batch_size:,} images of "
         f"{config['data']['channels']}x{config['data']['image_size']}x{config['data']['image_size']}",
-        f"parameters that are trained      {found.parameters:,}",
-        f"operations of a step             {step_flops:.3g} FLOP, {found.flops:.3g} an image",
+        f"trained parameters               {step_cost.parameters:,}",
+        f"operations of a step             {step_flops:.3g} FLOP, {step_cost.flops:.3g} an image",
         f"operations of the training       {step_flops * steps:.3g} FLOP",
-        f"memory without activations       {found.fixed_bytes / GIB:.2f} GiB (weights, teacher, optimiser, averages)",
+        f"memory without activations       {step_cost.fixed_bytes / GIB:.2f} GiB "
+        "(weights, teacher, optimiser, averages)",
         "",
         "micro-batch   accumulate_grad_batches   peak memory of a step, float32",
     ]
     images = batch_size
     while True:
-        lines.append(f"{images:>11}   {batch_size // images:>23}   {found.peak_bytes(images) / GIB:.2f} GiB")
+        lines.append(f"{images:>11}   {batch_size // images:>23}   {step_cost.peak_bytes(images) / GIB:.2f} GiB")
         if images % 2 or images == 1:
             break
         images //= 2
     lines += ["", f"device           largest micro-batch   hours, at {SHARE:.0%} of the peak"]
     for name, (peak, gib) in (DEVICES | {"this machine": (_matmul_flops(), None)}).items():
         hours = step_flops * steps / peak / SHARE / 3600
-        fits = "" if gib is None else found.largest(gib * GIB, batch_size) or "none"
+        fits = "" if gib is None else step_cost.largest(gib * GIB, batch_size) or "none"
         lines.append(f"{name:<16} {fits!s:>19}   {hours:.3g}")
     lines += [
         "",
         "GPUs: dense bfloat16 peaks of the data sheets; trainer.precision=bf16-mixed halves most activations.",
-        "This machine: float32 matrix products, measured just now.",
+        "This machine: float32 matrix products, measured now.",
     ]
     return "\n".join(lines)
 
 
 def cost(config: dict[str, Any]) -> Cost:
-    """The cost of a step of this configuration."""
+    """Compute the cost of a step of this configuration."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         network = instantiate(config["network"])
     model = Preconditioned(network, instantiate(config["preconditioning"]))
-    with warnings.catch_warnings(action="ignore"):  # torch warns of the copies of fake tensors that target networks are
+    with warnings.catch_warnings(action="ignore"):  # torch warns about copies of fake tensors (target networks)
         method = build_method(config | {"init": {"_target_": None}, "compile": False}, model=model).train()
     modules = [method, *filter(None, method._teacher)]
     with FlopCounterMode(display=False) as flops:
@@ -124,7 +125,7 @@ def cost(config: dict[str, Any]) -> Cost:
 
 
 def _step(method: Method, config: dict[str, Any], images: int) -> None:
-    """Forward and backward of a micro-batch in the middle of training; the network's tensors have no values."""
+    """Run forward and backward of a micro-batch in the middle of training, with fake tensors."""
     data, total = config["data"], max(config["data"]["batch_size"], images)
     x = torch.zeros(images, data["channels"], data["image_size"], data["image_size"])
     labels = torch.zeros(images, dtype=torch.int64) if data["network_classes"] else None
@@ -133,7 +134,7 @@ def _step(method: Method, config: dict[str, Any], images: int) -> None:
 
 
 def _matmul_flops(n: int = 1024) -> float:
-    """Float32 operations a second of this machine's matrix products: the best of three."""
+    """Measure the float32 operations per second of matrix products on this machine: the best of three."""
     a, seconds = torch.ones(n, n), []
     for _ in range(3):
         started = time.perf_counter()

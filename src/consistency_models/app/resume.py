@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: which file, whether this training can, and what is different from then on."""
+"""Resuming from a checkpoint: find the file, check it against this training, and log changed settings."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from consistency_models.storage.moved_names import current_config
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Origin", "checkpoint_of", "origin_of"]
+__all__ = ["Origin", "find_checkpoint", "origin_of"]
 
 
 class Origin(NamedTuple):
-    """What a checkpoint says of the training that wrote it.
+    """The training that wrote a checkpoint.
 
     Attributes:
         path: the file.
         step: optimiser steps.
         images: images seen.
-        config: the configuration, with the present names.
-        processes: how many trained; None where the checkpoint does not say.
-        shapes: tensor -> shape, of the model and of the method's own networks.
+        config: the configuration, with current names.
+        processes: number of training processes; None if the checkpoint does not record the number.
+        shapes: name -> shape of the tensors of the model and of the method's own networks.
         has_target: whether the target network is a copy.
-        is_training: whether there is an optimiser's state; an export has none.
+        is_training: whether the file has the state of an optimiser; an export has none.
     """
 
     path: Path
@@ -45,14 +45,14 @@ class Origin(NamedTuple):
     is_training: bool
 
     def images_seen(self, config: dict[str, Any]) -> ImagesSeen:
-        """The count that goes on from here."""
+        """Return the count of images that continues from this checkpoint."""
         return ImagesSeen(config["data"]["batch_size"], self.step, self.images)
 
     def check(self, method: Method, run: RunFolder) -> None:
-        """Make sure that training can go on from here.
+        """Check that training can resume from this checkpoint.
 
         Raises:
-            ConfigError: another network, an export, a target network on one side only, or no step left.
+            ConfigError: another network, an export, a target network on one side only, or no steps left.
         """
         own = {n: v for n, v in method.state_dict().items() if not n.startswith(("model.", "target_copy."))}
         here = {name: tuple(value.shape) for name, value in {**method.model.state_dict(), **own}.items()}
@@ -77,18 +77,18 @@ class Origin(NamedTuple):
             allowed = "a checkpoint of a run with the same model.target_ema"
             raise ConfigError("ckpt_path", self.path, allowed, start, reason=reason)
         is_own_run = self.path.resolve().parent.parent == run.path.resolve()
-        if self.step >= method.total_steps and not is_own_run:  # one's own is only to be closed
+        if self.step >= method.total_steps and not is_own_run:  # the own run is only completed
             reason = f"this one is of step {self.step}, and training ends at {method.total_steps}"
             fix = f"set trainer.max_steps; {start}"
             raise ConfigError("ckpt_path", self.path, "a checkpoint with steps left", fix, reason=reason)
 
     def check_classes(self, data: dict[str, Any]) -> None:
-        """Make sure that the classes are those of the run, in its order.
+        """Check that the classes of the data are those of the run, in the same order.
 
         Earlier versions recorded no names, and sorted names of digits as text.
 
         Raises:
-            ConfigError: a class has another number here.
+            ConfigError: a class of the data has another number than in the run.
         """
         names, then = data.get("class_names"), self.config.get("data", {})
         if not names or not then.get("network_classes"):
@@ -99,27 +99,27 @@ class Origin(NamedTuple):
             reason = f"that run has {listed(trained)}; the data have {listed(names)}"
             raise ConfigError("ckpt_path", self.path, "a checkpoint of the same classes", start, reason=reason)
 
-    def tell_changes(self, config: dict[str, Any], processes: int) -> None:
-        """Log the keys whose values are others than in the training that wrote the checkpoint."""
-        then, now = dict(leaves(self.config)), dict(leaves(config))
+    def log_changes(self, config: dict[str, Any], processes: int) -> None:
+        """Log the keys whose values differ from the training that wrote the checkpoint."""
+        before, now = dict(leaves(self.config)), dict(leaves(config))
         changes = [
-            f"{key} {then[key]} -> {now[key]}"
+            f"{key} {before[key]} -> {now[key]}"
             for key in now
-            if key in then and then[key] != now[key] and not IGNORED_KEYS.fullmatch(key)
+            if key in before and before[key] != now[key] and not IGNORED_KEYS.fullmatch(key)
         ]
         if self.processes not in (None, processes):
             changes.append(f"processes {self.processes} -> {processes}")
         if changes:
-            log.warning("changed against the run that goes on: %s", "; ".join(changes))
+            log.warning("changed against the resumed run: %s", "; ".join(changes))
         if not same_optimizer(self.config, config):
-            log.warning("the state of another optimiser cannot be taken over: the optimiser starts anew")
+            log.warning("the checkpoint has the state of another optimiser: the optimiser starts anew")
 
 
-def checkpoint_of(config: dict[str, Any]) -> Path | None:
-    """The checkpoint to start from, or None; the newest good one of a folder if its last is damaged or missing.
+def find_checkpoint(config: dict[str, Any]) -> Path | None:
+    """Return the checkpoint to resume, or None. The newest good one replaces a damaged or missing last.ckpt.
 
     Raises:
-        CheckpointError: there is no good checkpoint, or a file that is named is damaged.
+        CheckpointError: the folder has no good checkpoint, or the given file is damaged.
     """
     if config["ckpt_path"] is None:
         return None
@@ -130,18 +130,18 @@ def checkpoint_of(config: dict[str, Any]) -> Path | None:
         return wanted
     except CheckpointError as error:
         good = newest_good(wanted.parent)
-        if good is None or path.is_file():  # a file that was asked for by name is not replaced by another
-            other = f"the newest good one there is {good}" if good else "no other good checkpoint lies there"
+        if good is None or path.is_file():  # a file given by name is not replaced
+            other = f"the newest good one there is {good}" if good else "the folder has no other good checkpoint"
             raise CheckpointError(error.expected, f"{error.found}; {other}", wanted) from error
         log.warning("%s; going on from %s, the newest good one", error, good)
         return good
 
 
 def origin_of(path: Path) -> Origin:
-    """What the checkpoint says of its training.
+    """Read the training of a checkpoint.
 
     Raises:
-        CheckpointError: the file is damaged, or holds something else.
+        CheckpointError: the file is damaged, or no checkpoint of a training.
     """
     content = read(path)
     with naming(path, "a checkpoint of a training"):

@@ -1,4 +1,4 @@
-"""One job: from a resolved configuration to a trained model and its folder."""
+"""One job: train a model from a resolved configuration, in a run folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from consistency_models.app.checks.targets import fact
 from consistency_models.app.commands import command
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.loggers import MetricsCSV, build_loggers, finish_wandb
-from consistency_models.app.resume import checkpoint_of, origin_of
+from consistency_models.app.resume import find_checkpoint, origin_of
 from consistency_models.app.strategy import cpu_threads
 from consistency_models.callbacks.checkpoint_format import CheckpointFormat
 from consistency_models.callbacks.finite import NonFiniteError
@@ -45,10 +45,10 @@ __all__ = ["quiet", "report", "run_job"]
 
 
 def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | None]:
-    """Train, and say what became of it: the exit code, and the monitored metric.
+    """Train, and return the exit code and the monitored metric.
 
-    Every end leaves its mark in the folder. An error that a user can mend is one line on the terminal; its traceback is
-    in FAILED (and on the terminal with `show_traceback=true`).
+    The state of the folder is set in every case. An error that a user can fix is printed in one line. Its traceback is
+    written to FAILED (and printed with `show_traceback=true`).
     """
     run = RunFolder(folder)
     main, code, together = rank_zero_only.rank == 0, Exit.UNEXPECTED, False
@@ -67,27 +67,27 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
         if main:
             with suppress(OSError):
                 run.mark("STOPPED", f"{text}\n")
-            going_on = f"go on with: {command('train')} {pasteable('ckpt_path', run.path)}"
-            log.info("%s; %s", text, going_on if newest_good(run.path / "checkpoints") else "nothing was saved yet")
+            advice = f"go on with: {command('train')} {pasteable('ckpt_path', run.path)}"
+            log.info("%s; %s", text, advice if newest_good(run.path / "checkpoints") else "nothing was saved yet")
         return code, None
     except Exception as error:
         code, text = report(error, config["show_traceback"])
-        if main or run.state == "RUNNING":  # another process speaks for the run if the first one did not live to
-            with suppress(OSError):  # a full disk: the user has been told above
+        if main or run.state == "RUNNING":  # another process reports if the first process is dead
+            with suppress(OSError):  # a full disk, reported above
                 run.mark("FAILED", text)
         return code, None
     finally:
         finish_wandb(int(code))
         if code == Exit.STOPPED and together and torch.distributed.is_initialized():
             with suppress(RuntimeError):  # another process is gone
-                torch.distributed.barrier()  # srun and torchrun kill the others when the first of them ends
+                torch.distributed.barrier()  # srun and torchrun kill the other processes when the first process ends
 
 
 def report(error: Exception, show_traceback: bool) -> tuple[Exit, str]:
-    """Tell the user of an error in one line; returns the exit code, and traceback and line for the record."""
+    """Print an error in one line; return the exit code, and the text with traceback and line for FAILED."""
     refused = False
     while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # what an object of the configuration complained of, without Hydra's wrapping
+        error = error.__cause__  # the error of the object itself, without Hydra's wrapper
         refused = isinstance(error, ValueError)
     code = _code(error)
     code = Exit.BAD_INPUT if refused and code == Exit.UNEXPECTED else code
@@ -118,7 +118,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     quiet()
     torch.set_num_threads(cpu_threads(config["trainer"]))
     started = time.perf_counter()
-    resume = checkpoint_of(config)
+    resume = find_checkpoint(config)
     origin = origin_of(resume) if resume is not None else None
     images_seen = origin.images_seen(config) if origin is not None else ImagesSeen(config["data"]["batch_size"])
     data = build.build_data(config, may_fetch=True)
@@ -129,7 +129,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
             run.write_config(config)
         if origin is not None:
             origin.check_classes(config["data"])
-    torch.manual_seed(seed_of(config["seed"], "weights"))  # the initial weights; training steps seed themselves
+    torch.manual_seed(seed_of(config["seed"], "weights"))  # initial weights; training steps have their own seeds
     method = build.build_method(config, images_seen)
     if origin is not None:
         origin.check(method, run)
@@ -156,7 +156,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
             if isinstance(logger, MetricsCSV):
                 logger.continue_from(origin.step)
         log.info("resuming %s at step %d", resume, origin.step)
-        origin.tell_changes(config, trainer.world_size)
+        origin.log_changes(config, trainer.world_size)
     _fit(trainer, method, data, resume)
     summary = {
         "status": "DONE",
@@ -181,30 +181,30 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
             summary |= callback.summary()
     if trainer.is_global_zero:
         run.write_summary(summary)
-        print(_closing_words(run, summary, config))
+        print(_final_message(run, summary, config))
     return summary.get("metrics", {}).get("final", {}).get(summary.get("monitor"))
 
 
 def _fit(trainer: Trainer, method: Method, data: LightningDataModule, resume: Path | None) -> None:
-    """Train; an error before the end of the first step of a resumed run is the checkpoint's fault.
+    """Train. An error before the end of the first step of a resumed run is attributed to the checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint holds another state than this training has.
+        CheckpointError: the state in the checkpoint does not match this training.
     """
-    begun = []
-    trainer.callbacks.append(LambdaCallback(on_train_batch_end=lambda *_: begun.append(True)))
+    first_step = []
+    trainer.callbacks.append(LambdaCallback(on_train_batch_end=lambda *_: first_step.append(True)))
     try:
         trainer.fit(method, datamodule=data, ckpt_path=resume)
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         own = (ConfigError, DataError, CheckpointError, NonFiniteError, torch.OutOfMemoryError)
-        if resume is None or begun or isinstance(error, own):
+        if resume is None or first_step or isinstance(error, own):
             raise
         found = f"{type(error).__name__}: {error}"
         raise CheckpointError("the state of a training like this one", found, resume) from error
 
 
 def quiet() -> None:
-    """Silence Lightning's notices at every start, and the tracebacks of logging itself on a full disk."""
+    """Silence notices of Lightning, and tracebacks of the logging module on a full disk."""
     logging.raiseExceptions = False
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
@@ -230,7 +230,7 @@ def _peak_memory(trainer: Trainer) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _closing_words(run: RunFolder, summary: dict[str, Any], config: dict[str, Any]) -> str:
+def _final_message(run: RunFolder, summary: dict[str, Any], config: dict[str, Any]) -> str:
     final = summary.get("metrics", {}).get("final", {})
     floors = summary.get("floor", {})
     lines = [f"done in {summary['train_seconds']:.0f} s; everything is in {run.path}"]

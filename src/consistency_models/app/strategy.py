@@ -1,4 +1,4 @@
-"""Which processes train, and how the further ones are started."""
+"""The processes of a training, and the launch of the further processes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lightning.pytorch.strategies import DDPStrategy
 
 __all__ = ["cpu_threads", "strategy_of"]
 
-WAIT = timedelta(hours=6)  # for the first process, which scores 50,000 images while others wait; torch: 30 min
+WAIT = timedelta(hours=6)  # other processes wait while the first one scores 50,000 images; default of torch: 30 min
 
 
 class _ChildrenFromConfig(DDPStrategy):
-    """DDP whose further processes train from the run's config.yaml.
+    """DDP whose further processes train from config.yaml of the run.
 
-    Lightning would give them this process's command line again: in a multirun each would start the whole sweep anew.
+    Lightning would start them with the command line of this process. In a multirun, each would start the whole sweep.
     """
 
     def __init__(self, folder: Path, **arguments: Any) -> None:
@@ -30,7 +30,7 @@ class _ChildrenFromConfig(DDPStrategy):
     def _configure_launcher(self) -> None:
         super()._configure_launcher()
         if self._launcher is None or self.cluster_environment.creates_processes_externally:
-            return  # torchrun and Slurm start all processes, and what they told them is for the next job, too
+            return  # torchrun and Slurm start all processes; their environment is also for the next job
         launch = self._launcher.launch
 
         def from_config(function: Any, *arguments: Any, trainer: Any = None, **named: Any) -> Any:
@@ -49,15 +49,15 @@ class _ChildrenFromConfig(DDPStrategy):
             try:
                 return launch(go, *arguments, trainer=trainer, **named)
             except BaseException:
-                # The others end, too: one that waits for this process would do so for ever. Lightning's observer must
-                # not notice, or it kills this process before it has told what happened.
+                # Kill the other processes, which would wait for this process without end. Clear the list, otherwise
+                # Lightning's observer kills this process before the error is reported.
                 self._launcher.kill(signal.SIGKILL)
                 self._launcher.procs.clear()
                 raise
             finally:
                 if not started:
                     HydraConfig.instance().cfg, sys.argv = hydra, command
-                # The next job of a multirun starts afresh, with other processes.
+                # The next job of a multirun starts with other processes.
                 if torch.distributed.is_initialized():
                     torch.distributed.destroy_process_group()
                 for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -67,14 +67,14 @@ class _ChildrenFromConfig(DDPStrategy):
 
 
 def strategy_of(trainer: dict[str, Any], folder: Path) -> Any:
-    """The strategy for Lightning's Trainer."""
+    """Return the strategy for Lightning's Trainer."""
     if trainer["strategy"] == "ddp":
         return _ChildrenFromConfig(folder, timeout=WAIT, find_unused_parameters=False, gradient_as_bucket_view=True)
     return trainer["strategy"]
 
 
 def cpu_threads(trainer: dict[str, Any]) -> int:
-    """This process's share of the cores: several processes on a CPU that each take all of them wait for one another."""
+    """Return the number of threads of this process; several processes on a CPU share the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = trainer["devices"] if trainer["accelerator"] == "cpu" and isinstance(trainer["devices"], int) else 1
     return max(1, int(os.environ.get("OMP_NUM_THREADS", cores)) // processes)

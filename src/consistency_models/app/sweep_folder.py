@@ -1,4 +1,4 @@
-"""The folder that a multirun leaves: its jobs, what became of each, and what they found, seeds together."""
+"""The folder of a multirun: its jobs, their states, and their results with statistics over the seeds."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ Row = dict[str, str]
 
 
 def varied(jobs: Iterable[Sequence[str]]) -> list[list[str]]:
-    """Of the overrides of each job those that not all jobs have: what the jobs differ in."""
+    """Return for each job the overrides that not all jobs have in common."""
     jobs = [list(job) for job in jobs]
     common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
     return [[override for override in job if override not in common] for job in jobs]
 
 
 class SweepFolder:
-    """jobs.csv, one row a job, and summary.md; overrides.yaml is what was typed. Jobs have numbered folders in it.
+    """The folder of a multirun: jobs.csv (one row for each job), summary.md, overrides.yaml, and a folder for each job.
 
-    Jobs of several processes write into it, so every change is made under a lock.
+    Several processes write to this folder, so every change takes a lock.
 
     Args:
-        path: the folder; made when the first job is written.
+        path: the folder; created with the first job.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
     def begin(self, typed: Sequence[str], jobs: Sequence[Sequence[str]] | None) -> None:
-        """Write down what was typed and all jobs, as waiting; None: they are found as one goes, by a search."""
+        """Write the overrides of the command and all jobs as WAITING; None for a search with unknown jobs."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "overrides.yaml").exists():
             write_atomically(self.path / "overrides.yaml", yaml.safe_dump(list(typed)))
             rows = [_row(str(i), shlex.join(job)) for i, job in enumerate(jobs or ())]
             self._change(lambda _: rows)
 
-    def is_of(self, typed: Sequence[str], jobs: Sequence[Sequence[str]] | None) -> bool:
-        """Whether this is the folder of such a multirun."""
+    def matches(self, typed: Sequence[str], jobs: Sequence[Sequence[str]] | None) -> bool:
+        """Whether this is the folder of a multirun with these overrides and jobs."""
         try:
             before = read_yaml(self.path / "overrides.yaml")
         except (OSError, ValueError):
@@ -62,7 +62,7 @@ class SweepFolder:
         return before == list(typed) and same
 
     def rows(self) -> list[Row]:
-        """The jobs as jobs.csv has them."""
+        """Read the rows of jobs.csv; empty if there is no such file."""
         try:
             with open(self.path / "jobs.csv", newline="") as file:
                 return list(csv.DictReader(file))
@@ -70,22 +70,22 @@ class SweepFolder:
             return []
 
     def note(self, job: str, overrides: Sequence[str], exit_code: int | None = None) -> None:
-        """A job begins, or has ended with this exit code: then its folder says what became of it."""
+        """Record the start of a job, or its end with an exit code; the state is read from the folder of the job."""
         folder = self.path / job
         status = "RUNNING" if exit_code is None else RunFolder(folder).state or "FAILED"
-        found = _row(job, shlex.join(overrides), status, exit_code)
-        if found["status"] == "DONE":
-            found["metric"], found["monitor"] = _monitored(folder)
+        new = _row(job, shlex.join(overrides), status, exit_code)
+        if new["status"] == "DONE":
+            new["metric"], new["monitor"] = _monitored(folder)
 
         def replaced(rows: list[Row]) -> list[Row]:
-            rows = [found if row["job"] == job else row for row in rows]
-            return rows if found in rows else [*rows, found]
+            rows = [new if row["job"] == job else row for row in rows]
+            return rows if new in rows else [*rows, new]
 
         self._change(replaced)
 
     @property
     def exit_code(self) -> int:
-        """The highest of the jobs; 1 if one has not ended."""
+        """The highest exit code of the jobs; 1 if a job is not finished."""
         codes = [int(row["exit_code"] or 0) for row in self.rows()]
         unfinished = any(row["status"] in ("WAITING", "RUNNING") for row in self.rows())
         return max([*codes, int(unfinished)])
@@ -96,7 +96,7 @@ class SweepFolder:
         return all(row["status"] == "DONE" for row in self.rows())
 
     def claim(self) -> FileLock | None:
-        """The right to run this multirun, as long as the lock is kept; None while another process has it."""
+        """Lock this multirun for this process; None if another process holds the lock."""
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".running")
         try:
@@ -119,7 +119,7 @@ class SweepFolder:
             write_atomically(self.path / "summary.md", self.summary())
 
     def summary(self) -> str:
-        """Markdown: how many jobs ended how; each cell with mean and deviation over its seeds; what failed."""
+        """Return a summary in Markdown: jobs by state, mean and deviation of each cell over its seeds, failures."""
         rows = self.rows()
         states = [row["status"] for row in rows]
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
@@ -148,7 +148,7 @@ def _row(job: str, overrides: str, status: str = "WAITING", exit_code: int | Non
 
 
 def _monitored(folder: Path) -> tuple[str, str]:
-    """Name and final value of the monitored metric of a finished run; empty where there is none."""
+    """Return name and final value of the monitored metric of a finished run; empty if there is no such value."""
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     except (OSError, ValueError):

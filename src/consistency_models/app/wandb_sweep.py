@@ -1,7 +1,7 @@
-"""`python -m consistency_models.app.wandb_sweep OVERRIDE… > sweep.yaml`: a multirun as a sweep of W&B's own agents.
+"""`python -m consistency_models.app.wandb_sweep OVERRIDE… > sweep.yaml`: convert a multirun to a sweep for W&B agents.
 
-Takes what train.py -m takes, sweeps=NAME too; `wandb sweep sweep.yaml` and `wandb agent …` then run its jobs, on as
-many machines as there are agents. Intervals make it a search: W&B's Bayesian optimisation of --metric.
+The overrides are those of train.py -m, including sweeps=NAME. `wandb sweep sweep.yaml` and `wandb agent …` run the jobs
+on any number of machines. With intervals, W&B searches by Bayesian optimisation of --metric.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ __all__ = ["main", "sweep_of"]
 
 
 def sweep_of(overrides: Sequence[str], root: Path, metric: str | None, goal: str) -> dict[str, Any]:
-    """W&B's description of the multirun of these overrides.
+    """Return the description of a W&B sweep for the multirun of these overrides.
 
     Args:
         overrides: as for train.py -m.
         root: the folder with train.py and conf/.
-        metric: what a search optimises, as logged: val/…
+        metric: the logged name of the metric that a search optimises: val/…
         goal: minimize or maximize.
 
     Raises:
-        ConfigError: as train.py would.
+        ConfigError: as in train.py.
     """
     os.environ.setdefault("PROJECT_ROOT", str(root))
     composer = Composer("train", root / "conf")
@@ -66,12 +66,12 @@ def _axis(override: Any) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the sweep of the overrides on the command line; returns the exit code."""
+    """Print the sweep of the overrides of the command line, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m consistency_models.app.wandb_sweep", description=__doc__)
     parser.add_argument("overrides", nargs="+", metavar="OVERRIDE")
-    parser.add_argument("--metric", help="what a search optimises, such as val/fd1797_classifier_train_1step")
+    parser.add_argument("--metric", help="metric of a search, such as val/fd1797_classifier_train_1step")
     parser.add_argument("--goal", default="minimize", choices=("minimize", "maximize"))
-    parser.add_argument("--root", type=Path, default=Path(), help="the folder with train.py; by default this one")
+    parser.add_argument("--root", type=Path, default=Path(), help="folder with train.py; by default the current folder")
     given = parser.parse_args(arguments)
     try:
         sweep = sweep_of(given.overrides, given.root.absolute(), given.metric, given.goal)

@@ -54,7 +54,7 @@ class MicroBatches(Callback):
 
     def on_fit_start(self, trainer: Trainer, method: LightningModule) -> None:
         """Choose the number, before the data loader is created."""
-        method.on_fit_start()  # loads the teacher, which also takes memory
+        method.on_fit_start()  # moves the teacher to the device, where it takes memory
         local = trainer.datamodule.batch_size // trainer.world_size
         device, candidates = method.device, list(_powers_of_two(local, self.count))
         free = available_bytes(device)

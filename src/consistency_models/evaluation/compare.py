@@ -93,8 +93,8 @@ def differences(cells: Sequence[Cell]) -> str:
     names = [cell.name for cell in cells] if one_column_each else ["values"]
     lines = [f"| key | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for key, values in differing_keys(cells).items():
-        shown = ["-" if value is None else json.dumps(value).strip('"') for value in values]
-        lines.append(f"| {key} | {' | '.join(shown if one_column_each else [', '.join(dict.fromkeys(shown))])} |")
+        texts = ["-" if value is None else json.dumps(value).strip('"') for value in values]
+        lines.append(f"| {key} | {' | '.join(texts if one_column_each else [', '.join(dict.fromkeys(texts))])} |")
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
@@ -124,25 +124,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, and folders of sweeps")
     parser.add_argument("--metric", help="metric that sorts the table, such as fd; by default the first")
     parser.add_argument("--out", default="comparison", help="prefix of the files to write")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        runs = read_runs(given.folders)
+        runs = read_runs(args.folders)
         cells = cells_of(runs)
-        tables = {"Results, best first": table(runs, given.metric), "Keys in which they differ": differences(cells)}
+        tables = {"Results, best first": table(runs, args.metric), "Keys in which they differ": differences(cells)}
         text = "\n".join(tables.values())
         print(text)
-        Path(given.out).parent.mkdir(parents=True, exist_ok=True)
-        written = figures(cells, given.out)
-        Path(f"{given.out}.md").write_text(text)
-        with open(f"{given.out}.csv", "w", newline="") as file:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        written = figures(cells, args.out)
+        Path(f"{args.out}.md").write_text(text)
+        with open(f"{args.out}.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            writer.writerows(rows(cells, given.metric))
-        save_page(f"{given.out}.html", tables, written, cells)
+            writer.writerows(rows(cells, args.metric))
+        save_page(f"{args.out}.html", tables, written, cells)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("written to " + " ".join([f"{given.out}.{kind}" for kind in ("md", "csv", "html")] + written))
+    print("written to " + " ".join([f"{args.out}.{kind}" for kind in ("md", "csv", "html")] + written))
     return 0
 
 

@@ -157,8 +157,8 @@ def _draw(path: str | Path, groups: list[list[Row]], title: str | None) -> None:
         for caption, row, _ in group:
             if names := next(above):
                 for column, name in enumerate(names):
-                    shown = _fitting(name, width, small.getlength)
-                    draw.text((left + column * (width + GAP), y), shown, fill=QUIET, font=small)
+                    text_above = _fitting(name, width, small.getlength)
+                    draw.text((left + column * (width + GAP), y), text_above, fill=QUIET, font=small)
                 y += HEAD + GAP
             draw.text((MARGIN, y + height / 2), caption, fill=QUIET, font=text, anchor="lm")
             for column, picture in enumerate(row):

@@ -41,11 +41,11 @@ def save_page(
         html += [f"<h2>{escape(heading)}</h2>", *_blocks(text)] if text else []
     html += ["<h2>Figures</h2>", *(_image(figure, Path(figure).stem) for figure in figures)] if figures else []
     if pictures:
-        shown = "".join(
+        samples = "".join(
             f"<figure>{_image(picture, name)}<figcaption>{escape(name)}</figcaption></figure>"
             for name, picture in pictures
         )
-        html += ["<h2>Samples, of the first seed</h2>", f"<div class='samples'>{shown}</div>"]
+        html += ["<h2>Samples, of the first seed</h2>", f"<div class='samples'>{samples}</div>"]
     Path(path).write_text("\n".join(html) + "\n", encoding="utf-8")
 
 

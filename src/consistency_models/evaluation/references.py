@@ -56,7 +56,7 @@ class Reference:
         if which == "test":
             test = getattr(data, "test", None)
             if test is None:
-                raise DataError(f"features.reference=test: {data.name} keeps no test images apart: choose train")
+                raise DataError(f"features.reference=test: {data.name} has no separate test images: choose train")
             return cls("test", test.digest, test.images, test.labels)
         path = Path(which).expanduser()
         try:
@@ -73,7 +73,7 @@ class Reference:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         images = moments = None
         if not zipfile.is_zipfile(path):
-            raise ValueError(f"this is a single array of shape {np.load(path, mmap_mode='r').shape}")
+            raise ValueError(f"the file is a single array of shape {np.load(path, mmap_mode='r').shape}")
         _check_sizes(path, most_bytes)
         with np.load(path, allow_pickle=False) as file:
             if "arr_0" in file:
@@ -82,16 +82,16 @@ class Reference:
                     raise ValueError(f"arr_0 is {array.dtype} of shape {array.shape}")
                 images = torch.from_numpy(array).permute(0, 3, 1, 2)
                 if tuple(images.shape[1:]) != shape:
-                    raise ValueError(f"its images are {tuple(images.shape[1:])}, those of the data {shape}")
+                    raise ValueError(f"the images have shape {tuple(images.shape[1:])}, the data {shape}")
             if "mu" in file and "sigma" in file:
                 mu, sigma = (file[name].astype(np.float64) for name in ("mu", "sigma"))
                 if mu.ndim != 1 or sigma.shape != 2 * mu.shape:
                     raise ValueError(f"mu is of shape {mu.shape} and sigma of shape {sigma.shape}")
                 if not (np.isfinite(mu).all() and np.isfinite(sigma).all() and np.allclose(sigma, sigma.T)):
-                    raise ValueError("mu or sigma is not finite, or sigma not symmetric")
+                    raise ValueError("mu or sigma is not finite, or sigma is not symmetric")
                 moments = {"mu": mu, "sigma": sigma}
             if images is None and moments is None:
-                raise ValueError(f"it holds {', '.join(file.files) or 'nothing'}")
+                raise ValueError(f"the file holds {', '.join(file.files) or 'nothing'}")
         return cls(path.stem, digest, images, None, moments)
 
 
@@ -106,10 +106,10 @@ def _check_sizes(path: Path, most_bytes: int | None) -> None:
     with zipfile.ZipFile(path) as archive:
         members = [member for member in archive.infolist() if member.filename in ARRAYS]
         if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
-            raise ValueError("its compression is not deflate")  # zipfile unpacks others without a limit
+            raise ValueError("the compression is not deflate")  # zipfile unpacks others without a limit
         if (total := sum(member.file_size for member in members)) > most:
             fix = f"set features.reference_bytes={total} if that is the expected size"
-            raise ValueError(f"it unpacks to {total:,} bytes, more than {most:,}; {fix}")
+            raise ValueError(f"the file unpacks to {total:,} bytes, more than {most:,}; {fix}")
         for member in members:
             with archive.open(member) as file:
                 shape, _, dtype = headers[np.lib.format.read_magic(file)](file)

@@ -142,7 +142,7 @@ def _read(path: Path, setting: list[str]) -> Run:
     file = next((p for p in (path, path / "evaluation.json", path / "evaluation/evaluation.json") if p.is_file()), None)
     if file is None and not (path / "summary.json").is_file():
         expected = "a finished run, a scored run, or a sweep of them"
-        raise ValueError(f"{path}: expected {expected}; make it by eval.py {pasteable('run', path)}")
+        raise ValueError(f"{path}: expected {expected}; score the run with eval.py {pasteable('run', path)}")
     folder = path if file is None else file.absolute().parent.parent
     with _reading(folder / "config.yaml", "the configuration of a run"):
         config = dict(leaves(read_yaml(folder / "config.yaml", folder)))

@@ -91,20 +91,20 @@ class PseudoHuber(nn.Module):
 
 
 def _root(squared: Tensor) -> Tensor:
-    """√squared with gradient 0, not NaN, where it is 0."""
+    """√squared, whose gradient at 0 is 0 instead of NaN."""
     positive = squared > 0
     return torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
 
 
 class LPIPS(nn.Module):
-    """The learned perceptual distance of images in [-1, 1], which the official consistency models were trained with.
+    """The learned perceptual distance of images in [-1, 1], used in the training of the official consistency models.
 
     Images narrower than 256 are resized to 224×224 (bilinearly, not antialiased), then mapped to [0, 1], then compared
-    by LPIPS v0.1 on VGG16 with average in place of max pooling, as in the library (piq) of the official code.
+    by LPIPS v0.1 on VGG16 with average pooling instead of max pooling, as in the library (piq) of the official code.
     (Consistency Models, arXiv 2303.01469, Sec. 5; LPIPS, arXiv 1801.03924.)
 
-    The network is loaded by `prepare` or at the first call, and is no part of this module's state: no checkpoint holds
-    the network.
+    The network is loaded by `prepare` or at the first call. It is not part of this module's state, so checkpoints do
+    not contain it.
 
     Args:
         weights: torchvision's `vgg16-397923af.pth`, a local file; by default the file is searched and, if necessary,
@@ -128,10 +128,10 @@ class LPIPS(nn.Module):
         if weights is not None:
             VGG16.path(weights)
         self.weights = weights
-        self._metric: list[Any] = [metric]  # in a list, so that a module is not registered
+        self._metric: list[Any] = [metric]  # a list, so that the module is not registered
 
     def prepare(self) -> None:
-        """Load the network's weights, from a file or the network.
+        """Load the weights from a file or the internet.
 
         Raises:
             FileNotFoundError: the weights are not on the disk and cannot be downloaded.
@@ -165,7 +165,7 @@ class _VGG16(nn.Module):
         channels = 3
         with torch.device(
             "meta"
-        ):  # the weights come from files; drawing weights would advance the generator of the training
+        ):  # the weights come from files; initialisation would advance the random generator of the training
             for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()] if width else [nn.AvgPool2d(2)]
                 channels = width or channels
@@ -197,7 +197,7 @@ class _VGG16(nn.Module):
 
 
 def _linear_weights() -> list[Tensor]:
-    """The five linear layers of LPIPS v0.1, which torchmetrics carries, each of shape (1, channels, 1, 1)."""
+    """The five linear layers of LPIPS v0.1 from torchmetrics, each of shape (1, channels, 1, 1)."""
     import torchmetrics
 
     file = Path(torchmetrics.__file__).parent / "functional/image/lpips_models/vgg.pth"

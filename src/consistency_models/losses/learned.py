@@ -1,4 +1,4 @@
-"""A weight of the loss that is learned with the model."""
+"""A weighting of the loss that is learned with the model."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["LogWeight"]
 
 
 class LogWeight(nn.Module):
-    """w(σ) = linear(embedding(arctan(σ/σ_d))), the logarithm of a weight; 0 at first.
+    """w(σ) = linear(embedding(arctan(σ/σ_d))), the logarithm of a weight; initialised to 0.
 
-    A method that minimises e^w·L - w learns e^w = 1/E[L | σ]: every level then has the same share in the loss.
+    A method that minimises e^w·L - w learns e^w = 1/E[L | σ], with which every level has the same share of the loss.
     (EDM2, arXiv 2312.02696, Eq. 14 to 16; sCM, arXiv 2410.11081, Eq. 8.)
 
     Args:
         sigma_data: σ_d, the standard deviation of the data.
         channels: width of the positional embedding.
-        scale: of the embedding; the angle spans [0, π/2].
+        scale: scale of the embedding; the angle spans [0, π/2].
     """
 
     @checked

@@ -1,4 +1,4 @@
-"""The weight of inductive moment matching, which grows with the level and then falls."""
+"""The weighting of inductive moment matching, which grows and then falls with the level."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class MomentMatching:
     (IMM, arXiv 2503.07565, Eq. 13.)
 
     Args:
-        a, b: the paper's: 1 and 5 on CIFAR-10, 1 or 2 and 4 on ImageNet-256.
+        a, b: parameters; the paper uses 1 and 5 on CIFAR-10, 1 or 2 and 4 on ImageNet-256.
         sigma_data: σ_d.
 
     Raises:

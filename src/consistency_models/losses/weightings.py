@@ -1,6 +1,7 @@
-"""Weightings λ(s, t): one number for each image, which multiplies its loss.
+"""Weightings λ(s, t): a factor of the loss of each image.
 
-All take `Levels` and return shape (B,), in the levels' dtype; all but `InverseGap` depend only on t, the larger level.
+All take `Levels` and return shape (B,) in the dtype of the levels. All but `InverseGap` depend only on t, the larger
+level.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training methods: one LightningModule a file, named as the option `model=` that selects it."""
+"""Training methods. Each file holds one LightningModule and has the name of the option `model=` that selects it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""α-Flow: from flow matching to MeanFlow by targets that need no derivative.
+"""α-Flow: a transition from flow matching to MeanFlow with targets that need no derivative.
 
     target = α·v + (1 - α)·u⁻(z - α·(t - r)·v, t - α·(t - r), r)      α(k) falls from 1 to 0 along a sigmoid
     L(θ) = w·m / stop_gradient(m + ε),       m the mean of (u(z, t, r) - target)², w = α, or 1 where α = 0
@@ -28,11 +28,11 @@ class AlphaFlow(MeanFlow):
     """LightningModule for α-Flow.
 
     Args:
-        start, stop: the part of training, in k/K, over which α falls.
-        power: of the adaptive weight; MeanFlow's own is 0.75.
+        start, stop: range of k/K in which α falls.
+        power: power of the adaptive weight; MeanFlow uses 0.75.
         steepness: γ of α = 1 - sigmoid(γ·((k/K - start)/(stop - start) - ½)).
-        clamp: α below it is 0, and above 1 - clamp it is 1.
-        clip: the target is clamped to [-clip, clip]; None: it is not.
+        clamp: α below `clamp` is set to 0, and α above 1 - clamp is set to 1.
+        clip: the target is clamped to [-clip, clip]; None: no clamp.
         arguments: as for `MeanFlow`.
 
     Raises:
@@ -65,7 +65,7 @@ class AlphaFlow(MeanFlow):
         return 0.0 if alpha < self.clamp else 1.0 if alpha > 1 - self.clamp else alpha
 
     def target(self, step: Step) -> Tensor:
-        """The target at the step's α, shape of x."""
+        """The target for α of the step, shape of x."""
         alpha = self.alpha(step.progress)
         if alpha == 0:
             target = super().target(step)

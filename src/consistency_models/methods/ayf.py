@@ -23,10 +23,10 @@ class AlignYourFlow(FlowMap):
     """LightningModule for AYF-EMD.
 
     Args:
-        warmup_steps: H, in which q grows; 0 is q_max from the start.
-        q_max: the largest q, in [0, 1]; below 1 it leaves a pull towards straight paths.
-        tangent_norm: c; None leaves g as it is, which is better in few dimensions.
-        arguments: as for `FlowMap`, with a teacher, guided or autoguided if it shall be.
+        warmup_steps: H, the number of steps in which q grows; 0: q = q_max from the start.
+        q_max: the largest q, in [0, 1]; values below 1 regularise towards straight paths.
+        tangent_norm: c; None: g is not normalised, which is better in few dimensions.
+        arguments: as for `FlowMap`, with a teacher, optionally with guidance or autoguidance.
 
     Raises:
         ValueError: warmup_steps < 0, q_max outside [0, 1], or tangent_norm not positive.

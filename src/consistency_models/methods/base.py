@@ -1,10 +1,10 @@
-"""The one step that all methods share.
+"""The training step that all methods share.
 
     draw levels s < t       x_t = x + t·n       online = f_θ(x_t, t)       target = no_grad[ … ]
     loss = w(s, t) · d(online, target)
 
-A method is a subclass that defines its target. The base class holds the optimiser, the EMA of the target network, the
-seeds and what is logged; weights for evaluation, checkpoints and pictures are callbacks.
+A method is a subclass that defines its target. The base class handles the optimiser, the EMA of the target network, the
+seeds and the logged values. Callbacks handle weights for evaluation, checkpoints and pictures.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Step:
 
     Attributes:
         x: clean images in [-1, 1], shape (B, C, H, W).
-        noise: standard normal, shape of x; the same for both levels.
+        noise: standard normal noise, shape of x; the same for both levels.
         x_t: the images at the high level t, x + t·noise (`Method.network_input`).
         levels: the noise levels s = `levels.low` < t = `levels.high`, shape (B,).
         labels: one-hot classes (B, classes), or None.
         augment: labels of the augmentation (B, augment_dim), or None.
-        progress: k / K in [0, 1), the share of training that is done.
-        rows: which rows of the global batch these are, and their random numbers.
+        progress: k / K in [0, 1), the completed share of training.
+        rows: rows of the global batch, with their random numbers.
         online: the output that is trained, without gradient; set before `Method.target` is called.
     """
 
@@ -60,7 +60,7 @@ class Step:
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy of the weights that no optimiser trains; compiled where the model is, which deepcopy forgets."""
+    """Copy a model without gradients. The copy is compiled if the model is, because deepcopy drops the compilation."""
     copied = copy.deepcopy(model).requires_grad_(False)
     for module, twin in zip(model.modules(), copied.modules()):
         if module._compiled_call_impl is not None:
@@ -80,22 +80,22 @@ class Method(LightningModule):
         distance: d(online, target) -> (B,).
         weighting: w(levels) -> (B,).
         optimizer: parameters -> torch optimiser.
-        learning_rate: factor on the optimiser's learning rate, `learning_rate(k, K, batch_size) -> float`.
-        total_steps: K, the optimiser steps of the whole training; what depends on progress is a function of (k, K).
+        learning_rate: factor of the optimiser's learning rate, `learning_rate(k, K, batch_size) -> float`.
+        total_steps: K, the number of optimiser steps of the training.
         target_ema: decay μ(k) of the target network, `target_ema(k, K) -> float`; None: the target is the model itself.
         teacher: frozen denoiser of a method that distils, or None.
         augment: augmentation of the clean images, `augment(images, rows) -> (images, labels)`, or None.
 
     Raises:
-        ValueError: the method needs a teacher and has none, or has one and no use for it.
+        ValueError: the method needs a teacher and has none, or does not support a teacher and has one.
     """
 
     needs_teacher: bool | None = False
-    """True: cannot do without; False: has no use for one; None: works with and without."""
+    """True: the method needs a teacher; False: the method uses no teacher; None: the teacher is optional."""
     needs_levels: str | None = None
-    """What the schedule must draw, in the words of the schedule's `draws`; None: any levels."""
+    """Required value of the schedule's `draws`; None: any schedule."""
     teacher_is_consistent: bool = False
-    """Whether the teacher is a consistency model, which gives the end of a trajectory, or a diffusion model."""
+    """True: the teacher is a consistency model, which returns the end of a trajectory; False: a diffusion model."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Method(LightningModule):
             path = marked.origin["path"]
             rank_zero_warn(f"teacher.path={path} is {given}; {type(self).__name__} asks for {wanted}")
         self.model = model
-        # A list, because to walk through the modules for them costs as much as to average them.
+        # A list, because collecting the parameters from the modules takes as long as averaging them.
         self.weights: list[Tensor] = list(model.parameters())
         self.schedule, self.distance, self.weighting, self.augment = schedule, distance, weighting, augment
         self.make_optimizer, self.learning_rate = optimizer, learning_rate
@@ -136,10 +136,10 @@ class Method(LightningModule):
         if target_ema is not None:
             self.target_copy = frozen_copy(model)
             self.target_weights: list[Tensor] = list(self.target_copy.parameters())
-        # A tuple hides the teacher from torch: it is in no checkpoint, and DDP neither copies nor waits for it.
+        # A tuple hides the teacher from torch: no checkpoint contains it, and DDP does not synchronise it.
         self._teacher: tuple[Any] = (teacher,)
-        self.skipped = False  # set by FiniteGuard: this step changes nothing
-        self.teacher_calls = 0  # evaluations of the teacher in this step, counted in images
+        self.skipped = False  # set by FiniteGuard: this step does not change the weights
+        self.teacher_calls = 0  # evaluations of the teacher in this step, in images
         self.monitored: dict[str, list[Tensor]] = {}  # device tensors of this step, one a micro-batch
         self.losses_by_level: list[Tensor] = []  # (2, B) of each micro-batch of this step: levels, and losses
 
@@ -150,15 +150,15 @@ class Method(LightningModule):
         return step.at(step.levels.high)
 
     def online(self, step: Step) -> Tensor:
-        """The output that is trained: f_θ(x_t, t), or f_θ(x_t, t, end) of a model of two times; shape of x."""
+        """The output of the trained network: f_θ(x_t, t), or f_θ(x_t, t, end) for a model of two times; shape of x."""
         levels = step.levels
         end = levels.end if self.model.two_times else None
         return self.model(step.x_t, levels.high, step.labels, step.augment, end)
 
     def target(self, step: Step) -> Tensor:
-        """The value that the online output is trained towards, shape of x.
+        """The target of the online output, shape of x.
 
-        Called under `no_grad`, with the dropout masks of the online pass.
+        The method is called under `no_grad`, with the dropout masks of the online pass.
         """
         raise NotImplementedError
 
@@ -167,17 +167,17 @@ class Method(LightningModule):
         return self.weighting(step.levels) * self.distance(online, target)
 
     def on_step_start(self, k: int, K: int) -> None:
-        """Called before step k of K, for a method whose parts change during training."""
+        """Called before step k of K. Methods override this hook to change their parts during training."""
 
     # Tools of the hooks
 
     @property
     def target_model(self) -> nn.Module:
-        """f_θ⁻: the model's slow copy where `target_ema` is given, otherwise the model itself."""
+        """f_θ⁻: the averaged copy of the model if `target_ema` is given, otherwise the model."""
         return self.model if self.target_ema is None else self.target_copy
 
     def teacher(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The teacher's denoised images at level sigma (B,); counts the call, or the calls of a guided teacher."""
+        """The teacher's denoised images at level sigma (B,). Network calls are counted in `teacher_calls`."""
         self.teacher_calls += len(x) * getattr(self._teacher[0], "calls", 1)
         return self._teacher[0](x, sigma, labels)
 
@@ -186,14 +186,14 @@ class Method(LightningModule):
     ) -> tuple[Tensor, Tensor]:
         """The value of `function` at the primals, and its derivative along the tangents, in forward mode.
 
-        Both are without gradient, in float32 (float64 if the primals are), and with this step's dropout masks.
-        Attention runs as elementary operations, because the fused kernels have no forward-mode derivative. Networks
-        are called eagerly, and beside DDP, which has no part in a pass without gradient.
+        Both are computed without gradient, in float32 (float64 if the primals are float64), and with the dropout masks
+        of this step. Attention uses the math kernel, because the fused kernels have no forward-mode derivative.
+        Networks run eagerly, without compilation and without DDP's wrapper.
 
         Args:
             step: the training step.
             function: for instance `lambda x, sigma: self.model(x, sigma, step.labels)`.
-            primals, tangents: of equal shapes.
+            primals, tangents: tensors of equal shapes.
         """
         dtype = torch.promote_types(step.x.dtype, torch.float32)
         primals, tangents = (tuple(each.to(dtype) for each in part) for part in (primals, tangents))
@@ -205,7 +205,7 @@ class Method(LightningModule):
     # The step
 
     def training_step(self, batch, batch_index: int) -> Tensor:
-        """Mean loss of a micro-batch."""
+        """Compute the mean loss of a micro-batch."""
         rows, k, K = batch.rows, batch.rows.step, self.total_steps
         self.on_step_start(k, K)
         levels = self.schedule(rows, k, K).to(self.device)
@@ -236,47 +236,47 @@ class Method(LightningModule):
         return loss.mean()
 
     def encode_labels(self, labels: Tensor | None, rows: BatchRandom) -> Tensor | None:
-        """One-hot float labels (B, classes), or None for an unconditional network; a zero row is the null class.
+        """Encode one-hot float labels (B, classes), or None for an unconditional network. A zero row is the null class.
 
         Args:
             labels: classes (B,), or None.
-            rows: this micro-batch's random numbers, for a method that hides some labels.
+            rows: random numbers of this micro-batch, for a method that drops labels.
         """
         classes = getattr(self.model.network, "num_classes", 0)
         if not classes or labels is None:
             return None
-        return (labels[:, None] == torch.arange(classes, device=labels.device)).float()  # one_hot asks the CPU's labels
+        return (labels[:, None] == torch.arange(classes, device=labels.device)).float()  # one_hot synchronises
 
     def monitor(self, loss: Tensor, high: Tensor) -> None:
-        """Keep this micro-batch's loss for the log, and the loss of each image with its level."""
+        """Record the loss of this micro-batch for the log, and the loss of each image with its level."""
         self.monitored.setdefault("train/loss", []).append(loss.mean())
         self.losses_by_level.append(torch.stack([high.float(), loss.float()]))
 
     # Lightning's part
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser of all trainable parameters; its learning rate is set at each step."""
+        """Build the optimiser of all trainable parameters. Its learning rate is set at each step."""
         self.trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = self.make_optimizer(self.trainable)
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        # With float16 gradients are unscaled before they are watched, logged and clipped, not within a fused step.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # GradScaler asks for it
+        # With float16, gradients are unscaled before they are checked, logged and clipped, not within a fused step.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # read by GradScaler
         self._options = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
         return optimizer
 
     def on_train_start(self) -> None:
-        """Give the optimiser the options of the configuration: a checkpoint brings those that it was saved with."""
+        """Set the optimiser's options from the configuration, because a checkpoint restores the saved options."""
         for group, options in zip(self.trainer.optimizers[0].param_groups, self._options):
             group.update(options)
 
     def on_fit_start(self) -> None:
-        """Bring the teacher to the device and to eval mode: Lightning does not know of it."""
+        """Move the teacher to the device and set eval mode, because Lightning does not see the teacher."""
         if self._teacher[0] is not None:
             self._teacher[0].to(self.device).eval().requires_grad_(False)
 
     def on_train_batch_start(self, batch, batch_index: int) -> None:
-        """Set the learning rate of step k, and forget the last step's figures at the first micro-batch."""
+        """Set the learning rate of step k, and clear the recorded losses of the last step at the first micro-batch."""
         if batch.rows.step != getattr(self, "_begun", None):
             self._begun = batch.rows.step
             self.monitored.clear()

@@ -19,12 +19,12 @@ __all__ = ["MidTraining"]
 class MidTraining(DirectConsistency):
     """LightningModule for CMT; parameters as for `DirectConsistency`.
 
-    Every row has a trajectory of its own, of which it uses one point, t; the paper's code uses all points of each.
+    Each row uses one point t of its own trajectory; the paper's code uses all points of each trajectory.
     """
 
     @torch.no_grad()
     def network_input(self, step: Step) -> Tensor:
-        """The teacher's trajectory from σ_max·n, at t; shape of x."""
+        """The point at t of the teacher's trajectory from σ_max·n; shape of x."""
         grid = step.levels.grid
         assert grid is not None, "the schedule has no grid"
         return self.solve(step, grid[-1].item() * step.noise, below=False)

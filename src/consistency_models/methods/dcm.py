@@ -1,11 +1,11 @@
-"""Direct CM: a consistency model that is trained on the end of the teacher's whole trajectory.
+"""Direct CM: a consistency model that is trained on the ends of the teacher's trajectories.
 
     L(θ) = E[ λ(t)·d( f_θ(x_t, t),  Solve(x_t, t → σ_min) ) ],     Solve = the teacher's ODE on the grid, step by step
 
 Direct CM takes x_t = x + t·n with t on the grid, and has no consistency target.  (Vouitsis et al., Inconsistencies in
 Consistency Models, arXiv 2411.08954, Sec. 3.)
 
-The comparison of the paper is with the very same training but for the target, f_θ after one step of the solver:
+The paper compares this with a training that differs only in the target, f_θ after one step of the solver:
 `model=cd model.target_ema=null`, with the solver, grid (`curriculum.N`), distance and seeds of `model=dcm`.
 """
 
@@ -40,14 +40,14 @@ class DirectConsistency(Method):
         self.solver = Heun() if solver is None else solver
 
     def target(self, step: Step) -> Tensor:
-        """Where the teacher's ODE takes x_t, from t to the lowest level of the grid; shape of x."""
+        """The end of the teacher's trajectory from x_t to the lowest level of the grid; shape of x."""
         return self.solve(step, step.x_t, below=True)
 
     def solve(self, step: Step, x: Tensor, below: bool) -> Tensor:
-        """Follow the teacher down the grid: from each row's level t to the end, or (not `below`) from the top to t.
+        """Solve the teacher's ODE on the grid: from each row's level t to the end, or (not `below`) from the top to t.
 
-        At every step only the rows that are on their way are evaluated: sorted by level they are one slice, and the
-        host knows how many they are without asking the device.
+        Each step evaluates only the rows whose range contains the step. Sorted by level these rows are one slice, whose
+        length is known on the host without a synchronisation.
         """
         index, levels = step.levels.index, step.levels.grid
         assert index is not None, "the schedule has no grid"

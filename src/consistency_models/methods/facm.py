@@ -1,4 +1,4 @@
-"""FACM: a continuous-time consistency model that is anchored by flow matching in the same network.
+"""FACM: a continuous-time consistency model with flow matching in the same network as an anchor.
 
     τ = 1 - t        g = u⁻ - v + t·du⁻/dt at r = 0, along (v, 1)        target = u⁻ - (1 - τ^p)·clip(g, -1, 1)
     L(θ) = cos(½πτ)·m / stop_gradient(m + ε)^½ + mean(u_t - v)² + mean(1 - cos(u_t, v))
@@ -26,8 +26,8 @@ __all__ = ["FlowAnchoredConsistency"]
 class FlowAnchoredConsistency(FlowMap):
     """LightningModule for FACM with a network of two times, from data or from a teacher.
 
-    The online output and the target have 2·B rows: the consistency model's, then the anchor's. The anchor of a network
-    of one time, at the time 1 + t, is not offered.
+    The online output and the target have 2·B rows: those of the consistency model, then those of the anchor. The anchor
+    of a network of one time, at the time 1 + t, is not implemented.
 
     Args:
         power: p.

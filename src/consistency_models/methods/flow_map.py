@@ -1,4 +1,4 @@
-"""What MeanFlow, α-Flow and AYF share: a network u(z, t, r) that predicts the average velocity from time t to time r.
+"""Base class of MeanFlow, α-Flow and AYF: a network u(z, t, r) predicts the average velocity from time t to time r.
 
     t = σ/(1 + σ),  z = x/(1 + σ) = (1 - t)·x0 + t·n,  v = dz/dt        the step from t to r ends at z - (t - r)·u
 
@@ -20,7 +20,7 @@ def end_of(levels: Levels) -> Tensor:
     """The level of r, shape (B,).
 
     Raises:
-        ValueError: the schedule draws none.
+        ValueError: the schedule draws no such level.
     """
     if levels.end is None:
         raise ValueError("a model of two times needs a schedule that draws pairs, Levels.end; choose LogNormalPair")

@@ -2,9 +2,9 @@
 
     L(θ) = E[ λ(s, t) · d( f_θ(x + t·n, t),  stop_gradient f_θ(x + s·n, s) ) ],     s < t neighbours of N(k) levels
 
-What the paper changes against consistency training: the target is the model itself (no EMA), d is pseudo-Huber,
-λ = 1/(t - s), neighbours are drawn log-normally, N(k) doubles.  The first is this class; the last four are
-configuration (`conf/model/ict.yaml`).
+The paper changes consistency training in five points: the target is the model without EMA, d is pseudo-Huber,
+λ = 1/(t - s), neighbours are drawn log-normally, and N(k) doubles.  This class implements the first point;
+the configuration (`conf/model/ict.yaml`) sets the other four.
 
 (Song & Dhariwal, Improved Techniques for Training Consistency Models, arXiv 2310.14189.)
 """

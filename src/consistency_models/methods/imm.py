@@ -1,4 +1,4 @@
-"""IMM: inductive moment matching, by the kernel distance between the images that two levels lead to.
+"""IMM: inductive moment matching, a kernel distance between the images at level s that two levels t and r map to.
 
     y = f(x_t; t → s),  y' = stop_gradient f(x_r; r → s),  s ≤ r < t         in groups of M images that share t, r, s
     L(θ) = w(t)·mean_jk [ k(y_j, y_k) + k(y'_j, y'_k) - 2·k(y_j, y'_k) ]
@@ -28,8 +28,8 @@ class InductiveMomentMatching(Method):
     """LightningModule for IMM; online output and target are images at the level s.
 
     Args:
-        group: M. A group is never divided: M must divide the rows of a micro-batch.
-        sigma_data: σ_d, by which time is σ/(σ + σ_d).
+        group: M, which must divide the rows of a micro-batch.
+        sigma_data: σ_d; the time is σ/(σ + σ_d).
         arguments: as for `Method`; the schedule is `Groups` with the same M, d is the norm.
 
     Raises:
@@ -59,7 +59,7 @@ class InductiveMomentMatching(Method):
         return self.jump(step, step.at(step.levels.low), step.levels.low)
 
     def loss(self, step: Step, online: Tensor, target: Tensor) -> Tensor:
-        """The loss of its group for each image, shape (B,)."""
+        """The loss of the group of each image, shape (B,)."""
         if len(online) % self.group:
             raise ValueError(f"model.group={self.group} must divide a micro-batch; this one has {len(online)} images")
         sigma, end = step.levels.high, end_of(step.levels)

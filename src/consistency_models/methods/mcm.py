@@ -1,9 +1,9 @@
-"""Multistep consistency models (MCM), from data or from a teacher; TRACT is the same with other settings.
+"""Multistep consistency models (MCM), from data or from a teacher. TRACT is the same method with other settings.
 
     p <= s < t in one of S segments that ends at p       x_s = the teacher's step from (x_t, t), or x + s·n
-    target: what DDIM must see at (x_t, t) to reach at p what it reaches from (x_s, s) with f_θ⁻(x_s, s)
+    target: the output at (x_t, t) with which DDIM reaches the same point at p as from (x_s, s) with f_θ⁻(x_s, s)
 
-In closed form, with x_T the image that the step to x_s was made with (of the teacher, or x itself),
+In closed form, with x_T the denoised image of the step to x_s (of the teacher, or x itself),
 
     target = (1 - β)·f_θ⁻(x_s, s) + β·x_T,       β = p·(t - s) / (s·(t - p)),   1 where s = p
 
@@ -32,13 +32,13 @@ __all__ = ["MultistepConsistency"]
 class MultistepConsistency(Method):
     """LightningModule for MCM and TRACT.
 
-    Without a teacher it is trained from data. Where the schedule has phases, as TRACT's, θ⁻ becomes the teacher at the
-    beginning of each: this teacher, unlike one from outside, is part of the checkpoint.
+    Without a teacher, the model is trained from data. If the schedule has phases, as in TRACT, θ⁻ becomes the teacher
+    at the start of each further phase. Checkpoints contain this teacher, unlike a teacher of the configuration.
 
     Args:
-        solver: one step of the probability-flow ODE; aDDIM's by default, `Euler` is DDIM.
-        weight_inside: the weight multiplies the squared norm within the distance, d(√w·online, √w·target), rather than
-            the distance. The paper's text says the one (the loss of v), its Algorithm 1 prints the other.
+        solver: one step of the probability-flow ODE; aDDIM by default, `Euler` is DDIM.
+        weight_inside: True: the weight multiplies the squared norm within the distance, d(√w·online, √w·target), as in
+            the paper's text (the loss of v); False: the weight multiplies the distance, as in its Algorithm 1.
         arguments: as for `Method`; the schedule is `Segments` or `Phases`.
     """
 
@@ -64,31 +64,31 @@ class MultistepConsistency(Method):
             teacher = partial(self.teacher, labels=step.labels)
             slope = self.solver.slope(teacher, step.x_t, t, s, step.x)
             denoised, x_s = step.x_t - per_image(t, step.x) * slope, step.x_t + per_image(s - t, step.x) * slope
-        above = torch.where(s > 0, s, t)  # the network is never called at level 0; there β is 1
+        above = torch.where(s > 0, s, t)  # avoids calls of the network at level 0, where β = 1
         consistent = self.target_model(x_s, above, step.labels, step.augment)
         beta = torch.where(s > p, p * (t - s) / (above * (t - p)), 1)
         return torch.lerp(consistent, denoised, per_image(beta.to(denoised.dtype), denoised))  # exact at β = 0 and 1
 
     def loss(self, step: Step, online: Tensor, target: Tensor) -> Tensor:
-        """w(t)·d(online, target), or d with the weight inside; shape (B,)."""
+        """w(t)·d(online, target), or d with `weight_inside`; shape (B,)."""
         if not self.weight_inside:
             return super().loss(step, online, target)
         root = per_image(self.weighting(step.levels).sqrt(), online)
         return self.distance(root * online, root * target)
 
     def on_step_start(self, k: int, K: int) -> None:
-        """At the first step of a further phase, what has been learned becomes the teacher."""
+        """Make the target model the teacher at the first step of each further phase."""
         phase = self.schedule.phase(k, K)  # type: ignore[attr-defined]  # of Segments and Phases
         if phase != self.phase:
             self._become_teacher(phase, self.target_model)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Add the teacher that this method has trained."""
+        """Save the teacher that this method has trained."""
         if self.phase:
             checkpoint["phase"] = {"phase": self.phase, "teacher": dict(self._teacher[0].state_dict())}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Take it back."""
+        """Restore the teacher that this method has trained."""
         if saved := checkpoint.get("phase"):
             self._become_teacher(saved["phase"], self.model)
             self._teacher[0].load_state_dict(saved["teacher"])

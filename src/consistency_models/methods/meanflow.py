@@ -30,18 +30,18 @@ class MeanFlow(FlowMap):
     """LightningModule for MeanFlow.
 
     Args:
-        power, eps: p and ε of the adaptive weight; p = 0 is the plain sum of squares.
-        label_dropout: share of the classes that are hidden, in expectation. As in the official code the hidden ones are
-            the first rows of the global batch, which have r = t where the schedule chooses by position.
-        omega, kappa: ω and κ of the guidance, whose effective scale is ω/(1 - κ); (1, 0) is none. Rows whose class is
-            hidden keep the plain v.
-        interval: the times t, in [0, 1], at which v is guided.
-        own_velocity: improved MeanFlow's derivative, along u(z, t, t) of the network in place of v. The loss, the
-            distance of u + (t - r)·du/dt to v, has then a target that depends on no network (arXiv 2512.02012).
+        power, eps: p and ε of the adaptive weight; p = 0 is the sum of squares.
+        label_dropout: expected share of the rows whose class is dropped. As in the official code these are the first
+            rows of the global batch, which have r = t if the schedule chooses rows by position.
+        omega, kappa: ω and κ of the guidance, whose effective scale is ω/(1 - κ); (1, 0) is no guidance. Rows whose
+            class is dropped use v without guidance.
+        interval: range of the times t, in [0, 1], at which v is guided.
+        own_velocity: improved MeanFlow: the derivative is along u(z, t, t) of the network instead of v. The target of
+            the loss, the distance of u + (t - r)·du/dt to v, then depends on no network (arXiv 2512.02012).
         arguments: as for `FlowMap`.
 
     Raises:
-        ValueError: power, eps or label_dropout is out of range, or the interval is none.
+        ValueError: power, eps or label_dropout is out of range, or the interval is not ascending.
     """
 
     needs_levels = "pairs of times"
@@ -66,7 +66,7 @@ class MeanFlow(FlowMap):
         self.omega, self.kappa, self.interval, self.own_velocity = omega, kappa, tuple(interval), own_velocity
 
     def encode_labels(self, labels: Tensor | None, rows: BatchRandom) -> Tensor | None:
-        """One-hot labels; zeros where the class is hidden."""
+        """One-hot labels; zeros for rows whose class is dropped."""
         labels = super().encode_labels(labels, rows)
         if labels is None or not self.label_dropout:
             return labels
@@ -76,12 +76,12 @@ class MeanFlow(FlowMap):
         return labels * shown.to(labels.device, non_blocking=True)[:, None]
 
     def velocity(self, step: Step) -> Tensor:
-        """v = n - x0, guided where that is asked for; shape of x, without gradient."""
+        """v = n - x0, with the guidance of `omega`, `kappa` and `interval`; shape of x, without gradient."""
         v, t, classes = step.noise - step.x, step.levels.high, step.labels
         if (self.omega, self.kappa) == (1, 0) or classes is None:
             return v
         training = self.model.training
-        self.model.eval()  # guidance sees no dropout
+        self.model.eval()  # no dropout in the guidance
         hidden, shown = (
             self.u(replace(step, labels=labels), step.x_t, t, t) for labels in (torch.zeros_like(classes), classes)
         )

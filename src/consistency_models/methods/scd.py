@@ -17,7 +17,7 @@ __all__ = ["ContinuousConsistencyDistillation"]
 
 
 class ContinuousConsistencyDistillation(ContinuousConsistencyTraining):
-    """LightningModule for sCD; parameters as for sCT. A teacher of any preconditioning serves."""
+    """LightningModule for sCD; parameters as for sCT. The teacher may have any preconditioning."""
 
     needs_teacher = True
 

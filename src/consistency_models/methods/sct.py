@@ -28,15 +28,15 @@ class ContinuousConsistencyTraining(Method):
     """LightningModule for sCT.
 
     Args:
-        log_weight: w(σ) of shape (B,), a module that is trained with the model; None is w = 0.
-        tangent_norm: c; None leaves g as it is.
-        tangent_rms: divide by the root of the mean square of g, plus c, rather than by its norm over the image.
-        tangent_clip: largest absolute value in ĝ; None is no limit.
-        warmup_steps: H; 0 is r = 1 from the start.
+        log_weight: w(σ) of shape (B,), a module that is trained with the model; None: w = 0.
+        tangent_norm: c; None: g is not normalised.
+        tangent_rms: True: divide g by the root of its mean square plus c; False: by its norm over the image plus c.
+        tangent_clip: largest absolute value in ĝ; None: no limit.
+        warmup_steps: H; 0: r = 1 from the start.
         arguments: as for `Method`; the preconditioning is `TrigFlow` or `EDM`, the weighting `EDM`, which is 1/c_out².
 
     Raises:
-        ValueError: the preconditioning is another, or tangent_rms is set without tangent_norm.
+        ValueError: the preconditioning is neither, or tangent_rms is set without tangent_norm.
     """
 
     @checked
@@ -72,7 +72,7 @@ class ContinuousConsistencyTraining(Method):
         x, sigma, sigma_data = step.x_t, step.levels.high, self.model.preconditioning.sigma_data
         c_in, dx = self.model.preconditioning.c_in(sigma), self.slope(step)
         sin, cos = per_image(sigma * c_in, x), per_image(sigma_data * c_in, x)
-        # Along (σ·dx/dσ, σ) the derivative of F is cos a·sin a·dF/da: nothing is divided by a small number.
+        # Along (σ·dx/dσ, σ) the derivative of F is cos a·sin a·dF/da, which avoids division by a small number.
         F, dF = self.derivative(
             *(step, lambda x, sigma: self.sign * self.model.raw(x, sigma, step.labels, step.augment)),
             *((x, sigma), (per_image(sigma, x) * dx, sigma)),

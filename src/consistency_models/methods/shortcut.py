@@ -3,8 +3,8 @@
     bootstrap:   u_1 = u⁻(z, t, t - ½d),  u_2 = u⁻(clip(z - ½d·u_1), t - ½d, t - d),  target = clip(½(u_1 + u_2))
     other rows:  target = v at d = 1/sections                  z = (1 - t)·x0 + t·n with x0 ← x0 + 10⁻⁵·n
 
-(Frans et al., One Step Diffusion via Shortcut Models, arXiv 2410.12557, Algorithm 1, and the official code. The network
-there is told log₂ 1/d, here d; there two rows may share an image, here each has its own.)
+(Frans et al., One Step Diffusion via Shortcut Models, arXiv 2410.12557, Algorithm 1, and the official code. The
+official network takes log₂ 1/d, this one takes d. Officially two rows may share an image; here each row has its own.)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Shortcut(FlowMap):
 
     Args:
         clip: points and targets are clamped to [-clip, clip].
-        cfg_scale: w of classifier-free guidance of the shortest steps of the bootstrap; 1 is none.
+        cfg_scale: w of classifier-free guidance in the shortest steps of the bootstrap; 1 is no guidance.
         arguments: as for `FlowMap`.
 
     Raises:
@@ -63,7 +63,7 @@ class Shortcut(FlowMap):
         return torch.where(per_image(shortest, z), hidden + self.cfg_scale * (u - hidden), u)
 
     def target(self, step: Step) -> Tensor:
-        """Two half steps in the rows of the bootstrap, v elsewhere; shape of x."""
+        """Two half steps in the bootstrap rows, v in the others; shape of x."""
         v = (1 - FLOOR) * step.noise - step.x
         if not (count := self.schedule.bootstrapped(step.rows)):
             return v

@@ -1,10 +1,11 @@
-"""Truncated consistency models (TCM): the second stage, trained above a transition t' and tied to the first at t'.
+"""Truncated consistency models (TCM): the second stage, trained above a transition t' and matched to the first at t'.
 
-    f(x, t) = f_1(x, t) for t < t',  f_θ(x, t) for t >= t'      f_1: a trained consistency model, frozen; θ starts there
+    f(x, t) = f_1(x, t) for t < t',  f_θ(x, t) for t >= t'   f_1: trained consistency model, frozen; initial value of θ
     L(θ) = E_{t > t'}[ λ(s, t)·d( f_θ(x_t, t), f⁻(x_s, s) ) ] + w_b·E_{t = t'}[ the same ],     s < t
 
-The rows at t' have their target from f_1: without them the objective has trivial solutions. Levels, the share of rows
-at t' and w_b are the schedule's (`TruncatedStudentT`).  (Lee et al., Truncated Consistency Models, arXiv 2410.14895.)
+The targets of rows at t' come from f_1; without them the objective has trivial solutions. The schedule
+(`TruncatedStudentT`) defines the levels, the share of rows at t' and w_b.
+(Lee et al., Truncated Consistency Models, arXiv 2410.14895.)
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class TruncatedConsistency(Method):
 
     Args:
         transition: t'.
-        diffusion: frozen denoiser, of whose ODE an Euler step from t gives x_s; None: x_s = x + s·noise.
+        diffusion: frozen denoiser; x_s is an Euler step of its ODE from t. None: x_s = x + s·noise.
         arguments: as for `Method`; the schedule is `TruncatedStudentT`.
     """
 
@@ -39,20 +40,20 @@ class TruncatedConsistency(Method):
     def __init__(self, *, transition: SigmaOrZero = 1.0, diffusion: nn.Module | None = None, **arguments) -> None:
         super().__init__(**arguments)
         self.transition = transition
-        self._diffusion = (diffusion,)  # a tuple hides it, as the teacher
+        self._diffusion = (diffusion,)  # a tuple hides the module from torch, as for the teacher
 
     def on_fit_start(self) -> None:
-        """Bring the frozen models to the device; f_1 to train mode, in which it has the student's dropout masks."""
+        """Move the frozen models to the device. f_1 runs in train mode, to have the student's dropout masks."""
         super().on_fit_start()
         self._teacher[0].train()
         if self._diffusion[0] is not None:
             self._diffusion[0].to(self.device).eval().requires_grad_(False)
 
     def target(self, step: Step) -> Tensor:
-        """f_θ(x_s, s), and f_1(x_s, s) where s < t'; shape of x."""
+        """f_θ(x_s, s) for s >= t', f_1(x_s, s) for s < t'; shape of x."""
         t, s, diffusion = step.levels.high, step.levels.low, self._diffusion[0]
         x_s = step.at(s) if diffusion is None else Euler()(partial(diffusion, labels=step.labels), step.x_t, t, s)
         student = self.target_model(x_s, s, step.labels, step.augment)
-        step.rows.seed_dropout()  # both are called on all rows, so that each row has one mask
+        step.rows.seed_dropout()  # both models run on all rows, so that their masks agree
         first = self.teacher(x_s, s, step.labels)
         return torch.where(per_image(s >= self.transition, step.x), student, first)

@@ -1,9 +1,9 @@
-"""The teacher: a diffusion model in EDM's form.
+"""The teacher: a diffusion model as in EDM.
 
     L(θ) = E[ λ(t) · ‖D_θ(x + t·n, t) - x‖² ],     ln t ~ N(-1.2, 1.2²),   λ(t) = (t² + σ_data²) / (t·σ_data)²
 
 (Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, arXiv 2206.00364, Table 1.)
-The squared norm is averaged over pixels, as in OpenAI's code; EDM's own code sums it, which Adam cannot tell apart.
+The squared norm is averaged over pixels, as in OpenAI's code. EDM's code sums it; Adam is invariant to this factor.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Noise levels: schedules that draw them, curricula of their number, segments, and preconditioning."""
+"""Noise levels: schedules, curricula of the number of levels, segments, and preconditioning."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Curricula: how many noise levels N(k), and which decay μ(k) of the target's weights, at step k of K.
+"""Curricula: the number of noise levels N(k), and the decay μ(k) of the target's weights, at step k of K.
 
-All are pure functions of (k, K), so a resumed run needs no state; steps beyond K get what K gets. N counts grid points,
-and n = N - 1 intervals. The published curricula name their ends s0 and s1 in n.
+All curricula are pure functions of (k, K), so a resumed run needs no state. Steps beyond K have the value at K. N is
+the number of grid points, and n = N - 1 the number of intervals. The published curricula state their ends s0 and s1 in
+intervals.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Constant:
     """N(k) = N.  (Consistency distillation: 18 on CIFAR-10, 40 elsewhere; arXiv 2303.01469, Table 3.)
 
     Args:
-        N: grid points.
+        N: number of grid points.
     """
 
     @checked
@@ -52,7 +53,7 @@ class Constant:
 
 
 class _Growing:
-    """From s0 to s1 intervals; `s0` is also what `AdaptiveDecay` scales with."""
+    """Base class of curricula from s0 to s1 intervals. `AdaptiveDecay` also uses `s0`."""
 
     @checked
     def __init__(self, s0: Size, s1: Size) -> None:
@@ -95,7 +96,8 @@ class Doubling(_Growing):
         """N at step k of K."""
         _progress(k, K)
         stage = max(1, math.floor(K / (math.log2(self.s1 // self.s0) + 1)))
-        doublings = min(min(k, K) // stage, self.s1.bit_length())  # so many reach s1 from any s0; no huge powers of two
+        # s1.bit_length() doublings reach s1 from any s0; the bound avoids huge powers of two.
+        doublings = min(min(k, K) // stage, self.s1.bit_length())
         return min(self.s0 * 2**doublings, self.s1) + 1
 
 
@@ -106,8 +108,8 @@ class Annealed(_Growing):
     (Multistep consistency models, arXiv 2403.06807, Algorithm 1: 64 → 1280 over 100,000 of 200,000 steps.)
 
     Args:
-        s0, s1: T at the beginning and in the end.
-        steps: how long T grows; half of the training at most.
+        s0, s1: T at the start and at the end.
+        steps: number of steps in which T grows; at most half of the training.
 
     Raises:
         ValueError: not 1 <= s0 <= s1.
@@ -135,7 +137,7 @@ class _Shape(_Growing):
         super().__init__(s0, s1)
 
     def shape(self, u: float) -> float:
-        """The part of the growth that is done when a part u of the training is; a subclass says it."""
+        """The share of the growth at a share u of the training; defined by a subclass."""
         raise NotImplementedError
 
     def __call__(self, k: int, K: int) -> int:
@@ -147,7 +149,7 @@ class _Shape(_Growing):
 class Linear(_Shape):
     """N(k) = round(s0 + u·(s1 - s0)) + 1,  u = k/K.
 
-    One of the shapes that iCT compares with doubling (arXiv 2310.14189, Fig. 3c); the paper does not print its formula.
+    One of the shapes that iCT compares with doubling (arXiv 2310.14189, Fig. 3c); the paper does not state its formula.
 
     Raises:
         ValueError: not 1 <= s0 <= s1.
@@ -191,13 +193,12 @@ class ConstantDecay:
 
 @loadable()
 class AdaptiveDecay:
-    """μ(k) = exp(s0·ln μ0/(N(k) - 1)): the target follows more slowly as the grid gets finer.
+    """μ(k) = exp(s0·ln μ0/(N(k) - 1)): the target network changes more slowly as the grid gets finer.
 
-    As in the official code and its numbers; the paper prints N(k) as the divisor.  (Consistency Models,
-    arXiv 2303.01469, App. C.)
+    The divisor follows the official code; the paper prints N(k).  (Consistency Models, arXiv 2303.01469, App. C.)
 
     Args:
-        initial: μ0, 0.9 on CIFAR-10 and 0.95 elsewhere; 0 gives 0 throughout.
+        initial: μ0, 0.9 on CIFAR-10 and 0.95 elsewhere; 0 gives μ(k) = 0.
         curriculum: N(k, K), with its `s0`.
     """
 
@@ -207,5 +208,5 @@ class AdaptiveDecay:
 
     def __call__(self, k: int, K: int) -> float:
         """μ at step k of K."""
-        s0 = self.curriculum.s0  # type: ignore[attr-defined]  # of every curriculum that grows
+        s0 = self.curriculum.s0  # type: ignore[attr-defined]  # an attribute of every growing curriculum
         return self.initial ** (s0 / (self.curriculum(k, K) - 1))

@@ -21,19 +21,19 @@ __all__ = ["ArctanLogNormal", "Dyadic", "Groups", "LogNormalPair"]
 class LogNormalPair(LogNormal):
     """ln t ~ N(mean, std²),  ln r ~ N(end_mean, end_std²),  r ≤ t,  and r = t in a share of the rows.
 
-    In the time σ/(1 + σ) of flow matching both laws are logit-normal.  (MeanFlow, arXiv 2505.13447, Sec. 4.3 and
+    In the time σ/(1 + σ) of flow matching both distributions are logit-normal.  (MeanFlow, arXiv 2505.13447, Sec. 4.3,
     Table 1, and its two codes.)
 
     Args:
-        mean, std: of ln t.
-        end_mean, end_std: of ln r; None: as t.
-        swap: a pair with r > t changes places, as in the paper; otherwise r becomes t, as in the later CIFAR-10 code.
+        mean, std: mean and standard deviation of ln t.
+        end_mean, end_std: mean and standard deviation of ln r; None: those of ln t.
+        swap: True: swap t and r if r > t, as in the paper; False: set r = t, as in the later CIFAR-10 code.
         equal: share of the rows with r = t, in [0, 1].
-        by_position: these are the first ⌊equal·B⌋ rows of the global batch, as in the ImageNet code, which makes the
-            share exact; otherwise each row is chosen at random, as in the CIFAR-10 code.
+        by_position: True: the rows with r = t are the first ⌊equal·B⌋ rows of the global batch, as in the ImageNet
+            code, so that the share is exact; False: these rows are chosen at random, as in the CIFAR-10 code.
 
     Raises:
-        ValueError: as `LogNormal`, for both laws; equal outside [0, 1].
+        ValueError: as `LogNormal`, for both distributions; equal outside [0, 1].
     """
 
     draws = "pairs of times"
@@ -74,10 +74,10 @@ class LogNormalPair(LogNormal):
 class ArctanLogNormal(LogNormal):
     """t = (2/π)·arctan s with ln s ~ N(mean, std²), in the time σ/(1 + σ) of flow matching; the step ends at 0.
 
-    So σ = arctan(s)/arctan(1/s).  (FACM, arXiv 2507.03738, and its code.)
+    This gives σ = arctan(s)/arctan(1/s).  (FACM, arXiv 2507.03738, and its code.)
 
     Args:
-        mean, std: of ln s; FACM's by default.
+        mean, std: mean and standard deviation of ln s; FACM's values by default.
 
     Raises:
         ValueError: mean is not finite or std is not positive.
@@ -100,13 +100,13 @@ class ArctanLogNormal(LogNormal):
 class Dyadic:
     """Times on grids of 2^j steps: t uniform on {1, 1 - d, … d}, r = t - d, with d = 2^-j.
 
-    The first ⌊share·B⌋ rows of the global batch, those of the bootstrap, have j = log₂(sections) - 1 … 0 in equal
-    parts, and 0 in what is left over. All others have d = 1/sections. Time 1, whose level is infinite, is replaced by
-    the time of `sigma_max`.  (Shortcut models, arXiv 2410.12557, Sec. 3.2 and the official code.)
+    The first ⌊share·B⌋ rows of the global batch are bootstrap rows. They have j = log₂(sections) - 1 … 0 in equal
+    parts, and j = 0 in the remainder. All other rows have d = 1/sections. Time 1, whose level is infinite, is replaced
+    by the time of `sigma_max`.  (Shortcut models, arXiv 2410.12557, Sec. 3.2 and the official code.)
 
     Args:
         sections: a power of two, at least 2.
-        share: of the rows of the bootstrap, in [0, 1].
+        share: share of the bootstrap rows, in [0, 1].
         sigma_max: the largest level.
 
     Raises:
@@ -122,7 +122,7 @@ class Dyadic:
         self.sections, self.share, self.sigma_max = sections, share, sigma_max
 
     def bootstrapped(self, rows: BatchRandom) -> int:
-        """How many of these rows are of the bootstrap: the first ones."""
+        """Number of bootstrap rows among these rows. They come first."""
         return min(max(int(self.share * rows.total) - rows.local_slice.start, 0), len(rows))
 
     def __call__(self, rows: BatchRandom, k: int, K: int) -> Levels:
@@ -175,7 +175,7 @@ class Groups:
         self.highest, self.lowest = highest, lowest
 
     def times(self, u_t: Tensor, u_s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """t, r, s for uniform draws, float64, of their shape."""
+        """t, r, s for uniform numbers, float64, of their shape."""
         t = self.lowest + (self.highest - self.lowest) * u_t
         s = self.lowest + (t - self.lowest) * u_s
         ends = [time / (1 - time) for time in (self.highest, self.lowest)]

@@ -1,9 +1,9 @@
-"""Preconditioning: what stands between a noisy image and the raw network F.
+"""Preconditioning of the raw network F:
 
     D(x, σ) = c_skip(σ)·x + c_out(σ)·F(c_in(σ)·x, c_noise(σ))
 
-A preconditioning is any object with these four methods; each maps levels σ of any shape and floating dtype to the same.
-A network of two times is also given `c_end(σ, s)`, the label of the level s where the step from σ ends.
+A preconditioning is any object with these four methods. Each maps levels σ to a tensor of the same shape and floating
+dtype. A network of two times also takes `c_end(σ, s)`, the label of the level s at which the step from σ ends.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class EDM:
         return sigma.log() / 4
 
     def c_end(self, sigma: Tensor, end: Tensor) -> Tensor:
-        """¼·ln max(s, 0.002): a finite label for s = 0, too."""
+        """¼·ln max(s, 0.002), which is finite for s = 0."""
         return self.c_noise(end.clamp(min=0.002))
 
 
@@ -92,7 +92,7 @@ class Flow:
     (Rectified flow, arXiv 2209.03003; MeanFlow, arXiv 2505.13447, Sec. 3.)
 
     Args:
-        gap: a network of two times is given t - r, as in MeanFlow, rather than r, the time of the level s.
+        gap: second label of a network of two times: True: t - r, as in MeanFlow; False: r, the time of the level s.
     """
 
     @checked
@@ -122,14 +122,14 @@ class Flow:
 
 @loadable()
 class Boundary(EDM):
-    """EDM's, moved so that D(x, σ_min) = x exactly, as a consistency function must.
+    """EDM's scalings, shifted so that D(x, σ_min) = x exactly, as a consistency function requires.
 
-    c_skip = σ_d²/((σ - σ_min)² + σ_d²),  c_out = σ_d·(σ - σ_min)/√(σ² + σ_d²); c_in and c_noise as EDM's.
+    c_skip = σ_d²/((σ - σ_min)² + σ_d²),  c_out = σ_d·(σ - σ_min)/√(σ² + σ_d²); c_in and c_noise as in EDM.
     (Consistency Models, arXiv 2303.01469, App. C.)
 
     Args:
         sigma_data: σ_d, the standard deviation of the data.
-        sigma_min: the smallest level, where the consistency function is the identity.
+        sigma_min: the smallest level, at which the consistency function is the identity.
     """
 
     identity_at_sigma_min = True
@@ -158,7 +158,7 @@ class VP:
         beta_d: β_d.
         beta_min: β_min.
         steps: M.
-        epsilon: ε, where training ended.
+        epsilon: ε, the smallest time of training.
     """
 
     @checked
@@ -205,7 +205,7 @@ class VE:
 
     Args:
         sigma_min: the smallest level of training.
-        sigma_max: the largest.
+        sigma_max: the largest level of training.
     """
 
     @checked
@@ -232,7 +232,8 @@ class VE:
 def iddpm_table(c_1: float, c_2: float, steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """u_j of `IDDPM`, descending, shape (steps + 1,).
 
-    ᾱ in float32, as published: its rounding adds up to 5e-4 of a level, and models were trained at these levels.
+    ᾱ is computed in float32, as published: its rounding changes a level by up to 5e-4, and published models were
+    trained at these levels.
     """
     alpha_bar = (torch.arange(steps + 1) * (math.pi / 2) / steps / (c_2 + 1)).sin() ** 2
     u = torch.zeros(steps + 1, dtype=dtype)
@@ -246,10 +247,10 @@ class IDDPM:
     """c_skip = 1,  c_out = -σ,  c_in = 1/√(σ² + 1),  c_noise = M - 1 - argmin_j |u_j - σ|: networks of improved DDPM.
 
     u_M = 0,  u_{j-1} = √((u_j² + 1)/max(ᾱ_{j-1}/ᾱ_j, C_1) - 1),  ᾱ_j = sin²(½π·j/(M·(C_2 + 1))).
-    (Improved DDPM, arXiv 2102.09672, as EDM, arXiv 2206.00364, Table 1, restates it.)
+    (Improved DDPM, arXiv 2102.09672, in the form of EDM, arXiv 2206.00364, Table 1.)
 
     Args:
-        c_1: C_1, how much noise a step may add.
+        c_1: C_1, lower bound of ᾱ_{j-1}/ᾱ_j.
         c_2: C_2.
         steps: M.
 
@@ -292,10 +293,10 @@ class Preconditioned(nn.Module):
     """D(x, σ) = c_skip(σ)·x + c_out(σ)·F(c_in(σ)·x, c_noise(σ)): the denoiser, or the consistency function.
 
     With a network of two times, D(x, σ, s) is the two-time denoiser: the step from x at level σ to level s ends at
-    D + s/σ·(x - D). Without an end it is the denoiser of level σ, i.e. s = σ.
+    D + s/σ·(x - D). Without `end`, s = σ, which is the denoiser of level σ.
 
-    The scalings are computed in float32, or float64 if x is; the network runs under whatever autocast is active, which
-    leaves elementwise operations, all there is around the network, in the dtype of their inputs.
+    The scalings are computed in float32, or in float64 if x is float64. The network runs under the active autocast.
+    Autocast does not change the dtype of the elementwise operations around the network.
 
     Args:
         network: F(x, c_noise, labels, augment) -> shape of x; c_noise has shape (B,). A network whose attribute

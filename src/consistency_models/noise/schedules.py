@@ -1,8 +1,9 @@
-"""Schedules: from which noise levels s < t a training step draws.
+"""Schedules: distributions of the noise levels s < t of a training step.
 
-A level is the standard deviation of the noise, and time, in one: x_t = x + t·n. A schedule draws, for every image, the
-larger level t (`high`, where the model is trained) and the smaller s (`low`, where its target is taken), on the host
-and in float64, as a function of (seed, step, position in the global batch); the device never has to be asked.
+A level is the standard deviation of the noise, and also the time: x_t = x + t·n. For every image a schedule draws the
+larger level t (`high`, at which the model is trained) and the smaller level s (`low`, at which its target is computed).
+Levels are a function of (seed, step, position in the global batch), computed on the host in float64, so that a step
+never waits for the device.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ class Levels:
     Args:
         high: t, the larger level, shape (B,).
         low: s, the smaller level, shape (B,).
-        end: where the step from t ends, shape (B,): a segment's end, or the second time of a two-time model; or None.
+        end: level at which the step from t ends, shape (B,): the end of a segment, or the second time of a two-time
+            model; or None.
         index: s = grid[index] and t = grid[index + 1], int64, shape (B,); stays on the host.
-        grid: the grid itself, ascending, float64, shape (N,); stays on the host. Shared between steps: read only.
-        weight: factor on the loss of each image, shape (B,), for rows that have another share in it; None is 1.
+        grid: the grid, ascending, float64, shape (N,); stays on the host. Shared between steps: read only.
+        weight: factor of the loss of each image, shape (B,); None is 1.
     """
 
     high: Tensor
@@ -45,7 +47,7 @@ class Levels:
     weight: Tensor | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Levels:
-        """The same levels with `high`, `low`, `end` and `weight` on the device, copied without waiting for it."""
+        """Copy `high`, `low`, `end` and `weight` to the device asynchronously, and return the levels with them."""
         pin = torch.device(device).type == "cuda"
 
         def move(level: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ class Levels:
 
 
 def per_image(values: Tensor, x: Tensor) -> Tensor:
-    """Values of shape (B,) in a shape that broadcasts against x of shape (B, ...): (B, 1, 1, 1) for images."""
+    """Reshape values (B,) so that they broadcast against x of shape (B, ...): (B, 1, 1, 1) for images."""
     return values.reshape(-1, *(1,) * (x.ndim - 1))
 
 
@@ -85,10 +87,10 @@ class KarrasUniform:
 
     Args:
         curriculum: N(k, K), the number of levels at step k of K.
-        sigma_min, sigma_max, rho: the grid's.
+        sigma_min, sigma_max, rho: arguments of `karras_grid`.
 
     Raises:
-        ValueError: as `karras_grid`; and at a draw, if the curriculum hands out fewer than 2 levels.
+        ValueError: as `karras_grid`; and at a draw, if the curriculum returns fewer than 2 levels.
     """
 
     draws = "pairs of levels on a grid"
@@ -97,7 +99,7 @@ class KarrasUniform:
     def __init__(
         self, curriculum: Callable[[int, int], int], sigma_min: Sigma = 0.002, sigma_max: Sigma = 80.0, rho: Rho = 7.0
     ) -> None:
-        karras_grid(2, sigma_min, sigma_max, rho)  # refuses a senseless range now, not at the first step
+        karras_grid(2, sigma_min, sigma_max, rho)  # raises for an invalid range before the first step
         self.curriculum, self.sigma_min, self.sigma_max, self.rho = curriculum, sigma_min, sigma_max, rho
 
     def grid(self, N: int) -> Tensor:
@@ -121,13 +123,13 @@ class KarrasUniform:
 
 @loadable()
 class KarrasLogNormal(KarrasUniform):
-    """As `KarrasUniform`, but with ln s about normal: the mass of N(mean, std²) between ln σ_i and ln σ_{i+1}.
+    """As `KarrasUniform`, with ln s approximately normal: the mass of N(mean, std²) between ln σ_i and ln σ_{i+1}.
 
     p(i) ∝ erf((ln σ_{i+1} - mean)/(√2·std)) - erf((ln σ_i - mean)/(√2·std)).  (iCT, arXiv 2310.14189, Sec. 3.5.)
 
     Args:
         curriculum, sigma_min, sigma_max, rho: as for `KarrasUniform`.
-        mean, std: of ln σ; the paper's by default.
+        mean, std: mean and standard deviation of ln σ; the paper's values by default.
 
     Raises:
         ValueError: as `KarrasUniform`, or no mass falls on the grid.
@@ -168,7 +170,7 @@ class LogNormal:
     """ln t ~ N(mean, std²), s = 0: the continuous levels of diffusion training.  (EDM, arXiv 2206.00364, Table 1.)
 
     Args:
-        mean, std: of ln t; EDM's by default.
+        mean, std: mean and standard deviation of ln t; EDM's values by default.
     """
 
     draws = "continuous levels"
@@ -187,18 +189,18 @@ class LogNormal:
 class ECTSchedule(LogNormal):
     """ln t ~ N(mean, std²) and s = max(0, t·(1 - q^{-(a+1)}·n(t))),  n(t) = 1 + slope·sigmoid(-steepness·t).
 
-    Continuous levels whose gap closes stage by stage, a = ⌊stages·k/K⌋: at first s is 0 for small t, where the target
-    is then the clean image, in the end it is nearly t.  (Easy Consistency Tuning, arXiv 2406.14548; the numbers are
-    those of its code, where each of 8 stages takes 25,000 steps, the first one step more.)
+    The levels are continuous, and the gap shrinks from stage to stage, a = ⌊stages·k/K⌋. In the first stages s = 0 for
+    small t, and the target is the clean image. In the last stage s is nearly t.  (Easy Consistency Tuning,
+    arXiv 2406.14548; default values of its code, where each of 8 stages takes 25,000 steps, the first one step more.)
 
     Args:
-        mean, std: of ln t.
-        q: the gap is divided by it from stage to stage.
-        slope, steepness: k and b of the paper; slope 0 makes the gap the same part of every t.
-        stages: how many.
+        mean, std: mean and standard deviation of ln t.
+        q: factor by which the gap shrinks from stage to stage.
+        slope, steepness: k and b of the paper; with slope 0 the gap is the same share of every t.
+        stages: number of stages.
 
     Raises:
-        ValueError: there are so many stages that float32 cannot tell s from t.
+        ValueError: there are so many stages that s = t in float32.
     """
 
     @checked

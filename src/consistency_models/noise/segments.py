@@ -1,8 +1,8 @@
-"""Segments: the noise levels from 0 to σ_max cut into S parts, each with a consistency function of its own.
+"""Segments: S parts of the noise levels from 0 to σ_max, each with its own consistency function.
 
-A multistep consistency model carries x_t to the end of its segment instead of to the data; S segments are S steps of
-its sampler.  (Heek et al., Multistep Consistency Models, arXiv 2403.06807, Sec. 3.)  The ends are computed once, by
-`segment_edges`; schedule and sampler index them, so that both mean the same numbers.
+A multistep consistency model maps x_t to the end of its segment instead of to the data. Its sampler takes one step for
+each of the S segments.  (Heek et al., Multistep Consistency Models, arXiv 2403.06807, Sec. 3.)  `segment_edges`
+computes the ends; the schedule and the sampler both index them.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Spacing = Callable[[int], Tensor]
 def cosine_grid(N: Annotated[int, Ge(2)], sigma_max: Sigma = 80.0, kappa: Sigma = 1.0) -> Tensor:
     """σ_i = κ·tan(i/(N-1)·arctan(σ_max/κ)),  i = 0 … N-1.
 
-    N levels, ascending, float64, shape (N,), from exactly 0 to exactly σ_max: equal steps of time in the cosine
-    schedule, σ/α = tan(πt/2), up to where it reaches σ_max; the paper cuts this time into equal segments. κ = 1 is the
-    paper's.  (arXiv 2403.06807, Sec. 3.)
+    N levels, ascending, float64, shape (N,), from exactly 0 to exactly σ_max. They are equal steps in the time of the
+    cosine schedule, σ/α = tan(πt/2), which the paper divides into equal segments. The paper uses κ = 1.
+    (arXiv 2403.06807, Sec. 3.)
 
     Raises:
         ValueError: N < 2, or sigma_max or kappa is outside (0, 10⁶].
@@ -62,15 +62,15 @@ def segment_edges(segments: int, spacing: Spacing) -> Tensor:
 
 @loadable()
 class Segments:
-    """t and s neighbours on a grid of T(k) steps, both in the same one of S segments, whose end p <= s is `levels.end`.
+    """Neighbours t and s on a grid of T(k) steps, in the same of S segments, whose end p <= s is `levels.end`.
 
-    The step is uniform among all.  T(k) = N(k) - 1 is rounded to a whole number of steps a segment, at least one.
+    The step is drawn uniformly.  T(k) = N(k) - 1 is rounded to a whole number of steps a segment, at least one.
     (arXiv 2403.06807, Algorithm 1.)
 
     Args:
         segments: S.
         curriculum: N(k, K), the number of grid points, T(k) + 1.
-        spacing: how levels lie between 0 and σ_max.
+        spacing: grid of the levels between 0 and σ_max.
 
     Raises:
         ValueError: as `segment_edges`.
@@ -84,14 +84,14 @@ class Segments:
         self.edges = segment_edges(segments, spacing)
 
     def grid(self, N: int) -> Tensor:
-        """The levels, from 0 to σ_max, float64, about N of them; every so many of them is an edge."""
+        """About N levels from 0 to σ_max, float64. The edges of the segments are equally spaced among them."""
         steps = max(1, round((N - 1) / self.segments))
         grid = self.spacing(steps * self.segments + 1)
         grid[::steps] = self.edges
         return grid
 
     def phase(self, k: int, K: int) -> int:
-        """The one phase of this training, 0; see `Phases`."""
+        """0, the only phase; see `Phases`."""
         return 0
 
     def __call__(self, rows: BatchRandom, k: int, K: int) -> Levels:
@@ -107,12 +107,12 @@ class Segments:
 class Phases:
     """Segments in phases of equal length: T_0 steps in T_1 segments, then T_1 steps in T_2 segments, and so on to S.
 
-    What is learned in one phase, T_1 jumps, is a teacher's T_1 steps in the next.  (TRACT, Berthelot et al.,
+    The model of one phase, which makes T_1 steps, is the teacher of the next phase.  (TRACT, Berthelot et al.,
     arXiv 2303.04248: 1024 → 32 → 1.)
 
     Args:
-        steps: T_0 > T_1 > …, the steps of each phase.
-        segments: S, of the last phase.
+        steps: T_0 > T_1 > …, the number of steps of each phase.
+        segments: S, the number of segments of the last phase.
         spacing: as for `Segments`.
 
     Raises:
@@ -129,11 +129,11 @@ class Phases:
         self.phases = [Segments(S, Constant(T + 1), spacing) for T, S in pairwise(chain)]
 
     def phase(self, k: int, K: int) -> int:
-        """Which phase step k of K belongs to, from 0."""
+        """Index of the phase of step k of K, from 0."""
         return min(k * len(self.phases) // K, len(self.phases) - 1)
 
     def curriculum(self, k: int, K: int) -> int:
-        """N, the grid points at step k of K."""
+        """N, the number of grid points at step k of K."""
         return self.phases[self.phase(k, K)].curriculum(k, K)
 
     def __call__(self, rows: BatchRandom, k: int, K: int) -> Levels:

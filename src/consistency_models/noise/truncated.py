@@ -1,4 +1,4 @@
-"""Levels of truncated consistency models: all above a transition, and a share of the batch exactly at it."""
+"""Levels of truncated consistency models: above a transition level, and for a share of the batch at this level."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from consistency_models.values import (
 
 __all__ = ["TruncatedStudentT"]
 
-LOWEST = 1e-6  # of s
+LOWEST = 1e-6  # lower bound of s
 
 
 class TruncatedStudentT:
@@ -34,22 +34,23 @@ class TruncatedStudentT:
 
     gap(t) = t·(1 - ratio)·(1 + slope·sigmoid(-steepness·t)),  ratio = min(1 - q^{-(a+1)}, limit),  a the stage.
 
-    With df = 0.01 the law is nearly uniform in ln ln t; df = ∞ is a log-normal law. ⌊share·B⌋ rows of the global batch,
-    evenly spread by their position, are at t'. Rows at t' and the others are averaged apart: `Levels.weight` is
-    boundary_weight/share for the first and 1/(1 - share) for the others.  (TCM, arXiv 2410.14895, Sec. 3 and its code.)
+    With df = 0.01 the distribution is nearly uniform in ln ln t; df = ∞ is log-normal. ⌊share·B⌋ rows of the global
+    batch, evenly spread by their position, are at t'. The losses of rows at t' and of other rows are averaged
+    separately: `Levels.weight` is boundary_weight/share for rows at t' and 1/(1 - share) for the others.
+    (TCM, arXiv 2410.14895, Sec. 3 and its code.)
 
     Args:
         transition: t'.
         sigma_min, sigma_max: the range of the other rows.
-        mean, scale, df: of the law of ln t.
-        q, slope, steepness: of the gap, as for `ECTSchedule`.
+        mean, scale, df: parameters of the distribution of ln t.
+        q, slope, steepness: parameters of the gap, as for `ECTSchedule`.
         limit: largest ratio.
         first_stage, stages: a goes from first_stage to first_stage + stages - 1 in equal parts of the training.
-        share: of the rows at t', in [0, 1).
+        share: share of the rows at t', in [0, 1).
         boundary_weight: w_b.
 
     Raises:
-        ValueError: a number outside its range; and at a draw, if the batch has no row at t' though share > 0.
+        ValueError: a number is outside its range; and at a draw, if share > 0 and the batch has no row at t'.
     """
 
     draws = "levels above a transition"
@@ -87,7 +88,7 @@ class TruncatedStudentT:
         return self.first_stage + min(self.stages * k // K, self.stages - 1)
 
     def quantile(self, u: Tensor) -> Tensor:
-        """t below which a share u of the rows that are not at t' lies; float64, shape of u."""
+        """Quantile u of the distribution of t for rows that are not at t'; float64, shape of u."""
         below, above = self.mass
         z = student_t.ppf(below + u.double().numpy() * (above - below), self.df)
         return (self.mean + self.scale * torch.from_numpy(z)).exp()
@@ -103,8 +104,8 @@ class TruncatedStudentT:
 
         Args:
             u: uniform in [0, 1), shape (B,).
-            boundary: which rows are at t', shape (B,).
-            share: of such rows in the global batch.
+            boundary: True for rows at t', shape (B,).
+            share: share of such rows in the global batch.
             stage: a.
         """
         high = torch.where(boundary, self.transition, self.quantile(u))

@@ -1,7 +1,7 @@
 """Exponential moving averages of weights: the update, and the families of decays for evaluation.
 
 A family has `names`, one for each average, and `decays(step, batch_size)`, the decays of the update after optimiser
-step `step`, counted from 0. It is a pure function of the step, without state to save.
+step `step`, counted from 0. The decays are a pure function of the step, so a family has no state to save.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def ema_update(targets: list[Tensor], sources: list[Tensor], decay: float) -> No
     if not 0 <= decay <= 1:
         raise ValueError(f"decay must lie in [0, 1]; got {decay}")
     if decay == 0:
-        torch._foreach_copy_(targets, sources)  # a target that is not finite would survive 0·target
+        torch._foreach_copy_(targets, sources)  # 0·target would be NaN for a target that is not finite
     else:
         torch._foreach_lerp_(targets, sources, 1 - decay)
 
@@ -40,7 +40,7 @@ class Constant:
     """The same decays at every step.
 
     Args:
-        decays: one average for each.
+        decays: decays of the averages, one for each.
     """
 
     @checked
@@ -59,7 +59,7 @@ class HalfLife:
 
     Args:
         images: the half-life, in images.
-        ramp: the half-life is at most this part of the images seen so far; None for no such limit.
+        ramp: the half-life is at most this share of the images seen so far; None for no limit.
     """
 
     @checked
@@ -81,7 +81,7 @@ class PowerFunction:
     (EDM2, arXiv 2312.02696, Sec. 3.1 and App. C.)
 
     Args:
-        stds: one average for each relative width; 1/√12 is the plain average.
+        stds: relative widths of the averages, one for each; 1/√12 is the uniform average.
     """
 
     @checked

@@ -1,6 +1,6 @@
-"""Learning-rate laws: the factor on the optimiser's learning rate at step k of K (from 0) with a given global batch.
+"""Learning-rate schedules: the factor of the optimiser's learning rate at step k of K (from 0), for a batch size.
 
-Pure functions of the step, so a resumed run needs no state.
+All are pure functions of the step, so a resumed run needs no state.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ __all__ = ["InverseSqrt", "Linear"]
 
 @loadable()
 class Linear:
-    """min(images seen/warmup_images, 1)·min((1 - k/K)/decay, 1): constant but for a linear start and a linear end.
+    """min(images seen/warmup_images, 1)·min((1 - k/K)/decay, 1): linear warm-up, constant, linear decay.
 
-    The papers' consistency models have neither; EDM warms up over 10 million images, with factor 0 at the first step.
+    The papers' consistency models use neither warm-up nor decay. EDM warms up over 10 million images, from factor 0.
     (arXiv 2303.01469, App. C; EDM, arXiv 2206.00364, Table 7 and its code.)
 
     Args:
-        warmup_images: when the warm-up ends, in images; 0 for none.
-        decay: the share of training, at its end, over which the factor falls to 0; 0 for none.
+        warmup_images: length of the warm-up in images; 0 for no warm-up.
+        decay: length of the decay to 0 at the end of the training, as a share of the training; 0 for no decay.
     """
 
     @checked
@@ -41,8 +41,8 @@ class InverseSqrt:
     """min(images seen/warmup_images, 1)/√max(k/reference_steps, 1).  (EDM2, arXiv 2312.02696, Sec. 2 and its code.)
 
     Args:
-        reference_steps: where the decay begins: 35,000 for EDM2-S on ImageNet-64 (`ref_batches`), 2,000 in ECT.
-        warmup_images: when the linear warm-up ends, in images; 0 for none, as ECT.
+        reference_steps: first step of the decay: 35,000 for EDM2-S on ImageNet-64 (`ref_batches`), 2,000 in ECT.
+        warmup_images: length of the linear warm-up in images; 0 for no warm-up, as in ECT.
     """
 
     @checked

@@ -1,4 +1,4 @@
-"""Optimisers that torch has, in fewer kernels."""
+"""Optimisers of torch with fewer kernel launches."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Buffers = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Ten
 
 @loadable()
 class RAdam(torch.optim.RAdam):
-    """torch's RAdam (Liu et al., arXiv 1908.03265, Algorithm 2) in one multi-tensor kernel: Adam's.
+    """torch's RAdam (Liu et al., arXiv 1908.03265, Algorithm 2), computed with the multi-tensor kernel of Adam.
 
     Once ρ_k = ρ_∞ - 2kβ₂ᵏ/(1 - β₂ᵏ) > 5, a step of RAdam is one of Adam with other constants,
 
         lr·r·m̂·√(1 - β₂ᵏ)/(√v + ε)  =  (lr·r)·m̂ / (√v̂ + ε/√(1 - β₂ᵏ)),      v̂ = v/(1 - β₂ᵏ),   r² as in the paper.
 
-    The first steps, with smaller ρ_k, are torch's own. State and checkpoints are those of torch's RAdam.
+    torch's RAdam computes the first steps, with smaller ρ_k. State and checkpoints are those of torch's RAdam.
 
     Args:
-        params: parameters, or groups of them.
-        lr, betas, eps, weight_decay: as torch's; the decay is added to the gradient.
+        params: parameters, or groups of parameters.
+        lr, betas, eps, weight_decay: as in torch; the decay is added to the gradient.
     """
 
     @checked
@@ -48,7 +48,7 @@ class RAdam(torch.optim.RAdam):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step; returns what the closure returns."""
+        """Take one step. Returns the result of the closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -64,7 +64,7 @@ class RAdam(torch.optim.RAdam):
 
 
 def _as_adam(parameters, gradients, m, v, steps, *, lr, weight_decay, eps, beta1, beta2) -> bool:
-    """Do the step by Adam's kernel, if there is one for it."""
+    """Take the step with Adam's kernel, if the kernel supports it."""
     numbers = {step.item() for step in steps}  # host tensors
     kinds = {(parameter.device, parameter.dtype) for parameter in parameters}
     if len(numbers) != 1 or len(kinds) != 1 or parameters[0].device.type not in ("cpu", "cuda"):

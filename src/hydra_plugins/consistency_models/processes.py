@@ -153,9 +153,9 @@ def command(overrides: Sequence[str], folder: Path, begun: bool) -> list[str]:
     """Build the command line of a job: script and flags of this process, overrides and folder of the job."""
     from hydra._internal.utils import get_args_parser
 
-    given = get_args_parser().parse_args(sys.argv[1:])
+    args = get_args_parser().parse_args(sys.argv[1:])
     flags = [
-        f"--{name}={value}" for name in ("config-name", "config-dir") if (value := vars(given)[name.replace("-", "_")])
+        f"--{name}={value}" for name in ("config-name", "config-dir") if (value := vars(args)[name.replace("-", "_")])
     ]
     quoted = QuotedString(str(folder), Quote.single).with_quotes()
     own = ["hydra.mode=RUN", f"hydra.run.dir={quoted}", *([f"ckpt_path={quoted}"] if begun else [])]
@@ -164,8 +164,8 @@ def command(overrides: Sequence[str], folder: Path, begun: bool) -> list[str]:
 
 def visible_gpus() -> list[str]:
     """Return the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES."""
-    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in given.split(",") if name]
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in visible.split(",") if name]
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout

@@ -1,4 +1,4 @@
-"""What eval.py can do with a trained model: a task a file, `run(config, generator, **keys of its own)`."""
+"""The tasks of eval.py, one file for each task: `run(config, generator, **keys of the task)`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["run_task"]
 
 
 def run_task(config: dict[str, Any]) -> Exit:
-    """Load `run` and do `task` with it; returns the exit code."""
+    """Load `run`, do `task`, and return the exit code."""
     try:
         quiet()
         task, config = dict(config["task"]), {**config, "device": _device(config["device"])}
@@ -36,12 +36,12 @@ def _load(config: dict[str, Any]) -> Generator:
     except CheckpointError:
         raise
     except ValueError as error:
-        found = str(error).partition(": ")[2]
-        raise ConfigError("weights", config["weights"], "model, or an average that there is", reason=found) from error
+        reason = str(error).partition(": ")[2]
+        raise ConfigError("weights", config["weights"], "model, or the name of an average", reason=reason) from error
 
 
 def _sampler(chosen: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """The sampler that was chosen; what is null in it, such as the segments of a chain, is as in the run's own."""
+    """Fill null values of the chosen sampler, such as the segments, with the values of the run's sampler."""
     filled = {key: own.get(key) if value is None else value for key, value in chosen.items()}
     return {key: value for key, value in filled.items() if value is not None}
 

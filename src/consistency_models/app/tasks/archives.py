@@ -1,4 +1,4 @@
-"""Images as files in the layouts of others; a file appears under its name when it is whole."""
+"""Writing of images in the layouts of other projects. A file has its final name only when it is complete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ARCHIVES", "save_png"]
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
+def _atomic_file(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -29,30 +29,29 @@ def _whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def save_png(path: Path, pixels: np.ndarray) -> None:
-    """A PNG of uint8 pixels (H, W, 1 or 3)."""
-    with _whole(path) as file:
+    """Write a PNG of uint8 pixels (H, W, 1 or 3)."""
+    with _atomic_file(path) as file:
         Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, format="PNG")
 
 
 def _save_zip(path: Path, folder: Path, names: Sequence[str], labels: Sequence[int] | None) -> None:
-    """What EDM's dataset_tool.py writes: the PNGs, not compressed again, and dataset.json."""
+    """Write a zip as EDM's dataset_tool.py does: the PNGs, not compressed again, and dataset.json."""
     pairs = None if labels is None else [list(pair) for pair in zip(names, labels)]
-    with _whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with _atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name in names:
-            archive.writestr(
-                zipfile.ZipInfo(name), (folder / name).read_bytes()
-            )  # dated 1980: the same bytes each time
+            # ZipInfo has a constant date, so the same images give the same bytes.
+            archive.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes())
         archive.writestr(zipfile.ZipInfo("dataset.json"), json.dumps({"labels": pairs}))
 
 
 def _save_npz(path: Path, folder: Path, names: Sequence[str], labels: Sequence[int] | None) -> None:
-    """What OpenAI's image_sample.py writes: arr_0 (n, H, W, C) uint8 and, with classes, arr_1 (n,) int64."""
+    """Write an npz as OpenAI's image_sample.py does: arr_0 (n, H, W, C) uint8, and arr_1 (n,) int64 for classes."""
     images = np.stack([np.atleast_3d(np.asarray(Image.open(folder / name))) for name in names])
     arrays = [images] if labels is None else [images, np.array(labels, dtype=np.int64)]
-    with _whole(path) as file:
+    with _atomic_file(path) as file:
         np.savez(file, *arrays)
 
 
 ARCHIVES: dict[str, Callable[[Path, Path, Sequence[str], Sequence[int] | None], None]]
 ARCHIVES = {"zip": _save_zip, "npz": _save_npz}
-"""`save(path, folder, names, labels)`: PNGs of a folder as one file, by its suffix."""
+"""`save(path, folder, names, labels)` writes PNGs of a folder to one file; keys are suffixes."""

@@ -1,7 +1,7 @@
 """Zero-shot editing: `task=inpaint | colorize | superres | stroke | denoise | interpolate`.
 
-Each leaves `evaluation/edits/TASK.png`, where what was given, what the model was told of it and the result stand below
-one another, and every result as a PNG of its own in `evaluation/edits/TASK/`.
+Each task writes `evaluation/edits/TASK.png`, with the input, the preserved measurement and the result in rows, and each
+result as a PNG in `evaluation/edits/TASK/`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from consistency_models.app.tasks.archives import save_png
-from consistency_models.app.tasks.pictures import Pictures, known_of, labels_of, pictures_of, refuse_points
+from consistency_models.app.tasks.pictures import Pictures, class_labels, known_pixels, load_pictures, refuse_points
 from consistency_models.app.tasks.sample_workers import results_folder, samplers_of
 from consistency_models.errors import ConfigError
 from consistency_models.evaluation.features import to_bytes
@@ -37,10 +37,10 @@ __all__ = ["colorize", "denoise", "inpaint", "interpolate", "stroke", "superres"
 Config = dict[str, Any]
 Levels = Annotated[int, Ge(2)] | Descending
 Ends = Annotated[Sequence[Count], Len(2, 2), Distinct]
-SHOWN = 40  # images in a picture
-ROUNDING = 0.0025  # the noise of 8 bits is 2/255/√12 = 0.00226
+SHOWN = 40  # images in TASK.png
+ROUNDING = 0.0025  # rounding to 8 bits adds noise of 2/255/√12 = 0.00226
 UNUSED = {"sigmas": None, "seeds": None, "repeats": 1, "devices": 1}
-"""Keys of conf/eval.yaml that editing has no use for."""
+"""Keys of conf/eval.yaml that editing does not use, and their defaults."""
 
 
 @checked
@@ -52,9 +52,9 @@ def inpaint(
     label: Count | Text | None,
     levels: Levels,
 ) -> None:
-    """Keep the black pixels of a mask, paint the white ones anew."""
-    given = pictures_of(config, generator, image, label)
-    operator = Inpainting(known_of(mask, given, generator.shape))
+    """Preserve the black pixels of a mask, and paint the white pixels anew."""
+    given = load_pictures(config, generator, image, label)
+    operator = Inpainting(known_pixels(mask, given, generator.shape))
     results = _edit(config, generator, given, operator, levels)
     _write(config, given.names, {"input": given.images, "kept": operator.measure(given.images), "result": results})
 
@@ -63,8 +63,8 @@ def inpaint(
 def colorize(
     config: Config, generator: Generator, image: ExistingPath | None, label: Count | Text | None, levels: Levels
 ) -> None:
-    """Keep the brightness, find colours."""
-    given, operator = pictures_of(config, generator, image, label), Colorization()
+    """Preserve the brightness of grey images, and add colours."""
+    given, operator = load_pictures(config, generator, image, label), Colorization()
     results = _edit(config, generator, given, operator, levels)
     _write(config, given.names, {"input": given.images, "kept": operator.grey(given.images), "result": results})
 
@@ -78,8 +78,8 @@ def superres(
     patch: Size,
     levels: Levels,
 ) -> None:
-    """Keep the mean of each patch, find what is within it."""
-    given, operator = pictures_of(config, generator, image, label), SuperResolution(patch)
+    """Preserve the mean of each patch, and add detail."""
+    given, operator = load_pictures(config, generator, image, label), SuperResolution(patch)
     results = _edit(config, generator, given, operator, levels)
     _write(config, given.names, {"input": given.images, "kept": operator.measure(given.images), "result": results})
 
@@ -93,8 +93,8 @@ def stroke(
     patch: Size,
     levels: Levels,
 ) -> None:
-    """From a painting, with noise, to an image; images of the data set are made as coarse as a painting first."""
-    given = pictures_of(config, generator, image, label)
+    """Add noise to a painting and denoise it to an image; images of the data set are coarsened first."""
+    given = load_pictures(config, generator, image, label)
     rows = {"painting": given.images}
     if image is None:
         painted = Pictures(_measured(config, SuperResolution(patch), given.images), given.labels, given.names, [])
@@ -111,8 +111,8 @@ def denoise(
     noise: Sigma,
     sigma: Sigma | None,
 ) -> None:
-    """One call at the level of the noise; images of the data set are given some first."""
-    given = pictures_of(config, generator, image, label)
+    """Denoise in one call at the level of the noise; noise is added to images of the data set first."""
+    given = load_pictures(config, generator, image, label)
     n, x, rows = len(given.images), given.images, {"noisy": given.images}
     levels = [sigma or max(estimate_sigma(each), ROUNDING) for each in x]
     if image is None:
@@ -133,7 +133,7 @@ def denoise(
 def interpolate(
     config: Config, generator: Generator, ends: Annotated[Sequence[Ends], MinLen(1)], label: Count | Text | None
 ) -> None:
-    """BatchRandom of images from the noise of one sample to that of another."""
+    """Generate rows of images from the noise of one sample to the noise of another."""
     refuse_points(config, generator)
     columns, rows, names = config["n"] or 10, [], []
     sigma = _sampler(config, generator).sigmas[0]
@@ -141,7 +141,7 @@ def interpolate(
         a, b = ImageNoise(config["seed"], [first, last], generator.shape, "cpu")()
         x = sigma * torch.stack([slerp(a, b, k / (columns - 1)) for k in range(columns)])
         own = generator.labels(torch.full((columns,), first))
-        given = Pictures(x, labels_of(generator, columns, label, own), [], [])
+        given = Pictures(x, class_labels(generator, columns, label, own), [], [])
         rows.append(_edit(config, generator, given, Unconstrained(), [sigma], x))
         names += [f"{first}_{last}_{k:02d}" for k in range(columns)]
     captions = [f"noise {first} to {last}" for first, last in ends]
@@ -151,15 +151,17 @@ def interpolate(
 def _edit(
     config: Config, generator: Generator, given: Pictures, operator: Any, levels: Levels, x: Tensor | None = None
 ) -> Tensor:
-    """Images that agree with what the operator measures of those given, after all that could be wrong is checked."""
+    """Check the settings, then generate images whose measurements by the operator equal those of the given images."""
     _measured(config, operator, given.images)
     sampler = _sampler(config, generator)
     if not isinstance(levels, int) and levels[-1] <= getattr(sampler, "sigma_min", 0.0):
         allowed = f"levels above {sampler.sigma_min}"
-        raise ConfigError("task.levels", list(levels), allowed, reason="the model ends there")
+        raise ConfigError("task.levels", list(levels), allowed, reason="the model ends at this level")
     if generator.lowest and (isinstance(levels, int) or levels[-1] < generator.lowest):
         allowed = f"a list of levels from {generator.lowest:g} up"
-        raise ConfigError("task.levels", levels, allowed, reason="the model was trained on no others (model=tcm)")
+        raise ConfigError(
+            "task.levels", levels, allowed, reason="the model was not trained at other levels (model=tcm)"
+        )
     settings = {"seed": config["seed"], "labels": given.labels, "batch_size": config["batch_size"], "x": x}
     calls = levels - 1 if isinstance(levels, int) else len(levels)
     steps = (config["steps"] or [None])[0]
@@ -180,10 +182,10 @@ def _measured(config: Config, operator: Any, images: Tensor) -> Tensor:
 
 
 def _sampler(config: Config, generator: Generator) -> Any:
-    """What takes images from any level to the ODE's end, by the one step count given, or the run's first."""
+    """Return the sampler that solves the ODE from any level, for the given step count or the first one of the run."""
     for key, unset in UNUSED.items():
         if config[key] != unset:
-            raise ConfigError(key, config[key], str(unset), reason=f"task={_name(config)} has no use for it")
+            raise ConfigError(key, config[key], str(unset), reason=f"task={_name(config)} does not use it")
     sampler, steps = samplers_of(config, generator)[0], config["steps"]
     if steps and (len(steps) > 1 or isinstance(sampler, Consistency)):
         allowed = "one number for a model that takes several steps from each level, null for a consistency model"
@@ -198,7 +200,7 @@ def _write(
     columns: int = 10,
     captions: list[str] | None = None,
 ) -> None:
-    """The picture of all, and each result on its own."""
+    """Write the picture of all images, and each result to its own file."""
     name, folder = _name(config), results_folder(config["run"]) / "edits"
     if captions is None:
         shown = {caption: images[:SHOWN] for caption, images in rows.items()}
@@ -207,7 +209,7 @@ def _write(
         save_grid(folder / f"{name}.png", rows["result"], columns, name, captions)
     for each, pixels in zip(names, to_bytes(rows["result"]).permute(0, 2, 3, 1).numpy()):
         save_png(folder / name / f"{each}.png", pixels)
-    print(f"written to {folder / name}.png, and one by one into {folder / name}")
+    print(f"written to {folder / name}.png, and as single files to {folder / name}")
 
 
 def _name(config: Config) -> str:

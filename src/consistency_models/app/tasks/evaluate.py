@@ -1,4 +1,4 @@
-"""`task=evaluate`: sample in several ways, score the images, and write down what was measured."""
+"""`task=evaluate`: sample with several samplers, score the images, and write the results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from consistency_models.app import build
 from consistency_models.app.tasks.ode import ode_errors
 from consistency_models.app.tasks.records import publish, result, write
-from consistency_models.app.tasks.sample_workers import Producer, progress_bar, results_folder, samplers_of, sets_of
+from consistency_models.app.tasks.sample_workers import Producer, index_sets, progress_bar, results_folder, samplers_of
 from consistency_models.data_spec import listed
 from consistency_models.errors import ConfigError
 from consistency_models.evaluation import Evaluation, combined
@@ -24,21 +24,21 @@ from consistency_models.storage.loading import checkpoint_file
 __all__ = ["eval_config", "evaluation_of", "run", "sample_sets"]
 
 
-def eval_config(trained: dict[str, Any], run: str) -> dict[str, Any]:
-    """What eval.py would be told, to score a run with the settings of its training configuration (`test=true`)."""
-    evaluation = trained["evaluation"]
-    kept = {key: evaluation[key] for key in ("steps", "n", "seed", "batch_size")}
-    accelerator = trained["trainer"]["accelerator"]
+def eval_config(train_config: dict[str, Any], run: str) -> dict[str, Any]:
+    """Return the configuration of eval.py that scores a run with the settings of its training (`test=true`)."""
+    evaluation = train_config["evaluation"]
+    shared = {key: evaluation[key] for key in ("steps", "n", "seed", "batch_size")}
+    accelerator = train_config["trainer"]["accelerator"]
     device = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(accelerator, "auto")
     chosen = {"run": run, "weights": None, "device": device, "devices": 1, "data": None, "features": None}
     chosen |= {"sampler": None, "sigmas": None, "seeds": None, "repeats": 1, "wandb": "auto"}
     task = {"_target_": f"{__name__}.run"}
-    return {"task": task, **kept, **chosen, "show_traceback": trained["show_traceback"]}
+    return {"task": task, **shared, **chosen, "show_traceback": train_config["show_traceback"]}
 
 
 def run(config: dict[str, Any], generator: Generator) -> None:
-    """Score images of `run` at the step counts `steps`, or made with the levels `sigmas`."""
-    samplers, sets = samplers_of(config, generator), sets_of(config, generator.config["evaluation"]["n"])
+    """Score images of `run` at the step counts `steps`, or at the levels `sigmas`."""
+    samplers, sets = samplers_of(config, generator), index_sets(config, generator.config["evaluation"]["n"])
     evaluation, results, pictures = evaluation_of(config, generator), [], {}
     with Producer(config, generator) as producer, progress_bar() as progress:
         for sampler in samplers:
@@ -49,7 +49,7 @@ def run(config: dict[str, Any], generator: Generator) -> None:
                 pictures.setdefault(f"{steps}-step", images)
                 spent += seconds
             results += [
-                result(vars(found) | {"name": found.name}, sampler, spent) for found in map(combined, zip(*scores))
+                result(vars(score) | {"name": score.name}, sampler, spent) for score in map(combined, zip(*scores))
             ]
     curves = []
     for sampler, scores, curve, seconds in ode_errors(generator, evaluation.data, samplers, config["device"]):
@@ -65,7 +65,7 @@ def run(config: dict[str, Any], generator: Generator) -> None:
         "class_names": list(generator.class_names),
         "sets": [f"{indices.start}-{indices.stop - 1}" for indices in sets],
         "results": results,
-        "floor": {f"eval/{found.name}": found.value for found in evaluation.floor()},
+        "floor": {f"eval/{score.name}": score.value for score in evaluation.floor()},
         "ode_error": curves,
     }
     title = f"the same noise, weights {generator.weights}"
@@ -75,7 +75,7 @@ def run(config: dict[str, Any], generator: Generator) -> None:
         save_comparison(folder / "samples.png", shown, title=title, names=names)
     else:
         save_scatter(folder / "samples.png", {"data": evaluation.data.images[: len(sets[0])], **pictures}, title)
-    if any(found["value"] is not None and found["features"] is not None for found in results):
+    if any(entry["value"] is not None and entry["features"] is not None for entry in results):
         save_quality(folder / "quality.png", {f"weights {generator.weights}": results})
     if curves:
         save_ode_error(folder / "ode_error.png", {f"weights {generator.weights}": curves})
@@ -87,7 +87,7 @@ def run(config: dict[str, Any], generator: Generator) -> None:
 def sample_sets(
     producer: Producer, sampler: Any, sets: Sequence[range], advance: Callable[[int], Any]
 ) -> Iterator[tuple[range, Tensor, float]]:
-    """(indices, their images in order, seconds) of each sample set; `advance(n)` is told of images as they come."""
+    """Yield (indices, images in order, seconds) of each sample set; calls `advance(n)` after n images."""
     for indices in sets:
         started, images = time.perf_counter(), torch.empty(len(indices), *producer.generator.shape)
         for part, batch in producer.batches(sampler, indices):
@@ -97,23 +97,29 @@ def sample_sets(
 
 
 def evaluation_of(config: dict[str, Any], generator: Generator) -> Evaluation:
-    """What is measured, against which data: those of the run, or those on the command line.
+    """Build the evaluation, with the data of the command line or of the run.
 
     Raises:
-        ConfigError: neither says, or the data are of another shape or other classes than the model's.
+        ConfigError: no data are given, or the data have another shape or other classes than the model.
     """
     data = build.chosen_data(config, generator.config)
     chosen = {"data": data, "features": config.get("features") or generator.config.get("features", {})}
     for group, add in (("data", "data=cifar10 data.root=FOLDER"), ("features", "features=classifier")):
         if "_target_" not in chosen[group]:
-            raise ConfigError(group, None, "a choice of its own", f"add {add}", reason=f"{config['run']} names none")
+            raise ConfigError(
+                group, None, "a choice on the command line", f"add {add}", reason=f"{config['run']} names none"
+            )
     data = build.build_data(chosen, may_fetch=data is config.get("data"))
     shape, classes = tuple(data.source.images.shape[1:]), data.source.num_classes
     if shape != generator.shape or generator.num_classes not in (0, classes):
-        made = f"images of shape {generator.shape} in {generator.num_classes or 'no'} classes, as {config['run']} makes"
-        raise ConfigError("data", chosen["data"]["name"], made, reason=f"these are {shape} in {classes}")
+        allowed = (
+            f"images of shape {generator.shape} in {generator.num_classes or 'no'} classes, as {config['run']} makes"
+        )
+        raise ConfigError("data", chosen["data"]["name"], allowed, reason=f"these are {shape} in {classes}")
     names = generator.class_names
     if names and data.source.class_names not in (names, ()):
-        made = f"images of the classes {listed(names)}, as {config['run']} makes"
-        raise ConfigError("data", chosen["data"]["name"], made, reason=f"these are {listed(data.source.class_names)}")
+        allowed = f"images of the classes {listed(names)}, as {config['run']} makes"
+        raise ConfigError(
+            "data", chosen["data"]["name"], allowed, reason=f"these are {listed(data.source.class_names)}"
+        )
     return build.build_evaluation(chosen, data)

@@ -1,4 +1,4 @@
-"""The distance of a trained model to the true solution of the probability-flow ODE, where one is known."""
+"""The distance of a trained model to the true solution of the probability-flow ODE, if the solution is known."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ TEACHERS = ("consistency_models.teachers.run_teacher", "consistency_models.teach
 def ode_errors(
     generator: Generator, source: Any, samplers: Sequence[Any], device: str
 ) -> Iterator[tuple[Any, list[dict[str, Any]], dict[str, Any], float]]:
-    """(sampler, scores, the errors at each level, seconds) for each way down the ODE.
+    """Yield (sampler, scores, errors at each level, seconds) for each solver of the ODE.
 
-    All consistency samplers have one way, the function itself; of others each is measured. Nothing comes for a run
-    without an exact solution or a teacher, or whose teacher is no longer where it was.
+    All consistency samplers have the same solver, the consistency function. Every other sampler is measured. Yields
+    nothing for a run without an exact solution and without a teacher, or if the path of the teacher does not exist.
     """
     settings, teacher = generator.config["evaluation"], generator.config.get("teacher") or {}
     exact, path = hasattr(source, "consistency"), teacher.get("path")
     if not settings.get("ode_points") or not (exact or teacher.get("_target_")):
         return
     if not exact and path is not None and not Path(path).expanduser().exists():
-        log.warning("teacher.path=%s is not there: the distance to its ODE is not measured", path)
+        log.warning("teacher.path=%s does not exist: the distance to its ODE is not measured", path)
         return
     if not exact and not _is_plain(teacher):
         log.warning("the run's teacher is %s: the distance to its ODE is not measured", teacher.get("_target_"))
@@ -62,6 +62,6 @@ def ode_errors(
 
 
 def _is_plain(teacher: dict[str, Any]) -> bool:
-    """Whether nothing but a file is read to build it: a run may be a stranger's."""
+    """Whether building the teacher only reads a file; the configuration of a run may be untrusted."""
     text = str(teacher)
     return teacher.get("_target_") in TEACHERS and text.count("_target_") == 1 and "${" not in text

@@ -1,4 +1,4 @@
-"""What evaluations leave: evaluation.json, a table, and the same in the run's W&B run."""
+"""Records of an evaluation: evaluation.json, a table, and a log in the W&B run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 
 __all__ = ["publish", "result", "write"]
 
-FIGURES = ("samples", "quality", "ode_error")  # of an evaluation; other pictures in its folder are not sent
+FIGURES = ("samples", "quality", "ode_error")  # figures of an evaluation; other pictures of the folder are not logged
 
 
 def result(score: Mapping[str, Any], sampler: Any, seconds: float) -> dict[str, Any]:
-    """An entry of evaluation.json: what was measured, and of images that were made how."""
+    """Return an entry of evaluation.json: a score, and the sampler of its images."""
     numbers = {key: score.get(key) for key in ("value", "spread", "best")}
     return {
         "metric": f"eval/{score['name']}",
@@ -38,7 +38,7 @@ def result(score: Mapping[str, Any], sampler: Any, seconds: float) -> dict[str, 
 
 
 def write(folder: Path, content: dict[str, Any]) -> str:
-    """evaluation.json and evaluation.md; returns the latter."""
+    """Write evaluation.json and evaluation.md, and return the text of evaluation.md."""
     write_atomically(folder / "evaluation.json", json.dumps(content, indent=2) + "\n")
     table = _table(content)
     write_atomically(folder / "evaluation.md", table)
@@ -58,39 +58,39 @@ def _table(content: dict[str, Any]) -> str:
         + " | levels | network calls | seconds |",
         "|---|---" + ("|---" if len(sets) > 1 else "") + "|---|---|---|",
     ]
-    for found in content["results"]:
-        value = "not finite" if found["value"] is None else f"{found['value']:.4g}"
-        value += "" if found["spread"] is None else f" ± {found['spread']:.2g}"
-        best = "" if len(sets) == 1 else " | " if found["best"] is None else f" | {found['best']:.4g}"
-        sigmas = [f"{sigma:.3g}" for sigma in found["sigmas"]]
+    for entry in content["results"]:
+        value = "not finite" if entry["value"] is None else f"{entry['value']:.4g}"
+        value += "" if entry["spread"] is None else f" ± {entry['spread']:.2g}"
+        best = "" if len(sets) == 1 else " | " if entry["best"] is None else f" | {entry['best']:.4g}"
+        sigmas = [f"{sigma:.3g}" for sigma in entry["sigmas"]]
         levels = " ".join(sigmas if len(sigmas) <= 4 else [*sigmas[:2], "…", sigmas[-1]])
-        lines.append(f"| {found['metric']} | {value}{best} | {levels} | {found['nfe']} | {found['seconds']:.1f} |")
+        lines.append(f"| {entry['metric']} | {value}{best} | {levels} | {entry['nfe']} | {entry['seconds']:.1f} |")
     empty = " |" * (4 if len(sets) > 1 else 3)
     lines += [f"| {name} (data against data) | {value:.4g} |{empty}" for name, value in content["floor"].items()]
     return "\n".join(lines) + "\n"
 
 
-def publish(asked: str, trained: dict[str, Any], folder: Path, content: dict[str, Any]) -> None:
-    """Numbers, table and figures into the W&B run that trained the model; offline where W&B cannot be reached.
+def publish(mode: str, run_config: dict[str, Any], folder: Path, content: dict[str, Any]) -> None:
+    """Log numbers, table and figures to the W&B run of the training; offline if W&B is not reachable.
 
-    A run may be a stranger's: results go to an account that the run names only with `wandb=online`, or where the user's
-    own WANDB_ENTITY is the same. With `wandb=auto` they are else logged offline.
+    A run may be untrusted. Results are sent to an account named by the run only with `wandb=online`, or if WANDB_ENTITY
+    of the user is the same account. Otherwise `wandb=auto` logs offline.
 
-    Nothing that goes wrong with W&B makes an evaluation fail: all of it is in the folder.
+    Errors of W&B do not fail an evaluation, because the folder has all results.
 
     Args:
-        asked: auto, online, offline or disabled.
-        trained: the configuration of the training.
+        mode: auto, online, offline or disabled.
+        run_config: the configuration of the training.
         folder: evaluation/ of the run folder.
-        content: of evaluation.json.
+        content: content of evaluation.json.
     """
-    options = (trained.get("logger") or {}).get("wandb")
+    options = (run_config.get("logger") or {}).get("wandb")
     identity = _wandb_id(folder.parent)
-    if asked == "disabled" or not options or identity is None:
+    if mode == "disabled" or not options or identity is None:
         return
     account = options.get("entity")
-    foreign = asked == "auto" and account not in (None, os.environ.get("WANDB_ENTITY"))
-    if (mode := wandb_mode("offline" if foreign else asked)) == "disabled":
+    foreign = mode == "auto" and account not in (None, os.environ.get("WANDB_ENTITY"))
+    if (mode := wandb_mode("offline" if foreign else mode)) == "disabled":
         return
     if foreign:
         log.info("wandb: the run names the account %s; add wandb=online to send the results there", account)
@@ -110,7 +110,7 @@ def publish(asked: str, trained: dict[str, Any], folder: Path, content: dict[str
             settings=wandb.Settings(silent=True, console="off"),
         )
         columns = ["metric", "value", "spread", "best", "n", "sampler", "steps", "nfe", "seconds"]
-        rows = [[found[column] for column in columns] for found in content["results"]]
+        rows = [[entry[column] for column in columns] for entry in content["results"]]
         figures = {
             f"eval/{path.stem}": wandb.Image(str(path)) for path in sorted(folder.glob("*.png")) if path.stem in FIGURES
         }
@@ -122,9 +122,9 @@ def publish(asked: str, trained: dict[str, Any], folder: Path, content: dict[str
 
 
 def _wandb_id(folder: Path) -> str | None:
-    """The W&B run of a run folder, None where it has none."""
+    """Return the id of the W&B run of a run folder, None if there is no such run."""
     try:
-        found = read_json(folder / "summary.json", folder)["wandb"]["id"]
+        identity = read_json(folder / "summary.json", folder)["wandb"]["id"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return found if isinstance(found, str) else None
+    return identity if isinstance(identity, str) else None

@@ -1,4 +1,4 @@
-"""`task=sample`: many images as files, at once a training set or what other people's metrics read."""
+"""`task=sample`: write many images in layouts that trainings and metrics of other projects read."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from annotated_types import MinLen
 
 from consistency_models.app.folder import write_atomically
 from consistency_models.app.tasks.archives import ARCHIVES, save_png
-from consistency_models.app.tasks.pictures import number_of
-from consistency_models.app.tasks.sample_workers import Producer, progress_bar, results_folder, samplers_of, sets_of
+from consistency_models.app.tasks.pictures import class_number
+from consistency_models.app.tasks.sample_workers import Producer, index_sets, progress_bar, results_folder, samplers_of
 from consistency_models.callbacks.finite import NonFiniteError
 from consistency_models.errors import ConfigError
 from consistency_models.evaluation.features import to_bytes
@@ -34,14 +34,14 @@ def run(
 ) -> None:
     """Write images in EDM's or OpenAI's layout; see conf/task/sample.yaml.
 
-    They are PNGs below OUT, or for an archive below OUT.part until the whole of it can be written. A file that is there
-    is not made again, and none ever stands half-written under its name.
+    The images are PNGs below OUT. For an archive, they are below OUT.part until the archive is complete. Existing files
+    are not generated again. All files are written atomically.
 
     Raises:
-        ConfigError: the model makes no such images or classes, or OUT holds something else.
+        ConfigError: the model has no such images or classes, or OUT has other content.
         NonFiniteError: an image is not finite.
     """
-    sampler, wanted = samplers_of(config, generator)[0], sets_of(config, 64)[0]
+    sampler, wanted = samplers_of(config, generator)[0], index_sets(config, 64)[0]
     choice = _choice(generator, classes, by_class)
     target = Path(out).expanduser() if out else results_folder(config["run"]) / f"samples_{len(sampler.sigmas)}step"
     target = target if format == "png" or target.suffix else target.with_name(f"{target.name}.{format}")
@@ -52,14 +52,14 @@ def run(
     _claim(folder, _settings(config, generator, sampler, classes and choice, by_class))
     labels = {k: choice[k % len(choice)] if choice else None for k in wanted}
     names = {k: f"{labels[k] if by_class else k // 1000:05d}/img{k:08d}.png" for k in wanted}
-    there = {k for k in wanted if (folder / names[k]).exists()}
+    existing = {k for k in wanted if (folder / names[k]).exists()}
     with Producer(config, generator) as producer, progress_bar() as progress:
-        task = progress.add_task("samples", total=len(wanted) - len(there))
-        for indices, images in producer.batches(sampler, wanted, choice, there):
+        task = progress.add_task("samples", total=len(wanted) - len(existing))
+        for indices, images in producer.batches(sampler, wanted, choice, existing):
             if not images.isfinite().all():
                 raise NonFiniteError(f"images {indices.start} to {indices.stop - 1} are not finite")
             for k, pixels in zip(indices, to_bytes(images).permute(0, 2, 3, 1).numpy()):
-                if k not in there:
+                if k not in existing:
                     save_png(folder / names[k], pixels)
                     progress.advance(task)
     if format == "png":
@@ -68,11 +68,11 @@ def run(
         order = sorted(wanted, key=lambda k: (labels[k], k)) if by_class else wanted
         ARCHIVES[format](target, folder, [names[k] for k in order], [labels[k] for k in order] if choice else None)
         shutil.rmtree(folder)
-    print(f"{len(wanted)} images, {len(there)} of which were there before, in {target}")
+    print(f"{len(wanted)} images, {len(existing)} of them existed before, in {target}")
 
 
 def _choice(generator: Generator, classes: list[int | str] | None, by_class: bool) -> list[int] | None:
-    """The classes that take turns; None for an unconditional model."""
+    """Return the classes of consecutive images, in turns; None for an unconditional model."""
     if not generator.clamp or generator.shape[0] not in (1, 3):
         raise ConfigError(
             "task", "sample", "a model of images", reason=f"this one makes {generator.shape} of any values"
@@ -82,19 +82,23 @@ def _choice(generator: Generator, classes: list[int | str] | None, by_class: boo
         key, value = ("task.classes", classes) if classes else ("task.by_class", "true")
         raise ConfigError(key, value, "left out", reason="the model is unconditional")
     if classes:
-        return [number_of(generator, "task.classes", each) for each in classes]
+        return [class_number(generator, "task.classes", each) for each in classes]
     return list(range(count)) or None
 
 
 def _settings(config: dict[str, Any], generator: Generator, sampler: Any, classes: Any, by_class: bool) -> dict:
-    """All that images of an index depend on, and where they are put."""
+    """Return all settings that the image of an index and its path depend on."""
     model = {"digest": generator.origin["digest"], "weights": generator.weights}
-    made = {"sampler": type(sampler).__name__, **{key: str(value) for key, value in vars(sampler).items()}}
-    return {**model, **made, "seed": config["seed"], "classes": classes, "by_class": by_class}
+    sampling = {"sampler": type(sampler).__name__, **{key: str(value) for key, value in vars(sampler).items()}}
+    return {**model, **sampling, "seed": config["seed"], "classes": classes, "by_class": by_class}
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder one of these settings."""
+    """Create the folder for these settings.
+
+    Raises:
+        ConfigError: the folder has images of other settings.
+    """
     file = folder / "samples.json"
     if folder.exists() and any(folder.iterdir()):
         known = json.loads(file.read_text()) if file.exists() else {}
@@ -107,7 +111,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _describe(folder: Path, choice: list[int] | None) -> None:
-    """dataset.json of all that lies there, also from earlier commands."""
+    """Write dataset.json of all images in the folder, also from earlier commands."""
     paths = sorted(folder.glob("*/img*.png"), key=lambda path: path.stem)
     pairs = [[f"{path.parent.name}/{path.name}", int(path.stem[3:])] for path in paths]
     content = {"labels": [[name, choice[k % len(choice)]] for name, k in pairs] if choice else None}

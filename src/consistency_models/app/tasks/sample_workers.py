@@ -1,7 +1,7 @@
-"""Images for a task: which ones, by which sampler, and made by one process or by several, always to the same bits.
+"""Generation of images for the tasks, in one or several processes, with bit-identical results.
 
-The network is shown blocks of fixed size that begin at multiples of it, because it rounds otherwise in a batch of
-another size. Blocks are what processes share, so neither their number nor `batch_size` changes an image.
+The network runs on blocks of a fixed size, which start at multiples of this size, because its rounding depends on the
+batch size. Processes share blocks, so neither the number of processes nor `batch_size` changes an image.
 """
 
 from __future__ import annotations
@@ -27,34 +27,37 @@ from consistency_models.sampling.generator import Generator
 from consistency_models.sampling.samplers import Consistency
 from consistency_models.storage.loading import checkpoint_file, load
 
-__all__ = ["Producer", "block_size", "progress_bar", "results_folder", "samplers_of", "sets_of"]
+__all__ = ["Producer", "block_size", "index_sets", "progress_bar", "results_folder", "samplers_of"]
 
 
 def block_size(shape: tuple[int, ...]) -> int:
-    """Images in a network call: 256 of up to 16x16 values, 64 of 32x32, 16 of 64x64, 1 of 256x256."""
+    """Return the images of a network call: 256 of up to 16x16 values, 64 of 32x32, 16 of 64x64, 1 of 256x256."""
     return max(1, min(256, 2**16 // (shape[-2] * shape[-1])))
 
 
 def samplers_of(config: dict[str, Any], generator: Generator) -> list[Any]:
-    """A sampler for each of `steps`, or the one of `sigmas`.
+    """Return a sampler for each step count of `steps`, or one sampler for `sigmas`.
 
     Raises:
-        ConfigError: the model cannot be sampled so.
+        ConfigError: the model does not support these steps or levels.
     """
     sigmas = config["sigmas"]
     counts = [len(sigmas)] if sigmas else config["steps"] or generator.config["evaluation"]["steps"]
     try:
-        made = (
+        samplers = (
             [_consistency(generator, sigmas)] if sigmas else [generator.make_sampler(steps=count) for count in counts]
         )
     except ValueError as error:
         fix = "sampler=consistency takes any number, by re-noising"
         raise ConfigError("steps", counts, "step counts of the sampler", fix, reason=str(error)) from error
-    for sampler in made:
+    for sampler in samplers:
         if min(sampler.sigmas) < generator.lowest:
-            allowed, reason = f"levels from {generator.lowest:g} up", "the model was trained on no others (model=tcm)"
+            allowed, reason = (
+                f"levels from {generator.lowest:g} up",
+                "the model was not trained at other levels (model=tcm)",
+            )
             raise ConfigError("sigmas", list(sampler.sigmas), allowed, reason=reason)
-    return made
+    return samplers
 
 
 def _consistency(generator: Generator, sigmas: list[float]) -> Consistency:
@@ -65,14 +68,14 @@ def _consistency(generator: Generator, sigmas: list[float]) -> Consistency:
             fix = ""
             return Consistency(sigmas, own.sigma_min, own.clip)
         allowed = f"null with the sampler {type(own).__name__}"
-        reason = "only a consistency sampler is called at any levels"
+        reason = "only a consistency sampler takes arbitrary levels"
     except ValueError as error:
         allowed, reason = "levels of a consistency sampler", str(error)
     raise ConfigError("sigmas", sigmas, allowed, fix, reason=reason)
 
 
-def sets_of(config: dict[str, Any], n: int) -> list[range]:
-    """The indices of each sample set, by `seeds`, or by `n` (or the one given) and `repeats`."""
+def index_sets(config: dict[str, Any], n: int) -> list[range]:
+    """Return the indices of each sample set, from `seeds`, or from `n` (default: the argument) and `repeats`."""
     if config["seeds"]:
         ranges = config["seeds"] if isinstance(config["seeds"], list) else [config["seeds"]]
         ends = [map(int, text.split("-")) for text in ranges]
@@ -82,10 +85,10 @@ def sets_of(config: dict[str, Any], n: int) -> list[range]:
 
 
 def results_folder(run: str) -> Path:
-    """evaluation/ of the run folder or exported folder, or beside a file that lies elsewhere; made if missing.
+    """Return evaluation/ of the run folder or exported folder, or next to another file; created if missing.
 
     Raises:
-        ConfigError: the folder has a link through which results would be written elsewhere.
+        ConfigError: the folder has a link that leads to another folder.
     """
     file = checkpoint_file(run)
     folder = file.parent / file.stem
@@ -100,7 +103,7 @@ def results_folder(run: str) -> Path:
 
 
 class Producer:
-    """Makes images on `devices` devices: in this process, or in one process for each.
+    """Generate images on `devices` devices: in this process, or in one process for each device.
 
         with Producer(config, generator) as producer:
             for indices, images in producer.batches(sampler, wanted): …
@@ -110,7 +113,7 @@ class Producer:
         generator: loaded from its `run`, with its `sampler`.
 
     Raises:
-        ConfigError: there are fewer GPUs.
+        ConfigError: there are too few GPUs.
     """
 
     def __init__(self, config: dict[str, Any], generator: Generator) -> None:
@@ -127,8 +130,8 @@ class Producer:
                 devices.put(device)
             threads = cpu_threads({"accelerator": "cpu", "devices": len(self.devices)})
             arguments = (self.run, self.generator.weights, devices, threads, context.Barrier(len(self.devices)))
-            self.executor = ProcessPoolExecutor(len(self.devices), context, _begin, arguments)
-            list(self._wait([self.executor.submit(_nothing) for _ in self.devices]))
+            self.executor = ProcessPoolExecutor(len(self.devices), context, _start_worker, arguments)
+            list(self._wait([self.executor.submit(_wait_until_started) for _ in self.devices]))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -138,13 +141,13 @@ class Producer:
     def batches(
         self, sampler: Any, wanted: range, classes: list[int] | None = None, skip: Iterable[int] = ()
     ) -> Iterator[tuple[range, Tensor]]:
-        """Images (n, C, H, W) with their indices, at most `batch_size` at a time (or a block), in any order.
+        """Yield indices and images (n, C, H, W), at most `batch_size` images at a time (or a block), in any order.
 
         Args:
-            sampler: how they are made.
-            wanted: indices without gaps.
-            classes: of which image k gets number k mod len(classes); None: as `Generator.labels`.
-            skip: indices that are not needed; those are left out whose whole batch is.
+            sampler: the sampler.
+            wanted: consecutive indices.
+            classes: image k has class number k mod len(classes) of this list; None: as in `Generator.labels`.
+            skip: indices that are not needed; a batch is skipped if all its indices are in `skip`.
         """
         skip, edge = set(skip), wanted.start - wanted.start % self.unit + self.unit
         borders = [wanted.start, *range(edge, wanted.stop, self.unit), wanted.stop]
@@ -153,24 +156,24 @@ class Producer:
         if self.executor is None:
             yield from ((job[2], make(self.generator, *job)) for job in jobs)
             return
-        futures = {self.executor.submit(_make, *job): job[2] for job in jobs}
+        futures = {self.executor.submit(_make_in_worker, *job): job[2] for job in jobs}
         for future, images in self._wait(futures):
             yield futures.pop(future), torch.from_numpy(images)
 
     def _wait(self, futures: Iterable[Future]) -> Iterator[tuple[Future, Any]]:
-        """Futures with their results as they come."""
+        """Yield futures with their results in the order of completion."""
         try:
             yield from ((future, future.result()) for future in as_completed(futures))
         except BrokenProcessPool as error:
-            reason = "the system has ended one of the processes, perhaps for want of memory"
-            fewer = "a number of processes that the memory suffices for"
+            reason = "the system killed one of the processes, perhaps because of too little memory"
+            fewer = "a number of processes that fits into the memory"
             raise ConfigError("devices", len(self.devices), fewer, reason=reason) from error
 
 
 def make(
     generator: Generator, sampler: Any, seed: int, indices: range, classes: list[int] | None, block: int
 ) -> Tensor:
-    """Images of these indices."""
+    """Generate the images of these indices."""
     labels = None if classes is None else torch.tensor([classes[k % len(classes)] for k in indices])
     return generator.sample(
         len(indices), seed=seed, labels=labels, batch_size=block, first=indices.start, sampler=sampler
@@ -180,29 +183,29 @@ def make(
 _generator: Generator | None = None
 
 
-def _begin(run: str, weights: str, devices: Any, threads: int, barrier: Any) -> None:
-    """What a further process does first; all are ready together, so that their start is in no timing."""
+def _start_worker(run: str, weights: str, devices: Any, threads: int, barrier: Any) -> None:
+    """Initialise a further process. The barrier keeps the start of the processes out of the timings."""
     global _generator
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first process ends the others
     torch.set_num_threads(threads)
     _generator = load(run, weights, devices.get())
     barrier.wait()
 
 
-def _nothing() -> None:
+def _wait_until_started() -> None:
     pass
 
 
-def _make(*job: Any) -> Any:
+def _make_in_worker(*job: Any) -> Any:
     return make(_generator, *job).numpy()
 
 
 def _devices(device: str, count: int) -> list[str]:
     if count == 1 or device != "cuda":
         return [device] * count
-    there = torch.cuda.device_count()
-    if count > there:
-        raise ConfigError("devices", count, f"1 to {there}", "or device=cpu", reason=f"there are {there} GPUs")
+    available = torch.cuda.device_count()
+    if count > available:
+        raise ConfigError("devices", count, f"1 to {available}", "or device=cpu", reason=f"there are {available} GPUs")
     return [f"cuda:{i}" for i in range(count)]
 
 
@@ -213,7 +216,7 @@ class _Speed(ProgressColumn):
 
 
 def progress_bar() -> Progress:
-    """A bar that counts images: how many, how fast, and the time left."""
+    """Return a progress bar with the number of images, their rate and the remaining time."""
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn()
     )

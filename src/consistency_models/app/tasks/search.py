@@ -1,8 +1,8 @@
-"""`task=search`: the levels at which a consistency model is best called again, one after the other.
+"""`task=search`: search the best levels of a multistep consistency sampler, one after the other.
 
     σ_1 = σ_max;   σ_{i+1} = argmin over σ < σ_i of metric(σ_1, …, σ_i, σ),  by ternary search on a Karras grid
 
-which is right where the metric is unimodal in the next level, given those before.  (Consistency Models, arXiv
+The search is correct if the metric is unimodal in the next level for fixed previous levels.  (Consistency Models, arXiv
 2303.01469, Sec. 3, on choosing the time points of Algorithm 1.)
 """
 
@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from consistency_models.app.commands import command
 from consistency_models.app.folder import write_atomically
 from consistency_models.app.tasks.evaluate import evaluation_of, sample_sets
-from consistency_models.app.tasks.sample_workers import Producer, progress_bar, results_folder, samplers_of, sets_of
+from consistency_models.app.tasks.sample_workers import Producer, index_sets, progress_bar, results_folder, samplers_of
 from consistency_models.errors import ConfigError, pasteable
 from consistency_models.evaluation import combined
 from consistency_models.evaluation.plots import save_search
@@ -36,10 +36,10 @@ __all__ = ["run", "ternary_search"]
 
 
 def ternary_search(function: Callable[[int], float], low: int, high: int) -> int:
-    """The whole number low <= i <= high at which a unimodal function is smallest.
+    """Return the integer low <= i <= high that minimises a unimodal function.
 
-    Two calls a third: of [l, r] it keeps [l, m_2] if f(m_1) < f(m_2), else [m_1, r], and in the end asks at each number
-    that is left.
+    An interval [l, r] becomes [l, m_2] if f(m_1) < f(m_2), else [m_1, r], by two calls at its thirds. At the end, the
+    function is called at each remaining integer.
 
     Raises:
         ValueError: low > high.
@@ -64,40 +64,40 @@ def run(
     grid: Annotated[int, Ge(3), Le(10_000)],
     images: Annotated[int, Ge(2)],
 ) -> None:
-    """Search the levels for `steps` calls; writes search.json and search.png, and prints the command that uses them."""
+    """Search the levels for `steps` calls; write search.json and search.png, and print the command for these levels."""
     wanted = max(config["steps"] or [2])
     own = samplers_of({**config, "sigmas": None, "steps": [1]}, generator)[0]
     if not isinstance(own, Consistency) or wanted < 2:
         allowed, reason = "2 or more, of a consistency sampler", f"this one is {type(own).__name__}"
         raise ConfigError("steps", [wanted], allowed, "add sampler=consistency", reason=reason)
-    sets = sets_of(config, min(images, generator.config["evaluation"]["n"]))
+    sets = index_sets(config, min(images, generator.config["evaluation"]["n"]))
     evaluation, trace, sigmas, names = evaluation_of(config, generator), [], [own.sigmas[0]], []
     levels = karras_grid(
         grid, max(own.sigma_min, generator.lowest, 0.002), own.sigmas[0]
-    ).tolist()  # the ends are no candidates
+    ).tolist()  # the ends are not searched
     with Producer(config, generator) as producer, progress_bar() as progress:
 
         def score(sampler: Consistency, what: str) -> Any:
             task = progress.add_task(what, total=sum(map(len, sets)))
             scores = []
-            for indices, made, _ in sample_sets(producer, sampler, sets, lambda n: progress.advance(task, n)):
-                every = evaluation.scores(made, generator.labels(torch.tensor(indices)), len(sampler.sigmas))
+            for indices, generated, _ in sample_sets(producer, sampler, sets, lambda n: progress.advance(task, n)):
+                every = evaluation.scores(generated, generator.labels(torch.tensor(indices)), len(sampler.sigmas))
                 scores.append(_chosen(every, metric))
             progress.remove_task(task)
-            found = combined(scores)
-            if not math.isfinite(found.value):
+            result = combined(scores)
+            if not math.isfinite(result.value):
                 raise ConfigError(
-                    "task.metric", found.name, "a metric that is finite", reason=f"it is {found.value} at {what}"
+                    "task.metric", result.name, "a metric that is finite", reason=f"it is {result.value} at {what}"
                 )
-            return found
+            return result
 
         while len(sigmas) < wanted:
             tried: dict[int, float] = {}
 
             def value(i: int, tried: dict[int, float] = tried) -> float:
-                found = score(Consistency([*sigmas, levels[i]], own.sigma_min, own.clip), f"σ = {levels[i]:.4g}")
-                tried[i], names[:] = found.value, [found.name]
-                return found.value if found.is_distance else -found.value
+                result = score(Consistency([*sigmas, levels[i]], own.sigma_min, own.clip), f"σ = {levels[i]:.4g}")
+                tried[i], names[:] = result.value, [result.name]
+                return result.value if result.is_distance else -result.value
 
             below = [i for i in range(1, grid - 1) if levels[i] < sigmas[-1]]
             if not below:
@@ -119,13 +119,13 @@ def run(
 
 
 def _typed_ways() -> str:
-    """What was typed of the sampler and the weights: the levels were found with them."""
+    """Return the overrides of sampler and weights, which the levels depend on."""
     typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     return "".join(f" {shlex.quote(line)}" for line in typed if re.match(r"\+*(sampler|weights)[.=]", line))
 
 
 def _chosen(scores: list[Any], metric: str | None) -> Any:
-    names = [found.metric for found in scores]
+    names = [score.metric for score in scores]
     if metric is not None and metric not in names:
         raise ConfigError("task.metric", metric, ", ".join(names))
     return scores[names.index(metric) if metric else 0]
