@@ -99,7 +99,7 @@ def official_teacher(path: Text, kinds: Annotated[Sequence[Text], MinLen(1), Dis
 
 
 def _samples_consistency_models(make_sampler: partial) -> bool:
-    """Whether the sampler is one of consistency models; `make_sampler` is of its class, or of a class method."""
+    """Whether the sampler, built by a partial of its class or of a class method, samples consistency models."""
     maker: Any = make_sampler.func
     return getattr(getattr(maker, "__self__", maker), "of_consistency_models", False)
 
@@ -197,9 +197,9 @@ def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
     if not getattr(source.network, "two_times", False):
         weights |= {name: tensor for name, tensor in wanted.items() if name.partition(".")[0].endswith("_end")}
     for tensor in wanted | weights:
-        found, here = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
-        if found != here:
-            allowed, reason = "the network of the weights", f"{tensor} is {found} there, {here} here"
+        shape, own_shape = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
+        if shape != own_shape:
+            allowed, reason = "the network of the weights", f"{tensor} is {shape} there, {own_shape} here"
             raise ConfigError("network", name, allowed, "or init=random", reason=reason)
     theirs, ours, one = getattr(source, "model", source).preconditioning, model.preconditioning, torch.ones(1)
     if any(not torch.isclose(getattr(theirs, c)(one), getattr(ours, c)(one), atol=0.1) for c in ("c_out", "c_noise")):

@@ -394,7 +394,7 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("model=meanflow model.power=-1", "model.power", ">= 0", ""),
     ("model=meanflow model.interval=[0.8,0.2]", "model.interval", "two ascending times", "swap"),
     ("model=meanflow model.omega=2", "model.label_dropout", "guidance asks the network without a class", ""),
-    ("model=meanflow data=mixture model.kappa=0.5", "model.kappa", "told no classes", "data.conditional=true"),
+    ("model=meanflow data=mixture model.kappa=0.5", "model.kappa", "takes no classes", "data.conditional=true"),
     ("model=alphaflow model.start=0.7 model.stop=0.5", "model.start", "less than model.stop=0.5", "swap"),
     ("model=ayf", "teacher", "run, ", "teacher=run"),
     ("model=facm schedule=lognormal_pair", "schedule", "steps that end at 0", "schedule=arctan_lognormal?"),

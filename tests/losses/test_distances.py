@@ -200,7 +200,7 @@ def test_lpips_refuses_what_it_cannot_use(tmp_path, monkeypatch):
     def offline(*arguments, **keywords):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr("consistency_models.storage.downloads.fetch", offline)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setenv("CONSISTENCY_MODELS_WEIGHTS", str(tmp_path / "mine"))
     told = r"vgg16-397923af.pth is not in .*mine, .*no route to host.*give its path"

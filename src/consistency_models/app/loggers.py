@@ -1,4 +1,4 @@
-"""Where figures go: metrics.csv always, Weights & Biases and TensorBoard as configured."""
+"""Loggers of a run: metrics.csv, Weights & Biases and TensorBoard."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 
 __all__ = ["MetricsCSV", "build_loggers", "finish_wandb", "wandb_mode"]
 
-INIT_SECONDS = 30.0  # that the start of a run waits for W&B
-FINISH_SECONDS, STOP_SECONDS = 600.0, 60.0  # that the end of a run waits for W&B; Slurm kills after the grace time
+INIT_SECONDS = 30.0  # longest wait for W&B at the start of a run
+FINISH_SECONDS, STOP_SECONDS = 600.0, 60.0  # and at its end, which Slurm limits by the grace time
 
 
 class MetricsCSV(Logger):
-    """metrics.csv: one row a logged step, one column a metric, empty where a step has no such figure.
+    """metrics.csv: one row for each logged step, one column for each metric; empty if a step has no such metric.
 
-    A resumed run drops the rows after the step that it resumes from and goes on (Lightning's CSVLogger starts anew).
+    A resumed run drops the rows after its checkpoint and appends to the file. (Lightning's CSVLogger overwrites it.)
 
     Args:
         path: the file.
@@ -55,20 +55,22 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def continue_from(self, step: int) -> None:
-        """Take up what an earlier process of this run logged up to `step`."""
+        """Read the rows of an earlier process of this run up to `step`."""
         if self.path.exists():
-            # A row without its end was cut off, by a full disk or a kill: its step may be a part of the number.
+            # A row without a line end was truncated by a full disk or a kill; its step may be incomplete.
             reader = csv.DictReader(read_text(self.path).rpartition("\n")[0].splitlines())
             self.columns = list(reader.fieldnames or ["step"])
             try:
                 self.rows = {int(row["step"]): row for row in reader if row["step"] and int(row["step"]) <= step}
             except (ValueError, KeyError, csv.Error) as error:
-                raise DataError(f"{self.path} is damaged ({error}): mend it, or take it away to log anew") from error
+                raise DataError(
+                    f"{self.path} is damaged ({error}): repair the file, or move it to start a new one"
+                ) from error
         self._write_all()
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add the figures of a step."""
+        """Write the metrics of a step."""
         new = [name for name in metrics if name not in self.columns]
         first = step not in self.rows
         row = self.rows.setdefault(step, {"step": step})
@@ -81,7 +83,7 @@ class MetricsCSV(Logger):
                 csv.DictWriter(file, self.columns).writerow(row)
 
     def _write_all(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)  # the folder may have been moved away
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # the folder may have been moved
         part = self.path.with_name(f".{self.path.name}.part")
         with open(part, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
@@ -90,33 +92,33 @@ class MetricsCSV(Logger):
         os.replace(part, self.path)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """config.yaml has them."""
+        """Do nothing; config.yaml has the hyperparameters."""
 
     @property
     def name(self) -> str:
-        """Lightning asks for one."""
+        """The name, required by Lightning."""
         return "csv"
 
     @property
     def version(self) -> str:
-        """Lightning asks for one."""
+        """The version, required by Lightning."""
         return ""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> MetricsCSV:
-        """Itself."""
+        """The logger itself."""
         return self
 
 
 class WandbWithImages(WandbLogger):
-    """Lightning's logger, with `images_seen` beside the step: what runs of different batches are compared over.
+    """Lightning's logger with the metric `images_seen`, the axis to compare runs of different batch sizes.
 
-    No error of W&B ends a training: its helper process may die, its connection break, its server answer nonsense.
+    No error of W&B ends a training, whether from its helper process, its connection or its server.
 
     Args:
         images_seen: the count of images after a step.
-        checkpoints: a folder that is uploaded at the end, as an artifact of the run's name; None: it is not.
+        checkpoints: a folder to upload after training, as an artifact with the name of the run; None: no upload.
         arguments: as for `WandbLogger`.
     """
 
@@ -127,7 +129,7 @@ class WandbWithImages(WandbLogger):
 
     @contextmanager
     def harmless(self) -> Iterator[None]:
-        """Within the block W&B may fail in any way: a warning says so once, and the training continues."""
+        """Turn any error of W&B in the block into a warning, once for each error."""
         try:
             yield
         except Exception as error:
@@ -137,7 +139,7 @@ class WandbWithImages(WandbLogger):
             self._warned.add(text)
 
     def finalize(self, status: str) -> None:
-        """Upload the checkpoints of a training that is done."""
+        """Upload the checkpoints of a finished training."""
         with self.harmless():
             super().finalize(status)
             if status == "success" and self.checkpoints is not None:
@@ -151,21 +153,21 @@ class WandbWithImages(WandbLogger):
                     self.experiment.log_artifact(artifact)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Log the figures of a step."""
+        """Log the metrics of a step."""
         with self.harmless():
             super().log_metrics(metrics | ({} if step is None else {"images_seen": self.images_seen(step)}), step)
 
     def log_image(self, key: str, images: list[Any], step: int | None = None, **options: Any) -> None:
-        """Log pictures."""
+        """Log images."""
         with self.harmless():
             super().log_image(key, images, step, **options)
 
 
 def finish_wandb(code: int) -> None:
-    """Close this process's W&B run, if there is one: else the jobs of a multirun would merge into one run.
+    """Finish the W&B run of this process, if any. Otherwise the jobs of a multirun would merge into one run.
 
-    The call raises nothing. The call returns after `FINISH_SECONDS` at the latest, after `STOP_SECONDS` if a signal has
-    stopped the run. `wandb sync` brings what has not arrived.
+    The function raises no error. It returns after `FINISH_SECONDS` at the latest, or after `STOP_SECONDS` if a signal
+    stopped the run. `wandb sync` uploads the missing part.
 
     Args:
         code: the exit code.
@@ -190,11 +192,11 @@ def finish_wandb(code: int) -> None:
 
 
 def _leave_helper() -> None:
-    """Forget W&B's helper process: else Python's exit waits for it, and the next run is logged to it, dead or not."""
+    """Detach W&B's helper process. Otherwise Python's exit waits for it, and the next run logs to it, dead or not."""
     wandb = sys.modules["wandb"]
 
     def teardown() -> None:
-        with suppress(Exception, SystemExit):  # it exits with the code of a helper that has failed
+        with suppress(Exception, SystemExit):  # exits with the code of a failed helper
             wandb.teardown()
 
     wandb.run = None
@@ -202,21 +204,21 @@ def _leave_helper() -> None:
 
 
 def _in_time(function: Callable[[], None], seconds: float) -> None:
-    """Call a function, and leave it alone if it has not returned after `seconds`."""
+    """Call a function in a thread, and continue after `seconds` even if it has not returned."""
     thread = Thread(target=function, daemon=True)
     thread.start()
     thread.join(seconds)
 
 
-def wandb_mode(asked: str) -> str:
-    """online or offline (or what WANDB_MODE says): online only for a user who is logged in and a server that answers.
+def wandb_mode(mode: str) -> str:
+    """Resolve the mode "auto": "online" if the user is logged in and the server answers, otherwise "offline".
 
-    W&B itself asks at the prompt, or fails, without a key, and with one waits for a server for a minute and a half.
+    WANDB_MODE overrides the argument. Without a key, W&B prompts or fails; with a key, W&B waits 90 s for a server.
     """
     if os.environ.get("WANDB_MODE"):
         return os.environ["WANDB_MODE"]
-    if asked != "auto":
-        return asked
+    if mode != "auto":
+        return mode
     address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     key = os.environ.get("WANDB_API_KEY")
     if not key:
@@ -235,17 +237,17 @@ def wandb_mode(asked: str) -> str:
 
 
 def build_loggers(config: dict[str, Any], folder: Path, images_seen: ImagesSeen) -> list[Logger]:
-    """The loggers of a run; only the first process makes those that write."""
-    wanted, made = config["logger"], []
-    if wanted["csv"]:
-        made.append(MetricsCSV(folder / "metrics.csv"))
-    if wanted["tensorboard"]:
+    """Build the loggers of a run; only the first process writes."""
+    settings, loggers = config["logger"], []
+    if settings["csv"]:
+        loggers.append(MetricsCSV(folder / "metrics.csv"))
+    if settings["tensorboard"]:
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        made.append(TensorBoardLogger(folder, name="tensorboard", version=""))
-    if wanted["wandb"] and rank_zero_only.rank == 0:
-        made.append(_wandb(config, folder, images_seen))
-    return made
+        loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
+    if settings["wandb"] and rank_zero_only.rank == 0:
+        loggers.append(_wandb(config, folder, images_seen))
+    return loggers
 
 
 def _wandb(config: dict[str, Any], folder: Path, images_seen: ImagesSeen) -> Logger:
@@ -255,7 +257,7 @@ def _wandb(config: dict[str, Any], folder: Path, images_seen: ImagesSeen) -> Log
     mode = wandb_mode(options["mode"])
     identity = folder / "wandb_id"
     if not identity.exists():
-        agent = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None  # has chosen one already
+        agent = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None  # an agent has chosen the id
         identity.write_text(agent or secrets.token_hex(4))
     who = Identity.of(config, folder)
     start = partial(
@@ -277,12 +279,12 @@ def _wandb(config: dict[str, Any], folder: Path, images_seen: ImagesSeen) -> Log
     try:
         run = start(mode=mode)
     except wandb.Error as error:
-        reason = f"W&B says: {shorten(str(error), 300)}"  # a server's error may be a page of HTML
+        reason = f"W&B says: {shorten(str(error), 300)}"  # the error of a server may be a page of HTML
         if options["mode"] != "auto" or os.environ.get("WANDB_MODE"):
             allowed = "auto, offline or disabled without a login, or when W&B does not answer"
             raise ConfigError("logger.wandb.mode", mode, allowed, reason=reason) from error
         log.warning("wandb: logging offline, because %s", reason)
-        _leave_helper()  # which holds the run's id
+        _leave_helper()  # the helper holds the id of the run
         mode = "offline"
         run = start(mode=mode)
     finally:
@@ -295,30 +297,30 @@ def _wandb(config: dict[str, Any], folder: Path, images_seen: ImagesSeen) -> Log
 
 
 class Identity(NamedTuple):
-    """What a run is called among others: its name says what differs from them, or from the default."""
+    """Name, cell and group of a run in W&B. The name lists the overrides that differ from other jobs or the default."""
 
     name: str
-    cell: str  # the name without the seed: runs that differ in nothing else have it in common
+    cell: str  # the name without the seed, common to the runs of a setting
     group: str | None  # the multirun
 
     @classmethod
     def of(cls, config: dict[str, Any], folder: Path) -> Identity:
-        """That of the run in this folder."""
+        """Return the identity of the run in this folder."""
         job = next((row for row in SweepFolder(folder.parent).rows() if row["job"] == folder.name), None)
         if job is not None:
             differing, first, group = shlex.split(job["differs"]), "", "/".join(folder.parent.absolute().parts[-2:])
         else:
             typed = RunFolder(folder).read_overrides()
-            # in the name already, or no part of the result
-            said = ("model=", "data=", "name=", "ckpt_path=", "paths.", "logger", "callbacks.")
-            differing = [override for override in typed if not override.startswith(said)]
+            # part of the name already, or without effect on the result
+            left_out = ("model=", "data=", "name=", "ckpt_path=", "paths.", "logger", "callbacks.")
+            differing = [override for override in typed if not override.startswith(left_out)]
             first, group = f"{config['name']} ", None
         cell = " ".join(override for override in differing if not override.startswith("seed="))
         return cls(f"{first}{' '.join(differing)}".strip() or f"job {folder.name}", f"{first}{cell}".strip(), group)
 
 
 def _define_metrics(run: Any, config: dict[str, Any]) -> None:
-    """Over which axis each figure is drawn, and whether its best value is the lowest or the highest."""
+    """Define the axis of each metric, and whether its lowest or highest value is best."""
     from consistency_models.storage.loading import instantiate
 
     for axis in ("trainer/global_step", "images_seen"):

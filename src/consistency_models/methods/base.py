@@ -124,10 +124,10 @@ class Method(LightningModule):
                 "a consistency model, which gives the end of a trajectory",
                 "a diffusion model, which gives a mean",
             )
-            given, wanted = kinds if consistent else reversed(kinds)
+            actual, expected = kinds if consistent else reversed(kinds)
             marked: Any = teacher  # only a teacher from a file has the mark, and its origin
             path = marked.origin["path"]
-            rank_zero_warn(f"teacher.path={path} is {given}; {type(self).__name__} asks for {wanted}")
+            rank_zero_warn(f"teacher.path={path} is {actual}; {type(self).__name__} asks for {expected}")
         self.model = model
         # A list, because collecting the parameters from the modules takes as long as averaging them.
         self.weights: list[Tensor] = list(model.parameters())

@@ -8,7 +8,7 @@ counterpart raise TypeError.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from consistency_models.networks.adm import DhariwalUNet as Dhariwal
 from consistency_models.networks.edm2 import EDM2
@@ -105,6 +105,7 @@ def UNetModel(
     noise_scale: float = 1000.0,
 ) -> OpenAIUNet:
     """OpenAI's ADM. `attention_resolutions` are downsampling factors; the last two arguments are not OpenAI's."""
+    heads: dict[str, Any] = {"heads": num_heads} if num_head_channels == -1 else {"head_channels": num_head_channels}
     return OpenAIUNet(
         *(image_size, in_channels, num_classes or 0, 0, dropout),
         out_channels=out_channels,
@@ -112,8 +113,7 @@ def UNetModel(
         channel_mult=channel_mult,
         num_blocks=num_res_blocks,
         attn_resolutions=[image_size // factor for factor in attention_resolutions],
-        heads=num_heads if num_head_channels == -1 else None,
-        head_channels=num_head_channels,
+        **heads,
         adaptive_scale=use_scale_shift_norm,
         resblock_updown=resblock_updown,
         legacy_order=legacy_order,

@@ -1,4 +1,4 @@
-"""Is a command all right?  Asked before anything heavy is imported, any folder made, or any device touched."""
+"""Checks of a command before heavy imports, before a folder is created and before a device is used."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def check_command(task: str, conf_dir: str | Path, arguments: Namespace) -> list
     Args:
         task: "train" or "eval".
         conf_dir: the folder of configurations.
-        arguments: the command line, as Hydra's own parser read it.
+        arguments: the command line, parsed by Hydra.
 
     Returns:
-        The arguments to hand to Hydra: the same, or those with which a run goes on.
+        The arguments for Hydra: the same, or the arguments that resume a run.
 
     Raises:
-        ConfigError: with one line for each problem.
+        ConfigError: the command has problems; one line for each.
     """
     if arguments.config_path is not None:
         raise problem("--config-path", arguments.config_path, "not given", "add configurations with --config-dir")
@@ -52,7 +52,7 @@ def check_command(task: str, conf_dir: str | Path, arguments: Namespace) -> list
 
 
 def config_to_plan(conf_dir: str | Path, arguments: Namespace) -> dict[str, Any] | None:
-    """The resolved configuration of a command of train.py with `plan=true`; None for any other command."""
+    """Return the resolved configuration of a train.py command with `plan=true`; None for other commands."""
     if arguments.multirun or not any(line.startswith("plan=") for line in arguments.overrides):
         return None
     composer = Composer(arguments.config_name or "train", conf_dir, arguments.config_dir)
@@ -61,12 +61,12 @@ def config_to_plan(conf_dir: str | Path, arguments: Namespace) -> dict[str, Any]
 
 
 def check(task: str, composer: Composer, lines: Sequence[str], multirun: bool = False) -> list[str]:
-    """Check the overrides of a command; returns them, or those with which a run goes on.
+    """Check the overrides of a command; return them, or the overrides that resume a run.
 
     Raises:
-        ConfigError: with one line for each problem of a job, or of several jobs of a multirun.
+        ConfigError: jobs have problems; one line for each.
     """
-    if task == "eval" and not any(line.startswith("data=") for line in lines):  # where the run's own data lie now
+    if task == "eval" and not any(line.startswith("data=") for line in lines):  # a new path of the run's data
         lines = [f"+{line}" if line.startswith("data.root=") else line for line in lines]
     overrides = composer.parse(lines)
     if task == "train" and not multirun and (merged := continued(composer, overrides)) is not None:
@@ -82,14 +82,14 @@ def check(task: str, composer: Composer, lines: Sequence[str], multirun: bool = 
 
 
 def _check_plugins(config: DictConfig) -> None:
-    """The settings of this project's launcher and sweeper."""
+    """Check the settings of the launcher and sweeper of this project."""
     problems = []
     for part in ("launcher", "sweeper"):
-        node = OmegaConf.to_container(config.hydra[part])
-        if str(node["_target_"]).startswith("hydra_plugins.consistency_models."):
-            tree = {"hydra": {part: node}}
+        plugin = OmegaConf.to_container(config.hydra[part])
+        if str(plugin["_target_"]).startswith("hydra_plugins.consistency_models."):
+            tree = {"hydra": {part: plugin}}
             problems += [one for path, _ in leaves(tree) for one in wrong("train", tree, path, [])]
-        if str(node["_target_"]).endswith(".Search") and importlib.util.find_spec("optuna") is None:
+        if str(plugin["_target_"]).endswith(".Search") and importlib.util.find_spec("optuna") is None:
             fix = "install it with pip install 'consistency-models[sweeps]'"
             reason = "the package optuna is not installed"
             problems.append(problem("hydra/sweeper", "search", "another sweeper", fix, reason=reason))
@@ -98,24 +98,24 @@ def _check_plugins(config: DictConfig) -> None:
 
 
 def _check_jobs(task: str, composer: Composer, jobs: list[list[Override]]) -> None:
-    found: dict[str, list[tuple[int, ConfigError]]] = {}
+    by_message: dict[str, list[tuple[int, ConfigError]]] = {}
     for number, overrides in enumerate(jobs):
         try:
             typed = [str(override.input_line) for override in overrides if not override.is_hydra_override()]
             check_job(composer, task, composer.compose(overrides), number, typed)
         except ConfigErrors as error:
             for one in error.problems:
-                found.setdefault(str(one), []).append((number, one))
-    if found:
-        raise ConfigErrors([_of_jobs(those, jobs) for those in found.values()])
+                by_message.setdefault(str(one), []).append((number, one))
+    if by_message:
+        raise ConfigErrors([_of_jobs(same, jobs) for same in by_message.values()])
 
 
-def _of_jobs(those: list[tuple[int, ConfigError]], jobs: list[list[Override]]) -> ConfigError:
-    """A problem that some jobs have, with the first of them."""
-    number, error = those[0]
-    if len(those) == len(jobs):
+def _of_jobs(same: list[tuple[int, ConfigError]], jobs: list[list[Override]]) -> ConfigError:
+    """Merge the same problem of several jobs, and name the first job."""
+    number, error = same[0]
+    if len(same) == len(jobs):
         return error
     first = " ".join(str(override.input_line) for override in jobs[number])
-    where = f"(in {len(those)} of {len(jobs)} jobs; the first is {first})"
+    where = f"(in {len(same)} of {len(jobs)} jobs; the first is {first})"
     fix = f"{error.fix} {where}".strip()
     return problem(error.key, error.value, error.allowed, fix, error.code, reason=error.reason)

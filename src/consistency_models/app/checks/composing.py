@@ -1,4 +1,4 @@
-"""Configurations as Hydra composes them, with every mistake in the overrides told at once and in the user's terms."""
+"""Composition of configurations by Hydra, with one report of all mistakes in the overrides."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ __all__ = ["Composer"]
 
 
 class Composer:
-    """Composes the configurations of one command's jobs; what several jobs share is composed once.
+    """Compose the configurations of the jobs of a command. The common base of several jobs is composed once.
 
     Args:
         task: name of the primary configuration.
-        conf_dir: the folder of it and of the groups.
+        conf_dir: the folder of the primary configuration and the groups.
         more: a further folder of configurations, or None.
-        searchpath: an override of hydra.searchpath, if there is one.
+        searchpath: the overrides of hydra.searchpath, if any.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Composer:
 
     @cached_property
     def repository(self) -> Any:
-        """Where the groups and their options are found, sweeps/ among them."""
+        """The repository of all groups and options, including sweeps/."""
         return self.loader._parse_overrides_and_create_caching_repo(self.task, self.searchpath)[1]
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
-        """Overrides in Hydra's grammar.
+        """Parse overrides in Hydra's grammar.
 
         Raises:
-            ConfigError: one or more are not.
+            ConfigError: one or more overrides cannot be parsed.
         """
         parsed, problems = [], []
         for override in overrides:
@@ -87,17 +87,17 @@ class Composer:
         return parsed
 
     def cells(self, overrides: Sequence[Override], config: DictConfig) -> list[list[Override]]:
-        """The overrides of each job of a multirun; of one that searches the two jobs at the ends of all axes.
+        """Return the overrides of each job of a multirun; for a search, of the two jobs at the ends of all axes.
 
         Args:
             overrides: of the command.
-            config: what they give without those that are swept over.
+            config: the configuration without the swept overrides.
 
         Raises:
-            ConfigError: see `parse`; a size that no file of sweeps/ has.
+            ConfigError: see `parse`; or sweep_size is unknown.
         """
         size, sizes = config.get("sweep_size"), kind_of("train", "sweep_size")
-        if size is not None and not accepts(sizes, size):  # it says where the axes are
+        if size is not None and not accepts(sizes, size):  # sweep_size selects the axes
             raise problem("sweep_size", size, describe(sizes))
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
         ours = [override for override in overrides if not override.is_hydra_override()]
@@ -108,15 +108,15 @@ class Composer:
                 raise ConfigErrors(problems)
             lists = BasicSweeper.split_arguments(swept, None)[0]
         else:
-            last = {override.get_key_element(): override for override in swept}  # a later one replaces an earlier one
+            last = {override.get_key_element(): override for override in swept}  # later overrides replace earlier ones
             lists = [[f"{key}={_ends(override)[end]}" for key, override in last.items()] for end in (0, -1)]
         return [[*self.parse(lines), *hydra_overrides] for lines in lists]
 
     def compose(self, overrides: Sequence[Override]) -> DictConfig:
-        """The configuration that Hydra would make of these overrides, `hydra` included.
+        """Compose the configuration of these overrides as Hydra does, including the part `hydra`.
 
         Raises:
-            ConfigError: a group, an option, a key or the form of a value does not exist; all of them are told.
+            ConfigError: unknown groups, options or keys, or invalid values; one line for each.
         """
         problems: list[ConfigError] = []
         groups, values = [], []
@@ -142,11 +142,11 @@ class Composer:
         return config
 
     def options(self, group: str) -> list[str]:
-        """The options of a group."""
+        """Return the options of a group."""
         return sorted(self.repository.get_group_options(group))
 
     def contents(self, group: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The options of a group, each with what its file says."""
+        """Yield the options of a group with the content of their files."""
         for option in self.options(group):
             content = self.repository.load_config(f"{group}/{option}").config
             yield option, OmegaConf.to_container(content)
@@ -192,15 +192,15 @@ class Composer:
 
 
 def groups_of(config: DictConfig) -> list[str]:
-    """Names of the config groups that can be overridden, Hydra's own left out."""
+    """Return the names of the config groups that can be overridden, without those of Hydra."""
     names = {str(key).split("@")[0] for key in config.hydra.runtime.choices}
     return sorted(name for name in names if not name.startswith("hydra"))
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The configuration without Hydra's own part, as plain dicts and lists, interpolations as they are written.
+    """Return the configuration without the part `hydra`, as dicts and lists with unresolved interpolations.
 
-    The grids of a sweep are not in it, either: they are checked as what they become, the jobs' overrides.
+    The grids of a sweep are removed. The checks see them as the overrides of the jobs.
     """
     tree = OmegaConf.to_container(config)
     del tree["hydra"]
@@ -209,7 +209,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """(path, value) of all that is neither a mapping with keys nor a list of mappings."""
+    """Yield (path, value) of all values that are neither non-empty mappings nor lists of mappings."""
     if isinstance(tree, dict) and tree:
         items: Iterable[tuple[Any, Any]] = tree.items()
     elif isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
@@ -222,14 +222,14 @@ def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, .
 
 
 def resolved(config: DictConfig, job: int | None = None) -> tuple[dict[str, Any], str]:
-    """The configuration as a job would see it, interpolations resolved, and the job's folder; takes `config` apart.
+    """Return the configuration of a job with resolved interpolations, and the folder of the job; modifies `config`.
 
     Args:
         config: as composed.
-        job: its number in a multirun; None for a run on its own.
+        job: number in a multirun; None for a single run.
 
     Raises:
-        ConfigErrors: an interpolation leads nowhere.
+        ConfigErrors: an interpolation cannot be resolved.
     """
     folder, mistake = "", None
     try:
@@ -239,7 +239,7 @@ def resolved(config: DictConfig, job: int | None = None) -> tuple[dict[str, Any]
             try:
                 sweep = config.hydra.sweep
                 folder = str(config.hydra.run.dir if job is None else f"{sweep.dir}/{sweep.subdir}")
-            except Exception as error:  # told below, unless it comes from a key that says more
+            except Exception as error:  # raised below, unless a key has a more specific error
                 mistake = error
             OmegaConf.set_readonly(config.hydra, False)
             config.hydra.runtime.output_dir = folder
@@ -258,14 +258,14 @@ def resolved(config: DictConfig, job: int | None = None) -> tuple[dict[str, Any]
 
 
 def settings(config: DictConfig) -> dict[str, Any]:
-    """What a job is told: its configuration, interpolations resolved, without the grids of its sweep."""
+    """Return the configuration of a job with resolved interpolations, without the grids of its sweep."""
     content = OmegaConf.to_container(config, resolve=True)
     content.pop("sweep", None)
     return content
 
 
 def _ends(override: Override) -> list[str]:
-    """The values of an axis, or the ends of an interval."""
+    """Return the values of an axis, or the ends of an interval."""
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     value = override.value()
@@ -275,7 +275,7 @@ def _ends(override: Override) -> list[str]:
 
 
 def _sweep(override: Override) -> ConfigError:
-    """The problem of several values where one belongs."""
+    """Return the problem of several values for a key with one value."""
     key = override.get_key_element()
     text = (override.input_line or "").partition("=")[2]
     if override.is_hydra_override():
@@ -287,7 +287,7 @@ def _sweep(override: Override) -> ConfigError:
 
 
 def _of_files(error: Exception, task: str, groups: tuple[str, ...]) -> ConfigError:
-    """What Hydra found wrong when it put files together."""
+    """Return the problem of an error of Hydra in the composition of files."""
     text = one_line(error)
     where = re.match(r"In '([^']+)'", text)
     asked = f"asked for in {where[1]}.yaml" if where and where[1] != task else f"asked for by {' '.join(groups)}"

@@ -1,4 +1,4 @@
-"""Files and folders that a configuration names, looked at from outside."""
+"""Checks of the files and folders in a configuration."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["has_checkpoint", "wrong_checkpoint", "wrong_path"]
 ARTIFACT = re.compile(r"wandb:[^/:\s]+/[^/:\s]+/[^/:\s]+:[^/:\s]+")
 MARK = b"sha256:"
 LAST = Path("checkpoints", "last.ckpt")
-SIZE = len(MARK) + 64  # of what stands at the end of a checkpoint, see consistency_models.storage.checkpoints
+SIZE = len(MARK) + 64  # of the end of a checkpoint, see consistency_models.storage.checkpoints
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a digest stands at the end of the file; whether it is the right one is found out when it is read."""
+    """Whether the file ends with a digest. Loading the file verifies the digest."""
     try:
         with open_regular(path) as file:
             file.seek(-SIZE, os.SEEK_END)
@@ -30,12 +30,12 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a run folder has a checkpoint that could be read."""
+    """Whether a run folder has a checkpoint that ends with a digest."""
     return any(map(is_checkpoint, (folder / "checkpoints").glob("*.ckpt")))
 
 
 def wrong_path(key: str, path: str, what: str) -> list[ConfigError]:
-    """The problem of a path that does not exist, with the nearest name beside it; W&B is not asked."""
+    """Return the problem of a missing path, with the most similar existing name; artifacts of W&B are not looked up."""
     if str(path).startswith("wandb:"):
         form = "wandb:ENTITY/PROJECT/NAME:ALIAS, an artifact of W&B"
         return [] if ARTIFACT.fullmatch(path) else [problem(key, path, form)]
@@ -55,17 +55,17 @@ def wrong_path(key: str, path: str, what: str) -> list[ConfigError]:
 
 
 def wrong_checkpoint(key: str, path: str) -> list[ConfigError]:
-    """The problem of a path that is to be a run folder or a checkpoint file of this project."""
+    """Return the problem of a path that should be a run folder or a checkpoint file of this project."""
     if (wrong := wrong_path(key, path, "a run folder or a checkpoint file")) or str(path).startswith("wandb:"):
         return wrong
     file = Path(path).expanduser()
     if file.is_file():
-        folder, found = file.parent, "it has no SHA-256 at its end: it is cut off, damaged or of another kind"
+        folder, reason = file.parent, "it has no SHA-256 at its end: it is cut off, damaged or of another kind"
     else:
-        file, folder, found = file / LAST, (file / LAST).parent, f"it has no good {LAST}"
+        file, folder, reason = file / LAST, (file / LAST).parent, f"it has no good {LAST}"
     if is_checkpoint(file):
         return []
     allowed = "a run folder or a checkpoint file of this project, with its SHA-256 at the end"
     good = max(filter(is_checkpoint, folder.glob("*.ckpt")), key=lambda each: each.stat().st_mtime_ns, default=None)
     fix = f"the newest that has one is beside it: {key}={good}" if good else f"there is none in {folder}"
-    return [problem(key, path, allowed, fix, Exit.NO_GOOD_CHECKPOINT, reason=found)]
+    return [problem(key, path, allowed, fix, Exit.NO_GOOD_CHECKPOINT, reason=reason)]

@@ -1,4 +1,4 @@
-"""The configuration of one job: every argument by its annotation, every setting by the table, then the relations."""
+"""Check of the configuration of one job: arguments by annotations, settings by the table, then relations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     ),
     "eval": tuple(key for key in EVAL if key not in PATHS),
 }
-"""Keys that are read whatever the groups are."""
+"""Keys that every configuration must have."""
 
 Path = tuple[Any, ...]
 
@@ -48,24 +48,24 @@ Path = tuple[Any, ...]
 def check_job(
     composer: Composer, task: str, config: DictConfig, job: int | None = None, typed: Sequence[str] = ()
 ) -> None:
-    """Check the configuration of a job, as `composer` has composed it; takes it apart.
+    """Check the configuration of a job from `composer`; modifies `config`.
 
-    `job` is its number in a multirun, and `typed` are then its overrides: it may go on in the folder that it has begun.
+    `job` is the number in a multirun and `typed` its overrides: a job with the same overrides may resume in its folder.
 
-    What is written comes first; what is derived from it (`${…}`) only if that is right, and relations last, so that one
-    mistake is one line.
+    Literal values are checked first, then interpolated values (`${…}`), then relations. A stage runs only if the
+    previous stage has no problems, so that one mistake gives one line.
 
     Raises:
-        ConfigErrors: it has problems.
+        ConfigErrors: the configuration has problems.
     """
     chosen = {str(group): str(option) for group, option in config.hydra.runtime.choices.items()}
     choices = relations.Choices(chosen, composer.contents)
     groups, tree = groups_of(config), plain(config)
-    found = dict(leaves(tree))
-    derived = [path for path, value in found.items() if "${" in str(value)]
-    problems = [one for path in found if path not in derived for one in wrong(task, tree, path, groups)]
+    values = dict(leaves(tree))
+    derived = [path for path, value in values.items() if "${" in str(value)]
+    problems = [one for path in values if path not in derived for one in wrong(task, tree, path, groups)]
     if not problems:
-        keys = {dotted(path[:end]) for path in found for end in range(1, len(path) + 1)}
+        keys = {dotted(path[:end]) for path in values for end in range(1, len(path) + 1)}
         problems = [
             problem(key, "", "a value", reason="the key is missing") for key in REQUIRED[task] if key not in keys
         ]
@@ -80,7 +80,7 @@ def check_job(
 
 
 def _written(tree: dict[str, Any], path: Path) -> str:
-    """The key whose value another key takes over by `${…}`."""
+    """Return the key that the value of `path` refers to by `${…}`."""
     key = dotted(path)
     while path and isinstance(value := at(tree, path), str) and (link := re.fullmatch(r"\$\{(\w[\w.]*)\}", value)):
         key, path = link[1], tuple(link[1].split("."))
@@ -88,7 +88,7 @@ def _written(tree: dict[str, Any], path: Path) -> str:
 
 
 def wrong(task: str, tree: dict[str, Any], path: Path, groups: list[str], written: str = "") -> list[ConfigError]:
-    """The problem of one key of a configuration, or nothing; `written` is the key that is named, if it is another."""
+    """Return the problems of one key of a configuration; messages name the key `written`, if given."""
     key, value, objects = dotted(path), at(tree, path), list(_objects(tree, path))
     for where in objects:
         if problems := _of_argument(task, tree, path, where, groups, written):
@@ -99,7 +99,7 @@ def wrong(task: str, tree: dict[str, Any], path: Path, groups: list[str], writte
     below = _below(task, key)
     if below and not isinstance(value, dict):
         return [problem(key, value, f"keys below it: {', '.join(below)}", f"did you mean {key}.{below[0]}=…?")]
-    for end in range(1, len(path)):  # a mapping where a value belongs
+    for end in range(1, len(path)):  # a mapping instead of a value
         above, name = kind_of(task, dotted(path[:end])), dotted(path[:end])
         if above and not _below(task, name) and not accepts(above, at(tree, path[:end])):
             return [problem(name, at(tree, path[:end]), describe(above))]
@@ -110,7 +110,7 @@ def wrong(task: str, tree: dict[str, Any], path: Path, groups: list[str], writte
 
 
 def _of_value(key: str, value: Any, kind: Any) -> list[ConfigError]:
-    """The problem of a value that is not of its type."""
+    """Return the problem of a value that does not have its type."""
     if value == "???":
         return [problem(key, value, describe(kind), f"add {key}=…", reason="it must be given")]
     if accepts(kind, value):
@@ -124,18 +124,19 @@ def _of_value(key: str, value: Any, kind: Any) -> list[ConfigError]:
 def _of_argument(
     task: str, tree: dict[str, Any], path: Path, where: Path, groups: list[str], written: str
 ) -> list[ConfigError]:
-    """The problem of the argument of the object at `where` in which `path` lies."""
-    node, argument, own = at(tree, where), path[len(where)], path[: len(where) + 1]
-    target, key, arguments = node["_target_"], dotted(own), find(node["_target_"]).arguments
+    """Return the problem of the argument at `path` of the object at `where`."""
+    object_config, argument, own = at(tree, where), path[len(where)], path[: len(where) + 1]
+    target, key = object_config["_target_"], dotted(own)
+    arguments = find(target).arguments
     settings = NOT_ARGUMENTS.get(dotted(where), ())
     if argument in settings or argument in HYDRA or arguments is None:
         return []
     if argument not in arguments:
-        close = nearest(argument, [*arguments, *(part for part in node if part in settings)])
+        close = nearest(argument, [*arguments, *(part for part in object_config if part in settings)])
         fix = f"did you mean {dotted((*where, close))}={show(at(tree, path))}?" if close else ""
         allowed = f"arguments of {target.rpartition('.')[2]}: {', '.join(arguments) or 'none'}"
         return [problem(dotted(path), at(tree, path), allowed, fix)]
-    value = _with_objects(node[argument])
+    value = _with_objects(object_config[argument])
     if kind_of(task, key) or "${" in str(value):
         return []
     key = written if written and own == path else key
@@ -147,26 +148,26 @@ def _of_argument(
 
 
 def _with_objects(value: Any) -> Any:
-    """The value as the object gets it: what is built from a node is taken for a function."""
+    """Return the value with a placeholder function in place of each object that is built from a configuration."""
     if isinstance(value, dict):
         return _built if "_target_" in value else {key: _with_objects(item) for key, item in value.items()}
     return [_with_objects(item) for item in value] if isinstance(value, list) else value
 
 
 def _built() -> None:
-    """Stands for an object that is not built yet."""
+    """Placeholder for an object that is not built."""
 
 
 def _below(task: str, key: str) -> list[str]:
-    """The keys that the table has below this one."""
+    """Return the keys of the table below this key."""
     return sorted({name.removeprefix(f"{key}.") for name in TABLES[task] if name.startswith(f"{key}.")})
 
 
 def _objects(tree: dict[str, Any], path: Path) -> Iterator[Path]:
-    """Where the objects stand that a key belongs to."""
+    """Yield the paths of the objects that contain this path."""
     for end in range(len(path)):
-        node = at(tree, path[:end])
-        if isinstance(node, dict) and isinstance(node.get("_target_"), str):
+        value = at(tree, path[:end])
+        if isinstance(value, dict) and isinstance(value.get("_target_"), str):
             yield path[:end]
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in lines that a user can act on."""
+"""Problems of a configuration, as messages with a fix."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ HABITS = {
     "distance": "loss",
     "debug": "show_traceback",
 }
-"""What the same thing is called elsewhere."""
+"""Names in other projects -> names in this project."""
 
 
 class ConfigErrors(ConfigError):
-    """Several problems at once, one a line; the exit code is the first one's.
+    """Several problems, one for each line. The exit code is that of the first problem.
 
     Args:
-        problems: at least one.
+        problems: one or more.
     """
 
     def __init__(self, problems: Sequence[ConfigError]) -> None:
@@ -49,7 +49,7 @@ class ConfigErrors(ConfigError):
 def problem(
     key: str, value: Any, allowed: str, fix: str = "", code: Exit = Exit.BAD_INPUT, *, reason: str = ""
 ) -> ConfigError:
-    """One problem, with its value written as on the command line."""
+    """Return a problem with the value in the form of the command line."""
     key, value, allowed, fix, reason = (text.replace("\n", "\\n") for text in (key, show(value), allowed, fix, reason))
     error = ConfigError(key, value, allowed, fix, reason=reason)
     error.code = code
@@ -57,12 +57,12 @@ def problem(
 
 
 def unknown_key(key: str, value: Any, known: Iterable[str], groups: Iterable[str]) -> ConfigError:
-    """A key that does not exist: what there is beside it, and the key that was probably meant.
+    """Return the problem of an unknown key, with the keys of the same level and the most similar key.
 
     Args:
         key: the key.
-        value: what it was to become.
-        known: all keys there are, dotted.
+        value: the value of the key.
+        known: all existing keys, dotted.
         groups: names of the config groups.
     """
     known = list(known)
@@ -89,7 +89,7 @@ def unknown_key(key: str, value: Any, known: Iterable[str], groups: Iterable[str
 
 
 def one_line(error: BaseException | str) -> str:
-    """The message of somebody else's error in one line, without where to read more."""
+    """Return the message of an error of another library in one line, without links."""
     text = str(error) or type(error).__name__
     cause = getattr(error, "__cause__", None)
     text = f"{text}: {cause}" if cause is not None and str(cause) not in text else text

@@ -1,4 +1,4 @@
-"""`ckpt_path=last` and `ckpt_path=FOLDER`: the command line of the run that goes on."""
+"""`ckpt_path=last` and `ckpt_path=FOLDER`: the command line of the resumed run."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LIMITS = ("trainer.max_steps", "trainer.max_images", "data.batch_size")
 
 
 def continued(composer: Composer, overrides: Sequence[Override]) -> list[Override] | None:
-    """Overrides with which the run goes on in its folder, or None if it is not asked to.
+    """Return the overrides that resume a run in its folder, or None if the command resumes no run.
 
-    What the run was started with comes first, then what is typed now, then the folder itself.
+    The order is: overrides of the run, overrides of this command, folder of the run.
 
     Raises:
-        ConfigError: there is no such run, it has no checkpoint to go on from (exit code 4), it is done, or another
-            folder is given beside it.
+        ConfigError: there is no such run, the run has no checkpoint (exit code 4), the run is done, or hydra.run.dir is
+            another folder.
     """
     asked = next((o.value() for o in reversed(overrides) if o.key_or_group == "ckpt_path" and not o.is_delete()), None)
     given = next((o.value() for o in reversed(overrides) if o.key_or_group == "hydra.run.dir"), None)
@@ -53,7 +53,7 @@ def continued(composer: Composer, overrides: Sequence[Override]) -> list[Overrid
     check_links("ckpt_path", folder)
     before = harmless(composer, folder, started, [*(o.key_or_group for o in typed), "ckpt_path"])
     root = _at(trained, "data", "root")
-    if isinstance(root, str) and Path(root).is_absolute() and "$" not in root:  # the typed one may have been relative
+    if isinstance(root, str) and Path(root).is_absolute() and "$" not in root:  # the override may be relative
         absolute = composer.parse([f"data.root={QuotedString(root, Quote.single).with_quotes()}"])[0]
         before = [absolute if override.key_or_group == "data.root" else override for override in before]
     quoted = QuotedString(str(folder), Quote.single).with_quotes()
@@ -61,8 +61,8 @@ def continued(composer: Composer, overrides: Sequence[Override]) -> list[Overrid
     merged = [*before, *typed, *own]
     config = composer.compose(merged)
     limits = {key: OmegaConf.select(config, key) for key in LIMITS}
-    those = {key: _at(trained, *key.split(".")) for key in LIMITS}
-    if config.get("train", True) and _state(folder) == "DONE" and limits == those:
+    limits_before = {key: _at(trained, *key.split(".")) for key in LIMITS}
+    if config.get("train", True) and _state(folder) == "DONE" and limits == limits_before:
         steps = limits["trainer.max_steps"]
         reason = f"this one is DONE (trainer.max_steps={steps})"
         fix = f"train on with, for instance, trainer.max_steps={2 * steps}"
@@ -89,9 +89,9 @@ def _last(composer: Composer, overrides: list[Override], given: str | None) -> P
 
 
 def _at(config: dict[str, Any], group: str, key: str) -> Any:
-    """A value of a stranger's configuration, as it is written: no interpolation is resolved."""
-    node = config.get(group)
-    return node.get(key) if isinstance(node, dict) else None
+    """Return a value of an untrusted configuration without resolving interpolations."""
+    settings = config.get(group)
+    return settings.get(key) if isinstance(settings, dict) else None
 
 
 def _state(folder: Path) -> str | None:
@@ -99,7 +99,11 @@ def _state(folder: Path) -> str | None:
 
 
 def _read(folder: Path, name: str, kind: type) -> Any:
-    """A YAML file that every run folder has."""
+    """Read a YAML file that every run folder has.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
     try:
         content = read_yaml(folder / name, folder)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Which allowed value a wrong one was probably meant to be."""
+"""Suggestions: the allowed value that is most similar to a wrong value."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ FLAGS = {"1": True, "0": False, "yes": True, "no": False, "on": True, "off": Fal
 
 
 def nearest(word: Any, candidates: Iterable[Any], cutoff: float = 0.6) -> Any:
-    """The candidate that is spelled most like `word`, or None."""
+    """Return the candidate with the most similar spelling, or None."""
     spelled: dict[str, Any] = {}
     for candidate in candidates:
         spelled.setdefault(show(candidate).lower(), candidate)
-    found = difflib.get_close_matches(show(word).lower(), spelled, n=1, cutoff=cutoff)
-    return spelled[found[0]] if found else None
+    matches = difflib.get_close_matches(show(word).lower(), spelled, n=1, cutoff=cutoff)
+    return spelled[matches[0]] if matches else None
 
 
 def meant(kind: Any, value: Any) -> Any:
-    """The value of a type that was probably meant, or None: 1000000 for 1e6, [2] for 2, true for yes."""
+    """Return the most probable value of a type, or None: 1000000 for 1e6, [2] for 2, true for yes."""
     base, _ = parts(kind)
     if len(each := members(base)) > 1:
-        return next((found for member in each if (found := meant(member, value)) is not None), None)
+        return next((close for member in each if (close := meant(member, value)) is not None), None)
     if get_origin(base) is Literal:
         return nearest(value, get_args(base))
     if base is bool:
@@ -42,7 +42,7 @@ def meant(kind: Any, value: Any) -> Any:
 
 
 def meant_target(target: Any) -> str | None:
-    """The class or function that a `_target_` was probably meant to name."""
+    """Return the class or function with the name most similar to a `_target_`, or None."""
     found = find(show(target))
     name = nearest(found.missing, found.candidates, 0.5)
     return name and ".".join(filter(None, [found.module, name, found.rest]))

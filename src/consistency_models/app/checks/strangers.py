@@ -1,4 +1,4 @@
-"""What a run folder that may be a stranger's can ask of the command line, when a run goes on in it."""
+"""Checks of an untrusted run folder before a run resumes in it."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from consistency_models.trust import advice, is_trusted
 __all__ = ["check_links", "harmless"]
 
 ELSEWHERE = ("folder", "dirpath", "cache_dir", "download", "profiler", "entity", "default_root_dir")
-"""Last parts of keys that make a run write outside its folder, fetch files, or send results to another account."""
+"""Last parts of keys that let a run write outside its folder, download files, or send results to another account."""
 
 OPTIMIZER = re.compile(r"torch\.optim\.[A-Z]\w*")
 MAX_LINES, MAX_LENGTH = 1000, 10_000
 
 
 def harmless(composer: Composer, folder: Path, lines: Sequence[Any], typed: Sequence[str]) -> list[Override]:
-    """The overrides in a folder's `overrides.yaml`, without those whose keys are typed now.
+    """Return the overrides of `overrides.yaml` in a run folder, without keys that the command overrides.
 
-    An override that would write or send something elsewhere is left out with a warning. What the folder itself decides
-    (`paths`) is left out in silence.
+    Overrides that write, fetch or send elsewhere are dropped with a warning. Overrides of `paths` are dropped, because
+    the folder is known.
 
     Args:
-        composer: reads overrides.
+        composer: parses overrides.
         folder: the run folder.
         lines: the content of the file.
-        typed: keys that are typed now, and are the user's own choice.
+        typed: keys of the command line, which the user has chosen.
 
     Raises:
-        ConfigErrors: an override names a class that a file may not name, resolves an interpolation by a function, sets
-            something of Hydra's, or is none.
+        ConfigErrors: an override names a class that is not trusted, calls a function in an interpolation, sets a key of
+            Hydra, or cannot be parsed.
     """
     if len(lines) > MAX_LINES or not all(isinstance(line, str) and len(line) <= MAX_LENGTH for line in lines):
         allowed = f"a run folder with up to {MAX_LINES} overrides of up to {MAX_LENGTH:,} characters"
@@ -51,7 +51,7 @@ def harmless(composer: Composer, folder: Path, lines: Sequence[Any], typed: Sequ
         raise
     except Exception as error:  # the parser of Hydra recurses
         raise problem("ckpt_path", folder, "a run folder", reason=f"its overrides.yaml: {one_line(error)}") from error
-    kept, problems = [], []
+    safe, problems = [], []
     for override in overrides:
         key = override.key_or_group
         if key in typed or key.startswith("paths."):
@@ -64,21 +64,21 @@ def harmless(composer: Composer, folder: Path, lines: Sequence[Any], typed: Sequ
                 f"warning: {folder}: {line} is left out: type it again to write, fetch or send there", file=sys.stderr
             )
         elif not wrong:
-            kept.append(override)
+            safe.append(override)
     if problems:
         raise ConfigErrors(problems)
-    return kept
+    return safe
 
 
 def check_links(key: str, folder: Path, top: Collection[str] | None = None) -> None:
-    """Refuse a run folder with a link that leads out of it: what is written there would go elsewhere.
+    """Refuse a run folder with a link to another folder, through which results would be written elsewhere.
 
-    The folder `wandb` is not looked into: W&B keeps links to its own logs there.
+    The folder `wandb` is skipped, because W&B has links to its own logs there.
 
     Args:
-        key: where the folder is given.
+        key: the key of the folder.
         folder: the run folder.
-        top: the names in the folder that are written to; by default all.
+        top: names in the folder to check; by default all.
 
     Raises:
         ConfigError: there is such a link.
@@ -105,7 +105,7 @@ def _wrong(override: Override) -> list[ConfigError]:
 
 
 def _is_known(target: Any) -> bool:
-    """Whether a class or function may be named; nothing is imported."""
+    """Whether a class or function is trusted; imports nothing."""
     if target is None:
         return True
     name = str(target)
@@ -113,7 +113,7 @@ def _is_known(target: Any) -> bool:
 
 
 def _leaves(override: Override) -> Iterator[tuple[str, Any]]:
-    """(last part of the key, value) of all that an override sets."""
+    """Yield (last part of the key, value) of all values of an override."""
     waiting = [(override.key_or_group.rpartition(".")[2], override.value())]
     while waiting:
         key, value = waiting.pop()

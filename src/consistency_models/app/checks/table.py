@@ -1,8 +1,7 @@
-"""What the settings of a configuration may be: the keys that are no argument of an object.
+"""The types of the settings of a configuration: keys that are no arguments of an object.
 
-An argument is checked by its annotation, see `consistency_models.values`; `FOREIGN` is for classes of other packages
-that have no bounds in theirs. Numbers of list items are written as *. `FREE` holds keys that no file in conf/ sets, but
-that can be added with a plus.
+Annotations give the bounds of arguments, see `consistency_models.values`. `FOREIGN` has the bounds of classes of other
+packages. Indices of list items are written as *. `FREE` has keys that no file in conf/ sets and that a user can add.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ NOT_ARGUMENTS = {
     "teacher": ("guidance", "weak"),
     "trainer": ("max_images",),
 }
-"""Keys of a group that are not handed to its object: other parts of the configuration use them."""
+"""Keys of a group that are no arguments of its object, because other parts of the configuration use them."""
 
 Target = Annotated[
     str, Predicate(lambda name: find(name).exists), doc("the full name of a class or function that can be imported")
@@ -101,7 +100,7 @@ TRAIN: dict[str, Any] = PATHS | {
     "channels_last": bool,
     "classes_if.True": Count | None,
     "classes_if.False": Literal[0],
-    # what a recipe sets; the groups take it up
+    # settings of a recipe, read by the groups
     "recipe.lr": Positive,
     "recipe.decay": Share,
     "recipe.warmup_images": NotNegative,
@@ -114,7 +113,7 @@ TRAIN: dict[str, Any] = PATHS | {
     "recipe.fourier_scale": Positive,
     "recipe.warmup_steps": Count,
     "recipe.limit": Annotated[float, Gt(0), Lt(1)],
-    # of the method, the teacher and the data, for other parts
+    # settings of the method, the teacher and the data, read by other parts
     "model.name": Text,
     "model.segments": Size,
     "model.phases": Annotated[Sequence[Size], MinLen(1)],
@@ -125,7 +124,7 @@ TRAIN: dict[str, Any] = PATHS | {
     "teacher.weak": Text | None,
     "init._target_": Target | None,
     "init.path": Text | None,
-    "network.num_classes": Count | None,  # null, if the data do not say how many: see relations.data
+    "network.num_classes": Count | None,  # null if the data set has an unknown number: see relations.data
     "data.source": Object,
     "data.name": Text,
     "data.root": Text | None,
@@ -136,7 +135,7 @@ TRAIN: dict[str, Any] = PATHS | {
     "data.clamp": bool,
     "data.evaluation_images": Images,
     "data.source.download": bool,
-    "data.source.dimension": Annotated[int, Ge(2)],  # of a mixture: pictures show two coordinates
+    "data.source.dimension": Annotated[int, Ge(2)],  # of a mixture, whose pictures show two coordinates
     "augment.flip": bool,
     "evaluation.steps": StepCounts,
     "evaluation.n": Images,
@@ -177,7 +176,7 @@ FREE: dict[str, Any] = {
 }
 
 HYDRA: dict[str, Any] = {"_target_": Target, "_partial_": bool, "_recursive_": bool, "_convert_": Text, "_args_": list}
-"""Hydra's own keys of every object."""
+"""Keys of Hydra for every object."""
 
 FOREIGN: dict[str, dict[str, Any]] = {
     "torch.optim.": {
@@ -188,12 +187,14 @@ FOREIGN: dict[str, dict[str, Any]] = {
         "fused": bool | None,
     },
 }
-"""Arguments of classes of other packages, by the beginning of the class's name."""
+"""Arguments of classes of other packages, by the prefix of the class name."""
 
 
 def kind_of(task: str, key: str) -> Any:
-    """The type of a setting, None if there is no such setting."""
+    """Return the type of a setting, None if there is no such setting."""
     key = re.sub(r"\.\d+(?=\.|$)", ".*", key)
-    if task == "eval" and not key.startswith(("data.", "features.", "sampler.")):  # other ones than the run's
+    if task == "eval" and not key.startswith(
+        ("data.", "features.", "sampler.")
+    ):  # these three replace the groups of the run
         return EVAL.get(key) or HYDRA.get(key.rpartition(".")[2])
     return TRAIN.get(key) or FREE.get(key) or HYDRA.get(key.rpartition(".")[2])

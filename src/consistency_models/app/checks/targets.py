@@ -1,4 +1,4 @@
-"""What a `_target_` names: whether it exists, its arguments with their types, and its facts, read from the source.
+"""Lookup of a `_target_`: existence, arguments with their types, and facts, read from the source.
 
 Nothing is imported. A type is the argument's annotation (see `consistency_models.values`); a fact is an attribute of
 the class that is written as a literal, such as `needs_teacher = True`.
@@ -21,24 +21,24 @@ from consistency_models.values import MODULES, Unknown, evaluate
 __all__ = ["Found", "fact", "find"]
 
 NOT_READ = {"torch", "lightning", *sys.stdlib_module_names}
-"""Packages without facts and types of values, and with much to read."""
+"""Large packages without facts and types of values."""
 
 Definition = ast.ClassDef | ast.FunctionDef
 Origin = Definition | ast.expr | str | None
-"""A definition, the expression of an assignment, the dotted name that is imported, or something else."""
+"""A definition, the expression of an assignment, the dotted name of an import, or None for other statements."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Where the search for a dotted name ended.
+    """The result of the lookup of a dotted name.
 
     Args:
-        exists: everything was found.
-        module: what was found, dotted.
+        exists: the whole name was found.
+        module: the part that was found, dotted.
         missing: the part that was not found in `module`.
-        rest: what follows that part.
-        candidates: the parts that there are.
-        arguments: of a class or function, with their types; None where they are not known.
+        rest: the part after `missing`.
+        candidates: the names in `module`.
+        arguments: of a class or function, with their types; None if they are unknown.
         facts: attributes of the class, or of a function with `values.facts`.
         loadable: a file may name it: the definition is of this package and has the mark of `consistency_models.trust`.
     """
@@ -53,14 +53,14 @@ class Found:
     loadable: bool = False
 
 
-def fact(node: Any, name: str, default: Any = None) -> Any:
-    """A fact of the class that a node of the configuration names; `default` if it has none."""
-    return find(str((node or {}).get("_target_"))).facts.get(name, default)
+def fact(object_config: Any, name: str, default: Any = None) -> Any:
+    """Return a fact of the class of an object's configuration; `default` if the class has no such fact."""
+    return find(str((object_config or {}).get("_target_"))).facts.get(name, default)
 
 
 @lru_cache(maxsize=512)
 def find(target: str) -> Found:
-    """Look a dotted name up: package, modules, and what the last module defines or imports."""
+    """Look up a dotted name: package, modules, and a definition or an import of the last module."""
     located = _locate(target)
     if located is None or "." not in target:
         return Found(False, missing=target)
@@ -88,7 +88,7 @@ def find(target: str) -> Found:
         marked = marked and _is_marked(methods[member])
         return Found(True, arguments=source.arguments(methods[member]), facts=facts, loadable=marked)
     if isinstance(origin, ast.ClassDef) and (origin.bases or member in facts):
-        return Found(True, facts=facts)  # inherited, perhaps
+        return Found(True, facts=facts)  # may be inherited
     return Found(False, f"{source.name}.{parts[0]}", member, "", tuple(methods))
 
 
@@ -98,7 +98,7 @@ def _is_marked(node: Definition) -> bool:
 
 @lru_cache(maxsize=1024)
 def _locate(target: str) -> tuple[_Source, tuple[str, ...]] | None:
-    """The last module of a dotted name, and the names that follow."""
+    """Return the last module of a dotted name, and the names after it."""
     first, *parts = target.split(".")
     try:
         spec = importlib.util.find_spec(first) if first else None
@@ -106,7 +106,7 @@ def _locate(target: str) -> tuple[_Source, tuple[str, ...]] | None:
         spec = None
     if spec is None or (spec.origin is None and not (parts and spec.submodule_search_locations)):
         return None
-    if spec.origin is None:  # a folder of packages that has no file of its own
+    if spec.origin is None:  # a namespace package
         name, folders = f"{first}.{parts.pop(0)}", map(Path, spec.submodule_search_locations or ())
         file = next((path for folder in folders if (path := _module(folder, name.rpartition(".")[2]))), None)
     else:
@@ -120,18 +120,18 @@ def _locate(target: str) -> tuple[_Source, tuple[str, ...]] | None:
 
 
 def _module(folder: Path, name: str) -> Path | None:
-    """The file of a module or package in a folder."""
+    """Return the file of a module or package in a folder."""
     return next((path for path in (folder / name / "__init__.py", folder / f"{name}.py") if path.is_file()), None)
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A module that is read, not imported.
+    """The source of a module, which is not imported.
 
     Args:
         file: the file of the source.
         name: dotted.
-        names: what stands at the top level; "*": any name.
+        names: names at the top level; "*": any name.
     """
 
     file: Path
@@ -143,7 +143,7 @@ class _Source:
         return self.file.name == "__init__.py"
 
     def resolve(self, name: str) -> Any:
-        """The object that a name in an annotation stands for; `Unknown` for a class."""
+        """Return the object of a name in an annotation; `Unknown` for a class."""
         origin = self.names.get(name)
         if isinstance(origin, ast.expr):
             return evaluate(ast.unparse(origin), self.resolve)
@@ -152,7 +152,7 @@ class _Source:
         return _imported(origin)
 
     def found(self, base: ast.expr) -> Found:
-        """The arguments and facts of a base class."""
+        """Look up the arguments and facts of a base class."""
         first, _, rest = ast.unparse(base).partition(".")
         origin = self.names.get(first)
         if isinstance(origin, ast.ClassDef) and not rest:
@@ -160,7 +160,7 @@ class _Source:
         return find(f"{origin}.{rest}".rstrip(".")) if isinstance(origin, str) else Found(True)
 
     def facts(self, node: Definition) -> dict[str, Any]:
-        """Literal attributes of a class, inherited ones among them; of a function those of the decorator `facts`."""
+        """Return the literal attributes of a class, including inherited ones; for a function, those of `facts`."""
         if isinstance(node, ast.FunctionDef):
             calls = [call for call in node.decorator_list if isinstance(call, ast.Call)]
             given = [key for call in calls if ast.unparse(call.func).endswith("facts") for key in call.keywords]
@@ -172,7 +172,7 @@ class _Source:
         return inherited | dict(_literals(node.body))
 
     def arguments(self, node: Definition) -> dict[str, Any] | None:
-        """The arguments of a function or class, with inherited ones; None if a part of them cannot be read."""
+        """Return the arguments of a function or class, including inherited ones; None if some cannot be read."""
         if isinstance(node, ast.FunctionDef):
             return None if node.args.kwarg else self._written(node)
         init = next((part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
@@ -201,7 +201,7 @@ class _Source:
         }
 
     def _kind(self, annotation: ast.expr | None, default: ast.expr | None) -> Any:
-        """The type of an annotation; None is allowed where it is the default."""
+        """Return the type of an annotation; a default of None makes None allowed."""
         if annotation is None:
             return Any
         quoted = isinstance(annotation, ast.Constant) and isinstance(annotation.value, str)
@@ -211,7 +211,7 @@ class _Source:
 
 @lru_cache(maxsize=1024)
 def _imported(origin: str) -> Any:
-    """The object that an import of this name in a source gives to an annotation."""
+    """Return the object of an imported name in an annotation."""
     module, _, attribute = origin.rpartition(".")
     if origin in MODULES:
         return importlib.import_module(origin)
@@ -230,7 +230,7 @@ def _read(file: Path, name: str) -> _Source:
     try:
         tree = ast.parse(file.read_text(encoding="utf-8")) if file.suffix == ".py" else None
     except (OSError, SyntaxError, ValueError):
-        tree = None  # the import reports it
+        tree = None  # the import reports the error
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     return _Source(file, name, {"*": None} if tree is None else dict(_top_level(tree.body, package)))
 
@@ -255,7 +255,7 @@ def _top_level(body: list[ast.stmt], package: str) -> Iterator[tuple[str, Origin
 
 
 def _assigned(node: ast.Assign | ast.AnnAssign) -> Iterator[tuple[str, ast.expr | None]]:
-    """Names and the expressions that are assigned to them."""
+    """Yield names and the expressions assigned to them."""
     for place in node.targets if isinstance(node, ast.Assign) else [node.target]:
         if isinstance(place, ast.Name):
             yield place.id, node.value

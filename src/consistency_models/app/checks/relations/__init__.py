@@ -1,4 +1,4 @@
-"""What must hold between keys and groups: each function says what is wrong with one thing, or nothing.
+"""Relations between keys and groups: each function yields the problems of one relation.
 
 All take the resolved configuration, which has passed the rules for single keys, and the option that each group has.
 """

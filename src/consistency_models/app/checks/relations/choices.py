@@ -13,11 +13,11 @@ Config, Problems = dict[str, Any], Iterator[ConfigError]
 
 
 class Choices(dict[str, str]):
-    """The option that each group has.
+    """The chosen option of each group.
 
     Args:
         chosen: group -> option.
-        options: `options(group)` gives the options of a group, each with what its file says.
+        options: `options(group)` returns the options of a group with the content of their files.
     """
 
     def __init__(self, chosen: Mapping[str, str], options: Callable[[str], Iterable[tuple[str, Config]]]) -> None:

@@ -13,7 +13,7 @@ __all__ = ["augment", "data", "features"]
 
 
 def data(config: Config, choices: Choices) -> Problems:
-    """Data that are there, as they are, with what is asked of them."""
+    """The data exist, and the settings match the data set."""
     data, source, name = config["data"], config["data"]["source"], choices.get("data")
     if "root" in source:
         if source["root"] is not None:
@@ -43,7 +43,7 @@ def data(config: Config, choices: Choices) -> Problems:
 
 
 def augment(config: Config, choices: Choices) -> Problems:
-    """A network that takes as many augmentation labels as there are."""
+    """The network takes all augmentation labels."""
     augment, width = config["augment"], config["network"].get("augment_dim", 0)
     if augment.get("_target_") and (widths := fact(augment, "LABELS")):
         labels = sum(width for name, width in widths.items() if augment.get(name, 0) > 0)
@@ -60,7 +60,7 @@ def augment(config: Config, choices: Choices) -> Problems:
 
 
 def features(config: Config, choices: Choices) -> Problems:
-    """A feature space, and a distance, that fit the images."""
+    """Feature space and distance fit the images."""
     data, chosen, extractor = config["data"], choices.get("features"), config["features"].get("extractor") or {}
     reference, package = config["features"].get("reference"), fact(extractor, "needs_package")
     if fact(extractor, "needs_classes") and data["num_classes"] == 0:

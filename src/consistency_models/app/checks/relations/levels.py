@@ -13,17 +13,18 @@ __all__ = ["curriculum", "levels", "preconditioning", "schedule", "steps"]
 
 
 def levels(config: Config, choices: Choices) -> Problems:
-    """Ranges of noise levels with a bottom below their top, the same ones for schedule and preconditioning."""
+    """Ranges of noise levels are not empty, and schedule and preconditioning have the same range."""
     schedule, sampler, preconditioning = config["schedule"], config["sampler"], config["preconditioning"]
     spacing = schedule.get("spacing") or {}
-    for group, node in (("schedule", schedule), ("schedule.spacing", spacing), ("sampler", sampler)):
-        low, high, sigma_mid = (node.get(key) for key in ("sigma_min", "sigma_max", "sigma_mid"))
+    for group, settings in (("schedule", schedule), ("schedule.spacing", spacing), ("sampler", sampler)):
+        low, high, sigma_mid = (settings.get(key) for key in ("sigma_min", "sigma_max", "sigma_mid"))
         if low is not None and high is not None and not low < high:
             yield problem(f"{group}.sigma_min", low, f"less than {group}.sigma_max={high}", "did you swap them?")
         elif sigma_mid is not None and not (low or 0) < sigma_mid < (math.inf if high is None else high):
             yield problem(f"{group}.sigma_mid", sigma_mid, f"between sigma_min={low} and sigma_max={high}")
-        if node.get("churn_min", 0) > node.get("churn_max", math.inf):
-            yield problem(f"{group}.churn_min", node["churn_min"], f"at most {group}.churn_max={node['churn_max']}")
+        if settings.get("churn_min", 0) > settings.get("churn_max", math.inf):
+            allowed = f"at most {group}.churn_max={settings['churn_max']}"
+            yield problem(f"{group}.churn_min", settings["churn_min"], allowed)
     transition, called = (
         config["model"].get("transition") or 0.0,
         ("sigma_mid" if "sigma_mid" in sampler else "sigma_min"),
@@ -45,7 +46,7 @@ def levels(config: Config, choices: Choices) -> Problems:
 
 
 def schedule(config: Config, choices: Choices) -> Problems:
-    """Levels of the kind that the method needs, and numbers that a schedule of stages or phases can keep."""
+    """The schedule draws the levels that the method needs, and its stages or phases are consistent."""
     schedule, chosen, model = config["schedule"], choices.get("schedule"), choices.get("model")
     needs, levels = fact(config["model"], "needs_levels"), fact(schedule, "draws")
     if needs and levels and needs != levels:
@@ -83,14 +84,14 @@ def schedule(config: Config, choices: Choices) -> Problems:
 
 
 def curriculum(config: Config, choices: Choices) -> Problems:
-    """A growing curriculum grows."""
+    """A growing curriculum ends above its start."""
     s0, s1 = config["curriculum"].get("s0"), config["curriculum"].get("s1")
     if None not in (s0, s1) and s0 > s1:
         yield problem("curriculum.s0", s0, f"at most curriculum.s1={s1}", "did you swap them?")
 
 
 def preconditioning(config: Config, choices: Choices) -> Problems:
-    """A network that predicts what the method needs."""
+    """The network predicts what the method needs."""
     needs, given = fact(config["model"], "needs_network_of"), fact(config["preconditioning"], "predicts")
     if needs and given and needs != given:
         fitting = [option for option, node in choices.options("preconditioning") if fact(node, "predicts") == needs]

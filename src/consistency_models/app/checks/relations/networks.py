@@ -13,7 +13,7 @@ __all__ = ["method", "network", "two_times"]
 
 
 def network(config: Config, choices: Choices) -> Problems:
-    """The shapes of the data, images that can be halved, and widths that can be normalised in groups."""
+    """The network fits the shape of the data, its sizes can be halved, and its widths allow group normalisation."""
     network, size = config["network"], config["data"]["image_size"]
     shapes = {"image_size": "image_size", "channels": "channels", "num_classes": "network_classes"}
     for own, key in shapes.items():
@@ -66,7 +66,7 @@ def two_times(config: Config, choices: Choices) -> Problems:
 
 
 def method(config: Config, choices: Choices) -> Problems:
-    """Numbers of a method that fit one another."""
+    """An RMS norm requires a norm, and ranges are ascending."""
     model = config["model"]
     if model.get("tangent_rms") and model.get("tangent_norm") is None:
         fix = "set model.tangent_norm=0.1"

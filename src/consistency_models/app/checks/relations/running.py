@@ -16,7 +16,7 @@ __all__ = ["checkpoint", "outputs", "solver", "trainer"]
 
 
 def trainer(config: Config, choices: Choices) -> Problems:
-    """A global batch that divides evenly, and devices that the strategy can use."""
+    """The batch is divisible into micro-batches, and the strategy supports the devices."""
     trainer, batch = config["trainer"], config["data"]["batch_size"]
     devices = trainer["devices"]
     count = len(devices) if isinstance(devices, list) else devices
@@ -41,7 +41,7 @@ def trainer(config: Config, choices: Choices) -> Problems:
 
 
 def outputs(config: Config, choices: Choices) -> Problems:
-    """Something to do, and callbacks that have what they build on."""
+    """The command trains or tests, and callbacks have the callbacks that they need."""
     if not config["train"] and not config["test"]:
         yield problem("train", False, "true, unless test=true", reason="there is nothing to do")
     elif not config["train"] and config["ckpt_path"] is None:
@@ -65,14 +65,14 @@ def outputs(config: Config, choices: Choices) -> Problems:
 
 
 def solver(config: Config, choices: Choices) -> Problems:
-    """A solver that was chosen is used."""
+    """A chosen solver is used."""
     if choices.get("solver") not in (None, "heun") and "solver" not in config["model"]:
         reason = f"model={choices.get('model')} solves no ODE in training"
         yield problem("solver", choices["solver"], "heun", "leave solver out", reason=reason)
 
 
 def checkpoint(config: Config, choices: Choices) -> Problems:
-    """A checkpoint to go on from that is there, and a run folder in which nothing would be overwritten."""
+    """The checkpoint exists, and no checkpoint in the run folder would be overwritten."""
     path, folder = config["ckpt_path"], Path(choices["run folder"])
     if path is not None:
         if path == "last" or (Path(path).expanduser().is_dir() and Path(path).resolve() != folder.resolve()):

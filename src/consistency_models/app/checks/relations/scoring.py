@@ -13,7 +13,7 @@ __all__ = ["sample_sets", "scored_run", "ways"]
 
 
 def scored_run(config: Config, choices: Choices) -> Problems:
-    """A run or a checkpoint that can be scored; official ones and exports against data that must be named."""
+    """The run or checkpoint can be scored; official files and exports require a data set."""
     path = Path(config["run"]).expanduser()
     if config["run"].startswith("wandb:"):
         fix = f"wandb artifact get {config['run'].removeprefix('wandb:')} fetches it"
@@ -32,7 +32,7 @@ def scored_run(config: Config, choices: Choices) -> Problems:
 
 
 def sample_sets(config: Config, choices: Choices) -> Problems:
-    """Images that are named once: by seeds or by n and repeats; sets of one size, so that they can be compared."""
+    """Images are given by seeds, or by n and repeats; all sample sets have the same size."""
     seeds, task = config["seeds"], choices.get("task")
     if seeds is not None:
         for key, usual in (("n", None), ("repeats", 1)):
@@ -50,7 +50,7 @@ def sample_sets(config: Config, choices: Choices) -> Problems:
 
 
 def ways(config: Config, choices: Choices) -> Problems:
-    """Levels that are named once, a sampler that can be made, and devices that there are several of."""
+    """Steps and levels are consistent, the sampler can be built, and there are enough devices."""
     steps, sigmas, sampler = config["steps"], config["sigmas"], config.get("sampler") or {}
     if sigmas is not None and steps not in (None, [len(sigmas)]):
         reason = f"sigmas={show(sigmas)} are {len(sigmas)} steps"

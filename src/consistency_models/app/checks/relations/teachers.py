@@ -16,13 +16,13 @@ FILES = {
 
 
 def needs_teacher(config: Config) -> bool | None:
-    """What the method says of a teacher, or the schedule where the method works with and without."""
+    """Return whether the method needs a teacher, or the schedule if the method works with and without one."""
     needs = fact(config["model"], "needs_teacher")
     return fact(config["schedule"], "needs_teacher") if needs is None else needs
 
 
 def teacher(config: Config, choices: Choices) -> Problems:
-    """A teacher exactly where the method has a use for one, and one that can be had."""
+    """A method has a teacher if and only if it needs one, and the teacher is available."""
     needs, given, model = needs_teacher(config), config["teacher"]["_target_"], choices.get("model")
     path, chosen = config["teacher"].get("path"), choices.get("teacher", "?")
     reads = fact(config["teacher"], "reads", "a file")
@@ -42,7 +42,7 @@ def teacher(config: Config, choices: Choices) -> Problems:
 
 
 def guidance(config: Config, choices: Choices) -> Problems:
-    """A weaker teacher that guides, and guidance of a method by classes that there are."""
+    """A weaker teacher requires guidance, and guidance by classes requires classes."""
     teacher, model = config["teacher"], config["model"]
     if teacher.get("weak") is not None:
         if teacher.get("guidance") == 1:
@@ -52,14 +52,14 @@ def guidance(config: Config, choices: Choices) -> Problems:
     for key, none in (("omega", 1), ("kappa", 0), ("label_dropout", 0)):
         if model.get(key, none) != none and not config["data"]["network_classes"]:
             fix = "set data.conditional=true"
-            yield problem(f"model.{key}", model[key], f"{none}", fix, reason="the network is told no classes")
+            yield problem(f"model.{key}", model[key], f"{none}", fix, reason="the network takes no classes")
     if (model.get("omega", 1), model.get("kappa", 0)) != (1, 0) and not model.get("label_dropout", 0):
         reason = "guidance asks the network without a class, which it learns from hidden labels"
         yield problem("model.label_dropout", model.get("label_dropout"), "a number in (0, 1]", reason=reason)
 
 
 def init(config: Config, choices: Choices) -> Problems:
-    """Initial weights that can be had."""
+    """The initial weights are available."""
     path, given, chosen = config["init"].get("path"), config["init"]["_target_"], choices.get("init", "?")
     reads = fact(config["init"], "reads", "a file")
     if given and fact(config["init"], "needs_teacher") and not config["teacher"]["_target_"]:
