@@ -173,6 +173,9 @@ class Cluster:
     def restarted(self, job, restarts):
         """Wait until the job waits in the queue again, and start it at once: Slurm makes it wait for two minutes."""
         self.wait(job, "PENDING", restarts)
+        time.sleep(
+            2
+        )  # Slurm revokes the credentials of all starts within the second of the requeue: "Job credential revoked"
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def trains(self, job):
