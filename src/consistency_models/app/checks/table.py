@@ -127,10 +127,8 @@ TRAIN: dict[str, Any] = PATHS | {
     "network.num_classes": Count | None,  # null if the data set has an unknown number: see relations.data
     "data.source": Object,
     "data.name": Text,
-    "data.root": Text | None,
     "data.image_size": Size,
     "data.channels": Size,
-    "data.num_classes": Count | None,
     "data.network_classes": Count | None,
     "data.clamp": bool,
     "data.evaluation_images": Images,
