@@ -62,7 +62,7 @@ def teacher(config: Config, choices: Choices) -> Problems:
         allowed, reason = "run, edm, openai, ect, or exact with data=mixture", f"model={model} distils a teacher"
         yield problem("teacher", chosen, allowed, fix, reason=reason)
     elif given and needs is False:
-        yield problem("teacher", chosen, "none", "or choose model=cd", reason=f"model={model} has no use for a teacher")
+        yield problem("teacher", chosen, "none", "or choose model=cd", reason=f"model={model} uses no teacher")
     elif path and (not given or _is(config, "teacher", "exact_teacher")):
         yield problem("teacher.path", path, f"null with teacher={chosen}", "did you mean teacher=run?")
     elif given and _is(config, "teacher", "run_teacher"):
@@ -89,7 +89,7 @@ def guidance(config: Config, choices: Choices) -> Problems:
             fix = "set data.conditional=true"
             yield problem(f"model.{key}", model[key], f"{none}", fix, reason="the network takes no classes")
     if (model.get("omega", 1), model.get("kappa", 0)) != (1, 0) and not model.get("label_dropout", 0):
-        reason = "guidance asks the network without a class, which it learns from hidden labels"
+        reason = "guidance calls the network without a class, which label dropout trains"
         yield problem("model.label_dropout", model.get("label_dropout"), "a number in (0, 1]", reason=reason)
     if "interval" in model and not model["interval"][0] <= model["interval"][1]:
         yield problem("model.interval", model["interval"], "two ascending times", "did you swap them?")
@@ -107,7 +107,7 @@ def two_times(config: Config, choices: Choices) -> Problems:
         reason = f"{model} calls the network with two times, and {target.rpartition('.')[2]} takes one"
         yield problem("network", choices.get("network"), allowed, "did you mean network=small?", reason=reason)
     if fact(config["sampler"], "one_time"):
-        reason = f"{model} is called with the level where a step ends, which this sampler does not tell"
+        reason = f"{model} takes the level at the end of a step, which this sampler does not pass"
         yield problem("sampler", choices.get("sampler"), "flow_map, euler, heun", reason=reason)
     scalings, method = config["preconditioning"]["_target_"], config["model"]["_target_"].rpartition(".")[2]
     if method in FLOW_MAPS and scalings.startswith("consistency_models.") and not scalings.endswith(".Flow"):
@@ -290,8 +290,8 @@ def data(config: Config, choices: Choices) -> Problems:
         elif "download" not in source:
             yield problem("data.root", None, "a folder or a zip of images", "it must be given: data.root=…")
         elif source.get("cache_dir") is None:
-            fix = "null keeps no files, and there is no data.root"
-            yield problem("data.source.cache_dir", None, "a folder for the files that are fetched", fix)
+            fix = "or set data.root; null stores no files"
+            yield problem("data.source.cache_dir", None, "a folder for the downloaded files", fix)
     elif data["root"] is not None:
         yield problem("data.root", data["root"], "null", "leave data.root out", reason=f"data={name} reads no files")
     for key in ("image_size", "channels", "num_classes"):
@@ -397,8 +397,8 @@ def outputs(config: Config, choices: Choices) -> Problems:
             yield problem(f"callbacks.{name}", None, f"null only with {off}", reason="they use it")
     saves = callbacks.get("checkpoint") or {}
     if saves.get("keep") is not None and saves.get("keep_every") is None:
-        allowed, fix = "null with callbacks.checkpoint.keep_every=null", "set keep_every, too"
-        reason = "it counts the numbered checkpoints"
+        allowed, fix = "null with callbacks.checkpoint.keep_every=null", "also set keep_every"
+        reason = "keep counts the numbered checkpoints"
         yield problem("callbacks.checkpoint.keep", saves["keep"], allowed, fix, reason=reason)
     if config["logger"]["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
         fix = "install it with pip install 'consistency-models[tensorboard]'"
@@ -418,7 +418,7 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
     path, folder = config["ckpt_path"], Path(choices["run folder"])
     if path is not None:
         if path == "last" or (Path(path).expanduser().is_dir() and Path(path).resolve() != folder.resolve()):
-            reason = "last and FOLDER go on with one run: on the command line only"
+            reason = "last and FOLDER resume one run, on the command line only"
             yield problem("ckpt_path", path, "a checkpoint file", reason=reason)
         elif not Path(path).is_dir():
             yield from wrong_checkpoint("ckpt_path", path)
@@ -426,15 +426,15 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
     saved = ((config.get("callbacks") or {}).get("checkpoint") or {}).get("folder")
     if saved is not None and Path(saved).resolve() != (folder / "checkpoints").resolve():
         allowed, fix = f"{folder}/checkpoints", "choose the run folder by paths.runs or hydra.run.dir"
-        reason = "a resumed or scored run is looked for in its run folder"
+        reason = "a resumed or scored run is searched in its run folder"
         yield problem("callbacks.checkpoint.folder", saved, allowed, fix, reason=reason)
     parent = next(above for above in (folder.absolute(), *folder.absolute().parents) if above.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         reason = f"{parent} is {'not writable' if parent.is_dir() else 'a file'}"
         fix = "choose another by paths.runs or hydra.run.dir"
-        yield problem("run folder", folder, "a folder that can be made", fix, Exit.STORAGE, reason=reason)
+        yield problem("run folder", folder, "a folder that can be created", fix, Exit.STORAGE, reason=reason)
     if has_checkpoint(folder) and not goes_on:
-        fix = f"go on with it by {pasteable('ckpt_path', folder)}, or choose another folder"
+        fix = f"resume it by {pasteable('ckpt_path', folder)}, or choose another folder"
         reason = "its checkpoints would be overwritten"
         yield problem("run folder", folder, "a folder without checkpoints", fix, reason=reason)
 
