@@ -18,7 +18,7 @@ from consistency_models.data.mixture import Mixture
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError
 from consistency_models.storage.loading import instantiate, load
-from consistency_models.values import Distinct, Text, Weights, checked
+from consistency_models.values import Distinct, Text, Weights, checked, facts
 
 __all__ = [
     "Guided",
@@ -74,6 +74,7 @@ def _check_fits(teacher: nn.Module, key: str, path: str, data: DataSpec) -> None
         raise ConfigError(key, path, allowed, "see data.conditional", reason=reason)
 
 
+@facts(reads="a run")
 @checked
 def run_teacher(path: Text, weights: Weights | None = None) -> nn.Module:
     """Load the model of another run, with its averaged weights."""
@@ -83,6 +84,7 @@ def run_teacher(path: Text, weights: Weights | None = None) -> nn.Module:
     return generator.model
 
 
+@facts(reads="an official file")
 @checked
 def official_teacher(path: Text, kinds: Annotated[Sequence[Text], MinLen(1), Distinct]) -> nn.Module:
     """Load the model of an official checkpoint of one of these kinds, see `pretrained.Pretrained.kind`."""
@@ -136,6 +138,7 @@ class Guided(nn.Module):
         return weak + self.guidance * (self.model(x, sigma, labels) - weak)
 
 
+@facts(reads=None, needs_closed_form=True)
 def exact_teacher(source: Mixture, path: None = None) -> nn.Module:
     """Return the closed-form denoiser of a Gaussian mixture."""
     if not hasattr(source, "denoised"):
@@ -158,6 +161,7 @@ class _Exact(nn.Module):
         return self.source.denoised(x, sigma, labels)
 
 
+@facts(reads=None, needs_teacher=True)
 def weights_of_teacher(model: nn.Module, teacher: nn.Module | None, path: None = None) -> None:
     """Initialise the student with the teacher's weights."""
     if teacher is None or not any(True for _ in teacher.parameters()):
@@ -166,6 +170,7 @@ def weights_of_teacher(model: nn.Module, teacher: nn.Module | None, path: None =
     _copy(teacher, model, "teacher")
 
 
+@facts(reads="a run")
 @checked
 def weights_of_run(
     model: nn.Module, path: Text | Path, teacher: nn.Module | None = None, weights: Weights | None = None
@@ -174,6 +179,7 @@ def weights_of_run(
     _copy(load(path, weights).model, model, f"init.path={path}")
 
 
+@facts(reads="an official file")
 @checked
 def weights_of_pretrained(model: nn.Module, path: Text | Path, teacher: nn.Module | None = None) -> None:
     """Initialise the network with the weights of an official checkpoint."""

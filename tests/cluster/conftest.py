@@ -32,7 +32,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.%n.log
-SlurmdTimeout=10
+SlurmdTimeout=20
 KillWait=60
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -57,15 +57,6 @@ TINY = (
 PATIENCE = 300.0  # seconds, of a machine that does other things
 
 
-def until(what, *show):
-    """Wait until `what()` is true, and return its value."""
-    latest = time.monotonic() + PATIENCE
-    while not (value := what()):
-        assert time.monotonic() < latest, "\n".join(str(each()) for each in show)
-        time.sleep(0.3)
-    return value
-
-
 class Cluster:
     """The commands of a Slurm that has been started.
 
@@ -76,6 +67,7 @@ class Cluster:
 
     def __init__(self, folder, work):
         self.folder, self.work = Path(folder), Path(work)
+        self.tiny = TINY
         self.mark = f"SLURM_CONF={self.folder}/slurm.conf"
         self.environment = {
             **os.environ,
@@ -107,27 +99,30 @@ class Cluster:
         self.run("slurmctld")
         for node in ("n1", "n2"):
             self.run("slurmd", "-N", node)
-        until(lambda: self.run("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D").strip() == "2", self.logs)
+        self.until(lambda: self.run("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D").strip() == "2")
         return self
 
     def stop(self):
-        """Kill every process of the cluster: the daemons and the jobs have its mark in their environment."""
-        while processes := self.processes():
-            for process in processes:
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
+        """Kill every process of the cluster."""
+        while self.kill(""):
             time.sleep(0.1)
 
-    def processes(self, *marks):
-        """The numbers of the cluster's processes, and of those with these words in their environment or command."""
+    def kill(self, word):
+        """Kill the cluster's processes that have a word in their command; returns how many there were."""
+        found = self.processes(word)
+        for process in found:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        return len(found)
+
+    def processes(self, word):
+        """The numbers of the cluster's processes, daemons and jobs, that have a word in their command."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                words = (process / "environ").read_bytes().split(b"\0") + (process / "cmdline").read_bytes().split(
-                    b"\0"
-                )
-                state = (process / "stat").read_text().rpartition(")")[2].split()[0]
-                if self.mark.encode() in words and all(mark.encode() in words for mark in marks) and state != "Z":
+                environment = (process / "environ").read_bytes().split(b"\0")  # a daemon hands it to its jobs
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ")
+                if self.mark.encode() in environment and word.encode() in command:
                     found.append(int(process.name))
         return found
 
@@ -138,6 +133,13 @@ class Cluster:
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def until(self, what):
+        """Wait for a condition."""
+        latest = time.monotonic() + PATIENCE
+        while not what():
+            assert time.monotonic() < latest, self.logs()
+            time.sleep(0.3)
 
     def submit(self, *arguments, options=()):
         """Submit the shipped script; returns the number of the job."""
@@ -166,7 +168,7 @@ class Cluster:
             assert not bad, f"{now}\n{self.logs()}"
             return now["JobState"] == state and int(now["Restarts"]) >= restarts
 
-        until(there, lambda: self.job(job), self.logs)
+        self.until(there)
 
     def restarted(self, job, restarts):
         """Wait until the job waits in the queue again, and start it at once: Slurm makes it wait for two minutes."""
@@ -175,7 +177,13 @@ class Cluster:
 
     def trains(self, job):
         """Wait until the job has saved."""
-        until(lambda: (self.folder_of(job) / "checkpoints/last.ckpt").exists(), lambda: self.job(job), self.logs)
+        self.until((self.folder_of(job) / "checkpoints/last.ckpt").exists)
+
+    def signal(self, job, name):
+        """Send a signal to the steps of a job, if there are any: to all their processes, as at a time limit."""
+        command = ["scancel", f"--signal={name}", job]
+        with suppress(subprocess.TimeoutExpired):  # it tries again for minutes where the job has ended already
+            subprocess.run(command, cwd=self.work, env=self.environment, capture_output=True, timeout=5)
 
     def preempt(self, node):
         """Take the node for a job of higher priority."""

@@ -1,6 +1,9 @@
 """slurm/train.sbatch and the submitit launcher on a real Slurm: how each end of a job ends."""
 
 import csv
+import json
+import os
+import signal
 
 import pytest
 import torch
@@ -34,21 +37,112 @@ def assert_same(one, other):
 @pytest.mark.parametrize("logger", ["csv", "default"])
 def test_a_preempted_job_ends_as_one_that_was_not(logger, slurm):
     jobs = [
-        slurm.submit(f"logger={logger}", "trainer.max_steps=3000", options=[f"--nodelist={n}"]) for n in ("n1", "n2")
+        slurm.submit(f"logger={logger}", "trainer.max_steps=2000", options=[f"--nodelist={n}"]) for n in ("n1", "n2")
     ]
     slurm.trains(jobs[0])
     slurm.preempt("n1")
     slurm.restarted(jobs[0], 1)
     folder = slurm.folder_of(jobs[0])
     assert (folder / "STOPPED").read_text().startswith("stopped by SIGTERM after step ")
-    assert read(folder / "checkpoints/last.ckpt")["step"] < 3000
+    assert read(folder / "checkpoints/last.ckpt")["step"] < 2000
     for job in jobs:
         slurm.wait(job, "COMPLETED")
         assert (slurm.folder_of(job) / "DONE").exists()
-        assert steps_of(slurm.folder_of(job)) == list(range(1, 3001))
+        assert steps_of(slurm.folder_of(job)) == list(range(1, 2001))
     ends = [read(slurm.folder_of(job) / "checkpoints/last.ckpt") for job in jobs]
     for part in ("step", "model", "ema", "target", "optimizer"):
         assert_same(*(end[part] for end in ends))
     if logger == "default":
         identity = (folder / "wandb_id").read_text()
         assert len(list(folder.glob(f"wandb/offline-run-*-{identity}"))) == 2
+
+
+def test_a_signal_while_the_job_starts(slurm):
+    """From the moment on at which there is something to send it to."""
+    job = slurm.submit("logger=csv", "trainer.max_steps=5")
+    for restarts, name in enumerate(("USR1", "TERM"), start=1):
+        slurm.wait(job, "RUNNING", restarts - 1)
+        slurm.until(lambda name=name: slurm.signal(job, name) or slurm.job(job)["JobState"] != "RUNNING")
+        slurm.restarted(job, restarts)
+    slurm.wait(job, "COMPLETED")
+    assert (slurm.folder_of(job) / "DONE").exists()
+
+
+def test_a_job_near_its_time_limit_is_requeued(slurm):
+    options = ["--time=1", "--signal=USR1@30"]  # Slurm looks at the time every half minute
+    job = slurm.submit("logger=default", "trainer.max_steps=1000000", options=options)
+    slurm.wait(job, "PENDING", 1)
+    assert (slurm.folder_of(job) / "STOPPED").read_text().startswith("stopped by SIGUSR1 ")
+
+
+def test_a_cancelled_job_saves_and_is_not_requeued(slurm):
+    job = slurm.submit("logger=default", "trainer.max_steps=1000000")
+    slurm.trains(job)
+    slurm.run("scancel", job)
+    slurm.until(lambda: not slurm.run("squeue", "-h", "-j", job).strip())
+    folder = slurm.folder_of(job)
+    assert (folder / "STOPPED").read_text().startswith("stopped by SIGTERM after step ")
+    assert (slurm.job(job)["JobState"], slurm.job(job)["Restarts"]) == ("CANCELLED", "0")
+    assert steps_of(folder)[-1] == read(folder / "checkpoints/last.ckpt")["step"]
+
+
+def test_a_process_that_dies_by_a_signal_is_started_again_but_not_without_end(slurm):
+    job = slurm.submit("logger=csv", "trainer.max_steps=1000000", options=["--export=ALL,MAX_RESTARTS=1"])
+    slurm.trains(job)
+    running = slurm.folder_of(job) / "RUNNING"
+    first = running.read_text()
+    os.kill(int(first), signal.SIGKILL)
+    slurm.restarted(job, 1)
+    slurm.until(lambda: running.read_text() not in ("", first))
+    os.kill(int(running.read_text()), signal.SIGKILL)
+    slurm.wait(job, "FAILED", 1)
+
+
+def test_of_an_array_only_the_stopped_task_is_started_again(slurm):
+    array = slurm.submit("logger=csv", "trainer.max_steps=1500", options=["--array=0-1"])
+    tasks = [f"{array}_{task}" for task in (0, 1)]
+    for task in tasks:
+        slurm.trains(task)
+    stopped = next(task for task in tasks if slurm.job(task)["JobId"] == array)  # its number is that of the array
+    slurm.signal(stopped, "USR1")
+    slurm.restarted(stopped, 1)
+    for task in tasks:
+        slurm.wait(task, "COMPLETED")
+        assert slurm.job(task)["Restarts"] == str(int(task == stopped))
+        assert json.loads((slurm.folder_of(task) / "summary.json").read_text())["seed"] == int(task[-1])
+
+
+@pytest.mark.parametrize(("nodes", "tasks"), [(2, 1), (1, 2)])
+def test_two_processes_stop_and_continue_together(nodes, tasks, slurm):
+    options = [f"--nodes={nodes}", f"--ntasks-per-node={tasks}"]
+    job = slurm.submit("logger=default", "trainer.max_steps=1000", options=options)
+    slurm.trains(job)
+    slurm.signal(job, "USR1")
+    slurm.restarted(job, 1)
+    folder = slurm.folder_of(job)
+    assert "after step " in (folder / "STOPPED").read_text()
+    slurm.wait(job, "COMPLETED")
+    assert steps_of(folder) == list(range(1, 1001))
+    assert json.loads((folder / "summary.json").read_text())["device"] == "2 x cpu"
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 2
+
+
+def test_the_job_of_a_node_that_fails_continues_on_another(slurm):
+    job = slurm.submit("logger=csv", "trainer.max_steps=1500")
+    slurm.trains(job)
+    node = slurm.job(job)["NodeList"]
+    for word in (f"slurmd -N {node}", "slurmstepd", "train.py"):
+        assert slurm.kill(word)
+    slurm.restarted(job, 1)
+    slurm.wait(job, "COMPLETED")
+    assert slurm.job(job)["NodeList"] != node
+    assert steps_of(slurm.folder_of(job)) == list(range(1, 1501))
+
+
+def test_a_sweep_by_submitit(slurm):
+    launcher = ("hydra/launcher=submitit_slurm", "hydra.launcher.partition=low", "hydra.launcher.timeout_min=30")
+    training = (*slurm.tiny, "logger=csv", "trainer.max_steps=5")
+    slurm.run("python", "train.py", "-m", "seed=0,1", *launcher, *training)
+    (sweep,) = slurm.work.glob("runs/*/*/jobs.csv")
+    with open(sweep) as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["DONE", "DONE"]

@@ -354,8 +354,8 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("solver=euler", "solver", "model=ict solves no ODE in training", ""),
     ("model=mcm evaluation.steps=[1,2]", "evaluation.steps", "[4] with model.segments=4", "evaluation.steps=[4]?"),
     ("model=mcm schedule=karras_uniform", "schedule", "needs segments", "did you mean schedule=segments_cosine?"),
-    ("model=sct preconditioning=boundary", "preconditioning", "trigflow, edm", ""),
-    ("model=sct preconditioning=vp", "preconditioning", "trigflow, edm", ""),
+    ("model=sct preconditioning=boundary", "preconditioning", "edm, trigflow", ""),
+    ("model=sct preconditioning=vp", "preconditioning", "edm, trigflow", ""),
     (
         "model=sct model.tangent_norm=null model.tangent_rms=true",
         "model.tangent_rms",

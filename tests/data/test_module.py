@@ -1,5 +1,8 @@
 """The data module under a trainer: the same images whatever the workers, micro-batches and interruptions."""
 
+import multiprocessing
+import os
+import signal
 import warnings
 
 import pytest
@@ -80,6 +83,26 @@ def test_nothing_but_the_seed_matters(tmp_path, source, options):
     undisturbed = train(tmp_path, **common)
     same(undisturbed, train(tmp_path, **common, **options))
     assert not torch.equal(undisturbed[0][1], train(tmp_path, 1, **common, seed=5)[0][1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_workers_survive_the_first_signal_and_end_with_the_training(number, tmp_path, monkeypatch):
+    """Slurm sends a signal to every process of a step; the training needs its workers until it has saved."""
+    undisturbed, original, signalled = train(tmp_path, workers=2), Record.training_step, []
+
+    def step(module, batch, index):
+        if index == 1:
+            signalled.extend(multiprocessing.active_children())
+            for worker in signalled:
+                os.kill(worker.pid, number)
+        return original(module, batch, index)
+
+    monkeypatch.setattr(Record, "training_step", step)
+    same(undisturbed, train(tmp_path, workers=2))
+    assert len(signalled) == 2
+    for worker in signalled:
+        worker.join(60)
+        assert worker.exitcode is not None
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -94,6 +94,8 @@ class Method(LightningModule):
     """True: the method needs a teacher; False: the method uses no teacher; None: the teacher is optional."""
     needs_levels: str | None = None
     """Required value of the schedule's `draws`; None: any schedule."""
+    needs_network_of: str | None = None
+    """Required value of the preconditioning's `predicts`; None: any preconditioning."""
     teacher_is_consistent: bool = False
     """True: the teacher is a consistency model, which returns the end of a trajectory; False: a diffusion model."""
 

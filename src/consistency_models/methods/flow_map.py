@@ -41,6 +41,8 @@ class FlowMap(Method):
             `Levels.end`.
     """
 
+    needs_network_of = "a velocity"
+
     def u(self, step: Step, x: Tensor, sigma: Tensor, end: Tensor) -> Tensor:
         """u(z, t, r) for x at level sigma (B,), to the level end (B,); shape of x."""
         return self.model.raw(x, sigma, step.labels, step.augment, end)[:, : x.shape[1]]

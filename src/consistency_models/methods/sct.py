@@ -39,6 +39,8 @@ class ContinuousConsistencyTraining(Method):
         ValueError: the preconditioning is neither, or tangent_rms is set without tangent_norm.
     """
 
+    needs_network_of = "EDM's F, up to its sign"
+
     @checked
     def __init__(
         self,

@@ -32,6 +32,8 @@ class EDM:
         sigma_data: σ_d, the standard deviation of the data.
     """
 
+    predicts = "EDM's F, up to its sign"
+
     @checked
     def __init__(self, sigma_data: Positive = 0.5) -> None:
         self.sigma_data = sigma_data
@@ -95,6 +97,8 @@ class Flow:
         gap: second label of a network of two times: True: t - r, as in MeanFlow; False: r, the time of the level s.
     """
 
+    predicts = "a velocity"
+
     @checked
     def __init__(self, gap: bool = True) -> None:
         self.gap = gap
@@ -132,6 +136,7 @@ class Boundary(EDM):
         sigma_min: the smallest level, at which the consistency function is the identity.
     """
 
+    predicts = "F that is 0 at sigma_min"
     identity_at_sigma_min = True
 
     @checked
@@ -160,6 +165,8 @@ class VP:
         steps: M.
         epsilon: ε, the smallest time of training.
     """
+
+    predicts = "noise"
 
     @checked
     def __init__(
@@ -207,6 +214,8 @@ class VE:
         sigma_min: the smallest level of training.
         sigma_max: the largest level of training.
     """
+
+    predicts = "noise"
 
     @checked
     def __init__(self, sigma_min: SigmaOrZero = 0.02, sigma_max: Annotated[Positive, Infinite] = 100.0) -> None:
@@ -257,6 +266,8 @@ class IDDPM:
     Raises:
         ValueError: steps is not from 2 to 10,000.
     """
+
+    predicts = "noise"
 
     @checked
     def __init__(

@@ -203,6 +203,8 @@ class ECTSchedule(LogNormal):
         ValueError: there are so many stages that s = t in float32.
     """
 
+    MOST_HALVINGS = 20  # of the gap: float32 has 23 bits
+
     @checked
     def __init__(
         self,
@@ -214,7 +216,7 @@ class ECTSchedule(LogNormal):
         stages: Size = 8,
     ) -> None:
         super().__init__(mean, std)
-        if stages * math.log2(q) > 20:
+        if stages * math.log2(q) > self.MOST_HALVINGS:
             raise ValueError(f"need q^stages <= 2^20, so that s differs from t; got {stages} stages of q {q}")
         self.q, self.slope, self.steepness, self.stages = q, slope, steepness, stages
 

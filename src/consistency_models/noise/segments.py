@@ -119,7 +119,7 @@ class Phases:
         ValueError: a number in the chain is not a multiple of the following one.
     """
 
-    draws, needs_teacher = "segments", True
+    draws, needs_teacher, multiples = "segments", True, ("steps", "segments")
 
     @checked
     def __init__(self, steps: Annotated[Sequence[Size], MinLen(1)], segments: Size, spacing: Spacing) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,6 +19,9 @@ from typing import Any, Optional
 from consistency_models.values import MODULES, Unknown, evaluate
 
 __all__ = ["Found", "fact", "find"]
+
+NOT_READ = {"torch", "lightning", *sys.stdlib_module_names}
+"""Large packages without facts and types of values."""
 
 Definition = ast.ClassDef | ast.FunctionDef
 Origin = Definition | ast.expr | str | None
@@ -163,7 +167,8 @@ class _Source:
             return {str(key.arg): ast.literal_eval(key.value) for key in given}
         inherited: dict[str, Any] = {}
         for base in reversed(node.bases):
-            inherited |= self.found(base).facts
+            if str(self.names.get(ast.unparse(base).partition(".")[0])).partition(".")[0] not in NOT_READ:
+                inherited |= self.found(base).facts
         return inherited | dict(_literals(node.body))
 
     def arguments(self, node: Definition) -> dict[str, Any] | None:
@@ -212,8 +217,8 @@ def _imported(origin: str) -> Any:
         return importlib.import_module(origin)
     if module in MODULES:
         return getattr(importlib.import_module(module), attribute, Unknown)
-    if origin.startswith(("torch.", "lightning.")):
-        return Unknown  # large packages without types of values
+    if origin.partition(".")[0] in NOT_READ:
+        return Unknown
     located = _locate(origin)
     if located is None or located[1] != (attribute,) or located[0].names.get(attribute) == origin:
         return Unknown

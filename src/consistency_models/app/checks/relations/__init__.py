@@ -1,0 +1,20 @@
+"""Relations between keys and groups: each function yields the problems of one relation.
+
+All take the resolved configuration, which has passed the rules for single keys, and the option that each group has.
+"""
+
+from consistency_models.app.checks.relations.choices import Choices
+from consistency_models.app.checks.relations.images import augment, data, features
+from consistency_models.app.checks.relations.levels import curriculum, levels, preconditioning, schedule, steps
+from consistency_models.app.checks.relations.networks import method, network, two_times
+from consistency_models.app.checks.relations.running import checkpoint, outputs, solver, trainer
+from consistency_models.app.checks.relations.scoring import sample_sets, scored_run, ways
+from consistency_models.app.checks.relations.teachers import guidance, init, needs_teacher, teacher
+
+__all__ = ["EVAL", "TRAIN", "Choices", "needs_teacher"]
+
+TRAIN = (
+    *(teacher, guidance, two_times, preconditioning, init, levels, schedule, method, steps, curriculum, network),
+    *(data, augment, features, trainer, outputs, solver, checkpoint),
+)
+EVAL = (scored_run, sample_sets, ways)

@@ -1,0 +1,78 @@
+"""The network and the method that trains it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from consistency_models.app.checks.problems import problem
+from consistency_models.app.checks.relations.choices import Choices, Config, Problems
+from consistency_models.app.checks.targets import fact
+from consistency_models.values import show
+
+__all__ = ["method", "network", "two_times"]
+
+
+def network(config: Config, choices: Choices) -> Problems:
+    """The network fits the shape of the data, its sizes can be halved, and its widths allow group normalisation."""
+    network, size = config["network"], config["data"]["image_size"]
+    shapes = {"image_size": "image_size", "channels": "channels", "num_classes": "network_classes"}
+    for own, key in shapes.items():
+        if own in network and network[own] != config["data"][key]:
+            yield problem(
+                f"network.{own}", network[own], f"{show(config['data'][key])}, which is data.{key}", "leave it out"
+            )
+            return
+    if network.get("double_norm") and not network.get("adaptive_scale"):
+        allowed, fix = "false with network.adaptive_scale=false", "add network.adaptive_scale=true"
+        yield problem("network.double_norm", True, allowed, fix, reason="there is no scale to normalise")
+    patch, width, heads = network.get("patch_size", 1), network.get("width", 1), network.get("heads") or 1
+    if size % patch:
+        yield problem("network.patch_size", patch, f"a divisor of data.image_size={size}", "patches tile the image")
+    if width % heads or ("patch_size" in network and width % 4):
+        reason = "heads share the width, and positions take a quarter of it for each of sine and cosine"
+        yield problem("network.width", width, f"a multiple of 4 and of network.heads={heads}", reason=reason)
+    multipliers, base = network.get("channel_mult"), network.get("model_channels")
+    if not multipliers or not base or size not in fact(config["data"]["source"], "image_size", (size,)):
+        return
+    factor = 2 ** (len(multipliers) - 1)
+    if size % factor:
+        reason = f"network={choices.get('network')} has {len(multipliers)} levels"
+        fewer = next((n for n in range(len(multipliers), 0, -1) if size % 2 ** (n - 1) == 0), 1)
+        fix = f"did you mean network.channel_mult={multipliers[:fewer]}?".replace(" [", "[").replace(", ", ",")
+        fix += "" if size > 1 else " For points: network=mlp"
+        yield problem("data.image_size", size, f"a multiple of {factor}", fix, reason=reason)
+    widths = [base * multiplier for multiplier in multipliers]
+    sums = {base, *widths, *(2 * width for width in widths)}
+    sums |= {a + b for a, b in pairwise(widths)} | {base + widths[0]}
+    if fact(network, "norm_groups"):
+        bad = [width for width in sums if width < 4 or width % min(32, width // 4)]
+        if bad:
+            reason = f"a layer of {min(bad)} channels cannot be normalised in groups; multiples of 32 can"
+            yield problem("network.model_channels", base, "a multiple of 32", reason=reason)
+
+
+def two_times(config: Config, choices: Choices) -> Problems:
+    """A method of two times has a network and a sampler of two times."""
+    if not config["model"].get("two_times"):
+        return
+    model, target = f"model={choices.get('model')}", config["network"]["_target_"]
+    if target.startswith("consistency_models.") and not config["network"].get("two_times"):
+        allowed = "a network with the argument two_times: small, ddpmpp, ncsnpp, adm, dit, mlp"
+        reason = f"{model} calls the network with two times, and {target.rpartition('.')[2]} takes one"
+        yield problem("network", choices.get("network"), allowed, "did you mean network=small?", reason=reason)
+    if fact(config["sampler"], "one_time"):
+        reason = f"{model} takes the level at the end of a step, which this sampler does not pass"
+        yield problem("sampler", choices.get("sampler"), "flow_map, euler, heun", reason=reason)
+
+
+def method(config: Config, choices: Choices) -> Problems:
+    """An RMS norm requires a norm, and ranges are ascending."""
+    model = config["model"]
+    if model.get("tangent_rms") and model.get("tangent_norm") is None:
+        fix = "set model.tangent_norm=0.1"
+        reason = "it says how the norm is taken"
+        yield problem("model.tangent_rms", True, "false with model.tangent_norm=null", fix, reason=reason)
+    if "interval" in model and not model["interval"][0] <= model["interval"][1]:
+        yield problem("model.interval", model["interval"], "two ascending times", "did you swap them?")
+    if not model.get("start", 0) < model.get("stop", 1):
+        yield problem("model.start", model["start"], f"less than model.stop={model.get('stop')}", "did you swap them?")

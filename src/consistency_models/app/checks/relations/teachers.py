@@ -1,0 +1,85 @@
+"""A teacher, its guidance, and initial weights."""
+
+from __future__ import annotations
+
+from consistency_models.app.checks.files import wrong_checkpoint, wrong_path
+from consistency_models.app.checks.problems import problem
+from consistency_models.app.checks.relations.choices import Choices, Config, Problems
+from consistency_models.app.checks.targets import fact
+
+__all__ = ["guidance", "init", "needs_teacher", "teacher"]
+
+FILES = {
+    "a run": "a finished run: its folder or a checkpoint file",
+    "an official file": "an official checkpoint, a file",
+}
+
+
+def needs_teacher(config: Config) -> bool | None:
+    """Return whether the method needs a teacher, or the schedule if the method works with and without one."""
+    needs = fact(config["model"], "needs_teacher")
+    return fact(config["schedule"], "needs_teacher") if needs is None else needs
+
+
+def teacher(config: Config, choices: Choices) -> Problems:
+    """A method has a teacher if and only if it needs one, and the teacher is available."""
+    needs, given, model = needs_teacher(config), config["teacher"]["_target_"], choices.get("model")
+    path, chosen = config["teacher"].get("path"), choices.get("teacher", "?")
+    reads = fact(config["teacher"], "reads", "a file")
+    if needs and not given:
+        fix = "add teacher=run teacher.path=FOLDER, where FOLDER is a finished run of model=teacher"
+        allowed, reason = "run, edm, openai, ect, or exact with data=mixture", f"model={model} distils a teacher"
+        yield problem("teacher", chosen, allowed, fix, reason=reason)
+    elif given and needs is False:
+        yield problem("teacher", chosen, "none", "or choose model=cd", reason=f"model={model} uses no teacher")
+    elif path and (not given or reads is None):
+        yield problem("teacher.path", path, f"null with teacher={chosen}", "did you mean teacher=run?")
+    elif fact(config["teacher"], "needs_closed_form") and not fact(config["data"]["source"], "has_closed_form"):
+        allowed, fix = f"run with data={choices.get('data')}", "or choose data=mixture or data=mixture_16d"
+        yield problem("teacher", chosen, allowed, fix, reason="only mixtures have a closed-form denoiser")
+    elif given and reads:
+        yield from _wrong_file("teacher.path", path, reads)
+
+
+def guidance(config: Config, choices: Choices) -> Problems:
+    """A weaker teacher requires guidance, and guidance by classes requires classes."""
+    teacher, model = config["teacher"], config["model"]
+    if teacher.get("weak") is not None:
+        if teacher.get("guidance") == 1:
+            reason = "with teacher.guidance=1 the weaker teacher is not used"
+            yield problem("teacher.weak", teacher["weak"], "null", "or set teacher.guidance, e.g. to 2", reason=reason)
+        yield from wrong_checkpoint("teacher.weak", teacher["weak"])
+    for key, none in (("omega", 1), ("kappa", 0), ("label_dropout", 0)):
+        if model.get(key, none) != none and not config["data"]["network_classes"]:
+            fix = "set data.conditional=true"
+            yield problem(f"model.{key}", model[key], f"{none}", fix, reason="the network takes no classes")
+    if (model.get("omega", 1), model.get("kappa", 0)) != (1, 0) and not model.get("label_dropout", 0):
+        reason = "guidance calls the network without a class, which label dropout trains"
+        yield problem("model.label_dropout", model.get("label_dropout"), "a number in (0, 1]", reason=reason)
+
+
+def init(config: Config, choices: Choices) -> Problems:
+    """The initial weights are available."""
+    path, given, chosen = config["init"].get("path"), config["init"]["_target_"], choices.get("init", "?")
+    reads = fact(config["init"], "reads", "a file")
+    if given and fact(config["init"], "needs_teacher") and not config["teacher"]["_target_"]:
+        if needs_teacher(config) is False:
+            yield problem("init", chosen, "random or run with teacher=none", "did you mean init=random?")
+    elif path and (not given or reads is None):
+        yield problem("init.path", path, f"null with init={chosen}", "did you mean init=run?")
+    elif given and reads:
+        yield from _wrong_file("init.path", path, reads)
+
+
+def _wrong_file(key: str, path: str | None, reads: str) -> Problems:
+    """The problem of the file of a teacher or of initial weights.
+
+    Args:
+        key: of the path.
+        path: the value of the key.
+        reads: "a run", "an official file", or "a file" that may be left out.
+    """
+    if not path and reads in FILES:
+        yield problem(key, None, FILES[reads], f"add {key}=…")
+    elif path:
+        yield from wrong_checkpoint(key, path) if reads == "a run" else wrong_path(key, path, "a file")
