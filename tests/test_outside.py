@@ -1,18 +1,25 @@
 """What lies in packages of others: the examples are copied out of the project, and do all that the project's own do."""
 
+import inspect
 import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
+import yaml
+from annotated_types import Ge, Gt, Le, Lt
+from configs.commands import CONF
 from jobs import GRADIENT_STEP, ROOT, TINY, run
 from resume.test_resume import assert_same, contents, crash
 
 import consistency_models
 from consistency_models import export
-from consistency_models.errors import CheckpointError, Exit
+from consistency_models.app.checks import check
+from consistency_models.app.checks.composing import Composer
+from consistency_models.errors import CheckpointError, ConfigError, Exit
 from consistency_models.storage.checkpoints import read
 
 EXAMPLES = ROOT / "examples/your_own_method"
@@ -79,6 +86,63 @@ def test_two_processes_take_the_step_of_one(outside, tmp_path):
         assert one[part].keys() == two[part].keys()
         for key, value in one[part].items():
             torch.testing.assert_close(two[part][key], value, rtol=1e-6, atol=1e-6, msg=key)
+
+
+def wrong_values(folder):
+    """(key, value) just outside each bound that the constructors of the package state in their annotations."""
+    for path in sorted(folder.glob("conf/*/*.yaml")):
+        content = yaml.safe_load(path.read_text())
+        tree = content if path.read_text().startswith("# @package _global_") else {path.parent.name: content}
+        for key, node in objects(tree):
+            module, _, target = node["_target_"].rpartition(".")
+            if module.split(".")[0] == folder.name:
+                for argument in inspect.signature(
+                    getattr(import_module(module), target), eval_str=True
+                ).parameters.values():
+                    for bound in getattr(argument.annotation, "__metadata__", ()):
+                        if argument.name in node or argument.name == "steps":
+                            yield f"{key}.{argument.name}", outside_of(bound, argument.annotation.__origin__)
+
+
+def objects(tree, path=""):
+    for key, node in tree.items():
+        where = f"{path}.{key}" if path else str(key)
+        if isinstance(node, dict):
+            if "_target_" in node:
+                yield where, node
+            yield from objects(node, where)
+
+
+def outside_of(bound, kind):
+    step = 1 if kind is int else 0.5
+    return {Gt: lambda: bound.gt, Ge: lambda: bound.ge - step, Lt: lambda: bound.lt, Le: lambda: bound.le + step}[
+        type(bound)
+    ]()
+
+
+def test_its_wrong_values_are_refused(outside):
+    _, folder = outside
+    composer = Composer("train", CONF, folder / "conf")
+    wrong = [(key, value) for key, value in wrong_values(folder) if not key.startswith("sampler.steps")]
+    assert wrong
+    check("train", composer, options(folder))
+    for key, value in wrong:
+        with pytest.raises(ConfigError, match=f"{key}={value}"):
+            check("train", composer, [*options(folder), f"{key}={value}"])
+
+
+def test_a_refusal_imports_neither_the_package_nor_torch(outside):
+    _, folder = outside
+    key, value = next(iter(wrong_values(folder)))
+    lines = [*options(folder), f"{key}={value}"]
+    code = (
+        "import sys\nfrom consistency_models.app.checks import check\n"
+        "from consistency_models.app.checks.composing import Composer\n"
+        f"try:\n    check('train', Composer('train', {str(CONF)!r}, {str(folder / 'conf')!r}), {lines!r})\n"
+        f"except ValueError:\n    print(sorted({{'torch', {folder.name!r}}} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=found(folder))
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 def found(folder):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import wandb
@@ -21,8 +22,8 @@ RUN += ["data=mixture", "data.batch_size=16", "trainer.max_steps=8", "network.wi
 
 def helpers():
     """The helper processes of W&B that this process has started."""
-    found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "wandb"], capture_output=True, text=True)
-    return [int(line) for line in found.stdout.split()]
+    children = [child for file in Path("/proc/self/task").glob("*/children") for child in file.read_text().split()]
+    return [int(child) for child in children if b"wandb" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 class SignalHelper(Callback):
@@ -80,15 +81,15 @@ def test_a_helper_that_hangs_at_the_end_is_not_waited_for(tmp_path, monkeypatch,
 
 def test_python_s_exit_does_not_wait_for_a_helper_that_hangs(tmp_path):
     code = f"""
-import os, signal, subprocess
+import os, signal
 from pathlib import Path
 import wandb
 from consistency_models.app import loggers
 loggers.FINISH_SECONDS = 1.0
 wandb.init(dir={str(tmp_path)!r}, mode="offline", settings=wandb.Settings(silent=True, console="off"))
-found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "wandb"], capture_output=True, text=True)
-Path({str(tmp_path / "helpers")!r}).write_text(found.stdout)
-for helper in found.stdout.split():
+found = [child for file in Path("/proc/self/task").glob("*/children") for child in file.read_text().split()]
+Path({str(tmp_path / "helpers")!r}).write_text(" ".join(found))
+for helper in found:
     os.kill(int(helper), signal.SIGSTOP)
 loggers.finish_wandb(0)
 """
