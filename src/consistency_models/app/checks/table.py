@@ -145,7 +145,7 @@ TRAIN: dict[str, Any] = PATHS | {
     "trainer.accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
     "trainer.devices": Literal["auto"] | Size | Annotated[Sequence[Count], MinLen(1), Distinct],
     "trainer.num_nodes": Size,
-    "trainer.strategy": Literal["auto", "ddp"],
+    "trainer.strategy": Literal["auto", "ddp", "fsdp"],
     "trainer.precision": Precision,
     "trainer.max_steps": Size,
     "trainer.max_images": Size | None,

@@ -31,6 +31,16 @@ def trainer(config: Config, choices: Choices) -> Problems:
         reason = "devices x nodes x trainer.accumulate_grad_batches micro-batches share a batch evenly"
         fix = f"did you mean data.batch_size={max(round(batch / parts), 1) * parts}?"
         yield problem("data.batch_size", batch, f"a multiple of {parts}", fix, reason=reason)
+    if trainer["strategy"] == "fsdp":
+        if micro_batches == "auto":
+            reason = "a trial that fails on one process leaves the others waiting"
+            yield problem("trainer.accumulate_grad_batches", "auto", "a number with trainer=fsdp", reason=reason)
+        if trainer["precision"] == "16-mixed":
+            reason = "each process would see the overflows of its own slices only"
+            yield problem("trainer.precision", "16-mixed", "32-true, bf16-mixed with trainer=fsdp", reason=reason)
+        if config["compile"]:
+            reason = "compiled networks were not tried with sharded weights"
+            yield problem("compile", True, "false with trainer=fsdp", reason=reason)
     group = config["model"].get("group", 1)
     if batch % parts == 0 and batch // parts % group:
         reason = f"a micro-batch has {batch // parts} images, and groups of model.group={group} are not divided"
