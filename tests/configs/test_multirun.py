@@ -33,7 +33,7 @@ def test_passes(passes):
             "hydra.job.name=a,b is not allowed: Hydra's own settings cannot be swept over. Allowed: one value",
         ),
         ("'optimizer.lr=interval(0,1)'", "an interval needs a sweeper that searches"),
-        ("seed=0,1 ckpt_path={run}", "last and FOLDER go on with one run"),
+        ("seed=0,1 ckpt_path={run}", "last and FOLDER resume one run"),
         ("seed=0,1 hydra.sweep.dir={root} hydra.sweep.subdir=../run", "its checkpoints would be overwritten"),
         (
             "hydra/launcher=processes hydra.launcher.jobs=0 seed=0,1",
@@ -45,7 +45,7 @@ def test_passes(passes):
             "hydra/sweeper=search hydra.sweeper.at_once=0 seed=0,1",
             "hydra.sweeper.at_once=0 is not allowed. Allowed: a whole number",
         ),
-        ("seed=0,1 ckpt_path=last", "last and FOLDER go on with one run"),
+        ("seed=0,1 ckpt_path=last", "last and FOLDER resume one run"),
     ],
 )
 def test_refused(line, told, refused):

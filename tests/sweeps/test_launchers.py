@@ -153,3 +153,17 @@ print("left:", sum(isinstance(thing, LightningModule) for thing in gc.get_object
         [sys.executable, "-c", code, str(ROOT), *axes], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.stdout.splitlines()[-1] == "left: 0", done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_ray_with_two_local_workers(tmp_path):
+    """Two jobs at a time; the one that fails harms no other, and its exit code is that of the multirun."""
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="pip install 'consistency-models[ray]'")
+    workers = ("+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false")
+    axes = ("-m", "optimizer.lr=1e-3,1e30", "hydra/launcher=ray", *workers, "+hydra.launcher.ray.remote.num_cpus=1")
+    code, output = train(tmp_path, *axes, *TINY, "logger=default")
+    sweep = sweep_of(tmp_path)
+    assert code == 3, output
+    assert "Started a local Ray instance" in output
+    assert [(row["status"], row["exit_code"]) for row in rows_of(sweep)] == [("DONE", "0"), ("FAILED", "3")]
+    assert all(len(list((sweep / job / "wandb").glob("offline-run-*"))) == 1 for job in "01")

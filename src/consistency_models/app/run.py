@@ -67,7 +67,7 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
         if main:
             with suppress(OSError):
                 run.mark("STOPPED", f"{text}\n")
-            advice = f"go on with: {command('train')} {pasteable('ckpt_path', run.path)}"
+            advice = f"resume with: {command('train')} {pasteable('ckpt_path', run.path)}"
             log.info("%s; %s", text, advice if newest_good(run.path / "checkpoints") else "nothing was saved yet")
         return code, None
     except Exception as error:

@@ -6,11 +6,14 @@ import os
 import signal
 import sys
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+
+from consistency_models.optim.sharding import gathered, shard_like, shard_module
 
 __all__ = ["cpu_threads", "strategy_of"]
 
@@ -66,11 +69,52 @@ class _ChildrenFromConfig(DDPStrategy):
         self._launcher.launch = from_config
 
 
+class _Sharded(_ChildrenFromConfig):
+    """FSDP2: weights, gradients, optimiser state, averages and target network are divided over the processes.
+
+    Each process reads the rows of the batch that it reads under DDP. The first process writes whole tensors, so a
+    checkpoint is that of any other training.
+    """
+
+    def model_to_device(self) -> None:
+        """Shard all networks of the method, and move the slices to the device."""
+        for network in self.lightning_module.children():
+            if any(True for _ in network.parameters()):
+                shard_module(network, self.root_device.type)
+        self.lightning_module.sharded = True
+        self.lightning_module.list_weights()
+        super().model_to_device()
+
+    def configure_ddp(self) -> None:
+        """Do nothing: sharded modules reduce their gradients themselves."""
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return whole tensors on the first process, empty ones on the others."""
+        return gathered(super().lightning_module_state_dict())
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Return whole tensors on the first process, empty ones on the others."""
+        return gathered(super().optimizer_state(optimizer))
+
+    def load_optimizer_state_dict(self, checkpoint: Any) -> None:
+        """Shard the whole tensors of a checkpoint, and load them."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"]):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            for number, state in saved["state"].items():
+                for name, value in state.items():
+                    if getattr(value, "shape", None) == parameters[number].shape:
+                        state[name] = shard_like(value, parameters[number])
+        super().load_optimizer_state_dict(checkpoint)
+
+
 def strategy_of(trainer: dict[str, Any], folder: Path) -> Any:
     """Return the strategy for Lightning's Trainer."""
-    if trainer["strategy"] == "ddp":
-        return _ChildrenFromConfig(folder, timeout=WAIT, find_unused_parameters=False, gradient_as_bucket_view=True)
-    return trainer["strategy"]
+    made = {
+        "ddp": partial(_ChildrenFromConfig, find_unused_parameters=False, gradient_as_bucket_view=True),
+        "fsdp": _Sharded,
+    }
+    name = trainer["strategy"]
+    return made[name](folder, timeout=WAIT) if name in made else name
 
 
 def cpu_threads(trainer: dict[str, Any]) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from consistency_models.callbacks.step import StepCallback
 from consistency_models.optim.ema import Constant, HalfLife, PowerFunction, ema_update
+from consistency_models.optim.sharding import gathered, local_shards, shard_like, unsharded
 
 __all__ = ["WeightEMA"]
 
@@ -30,16 +31,19 @@ class WeightEMA(StepCallback):
     def __init__(self, profile: Constant | HalfLife | PowerFunction) -> None:
         self.profile = profile
         self.averages: dict[str, list[Tensor]] = {}
-        self.names: list[str] = []
+        self.names: tuple[str, ...] = ()
+        self.parameters: tuple[Tensor, ...] = ()
         self._restored: dict[str, dict[str, Tensor]] = {}
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
         """Initialise the averages from the weights, or from the checkpoint."""
         super().on_train_start(trainer, method)
-        self.names = [name for name, _ in method.model.named_parameters()]
+        self.names, self.parameters = zip(*method.model.named_parameters())
         for name in self.profile.names:
             saved = self._restored.get(name)
-            start = method.weights if saved is None else [saved[key] for key in self.names]
+            start = method.weights
+            if saved is not None:
+                start = local_shards(shard_like(saved[key], p) for key, p in zip(self.names, self.parameters))
             # Same memory layout as the parameters; otherwise torch runs one kernel per tensor, not a multi-tensor one.
             self.averages[name] = [
                 torch.empty_like(p).copy_(tensor.detach()) for tensor, p in zip(start, method.weights)
@@ -71,7 +75,11 @@ class WeightEMA(StepCallback):
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """{decay: {parameter: average}}."""
-        return {name: dict(zip(self.names, average)) for name, average in self.averages.items()}
+        whole = {
+            name: dict(zip(self.names, map(unsharded, average, self.parameters)))
+            for name, average in self.averages.items()
+        }
+        return gathered(whole)
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Keep the averages of a checkpoint until training begins."""

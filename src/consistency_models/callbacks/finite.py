@@ -117,7 +117,8 @@ class FiniteGuard(StepCallback):
         """
         self.check(trainer)
         weights = [value for value in checkpoint["state_dict"].values() if value.is_floating_point()]
-        if not torch.nn.utils.get_total_norm(weights).isfinite():
+        finite = bool(torch.nn.utils.get_total_norm(weights).isfinite())
+        if not trainer.strategy.reduce_boolean_decision(finite):  # where weights are sharded, one process has them
             raise NonFiniteError(
                 f"the weights after step {trainer.global_step} are NaN or Inf; training stopped and they were not "
                 f"saved. {ADVICE}"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from consistency_models.callbacks.deferred import Deferred
 from consistency_models.callbacks.step import StepCallback
+from consistency_models.optim.sharding import total_norm
 from consistency_models.values import Size, checked
 
 __all__ = ["TrainMetrics"]
@@ -41,9 +42,7 @@ class TrainMetrics(StepCallback):
     def on_before_optimizer_step(self, trainer: Trainer, method: LightningModule, optimizer) -> None:
         """Compute the norm of the whole gradient, before clipping."""
         gradients = [p.grad for p in method.trainable if p.grad is not None]
-        # Same result as torch.nn.utils.get_total_norm, which spends 40 % of its time sorting gradients by device.
-        norms = torch.stack(torch._foreach_norm(gradients))
-        method.monitored["train/gradient_norm"] = [torch.linalg.vector_norm(norms)]
+        method.monitored["train/gradient_norm"] = [total_norm(gradients)]
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Log the waiting row, and start copying the values of this step to the host if it is to be logged."""

@@ -61,7 +61,8 @@ class SampleGrids(StepCallback):
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Draw every `every_n_steps` steps and at the end."""
-        if trainer.is_global_zero and (step % self.every_n_steps == 0 or step == method.total_steps):
+        due = step % self.every_n_steps == 0 or step == method.total_steps
+        if due and (trainer.is_global_zero or method.sharded):
             self.draw(trainer, method, step)
 
     def draw(self, trainer: Trainer, method: LightningModule, step: int) -> None:
@@ -73,6 +74,8 @@ class SampleGrids(StepCallback):
                 steps: self.generator.sample(n, steps=steps, seed=self.settings["seed"])
                 for steps in self.settings["steps"]
             }
+        if not trainer.is_global_zero:
+            return
         paths = {}
         for steps, images in samples.items():
             paths[steps] = self.folder / f"step_{step:08d}_{steps}step.png"

@@ -64,9 +64,9 @@ class Validation(StepCallback):
             self.validate(trainer, method)
 
     def validate(self, trainer: Trainer, method: LightningModule) -> None:
-        """Score the first average of the weights on the first process; the other processes wait."""
+        """Score the first average of the weights on the first process; the others wait, or take part if sharded."""
         improved = False
-        if trainer.is_global_zero:
+        if trainer.is_global_zero or method.sharded:
             ema = next(c for c in trainer.callbacks if isinstance(c, WeightEMA))
             with ema.applied(method):
                 self.final = {f"val/{score.name}": score.value for score in self.scores()}

@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from consistency_models.noise.preconditioning import Preconditioned
 from consistency_models.noise.schedules import Levels
 from consistency_models.optim.ema import ema_update
+from consistency_models.optim.sharding import local_shards
 from consistency_models.random import BatchRandom
 
 __all__ = ["Method", "Step", "frozen_copy"]
@@ -129,21 +130,27 @@ class Method(LightningModule):
             path = marked.origin["path"]
             rank_zero_warn(f"teacher.path={path} is {actual}; {type(self).__name__} asks for {expected}")
         self.model = model
-        # A list, because collecting the parameters from the modules takes as long as averaging them.
-        self.weights: list[Tensor] = list(model.parameters())
         self.schedule, self.distance, self.weighting, self.augment = schedule, distance, weighting, augment
         self.make_optimizer, self.learning_rate = optimizer, learning_rate
         self.total_steps = total_steps
         self.target_ema = target_ema
         if target_ema is not None:
             self.target_copy = frozen_copy(model)
-            self.target_weights: list[Tensor] = list(self.target_copy.parameters())
         # A tuple hides the teacher from torch: no checkpoint contains it, and DDP does not synchronise it.
         self._teacher: tuple[Any] = (teacher,)
+        self.sharded = False  # set by trainer=fsdp: all processes must call the model together
+        self.list_weights()
         self.skipped = False  # set by FiniteGuard: this step does not change the weights
         self.teacher_calls = 0  # evaluations of the teacher in this step, in images
         self.monitored: dict[str, list[Tensor]] = {}  # device tensors of this step, one a micro-batch
         self.losses_by_level: list[Tensor] = []  # (2, B) of each micro-batch of this step: levels, and losses
+
+    def list_weights(self) -> None:
+        """List the parameters of the model and of its slow copy, or the slices of this process if they are sharded."""
+        # Lists, because collecting the parameters from the modules takes as long as averaging them.
+        self.weights: list[Tensor] = local_shards(self.model.parameters())
+        if self.target_ema is not None:
+            self.target_weights: list[Tensor] = local_shards(self.target_copy.parameters())
 
     # Hooks
 

@@ -11,6 +11,7 @@ from annotated_types import Len
 from torch import Tensor
 from torch.optim.radam import radam
 
+from consistency_models.optim.sharding import local_shards
 from consistency_models.trust import loadable
 from consistency_models.values import BelowOne, NotNegative, Positive, checked
 
@@ -56,6 +57,8 @@ class RAdam(torch.optim.RAdam):
         for group in self.param_groups:
             tensors: Buffers = ([], [], [], [], [])
             is_complex = self._init_group(group, *tensors)
+            for part in tensors:
+                part[:] = local_shards(part)
             constants = {name: group[name] for name in ("lr", "weight_decay", "eps")}
             constants |= dict(zip(("beta1", "beta2"), group["betas"]))
             if is_complex or not _as_adam(*tensors, **constants):

@@ -60,7 +60,7 @@ def wrong_checkpoint(key: str, path: str) -> list[ConfigError]:
         return wrong
     file = Path(path).expanduser()
     if file.is_file():
-        folder, reason = file.parent, "it has no SHA-256 at its end: it is cut off, damaged or of another kind"
+        folder, reason = file.parent, "it has no SHA-256 at its end: it is truncated, damaged or of another kind"
     else:
         file, folder, reason = file / LAST, (file / LAST).parent, f"it has no good {LAST}"
     if is_checkpoint(file):

@@ -39,8 +39,8 @@ def continued(composer: Composer, overrides: Sequence[Override]) -> list[Overrid
     elif isinstance(asked, str) and Path(asked).expanduser().is_dir():
         folder = Path(asked).expanduser()
         if given is not None and Path(str(given)).resolve() != folder.resolve():
-            allowed, reason = f"left out with ckpt_path={asked}", "the run goes on in its own folder"
-            fix = "give ckpt_path a file to start a run of its own from it"
+            allowed, reason = f"left out with ckpt_path={asked}", "the run resumes in its own folder"
+            fix = "set ckpt_path to a file to start a new run from it"
             raise problem("hydra.run.dir", given, allowed, fix, reason=reason)
     else:
         return None
@@ -48,7 +48,7 @@ def continued(composer: Composer, overrides: Sequence[Override]) -> list[Overrid
     started, trained = _read(folder, "overrides.yaml", list), _read(folder, "config.yaml", dict)
     if not has_checkpoint(folder):
         allowed, reason = "a run folder with a good checkpoint", "this one has none in checkpoints/"
-        fix = "start anew without ckpt_path"
+        fix = "start a new run without ckpt_path"
         raise problem("ckpt_path", folder, allowed, fix, Exit.NO_GOOD_CHECKPOINT, reason=reason)
     check_links("ckpt_path", folder)
     before = harmless(composer, folder, started, [*(o.key_or_group for o in typed), "ckpt_path"])
@@ -65,7 +65,7 @@ def continued(composer: Composer, overrides: Sequence[Override]) -> list[Overrid
     if config.get("train", True) and _state(folder) == "DONE" and limits == limits_before:
         steps = limits["trainer.max_steps"]
         reason = f"this one is DONE (trainer.max_steps={steps})"
-        fix = f"train on with, for instance, trainer.max_steps={2 * steps}"
+        fix = f"continue with, for instance, trainer.max_steps={2 * steps}"
         raise problem("ckpt_path", folder, "a run with steps left", fix, reason=reason)
     return merged
 
@@ -75,7 +75,7 @@ def _last(composer: Composer, overrides: list[Override], given: str | None) -> P
     runs, name = Path(config.paths.runs), str(config.name)
     if given is not None:
         if not (Path(given) / "config.yaml").is_file():
-            allowed, reason = "last only where a run has begun", f"hydra.run.dir={given} holds none"
+            allowed, reason = "last only for a folder with a run", f"hydra.run.dir={given} has none"
             raise problem("ckpt_path", "last", allowed, "leave ckpt_path out the first time", reason=reason)
         return Path(given)
     folder = newest_unfinished(runs, name)

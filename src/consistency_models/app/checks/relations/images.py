@@ -21,8 +21,8 @@ def data(config: Config, choices: Choices) -> Problems:
         elif "download" not in source:
             yield problem("data.root", None, "a folder or a zip of images", "it must be given: data.root=…")
         elif source.get("cache_dir") is None:
-            fix = "null keeps no files, and there is no data.root"
-            yield problem("data.source.cache_dir", None, "a folder for the files that are fetched", fix)
+            fix = "or set data.root; null stores no files"
+            yield problem("data.source.cache_dir", None, "a folder for the downloaded files", fix)
     elif data["root"] is not None:
         yield problem("data.root", data["root"], "null", "leave data.root out", reason=f"data={name} reads no files")
     for key in ("image_size", "channels", "num_classes"):

@@ -61,7 +61,7 @@ def two_times(config: Config, choices: Choices) -> Problems:
         reason = f"{model} calls the network with two times, and {target.rpartition('.')[2]} takes one"
         yield problem("network", choices.get("network"), allowed, "did you mean network=small?", reason=reason)
     if fact(config["sampler"], "one_time"):
-        reason = f"{model} is called with the level where a step ends, which this sampler does not tell"
+        reason = f"{model} takes the level at the end of a step, which this sampler does not pass"
         yield problem("sampler", choices.get("sampler"), "flow_map, euler, heun", reason=reason)
 
 

@@ -31,6 +31,16 @@ def trainer(config: Config, choices: Choices) -> Problems:
         reason = "devices x nodes x trainer.accumulate_grad_batches micro-batches share a batch evenly"
         fix = f"did you mean data.batch_size={max(round(batch / parts), 1) * parts}?"
         yield problem("data.batch_size", batch, f"a multiple of {parts}", fix, reason=reason)
+    if trainer["strategy"] == "fsdp":
+        if micro_batches == "auto":
+            reason = "a trial that fails on one process leaves the others waiting"
+            yield problem("trainer.accumulate_grad_batches", "auto", "a number with trainer=fsdp", reason=reason)
+        if trainer["precision"] == "16-mixed":
+            reason = "each process would see the overflows of its own slices only"
+            yield problem("trainer.precision", "16-mixed", "32-true, bf16-mixed with trainer=fsdp", reason=reason)
+        if config["compile"]:
+            reason = "compiled networks were not tried with sharded weights"
+            yield problem("compile", True, "false with trainer=fsdp", reason=reason)
     group = config["model"].get("group", 1)
     if batch % parts == 0 and batch // parts % group:
         reason = f"a micro-batch has {batch // parts} images, and groups of model.group={group} are not divided"
@@ -55,8 +65,8 @@ def outputs(config: Config, choices: Choices) -> Problems:
             yield problem(f"callbacks.{name}", None, f"null only with {off}", reason="they use it")
     saves = callbacks.get("checkpoint") or {}
     if saves.get("keep") is not None and saves.get("keep_every") is None:
-        allowed, fix = "null with callbacks.checkpoint.keep_every=null", "set keep_every, too"
-        reason = "it counts the numbered checkpoints"
+        allowed, fix = "null with callbacks.checkpoint.keep_every=null", "also set keep_every"
+        reason = "keep counts the numbered checkpoints"
         yield problem("callbacks.checkpoint.keep", saves["keep"], allowed, fix, reason=reason)
     if config["logger"]["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
         fix = "install it with pip install 'consistency-models[tensorboard]'"
@@ -76,7 +86,7 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
     path, folder = config["ckpt_path"], Path(choices["run folder"])
     if path is not None:
         if path == "last" or (Path(path).expanduser().is_dir() and Path(path).resolve() != folder.resolve()):
-            reason = "last and FOLDER go on with one run: on the command line only"
+            reason = "last and FOLDER resume one run, on the command line only"
             yield problem("ckpt_path", path, "a checkpoint file", reason=reason)
         elif not Path(path).is_dir():
             yield from wrong_checkpoint("ckpt_path", path)
@@ -84,14 +94,14 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
     saved = ((config.get("callbacks") or {}).get("checkpoint") or {}).get("folder")
     if saved is not None and Path(saved).resolve() != (folder / "checkpoints").resolve():
         allowed, fix = f"{folder}/checkpoints", "choose the run folder by paths.runs or hydra.run.dir"
-        reason = "a resumed or scored run is looked for in its run folder"
+        reason = "a resumed or scored run is searched in its run folder"
         yield problem("callbacks.checkpoint.folder", saved, allowed, fix, reason=reason)
     parent = next(above for above in (folder.absolute(), *folder.absolute().parents) if above.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         reason = f"{parent} is {'not writable' if parent.is_dir() else 'a file'}"
         fix = "choose another by paths.runs or hydra.run.dir"
-        yield problem("run folder", folder, "a folder that can be made", fix, Exit.STORAGE, reason=reason)
+        yield problem("run folder", folder, "a folder that can be created", fix, Exit.STORAGE, reason=reason)
     if has_checkpoint(folder) and not goes_on:
-        fix = f"go on with it by {pasteable('ckpt_path', folder)}, or choose another folder"
+        fix = f"resume it by {pasteable('ckpt_path', folder)}, or choose another folder"
         reason = "its checkpoints would be overwritten"
         yield problem("run folder", folder, "a folder without checkpoints", fix, reason=reason)

@@ -31,7 +31,7 @@ def teacher(config: Config, choices: Choices) -> Problems:
         allowed, reason = "run, edm, openai, ect, or exact with data=mixture", f"model={model} distils a teacher"
         yield problem("teacher", chosen, allowed, fix, reason=reason)
     elif given and needs is False:
-        yield problem("teacher", chosen, "none", "or choose model=cd", reason=f"model={model} has no use for a teacher")
+        yield problem("teacher", chosen, "none", "or choose model=cd", reason=f"model={model} uses no teacher")
     elif path and (not given or reads is None):
         yield problem("teacher.path", path, f"null with teacher={chosen}", "did you mean teacher=run?")
     elif fact(config["teacher"], "needs_closed_form") and not fact(config["data"]["source"], "has_closed_form"):
@@ -54,7 +54,7 @@ def guidance(config: Config, choices: Choices) -> Problems:
             fix = "set data.conditional=true"
             yield problem(f"model.{key}", model[key], f"{none}", fix, reason="the network takes no classes")
     if (model.get("omega", 1), model.get("kappa", 0)) != (1, 0) and not model.get("label_dropout", 0):
-        reason = "guidance asks the network without a class, which it learns from hidden labels"
+        reason = "guidance calls the network without a class, which label dropout trains"
         yield problem("model.label_dropout", model.get("label_dropout"), "a number in (0, 1]", reason=reason)
 
 
