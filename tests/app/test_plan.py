@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from jobs import ROOT, config_of
+from jobs import ROOT, config_of, distilling
 
 from consistency_models.app.build import build_data, build_method
 from consistency_models.app.plan import cost, plan
@@ -14,7 +14,7 @@ from consistency_models.data.batch import Slot
 from consistency_models.random import BatchRandom
 
 METHODS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
-NEEDS_TEACHER = {name for name in METHODS if "needs_teacher: true" in (ROOT / f"conf/model/{name}.yaml").read_text()}
+NEEDS_TEACHER = set(distilling())
 SMALL = ("network.model_channels=32", "data.batch_size=32")
 
 
