@@ -43,21 +43,23 @@ class Cost:
         parameters: number of trained parameters.
         flops: floating-point operations of a step for each image.
         fixed_bytes: bytes of weights, target network, teacher, optimiser and averages.
-        traces: bytes alive after each operation of a pass of one image and of two, including gradients.
+        unit: images that a micro-batch must not divide.
+        traces: bytes alive after each operation of a pass of one unit and of two, including gradients.
     """
 
-    def __init__(self, parameters: int, flops: float, fixed_bytes: int, traces: list[list[int]]) -> None:
-        self.parameters, self.flops, self.fixed_bytes, self.traces = parameters, flops, fixed_bytes, traces
+    def __init__(self, parameters: int, flops: float, fixed_bytes: int, unit: int, traces: list[list[int]]) -> None:
+        self.parameters, self.flops, self.fixed_bytes = parameters, flops, fixed_bytes
+        self.unit, self.traces = unit, traces
 
     def peak_bytes(self, images: int) -> int:
         """Return the memory of a step with micro-batches of `images` images."""
-        return self.fixed_bytes + peak_of(images, *self.traces)
+        return self.fixed_bytes + peak_of(-(-images // self.unit), *self.traces)
 
     def largest(self, memory: float, batch_size: int) -> int:
         """Return the largest micro-batch, batch_size/2^k, that fits into the memory; 0 if none fits."""
         images = batch_size
         while self.peak_bytes(images) > memory:
-            if images % 2 or images == 1:
+            if images % (2 * self.unit):
                 return 0
             images //= 2
         return images
@@ -84,7 +86,7 @@ def plan(config: dict[str, Any]) -> str:
     images = batch_size
     while True:
         lines.append(f"{images:>11}   {batch_size // images:>23}   {step_cost.peak_bytes(images) / GIB:.2f} GiB")
-        if images % 2 or images == 1:
+        if images % (2 * step_cost.unit):
             break
         images //= 2
     lines += ["", f"device           largest micro-batch   hours, at {SHARE:.0%} of the peak"]
@@ -109,10 +111,11 @@ def cost(config: dict[str, Any]) -> Cost:
     with warnings.catch_warnings(action="ignore"):  # torch warns about copies of fake tensors (target networks)
         method = build_method(config | {"init": {"_target_": None}, "compile": False}, model=model).train()
     modules = [method, *filter(None, method._teacher)]
+    unit = method.rows_together
     with FlopCounterMode(display=False) as flops:
-        _step(method, config, 2)
+        _step(method, config, 2 * unit)
     traces = []
-    for images in (1, 2):
+    for images in (unit, 2 * unit):
         method.zero_grad(set_to_none=True)
         with PeakMemory() as memory:
             _step(method, config, images)
@@ -121,7 +124,7 @@ def cost(config: dict[str, Any]) -> Cost:
     averages = len(instantiate(config["ema"]).names) if (config.get("callbacks") or {}).get("ema") else 0
     weights = sum(p.nbytes for module in modules for p in (*module.parameters(), *module.buffers()))
     later = (2 + averages) * sum(parameter.nbytes for parameter in trained)
-    return Cost(sum(p.numel() for p in trained), flops.get_total_flops() / 2, weights + later, traces)
+    return Cost(sum(p.numel() for p in trained), flops.get_total_flops() / (2 * unit), weights + later, unit, traces)
 
 
 def _step(method: Method, config: dict[str, Any], images: int) -> None:

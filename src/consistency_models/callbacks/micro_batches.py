@@ -56,7 +56,7 @@ class MicroBatches(Callback):
         """Choose the number, before the data loader is created."""
         method.on_fit_start()  # moves the teacher to the device, where it takes memory
         local = trainer.datamodule.batch_size // trainer.world_size
-        device, candidates = method.device, list(_powers_of_two(local, self.count))
+        device, candidates = method.device, list(_powers_of_two(local, self.count, method.rows_together))
         free = available_bytes(device)
         if device.type != "cuda":
             free //= max(1, trainer.world_size // trainer.num_nodes)
@@ -99,9 +99,9 @@ class MicroBatches(Callback):
         return None
 
     def _extrapolate(self, trainer: Trainer, method: LightningModule, candidates: list[int], free: int) -> int | None:
-        """Return the first number that fits, extrapolated from passes of one and two images, or None."""
-        local, traces = trainer.datamodule.batch_size // trainer.world_size, []
-        for images in (1, 1, 2):  # the first pass also allocates buffers that stay allocated
+        """Return the first number that fits, or None, extrapolated from passes of one and two images (or groups)."""
+        local, unit, traces = trainer.datamodule.batch_size // trainer.world_size, method.rows_together, []
+        for images in (unit, unit, 2 * unit):  # the first pass also allocates buffers that stay allocated
             with PeakMemory() as memory:
                 started = time.perf_counter()
                 self._pass(trainer, method, min(images, local))
@@ -109,12 +109,12 @@ class MicroBatches(Callback):
             traces.append(memory.trace)
             self._clean_up(method)
         self.forecast.warn_if_long(
-            seconds / 2 * local,
+            seconds / (2 * unit) * local,
             *(method.total_steps - self.step, method.device),
             margin=4,  # a pass of two images takes more time per image than a larger pass
         )
         limit = SHARE * free - _later_bytes(trainer, method)
-        return next((count for count in candidates if peak_of(local // count, *traces[1:]) <= limit), None)
+        return next((count for count in candidates if peak_of(local // count // unit, *traces[1:]) <= limit), None)
 
     def _pass(self, trainer: Trainer, method: LightningModule, images: int) -> None:
         """Run forward and backward on the first `images` rows of the batch."""
@@ -148,12 +148,13 @@ class MicroBatches(Callback):
         self.count = state["count"]
 
 
-def _powers_of_two(local: int, first: int) -> Iterator[int]:
-    """Yield powers of two that divide `local`, times `first` if `first` divides `local`."""
-    count = first if local % first == 0 else 1
-    while local % count == 0:
-        yield count
+def _powers_of_two(local: int, first: int, unit: int) -> Iterator[int]:
+    """Yield powers of two, times `first` if that divides `local`, that divide `local` into multiples of `unit`."""
+    count = first if local % (first * unit) == 0 else 1
+    yield count
+    while local % (2 * count * unit) == 0:
         count *= 2
+        yield count
 
 
 def _later_bytes(trainer: Trainer, method: LightningModule) -> int:

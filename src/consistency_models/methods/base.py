@@ -91,6 +91,8 @@ class Method(LightningModule):
         ValueError: the method needs a teacher and has none, or does not support a teacher and has one.
     """
 
+    rows_together: int = 1
+    """Number of neighbouring rows of the global batch that a micro-batch must not divide."""
     needs_teacher: bool | None = False
     """True: the method needs a teacher; False: the method uses no teacher; None: the teacher is optional."""
     needs_levels: str | None = None

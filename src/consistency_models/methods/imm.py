@@ -42,7 +42,7 @@ class InductiveMomentMatching(Method):
     @checked
     def __init__(self, *, group: Annotated[int, Ge(2)] = 4, sigma_data: Positive = 0.5, **arguments) -> None:
         super().__init__(**arguments)
-        self.group, self.sigma_data = group, sigma_data
+        self.group, self.sigma_data, self.rows_together = group, sigma_data, group
 
     def jump(self, step: Step, x: Tensor, sigma: Tensor) -> Tensor:
         """D + s/σ·(x - D) with D = D(x, σ, s), shape of x."""
