@@ -167,7 +167,7 @@ def test_what_is_typed_again_is_the_user_s_own_choice(trained, tmp_path, compose
 
 
 def test_a_package_that_is_trusted_may_be_named_by_a_folder(trained, tmp_path, composer, monkeypatch):
-    (tmp_path / "folders_package.py").write_text("class Distance:\n    pass\n")
+    (tmp_path / "folders_package.py").write_text("class Distance:\n    def __init__(self, c=None):\n        pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     folder = folder_with(trained, tmp_path / "run", ["loss={_target_:folders_package.Distance}"])
     command = [f"ckpt_path={folder}", "trainer.max_steps=50"]

@@ -93,7 +93,7 @@ class Processes(Launcher):
         self, number: int, folder: Path, overrides: Sequence[str], free: queue.SimpleQueue[dict[str, str]]
     ) -> JobReturn:
         from consistency_models.app.folder import RunFolder
-        from consistency_models.app.multirun import monitored, state_of
+        from consistency_models.app.multirun import monitored_metric, state_of
         from consistency_models.app.sweep_folder import SweepFolder
         from consistency_models.errors import Exit
 
@@ -113,7 +113,7 @@ class Processes(Launcher):
             code = int(Exit.UNEXPECTED) if code < 0 else code
             sweep.note(folder.name, overrides, code)
             log.info("\t#%d ended after %.0f s with exit code %d", number, time.perf_counter() - began, code)
-        result.return_value = monitored(folder) if RunFolder(folder).state == "DONE" else None
+        result.return_value = monitored_metric(folder) if RunFolder(folder).state == "DONE" else None
         return result
 
     def _folder(self, number: int) -> Path:

@@ -127,6 +127,7 @@ TRAIN: dict[str, Any] = PATHS | {
     "network.num_classes": Count | None,  # null if the data set has an unknown number: see relations.data
     "data.source": Object,
     "data.name": Text,
+    "data.root": Text | None,  # of eval.py alone, without the object of `data`
     "data.image_size": Size,
     "data.channels": Size,
     "data.network_classes": Count | None,
