@@ -87,7 +87,7 @@ def test_the_target_of_the_exact_map_is_the_map():
     """u + (t - r)·du/dt = v, with the marginal velocity."""
     made = step(equal=[1])
     meanflow = exact(MeanFlow)
-    meanflow.velocity = marginal_velocity
+    meanflow.velocities = lambda step: (marginal_velocity(step),) * 2
     assert_close(meanflow.target(made), meanflow.online(made), rtol=1e-9, atol=1e-9)
 
 
@@ -238,7 +238,7 @@ def test_guidance_leaves_the_network_in_train_mode():
     meanflow.train()
     made = step()
     made.labels = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1, 2]]
-    assert (meanflow.velocity(made) != made.noise - made.x).any()
+    assert (meanflow.velocities(made)[0] != made.noise - made.x).any()
     assert meanflow.model.network.training
 
 

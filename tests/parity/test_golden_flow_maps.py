@@ -144,13 +144,62 @@ def test_guided_meanflow(path, name):
     assert torch.equal(labels, told.float())
     step = flow_step(case["x0"], case["noise"], t, r, labels)
     with torch.no_grad():
-        assert_close(trained.velocity(step), case[f"{name}_v_guided"], **EXACT)
+        assert_close(trained.velocities(step)[0], case[f"{name}_v_guided"], **EXACT)
     online, target, loss = loss_of(trained, step)
     assert_close(online, case[f"{name}_u"], **EXACT)
     assert_close(target, case[f"{name}_u_target"], **EXACT)
     assert_close(loss, case[f"{name}_loss"], **EXACT)
     assert_close(loss.mean(), case[f"{name}_mean_official"], **EXACT)
     check_gradients(loss, network, case, f"{name}_grad_", **EXACT)
+
+
+class OfIMF(ConvNet):
+    """Improved MeanFlow's network: it is called with ω, where ours gives 1 - 1/ω."""
+
+    def forward(self, x, t, labels=None, augment=None, end=None):
+        omega = 1 / (1 - augment[:, :1])
+        return super().forward(x, t, labels, torch.cat([omega, augment[:, 1:]], 1), end)
+
+
+@pytest.mark.parametrize(("path", "name"), cases(r"(case\d+)_loss_v", r"uniform_omega"))
+def test_improved_meanflow(path, name):
+    """The derivative of a row whose class is dropped is along the velocity of its class."""
+    case, setting = load(path), setting_of(load(path), name)
+    network, total = OfIMF(case, "net"), len(case["x0"])
+    trained = method(
+        MeanFlow,
+        Preconditioned(network, Flow()),
+        power=setting["norm_p"],
+        eps=setting["norm_eps"],
+        label_dropout=setting["class_dropout_prob"],
+        own_velocity=True,
+        guidance_input=setting["cfg_beta"],
+    )
+    schedule = LogNormalPair(setting["P_mean"], setting["P_std"], equal=setting["data_proportion"])
+    guidance = torch.stack([case["uniform_omega"], case["uniform_tmin"], case["uniform_tmax"]], 1)
+    draws = {"levels": case["normal_t"], "ends": case["normal_r"], "hidden_labels": case["uniform_drop"]}
+    rows = stored(total, guidance=guidance, **draws)
+    levels, t, r = schedule(rows, 0, 1), case[f"{name}_t"], case[f"{name}_r"]
+    assert_close(levels.high, sigma_of(t).float(), rtol=1e-6, atol=0)
+    assert_close(levels.end, sigma_of(r).float(), rtol=1e-6, atol=0)
+    labels = trained.encode_labels(case["label"], rows)
+    assert torch.equal(labels, one_hot(case[f"{name}_label_in"], network.num_classes + 1)[:, :-1].float())
+    step = flow_step(case["x0"], case["noise"], t, r, labels)
+    step.rows, step.classes = rows, case["label"]
+    step.augment = trained.inputs(step)
+    for found, key in zip(step.augment.unbind(1), ("omega", "t_min", "t_max")):
+        assert_close(1 / (1 - found) if key == "omega" else found, case[f"{name}_{key}"], **EXACT)
+    with torch.no_grad():
+        guided, along = trained.velocities(step)
+    assert_close(guided, case[f"{name}_v_guided"], **EXACT)
+    assert_close(along, case[f"{name}_tangent"], **EXACT)
+    assert_close(trained.derivative_along(step, along)[1], case[f"{name}_du_dt"], **EXACT)
+    online, target, loss = loss_of(trained, step)
+    for found, key in zip(online.chunk(2, 1), ("u", "v_head")):
+        assert_close(found, case[f"{name}_{key}"], **EXACT)
+    assert_close(loss, case[f"{name}_loss_u"] + case[f"{name}_loss_v"], **EXACT)
+    assert_close(loss.mean(), case[f"{name}_mean_official"], **EXACT)
+    assert check_gradients(loss, network, case, f"{name}_grad_", **EXACT) == len(list(network.parameters()))
 
 
 @pytest.mark.parametrize(("path", "name"), cases(r"(case\d+)_weight", r"alphas"))

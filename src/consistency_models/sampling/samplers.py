@@ -24,7 +24,7 @@ from itertools import pairwise
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 from torch import Tensor
 
 from consistency_models.noise.schedules import karras_grid
@@ -205,6 +205,8 @@ class FlowMapSampler:
         sigmas: the levels at which the model is called, descending, in place of steps and sigma_max.
         gamma: γ in [0, 1].
         clip: clamp D to [-1, 1].
+        inputs: additional inputs of the network, the same for all images, such as the scale of guidance of improved
+            MeanFlow; None: zeros.
     """
 
     @checked
@@ -215,12 +217,13 @@ class FlowMapSampler:
         sigmas: Descending | None = None,
         gamma: Share = 0.0,
         clip: bool = False,
+        inputs: Annotated[Sequence[float], MinLen(1)] | None = None,
     ) -> None:
         if sigmas is None:
             times = (sigma_max / (1 + sigma_max) * (1 - i / steps) for i in range(1, steps))
             sigmas = (sigma_max, *(t / (1 - t) for t in times))
         self.sigmas, self.gamma, self.clip = tuple(map(float, sigmas)), gamma, clip
-        self.nfe = len(self.sigmas)
+        self.nfe, self.inputs = len(self.sigmas), inputs
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
@@ -240,7 +243,8 @@ class FlowMapSampler:
         return x.clamp(-1, 1) if self.clip else x
 
     def _jump(self, denoiser: Callable[..., Tensor], x: Tensor, high: float, low: float) -> Tensor:
-        denoised = denoiser(x, x.new_full((len(x),), high), end=x.new_full((len(x),), low))
+        given = {} if self.inputs is None else {"augment": x.new_tensor(self.inputs).expand(len(x), -1)}
+        denoised = denoiser(x, x.new_full((len(x),), high), end=x.new_full((len(x),), low), **given)
         denoised = denoised.clamp(-1, 1) if self.clip else denoised
         return denoised + low / high * (x - denoised)
 

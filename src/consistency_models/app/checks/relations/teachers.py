@@ -53,7 +53,12 @@ def guidance(config: Config, choices: Choices) -> Problems:
         if model.get(key, none) != none and not config["data"]["network_classes"]:
             fix = "set data.conditional=true"
             yield problem(f"model.{key}", model[key], f"{none}", fix, reason="the network takes no classes")
-    if (model.get("omega", 1), model.get("kappa", 0)) != (1, 0) and not model.get("label_dropout", 0):
+    given = model.get("guidance_input")
+    if given is not None and not config["data"]["network_classes"]:
+        allowed, reason = "null", "the network takes no classes"
+        yield problem("model.guidance_input", given, allowed, "set data.conditional=true", reason=reason)
+    guided = given is not None or (model.get("omega", 1), model.get("kappa", 0)) != (1, 0)
+    if guided and not model.get("label_dropout", 0):
         reason = "guidance calls the network without a class, which label dropout trains"
         yield problem("model.label_dropout", model.get("label_dropout"), "a number in (0, 1]", reason=reason)
 
