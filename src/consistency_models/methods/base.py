@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from consistency_models import conditions
+from consistency_models.conditions import Prompt
 from consistency_models.methods.differences import central_difference
 from consistency_models.noise.preconditioning import Preconditioned
 from consistency_models.noise.schedules import Levels
@@ -45,7 +46,7 @@ class Step:
         progress: k / K in [0, 1), the completed share of training.
         rows: rows of the global batch, with their random numbers.
         online: the output that is trained, without gradient; set before `Method.target` is called.
-        classes: the condition before `Method.encode_labels`, which may drop some rows: classes (B,), a `Prompt`, or None.
+        classes: the argument of `Method.encode_labels`, which may drop rows: classes (B,), a `Prompt`, or None.
     """
 
     x: Tensor
@@ -107,6 +108,8 @@ class Method(LightningModule):
     """True: the method can train a second output of the network, see `network.outputs`."""
     difference: float | None = None
     """Share h by which `derivative` moves the level for a central difference; None: derivatives in forward mode."""
+    needs_two_times: bool = False
+    """True: the method calls the network with two times."""
     teacher_is_consistent: bool = False
     """True: the teacher is a consistency model, which returns the end of a trajectory; False: a diffusion model."""
 

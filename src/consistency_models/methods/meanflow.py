@@ -45,9 +45,9 @@ class MeanFlow(FlowMap):
         omega, kappa: ω and κ of the guidance, whose effective scale is ω/(1 - κ); (1, 0) is no guidance. Rows whose
             class is dropped use v without guidance.
         interval: range of the times t, in [0, 1], at which v is guided.
-        own_velocity: the derivative is along the network's own velocity of the class, not along v. This is w, the second
-            half of the channels, if the network has two outputs, otherwise u(z, t, t). The target of the loss, the
-            distance of u + (t - r)·du/dt to v, then depends on no network.
+        own_velocity: the derivative is along the network's own velocity of the class, not along v. If the network has
+            two outputs, this velocity is the second, w, otherwise u(z, t, t). The target of the loss, the distance of
+            u + (t - r)·du/dt to v, then depends on no network.
         guidance_input: β: 1 - 1/ω and the interval are the last three inputs of the network. ω has the density ω^-β on
             [1, omega_max], the interval is U[0, ½] to U[½, 1], and [0, 1] where r = t. None: they are constants.
         omega_max: the largest ω that `guidance_input` draws.

@@ -154,7 +154,7 @@ class DiT(nn.Module):
         embedding: maps 256 to a module from times (B,) to features (B, 256).
         checkpointing: do not store activations within blocks; the backward pass recomputes them.
         two_times: take a second noise label, through an embedding whose last layer is initialised to 0.
-        outputs: number of images in the result, one behind the other in the channels; 2 for a method with a second head.
+        outputs: number of images in the result, one behind the other in the channels; 2: with a second head.
 
     Raises:
         ValueError: patch_size does not divide image_size, or heads or 4 does not divide width.

@@ -29,7 +29,7 @@ class MLP(nn.Module):
         width: number of hidden units.
         depth: number of residual layers.
         two_times: take a second noise label, through a second W_e that is initialised to 0.
-        outputs: number of images in the result, one behind the other in the channels; 2 for a method with a second head.
+        outputs: number of images in the result, one behind the other in the channels; 2: with a second head.
     """
 
     freqs: Tensor
@@ -77,7 +77,10 @@ class MLP(nn.Module):
         augment: Tensor | None = None,
         end_label: Tensor | None = None,
     ) -> Tensor:
-        """F(x), shape (B, outputs·channels, size, size), for noise_label, end_label (B,), one-hot and augmentation labels."""
+        """F(x), shape (B, outputs·channels, size, size), for noise_label (B,), one-hot labels, augmentation labels.
+
+        A network of two times also takes end_label (B,).
+        """
         c = self.features(noise_label)
         labels, augment = condition(labels, self.num_classes, c), condition(augment, self.augment_dim, c)
         emb = self.embed(torch.cat([c, labels, augment], 1))

@@ -62,7 +62,7 @@ class SongUNet(nn.Module):
         double_norm: normalise scale and shift, see `UNetBlock`.
         checkpointing: do not store activations within blocks; the backward pass recomputes them.
         two_times: take a second noise label, whose features enter through a linear layer that is initialised to 0.
-        outputs: number of images in the result, one behind the other in the channels; 2 for a method with a second head.
+        outputs: number of images in the result, one behind the other in the channels; 2: with a second head.
 
     Raises:
         ValueError: image_size cannot be halved as often as channel_mult has levels; double_norm without adaptive_scale.

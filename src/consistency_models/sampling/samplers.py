@@ -5,10 +5,11 @@
 `denoiser(x, sigma)` takes σ of shape (B,), and of a model of two times also `end`, the level where the step ends;
 `noise` and what `randn()` returns are standard normal, shape (B, ...). The state has the dtype of `noise`. `sigmas` are
 the levels, descending, from which a step starts; `nfe` counts the denoiser calls. With `clip`, each output
-of the denoiser and the images are clamped to [-1, 1]. Two facts of a class, true where they are written:
+of the denoiser and the images are clamped to [-1, 1]. Facts of a class, true where they are written:
 
     of_consistency_models    one call gives the end of a trajectory: a model with this sampler is a consistency model
     one_time                 `end` is not handed to the denoiser: not for models of two times
+    needs_two_times          `end` is handed to the denoiser: only for models of two times
 
     sampler.descend(denoiser, x, sigma) -> images
 
@@ -208,6 +209,8 @@ class FlowMapSampler:
         inputs: additional inputs of the network, the same for all images, such as the scale of guidance of improved
             MeanFlow; None: zeros.
     """
+
+    needs_two_times = True
 
     @checked
     def __init__(

@@ -42,8 +42,14 @@ def teacher(config: Config, choices: Choices) -> Problems:
 
 
 def guidance(config: Config, choices: Choices) -> Problems:
-    """A weaker teacher requires guidance, and guidance by classes requires classes."""
+    """A weaker teacher and an interval require guidance, and guidance by classes requires classes."""
     teacher, model = config["teacher"], config["model"]
+    interval = teacher.get("interval")
+    if interval is not None and teacher.get("guidance") == 1:
+        reason = "with teacher.guidance=1 no level has guidance"
+        yield problem("teacher.interval", interval, "null", "or set teacher.guidance, e.g. to 2", reason=reason)
+    elif interval is not None and not interval[0] <= interval[1]:
+        yield problem("teacher.interval", interval, "two ascending levels", "did you swap them?")
     if teacher.get("weak") is not None:
         if teacher.get("guidance") == 1:
             reason = "with teacher.guidance=1 the weaker teacher is not used"
