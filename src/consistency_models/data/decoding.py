@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageOps, features
@@ -31,7 +32,25 @@ CHUNK = 1024  # number of images that are decoded ahead
 LARGE = 1 << 22  # pixels: larger images are decoded one at a time
 
 
-Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]  # Pillow's names
+Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", "adm"]  # Pillow's names, and ADM's way
+
+
+def _fit(image: Image.Image, size: int, filter: Image.Resampling) -> Image.Image:
+    return ImageOps.fit(image, (size, size), filter)
+
+
+def _adm(image: Image.Image, size: int) -> Image.Image:
+    """Halve by box filters, resize by a bicubic filter, and crop the centre at whole pixels."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+RESIZES = {name: partial(_fit, filter=Image.Resampling[name.upper()]) for name in get_args(Filter) if name != "adm"}
+RESIZES |= {"adm": _adm}
 
 
 @checked
@@ -48,6 +67,8 @@ class Decoder:
         image_size: H and W of the result, at least 1; None keeps the size of the file.
         channels: 1 (grey) or 3 (RGB).
         resize: Pillow's filter: nearest, box, bilinear, hamming, bicubic or lanczos. All but nearest are antialiased.
+            "adm" is the way of ADM (arXiv 2105.05233) and EDM ("center-crop-dhariwal") for ImageNet: the image is
+            halved by box filters while its short side is at least 2·image_size, and then resized by a bicubic filter.
         value_range: (black, white) of grey images with more than 8 bits; None: (0, 65535) for integers and (0, 1) for
             floating-point numbers.
         max_pixels: files with more pixels are refused before they are decoded.
@@ -97,7 +118,7 @@ class Decoder:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("L" if self.channels == 1 else "RGB")
         if self.image_size is not None and image.size != (self.image_size, self.image_size):
-            image = ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling[self.resize.upper()])
+            image = RESIZES[self.resize](image, self.image_size)
         if image.width != image.height:
             raise DataError(f"is {image.width}x{image.height}; only square images are allowed: set data.image_size")
         return np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
