@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from consistency_models.data.batch import Batch
 from consistency_models.data.image_set import ImageSet
+from consistency_models.data.latents import Latents
 from consistency_models.data.mixture import Mixture
 from consistency_models.data.sampler import StepSampler
 from consistency_models.errors import DataError
@@ -33,7 +34,7 @@ class DataModule(LightningDataModule):
     small set is held on the GPU as uint8, and only indices are transferred.
 
     Args:
-        source: an `ImageSet`, or a `Mixture`, which draws new images in every step.
+        source: an `ImageSet`; `Latents`; or a `Mixture`, which draws new images in every step.
         batch_size: images of one optimiser step, over all processes and accumulated micro-batches.
         seed: the run's seed.
         sigma_data: σ_data of the preconditioning. A warning is shown if the measured σ_data differs by more than a
@@ -55,7 +56,7 @@ class DataModule(LightningDataModule):
     @checked
     def __init__(
         self,
-        source: ImageSet | Mixture,
+        source: ImageSet | Latents | Mixture,
         batch_size: Size,
         seed: Count = 0,
         sigma_data: Positive | None = None,
@@ -79,6 +80,14 @@ class DataModule(LightningDataModule):
                 raise DataError(f"data.{key} is {stated}, but {origin} has {facts[key]}: set data.{key}={facts[key]}")
         if conditional and not source.num_classes:
             raise DataError(f"data.conditional is true, but {origin} has no classes: set data.conditional=false")
+        if flip and getattr(source, "is_latent", False):
+            raise DataError(
+                "data.flip is true, but a flipped latent is not the latent of the flipped image: set it to false"
+            )
+        if resident is True and not hasattr(source, "to"):
+            raise DataError(
+                f"data.resident is true, but {origin} is read or drawn in each step: set data.resident=auto"
+            )
         if overfit_steps and source.n is None:
             raise DataError(f"data.overfit_steps is {overfit_steps}, but {origin} has no fixed images: set it to 0")
         self.source, self.batch_size, self.seed, self.sigma_data = source, batch_size, seed, sigma_data
@@ -141,7 +150,7 @@ class DataModule(LightningDataModule):
         return replace(batch, images=images, labels=batch.labels if self.conditional else None)
 
     def _lies_on(self, device: torch.device) -> bool:
-        if device.type == "cpu" or self.source.n is None:
+        if device.type == "cpu" or not hasattr(self.source, "to"):
             return False
         if self.resident == "auto":
             return device.type == "cuda" and self.source.images.nbytes <= RESIDENT_BYTES
