@@ -80,7 +80,7 @@ def test_sdxl_has_pooled_text_sizes_and_zeros(sdxl_folder, images, tmp_path):
     assert (loaded(out / "empty.npy") == empty[0]).all()
     assert (loaded(out / "empty_pooled.npy") == empty_pooled[0]).all()
     assert np.load(out / "sizes.npy")[[0, 3]].tolist() == [[16, 16, 0, 0, 16, 16], [32, 64, 0, 8, 16, 16]]
-    prompt = latents(out).labels
+    prompt = latents(out).prompts
     assert prompt.text.shape == (5, 77, 64)
     assert prompt.pooled.shape == (5, 24)
     assert prompt.sizes[3].tolist() == [32, 64, 0, 8, 16, 16]

@@ -174,3 +174,30 @@ def test_a_latent_is_not_flipped_and_not_held_on_a_gpu(root):
     batch = module.on_after_batch_transfer(data[slot([1, 2])], 0)
     torch.testing.assert_close(batch.images, data[slot([1, 2])].images, rtol=0, atol=0)
     assert batch.labels.tolist() == [1, 1]
+
+
+def test_captions_are_drawn_for_each_row(root):
+    np.save(root / "caption.npy", np.array([0, 1, 2, 0, 1, 2]))
+    np.save(root / "text.npy", np.arange(12, dtype=np.float16).reshape(3, 2, 2))
+    np.save(root / "empty.npy", np.full((2, 2), -1, np.float16))
+    (root / "labels.npy").unlink()
+    data = latents(root, scale=1.0, shift=0.0)
+    assert (data.labels, data.num_classes, len(data.prompts)) == (None, 0, 6)
+    module = DataModule(data, batch_size=16, guidance_w=[5.0, 15.0], caption_dropout=0.5)
+    rows = [0, 1, 2, 3, 4, 5, 0, 1]
+    batch = module.on_after_batch_transfer(data[slot(rows, step=3)], 0)
+    whole, half = batch.labels, module.on_after_batch_transfer(data[slot(rows[4:], step=3, first=4)], 0).labels
+    assert torch.equal(half.text, whole.text[4:])
+    assert torch.equal(half.guidance, whole.guidance[4:])
+    assert ((whole.guidance >= 5) & (whole.guidance < 15)).all()
+    assert len(whole.guidance.unique()) == 8
+    dropped = (whole.text == -1).all((1, 2))
+    assert torch.equal(dropped, BatchRandom(0, 3, 16, slice(0, 8)).rand("caption") < 0.5)
+    assert torch.equal(whole.text[~dropped], data.captions(np.array(rows)).text[~dropped])
+
+
+def test_captions_are_needed_for_guidance(root):
+    with pytest.raises(DataError, match=r"has no captions: leave data\.guidance_w out"):
+        DataModule(latents(root, scale=1.0, shift=0.0), batch_size=2, guidance_w=[3.0, 15.0])
+    with pytest.raises(ConfigError, match=r"two numbers with low <= high"):
+        DataModule(latents(root, scale=1.0, shift=0.0), batch_size=2, guidance_w=[15.0, 3.0])

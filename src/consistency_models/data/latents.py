@@ -119,9 +119,14 @@ class Latents:
         return self._fixed.images
 
     @property
-    def labels(self) -> Tensor | Prompt | None:
-        """Captions or classes of the fixed sample."""
-        return self._fixed.labels
+    def labels(self) -> Tensor | None:
+        """Classes of the fixed sample."""
+        return None if self.captions is not None else self._fixed.labels
+
+    @property
+    def prompts(self) -> Prompt | None:
+        """Captions of the fixed sample."""
+        return None if self.captions is None else self._fixed.labels
 
     @cached_property
     def sigma_data(self) -> float:
@@ -135,7 +140,7 @@ class Latents:
         """Hash of the fixed sample, its classes, and the checksums of the files."""
         content = hashlib.blake2b(f"{self.n} {self.shape} {self.sample}".encode() + self.sums, digest_size=16)
         content.update(self.images.numpy())
-        if isinstance(self.labels, Tensor):
+        if self.labels is not None:
             content.update(self.labels.numpy())
         return content.hexdigest()
 
