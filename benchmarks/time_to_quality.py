@@ -129,7 +129,7 @@ def calibration(choices: Sequence[str], args: argparse.Namespace) -> dict[str, f
     if saved["overrides"] != args.overrides:
         raise ValueError(f"--overrides: {file} was measured with {saved['overrides']}; use another --folder")
     if missing := [choice for choice in choices if choice not in saved["seconds"]]:
-        saved |= measuring.machine(args)
+        saved |= {name: value for name, value in measuring.machine(args).items() if name != "command"}
         saved["seconds"] |= calibrate(missing, args)
         args.folder.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(saved, indent=1) + "\n")
