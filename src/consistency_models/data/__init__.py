@@ -7,6 +7,7 @@ from consistency_models.data.digits import digits
 from consistency_models.data.fashion_mnist import fashion_mnist
 from consistency_models.data.image_folder import image_folder
 from consistency_models.data.image_set import ImageSet, sigma_data
+from consistency_models.data.known_set import known_set
 from consistency_models.data.mixture import GaussianMixture, Mixture
 from consistency_models.data.module import DataModule
 from consistency_models.data.published import Published
@@ -28,5 +29,6 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "image_folder",
+    "known_set",
     "sigma_data",
 ]
