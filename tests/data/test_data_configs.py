@@ -40,10 +40,19 @@ def root(tmp_path, pixels):
     return write(tmp_path, {**fashion_files(), "0.png": pixels(0, 16)})
 
 
+@pytest.fixture
+def two(tmp_path_factory, pixels):
+    """Two folders of an image each."""
+    return write(tmp_path_factory.mktemp("two"), {"a/0.png": pixels(0, 16), "b/1.png": pixels(1, 16)})
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_makes_its_data_module(name, root, monkeypatch):
+def test_makes_its_data_module(name, root, two, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "cache"))
     config = composed(name, f"data.root={root}", *(["data.image_size=8"] if name == "image_folder" else []))
+    if "images" in config.data.source:  # a set of a paper: two images, in two classes if it has classes
+        config = composed(name, f"data.root={two}", "data.source.images=[2]")
+        config.data.num_classes = 2 if config.data.num_classes else 0
     assert set(config.data) >= KEYS
     with open_dict(config):
         for key in TOLD:

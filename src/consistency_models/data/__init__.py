@@ -9,6 +9,7 @@ from consistency_models.data.digits import digits
 from consistency_models.data.fashion_mnist import fashion_mnist
 from consistency_models.data.image_folder import image_folder
 from consistency_models.data.image_set import ImageSet, check_facts, sigma_data
+from consistency_models.data.known_set import known_set
 from consistency_models.data.mixture import GaussianMixture, Mixture
 from consistency_models.data.published import Published
 from consistency_models.data.sampler import StepSampler
@@ -33,6 +34,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "image_folder",
+    "known_set",
     "sigma_data",
 ]
 
