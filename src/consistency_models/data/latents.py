@@ -30,6 +30,7 @@ from consistency_models.values import Count, Positive, Size, Text, checked, fact
 __all__ = ["Captions", "Latents", "latents"]
 
 NUMBERS = "latents.npy"
+PROMPTS = 256  # captions of the fixed sample: 2,000 of Stable Diffusion XL would take 1.3 GB
 LAYOUTS = "a folder of consistency_models.data.encode, a folder with latents.npy (n, 2·C, h, w), or EDM2's zip"
 
 
@@ -92,9 +93,13 @@ class Latents:
     test = None
 
     def __getitem__(self, slot: Slot) -> Batch:
+        rows = slot.indices.numpy()
+        labels = self.captions(rows) if self.captions is not None else self.classes
+        return Batch(self._drawn(slot), labels[slot.indices] if isinstance(labels, Tensor) else labels, slot.rows)
+
+    def _drawn(self, slot: Slot) -> Tensor:
         mean, std = self._moments(slot.indices.numpy())
-        drawn = mean + std * slot.rows.randn("latent", *self.shape) if self.sample else mean
-        return Batch(drawn, self._labels(slot.indices), slot.rows)
+        return mean + std * slot.rows.randn("latent", *self.shape) if self.sample else mean
 
     def _moments(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Means and standard deviations of x, each (b, C, h, w) float32."""
@@ -102,36 +107,31 @@ class Latents:
         mean = self.scale * (values[:, : self.shape[0]] - self.shift)
         return mean, self.scale * values[:, self.shape[0] :]
 
-    def _labels(self, indices: Tensor) -> Tensor | Prompt | None:
-        if self.captions is not None:
-            return self.captions(indices.numpy())
-        return None if self.classes is None else self.classes[indices]
+    @cached_property
+    def _fixed(self) -> Tensor:
+        """Indices of the fixed sample."""
+        return torch.linspace(0, self.n - 1, min(self.n, self.sample_size)).round().long()
 
     @cached_property
-    def _fixed(self) -> Batch:
-        count = min(self.n, self.sample_size)
-        rows = BatchRandom(seed_of("fixed sample"), 0, count, slice(0, count))
-        return self[Slot(rows, torch.linspace(0, self.n - 1, count).round().long())]
-
-    @property
     def images(self) -> Tensor:
         """The fixed sample, evenly spread over the set, (up to sample_size, C, h, w) float32."""
-        return self._fixed.images
+        count = len(self._fixed)
+        return self._drawn(Slot(BatchRandom(seed_of("fixed sample"), 0, count, slice(0, count)), self._fixed))
 
     @property
     def labels(self) -> Tensor | None:
         """Classes of the fixed sample."""
-        return None if self.captions is not None else self._fixed.labels
+        return None if self.classes is None else self.classes[self._fixed]
 
-    @property
+    @cached_property
     def prompts(self) -> Prompt | None:
-        """Captions of the fixed sample."""
-        return None if self.captions is None else self._fixed.labels
+        """Captions of the first 256 latents of the fixed sample."""
+        return None if self.captions is None else self.captions(self._fixed[:PROMPTS].numpy())
 
     @cached_property
     def sigma_data(self) -> float:
         """σ_data, measured on the latents of the fixed sample: √(variance of the means + mean variance)."""
-        mean, std = self._moments(np.linspace(0, self.n - 1, min(self.n, self.sample_size)).round().astype(np.int64))
+        mean, std = self._moments(self._fixed.numpy())
         within = std.double().square().mean() if self.sample else 0.0
         return (mean.double().var(correction=0) + within).sqrt().item()
 

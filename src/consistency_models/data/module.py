@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from consistency_models.conditions import Prompt
 from consistency_models.data.batch import Batch
-from consistency_models.data.image_set import ImageSet
+from consistency_models.data.image_set import ImageSet, check_facts
 from consistency_models.data.latents import Latents
 from consistency_models.data.mixture import Mixture
 from consistency_models.data.sampler import StepSampler
@@ -79,11 +79,7 @@ class DataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         name = name or source.name
-        origin = f"{name} ({root})" if root else name
-        facts = {"channels": source.shape[0], "image_size": source.shape[-1], "num_classes": source.num_classes}
-        for key, stated in {"channels": channels, "image_size": image_size, "num_classes": num_classes}.items():
-            if stated is not None and stated != facts[key]:
-                raise DataError(f"data.{key} is {stated}, but {origin} has {facts[key]}: set data.{key}={facts[key]}")
+        origin = check_facts(source, name, root, image_size, channels, num_classes)
         if conditional and not source.num_classes:
             raise DataError(f"data.conditional is true, but {origin} has no classes: set data.conditional=false")
         if flip and getattr(source, "is_latent", False):
@@ -94,7 +90,7 @@ class DataModule(LightningDataModule):
             raise DataError(
                 f"data.resident is true, but {origin} is read or drawn in each step: set data.resident=auto"
             )
-        captioned = getattr(source, "prompts", None) is not None
+        captioned = getattr(source, "captions", None) is not None
         for key, value in {"guidance_w": guidance_w, "caption_dropout": caption_dropout or None}.items():
             if value is not None and not captioned:
                 raise DataError(f"data.{key} is {value}, but {origin} has no captions: leave data.{key} out")
