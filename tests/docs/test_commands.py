@@ -88,8 +88,9 @@ def parsed(words, patch):
         patch.setattr(sys, "argv", words)
         patch.syspath_prepend(str(Path(words[0]).parent.resolve()))
         start = partial(runpy.run_path, words[0], run_name="__main__")
-    with pytest.raises(ParsedError):
+    with pytest.raises((ParsedError, SystemExit)) as caught:
         start()
+    assert getattr(caught.value, "code", 0) == 0, f"{shlex.join(words)}: see the captured output"  # --help exits with 0
 
 
 def accepted(words, composers, patch):
