@@ -79,6 +79,8 @@ class DataModule(LightningDataModule):
                 raise DataError(f"data.{key} is {stated}, but {origin} has {facts[key]}: set data.{key}={facts[key]}")
         if conditional and not source.num_classes:
             raise DataError(f"data.conditional is true, but {origin} has no classes: set data.conditional=false")
+        if resident is True and not getattr(source, "is_decoded", True):
+            raise DataError(f"data.resident is true, but the images of {origin} are not decoded: set it to false")
         if overfit_steps and source.n is None:
             raise DataError(f"data.overfit_steps is {overfit_steps}, but {origin} has no fixed images: set it to 0")
         self.source, self.batch_size, self.seed, self.sigma_data = source, batch_size, seed, sigma_data
@@ -96,13 +98,15 @@ class DataModule(LightningDataModule):
         return self.source.num_classes if self.conditional else 0
 
     def setup(self, stage: str) -> None:
-        """Warn if the σ_data of the configuration differs from the measured σ_data."""
+        """Warn if σ_data of the configuration is not the measured one, or if images are decoded without workers."""
         measured = self.source.sigma_data
         if self.sigma_data is not None and abs(self.sigma_data - measured) > 0.1 * measured:
             rank_zero_warn(
                 f"data.sigma_data is {self.sigma_data}, but {self.origin} measures {measured:.3f}: "
                 f"the preconditioning is off; set data.sigma_data={measured:.3f}"
             )
+        if not self.workers and not getattr(self.source, "is_decoded", True):
+            rank_zero_warn(f"the training process decodes the images of {self.origin}: set data.workers to 1 or more")
 
     def train_dataloader(self) -> DataLoader:
         """Endless micro-batches of this process, starting at the trainer's global step."""
@@ -140,7 +144,7 @@ class DataModule(LightningDataModule):
         return replace(batch, images=images, labels=batch.labels if self.conditional else None)
 
     def _lies_on(self, device: torch.device) -> bool:
-        if device.type == "cpu" or self.source.n is None:
+        if device.type == "cpu" or self.source.n is None or not getattr(self.source, "is_decoded", True):
             return False
         if self.resident == "auto":
             return device.type == "cuda" and self.source.images.nbytes <= RESIDENT_BYTES
