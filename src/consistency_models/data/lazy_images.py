@@ -14,7 +14,7 @@ from torch import Tensor
 from consistency_models.data.blocks import Images
 from consistency_models.data.workers import WorkerLoader, available_cores
 
-__all__ = ["LazyImages"]
+__all__ = ["Batches", "LazyImages"]
 
 
 class LazyImages:
@@ -56,16 +56,37 @@ class LazyImages:
             pixels[place] = self._images.decoded(i, self._first)
         return torch.from_numpy(pixels)
 
-    def split(self, size: int) -> Iterator[Tensor]:
-        """Decode all images in worker processes, in batches of `size`."""
-        batches = [torch.arange(i, min(i + size, len(self))) for i in range(0, len(self), size)]
-        workers = min(available_cores(), len(batches)) if len(batches) > 1 else 0
-        yield from WorkerLoader(
-            self, batch_size=None, sampler=batches, num_workers=workers, generator=torch.Generator()
-        )
+    def split(self, size: int) -> Batches:
+        """All images in batches of `size`, which worker processes decode."""
+        return Batches(self, list(torch.arange(len(self)).split(size)))
 
     @cached_property
     def identity(self) -> str:
         """Hash of the encoded images and of the decoder, in place of the pixels."""
         content = repr((self._images.encoded.identity, self._images.decoder, tuple(self.shape)))
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+class Batches:
+    """Batches of images, (b, C, H, W) uint8, which worker processes decode during an iteration; a slice has some of them.
+
+    Args:
+        images: the images.
+        indices: (b,) int64, the images of each batch.
+    """
+
+    def __init__(self, images: LazyImages, indices: list[Tensor]) -> None:
+        self._images, self._indices = images, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, some: slice) -> Batches:
+        return Batches(self._images, self._indices[some])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        workers = min(available_cores(), len(self)) if len(self) > 1 else 0
+        generator = torch.Generator()  # otherwise a number of the global generator would be used
+        yield from WorkerLoader(
+            self._images, batch_size=None, sampler=self._indices, num_workers=workers, generator=generator
+        )
