@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from consistency_models.data.batch import Batch
-from consistency_models.data.image_set import ImageSet
+from consistency_models.data.image_set import ImageSet, check_facts
 from consistency_models.data.mixture import Mixture
 from consistency_models.data.sampler import StepSampler
 from consistency_models.data.workers import WorkerLoader
@@ -72,11 +72,7 @@ class DataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         name = name or source.name
-        origin = f"{name} ({root})" if root else name
-        facts = {"channels": source.shape[0], "image_size": source.shape[-1], "num_classes": source.num_classes}
-        for key, stated in {"channels": channels, "image_size": image_size, "num_classes": num_classes}.items():
-            if stated is not None and stated != facts[key]:
-                raise DataError(f"data.{key} is {stated}, but {origin} has {facts[key]}: set data.{key}={facts[key]}")
+        origin = check_facts(source, name, root, image_size, channels, num_classes)
         if conditional and not source.num_classes:
             raise DataError(f"data.conditional is true, but {origin} has no classes: set data.conditional=false")
         if resident is True and not getattr(source, "is_decoded", True):
