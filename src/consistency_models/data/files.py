@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from consistency_models.errors import DataError
 
-__all__ = ["Below", "Files", "FolderReader", "ZipReader", "content_of", "stamp_of", "time_of"]
+__all__ = ["Below", "Files", "FolderReader", "ZipReader", "content_of", "is_litter", "stamp_of", "time_of"]
 
 FILE_BYTES = 256 << 20  # larger files and zip members are refused, because they could fill the memory
 LITTER = ("__macosx", "__pycache__", "@eadir", "@recycle", "#recycle", "$recycle.bin", "lost+found")
@@ -151,7 +151,7 @@ class ZipReader:
         for member in self.archive.infolist():
             name = _portable(member.filename)  # the compressor of Windows writes backslashes
             path = PurePosixPath(name.strip("/"))
-            if path != PurePosixPath() and not any(_is_litter(part) for part in path.parts):
+            if path != PurePosixPath() and not any(is_litter(part) for part in path.parts):
                 names[path.as_posix() + "/" * name.endswith("/")] = member
         return names
 
@@ -252,11 +252,11 @@ def _walk(root: Path, left_out: dict[str, str], times: dict[str, str]) -> Iterat
                     below.clear()
                     continue
                 seen.add((status.st_dev, status.st_ino))
-                inner = sorted(name for name in below if not _is_litter(name))
+                inner = sorted(name for name in below if not is_litter(name))
                 links += [path for name in inner if os.path.islink(path := os.path.join(folder, name))]
                 below[:] = [name for name in inner if not os.path.islink(os.path.join(folder, name))]
                 times.update({path: time_of(path) for name in below if (path := os.path.join(folder, name))})
-                yield folder, [name for name in names if not _is_litter(name)]
+                yield folder, [name for name in names if not is_litter(name)]
         starts = links
 
 
@@ -264,7 +264,8 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _is_litter(name: str) -> bool:
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or holds metadata of an operating system."""
     return name.startswith(".") or name.lower() in LITTER
 
 

@@ -25,8 +25,9 @@ import numpy as np
 from filelock import FileLock
 
 from consistency_models.data.encoded import EncodedImages
+from consistency_models.data.file_images import ReadNamed, encoded_images
 from consistency_models.data.files import Below, Files, FolderReader, ZipReader, stamp_of, time_of
-from consistency_models.data.layout import ReadNamed, encoded_images, log_left_out, sets_of
+from consistency_models.data.layout import log_left_out, sets_of
 
 __all__ = ["listed"]
 
@@ -45,7 +46,7 @@ def listed(root: str | Path, cache_dir: str | Path | None) -> Sets:
         cache_dir: folder of the index, see above; None lists all files.
 
     Raises:
-        DataError: see `Files.open`, `layout.sets_of` and `layout.encoded_images`.
+        DataError: see `Files.open`, `layout.sets_of` and `file_images.encoded_images`.
     """
     root = Path(root).expanduser()
     if cache_dir is None:

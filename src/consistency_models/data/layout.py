@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-import numpy as np
-
 from consistency_models.data.decoding import SUFFIXES
-from consistency_models.data.encoded import EncodedImages
 from consistency_models.data.files import Files
 from consistency_models.errors import DataError
 
-__all__ = ["ReadNamed", "classes_of", "encoded_images", "image_names", "log_left_out", "ordered", "sets_of"]
+__all__ = ["classes_of", "image_names", "log_left_out", "ordered", "sets_of"]
 
 log = logging.getLogger(__name__)
 
@@ -177,39 +171,3 @@ def _classes_of_json(files: Files, names: list[str]) -> list[int] | None:
                 "from 0 on: repair it, or remove it to take classes from folders"
             )
     return [labels[name] for name in names]
-
-
-def encoded_images(files: Files) -> EncodedImages:
-    """The images of one set of files, with their classes.
-
-    Raises:
-        DataError: there are no images, or see `classes_of`.
-    """
-    names = image_names(files)
-    if not names:
-        raise DataError(
-            f"{files.origin} holds no image; files named {', '.join(SUFFIXES)} are looked for: set data.root"
-        )
-    stamps = json.dumps([(name, files.stamps[name]) for name in names])
-    identity = hashlib.blake2b(stamps.encode(), digest_size=16).hexdigest()
-    images = EncodedImages(files.origin, names, ReadNamed(files.read, names), identity)
-    classes = classes_of(files, names)
-    if classes is None:
-        return images
-    if not isinstance(classes[0], str):
-        return replace(images, labels=np.array(classes))
-    class_names = tuple(ordered(set(classes)))
-    position = {name: i for i, name in enumerate(class_names)}
-    return replace(images, labels=np.array([position[name] for name in classes]), class_names=class_names)
-
-
-@dataclass(frozen=True)
-class ReadNamed:
-    """Reads image i by its name."""
-
-    read: Callable[[str], bytes]
-    names: Sequence[str]
-
-    def __call__(self, i: int) -> bytes:
-        """The encoded content of image i."""
-        return self.read(self.names[i])

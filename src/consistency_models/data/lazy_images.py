@@ -56,6 +56,10 @@ class LazyImages:
             pixels[place] = self._images.decoded(i, self._first)
         return torch.from_numpy(pixels)
 
+    def cpu(self) -> LazyImages:
+        """The images themselves: they are decoded to the memory of the host."""
+        return self
+
     def split(self, size: int) -> Batches:
         """All images in batches of `size`, which worker processes decode."""
         return Batches(self, list(torch.arange(len(self)).split(size)))
@@ -68,7 +72,7 @@ class LazyImages:
 
 
 class Batches:
-    """Batches of images, (b, C, H, W) uint8, which worker processes decode during an iteration; a slice has some of them.
+    """Batches of images, (b, C, H, W) uint8, which worker processes decode. A slice has some of the batches.
 
     Args:
         images: the images.
