@@ -43,14 +43,14 @@ def listed(root: str | Path, cache_dir: str | Path | None) -> Sets:
 
     Args:
         root: a folder or a zip.
-        cache_dir: folder of the index, see above; None lists all files.
+        cache_dir: folder of the index, see above. None, or a folder below root, lists all files.
 
     Raises:
         DataError: see `Files.open`, `layout.sets_of` and `file_images.encoded_images`.
     """
     root = Path(root).expanduser()
-    if cache_dir is None:
-        return _list(root)[1]
+    if cache_dir is None or Path(os.path.realpath(Path(cache_dir).expanduser())).is_relative_to(os.path.realpath(root)):
+        return _list(root)[1]  # in the second case, the index itself would change the folder
     name = hashlib.blake2b(os.path.abspath(root).encode(), digest_size=16).hexdigest()
     path = Path(cache_dir).expanduser() / f"{name}.index.npz"
     if (sets := _read(path, root)) is not None:

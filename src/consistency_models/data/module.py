@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -82,15 +82,13 @@ class DataModule(LightningDataModule):
         origin = check_facts(source, name, root, image_size, channels, num_classes)
         if conditional and not source.num_classes:
             raise DataError(f"data.conditional is true, but {origin} has no classes: set data.conditional=false")
-        if resident is True and not getattr(source, "is_decoded", True):
-            raise DataError(f"data.resident is true, but the images of {origin} are not decoded: set it to false")
         if flip and getattr(source, "is_latent", False):
             raise DataError(
                 "data.flip is true, but a flipped latent is not the latent of the flipped image: set it to false"
             )
-        if resident is True and not hasattr(source, "to"):
+        if resident is True and not _can_be_resident(source):
             raise DataError(
-                f"data.resident is true, but {origin} is read or drawn in each step: set data.resident=auto"
+                f"data.resident is true, but {origin} is read, decoded or drawn in each step: set data.resident=auto"
             )
         captioned = getattr(source, "captions", None) is not None
         for key, value in {"guidance_w": guidance_w, "caption_dropout": caption_dropout or None}.items():
@@ -172,8 +170,12 @@ class DataModule(LightningDataModule):
         return replace(prompt, guidance=w.to(prompt.text.device, non_blocking=True))
 
     def _lies_on(self, device: torch.device) -> bool:
-        if device.type == "cpu" or not hasattr(self.source, "to") or not getattr(self.source, "is_decoded", True):
+        if device.type == "cpu" or not _can_be_resident(self.source):
             return False
         if self.resident == "auto":
             return device.type == "cuda" and self.source.images.nbytes <= RESIDENT_BYTES
         return self.resident
+
+
+def _can_be_resident(source: Any) -> bool:
+    return hasattr(source, "to") and getattr(source, "is_decoded", True)
