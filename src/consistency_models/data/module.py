@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -82,14 +82,14 @@ class DataModule(LightningDataModule):
         origin = check_facts(source, name, root, image_size, channels, num_classes)
         if conditional and not source.num_classes:
             raise DataError(f"data.conditional is true, but {origin} has no classes: set data.conditional=false")
-        if flip and getattr(source, "is_latent", False):
-            raise DataError(
-                "data.flip is true, but a flipped latent is not the latent of the flipped image: set it to false"
+        if getattr(source, "is_latent", False) and (flip or resident is True):
+            key = "flip" if flip else "resident"
+            reason = (
+                "a flipped latent is not the latent of the flipped image" if flip else "latents are read from files"
             )
-        if resident is True and not _can_be_resident(source):
-            raise DataError(
-                f"data.resident is true, but {origin} is read, decoded or drawn in each step: set data.resident=auto"
-            )
+            raise DataError(f"data.{key} is true, but {reason}: leave data.{key} out")
+        if resident is True and not getattr(source, "is_decoded", True):
+            raise DataError(f"data.resident is true, but the images of {origin} are not decoded: set it to false")
         captioned = getattr(source, "captions", None) is not None
         for key, value in {"guidance_w": guidance_w, "caption_dropout": caption_dropout or None}.items():
             if value is not None and not captioned:
@@ -170,12 +170,8 @@ class DataModule(LightningDataModule):
         return replace(prompt, guidance=w.to(prompt.text.device, non_blocking=True))
 
     def _lies_on(self, device: torch.device) -> bool:
-        if device.type == "cpu" or not _can_be_resident(self.source):
+        if device.type == "cpu" or not hasattr(self.source, "to") or not getattr(self.source, "is_decoded", True):
             return False
         if self.resident == "auto":
             return device.type == "cuda" and self.source.images.nbytes <= RESIDENT_BYTES
         return self.resident
-
-
-def _can_be_resident(source: Any) -> bool:
-    return hasattr(source, "to") and getattr(source, "is_decoded", True)
