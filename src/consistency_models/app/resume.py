@@ -71,8 +71,12 @@ class Origin(NamedTuple):
             )
         base = getattr(method._teacher[0], "origin", {})
         if getattr(method.model.network, "lora", None) is not None and self.teacher != base:
-            reason = f"its adapters belong to {self.teacher.get('path')}, SHA-256 {str(self.teacher.get('digest'))[:12]}"
-            raise ConfigError("ckpt_path", self.path, f"adapters of {base.get('path')}", "or set teacher.path", reason=reason)
+            reason = (
+                f"its adapters belong to {self.teacher.get('path')}, SHA-256 {str(self.teacher.get('digest'))[:12]}"
+            )
+            raise ConfigError(
+                "ckpt_path", self.path, f"adapters of {base.get('path')}", "or set teacher.path", reason=reason
+            )
         start = f"or start a new training from its weights: init=run {pasteable('init.path', self.path)}"
         if not self.is_training:
             raise ConfigError(

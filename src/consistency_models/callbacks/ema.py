@@ -17,7 +17,7 @@ __all__ = ["WeightEMA"]
 
 
 class WeightEMA(StepCallback):
-    """Updates averages of the model's trained parameters, one for each decay:  θ̄ ← β θ̄ + (1 - β) θ  after each optimiser step.
+    """Updates averages of the trained parameters, one for each decay:  θ̄ ← β θ̄ + (1 - β) θ  after each optimiser step.
 
     The averages start at the initial weights; buffers are not averaged. A checkpoint stores the averages as named plain
     tensors.

@@ -25,7 +25,15 @@ from consistency_models.values import BelowOne, Count, Distinct, Positive, Size,
 __all__ = ["LCM_LAYERS", "LoRA", "share_base", "shared_names"]
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
-LCM_LAYERS = (*ATTENTION, "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj")
+LCM_LAYERS = (
+    *ATTENTION,
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+    "downsamplers.0.conv",
+    "upsamplers.0.conv",
+    "time_emb_proj",
+)
 """The layers of diffusers' scripts of LCM-LoRA."""
 ADAPTER = "default"  # peft's name of a single adapter
 MARK = ".lora_"  # in the names of the parameters of adapters
