@@ -61,6 +61,8 @@ class UNet(nn.Module):
         ModuleNotFoundError: the extra `latent` is not installed.
     """
 
+    starts_at_zero = ("unet.time_embedding.cond_proj.", "unet.class_embedding.")
+
     @checked
     def __init__(
         self,
