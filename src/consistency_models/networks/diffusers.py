@@ -50,7 +50,8 @@ class UNet(nn.Module):
     network with the weights of the folder is the network of the folder: the layer of w, and those of a second time.
 
     Args:
-        config: content of the U-Net's `config.json`, with `_class_name`, one of `CLASSES`.
+        config: content of the U-Net's `config.json`, with `_class_name`, one of `CLASSES`. A run replaces None by that
+            of the folder `teacher.path` or `init.path`; no network is built without it.
         time_cond_proj_dim: width of the embedding of `Prompt.guidance`, 256 for LCM; None: as in the config, in general
             no such input.
         two_times: the network takes a second noise label, for methods of two times.
@@ -66,12 +67,13 @@ class UNet(nn.Module):
     @checked
     def __init__(
         self,
-        config: dict[str, Any],
+        config: dict[str, Any] | None = None,
         time_cond_proj_dim: Size | None = None,
         two_times: bool = False,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        config = config or {}
         name, given = config.get("_class_name"), {key: config[key] for key in config if not key.startswith("_")}
         if name not in CLASSES:
             raise ValueError(f"network.config names the class {name!r:.80}; allowed are {', '.join(CLASSES)}")

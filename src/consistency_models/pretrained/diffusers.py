@@ -1,11 +1,11 @@
 """Pipelines of diffusers in folders: the U-Net with the table of its scheduler, read as numbers.
 
-    model_index.json  unet/config.json  unet/diffusion_pytorch_model.safetensors  scheduler/scheduler_config.json  vae/ …
+    model_index.json   unet/config.json   unet/diffusion_pytorch_model.safetensors   scheduler/scheduler_config.json
 
-The parts lie in sub-folders, or, in old folders of DDPM, in the folder itself. No class of the folder is built but the two
-U-Nets of `networks.diffusers.CLASSES`, no code of the folder is run, and of a scheduler only the table and the kind of
-prediction are read: PNDM, DDIM, Euler and DPM-Solver name the same table. A folder with an LCMScheduler holds a
-consistency model. Weights are safetensors; pickles (*.bin) are refused.
+The parts lie in sub-folders, or, in old folders of DDPM, in the folder itself. Of the classes that a folder names, only
+the two U-Nets of `networks.diffusers.CLASSES` are built, and no code of the folder is run. Of a scheduler only the
+table and the kind of prediction are read: PNDM, DDIM, Euler and DPM-Solver name the same table. A folder with an
+LCMScheduler holds a consistency model. Weights are safetensors; pickles (*.bin) are refused.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_JSON = 4 << 20  # bytes; the index of SDXL's shards has 0.2 MB
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of attention layers in folders of diffusers before 0.13."""
 CONVERT = (
-    'python -c "from diffusers import DiffusionPipeline as P; P.from_pretrained(\'FOLDER\').save_pretrained(\'NEW\', '
+    "python -c \"from diffusers import DiffusionPipeline as P; P.from_pretrained('FOLDER').save_pretrained('NEW', "
     'safe_serialization=True)" writes one, and runs the pickle: only for files that you trust'
 )
 
@@ -137,7 +137,7 @@ def table_of(scheduler: dict[str, Any]) -> dict[str, Any]:
     if not {"beta_schedule", "trained_betas"} & scheduler.keys():
         raise CheckpointError("a scheduler with a table of β (beta_schedule, or trained_betas)", f"{name} without one")
     if scheduler.get("rescale_betas_zero_snr"):
-        reason = "rescale_betas_zero_snr: its last level has no signal, an infinite σ, which these coordinates lack"
+        reason = "rescale_betas_zero_snr: its last level has no signal, so that the noise level is infinite"
         raise CheckpointError("a table whose last level is finite", reason)
     table = {
         "beta_schedule": scheduler.get("trained_betas") or scheduler.get("beta_schedule"),

@@ -141,8 +141,8 @@ def filled_model(config: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
         if getattr(model.preconditioning, name)(torch.ones(2)).shape != (2,):  # once: a number may be of a wrong type
             raise CheckpointError(f"a preconditioning with {name} of one number for each level", model.preconditioning)
     for module in model.modules():
-        rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0.0)
-        if not isinstance(rate, nn.Module) and not 0 <= rate < 1:
+        rate = module.p if isinstance(module, nn.Dropout) else vars(module).get("dropout", 0.0)
+        if not 0 <= rate < 1:
             raise CheckpointError("dropout in [0, 1)", f"{rate}")
     model.load_state_dict(weights)
     return model

@@ -120,7 +120,7 @@ TRAIN: dict[str, Any] = PATHS | {
     "model.two_times": bool,
     "teacher._target_": Target | None,
     "teacher.path": Text | None,
-    "teacher.guidance": NotNegative,
+    "teacher.guidance": NotNegative | None,  # null: of each caption
     "teacher.weak": Text | None,
     "init._target_": Target | None,
     "init.path": Text | None,

@@ -100,8 +100,11 @@ def preconditioning(config: Config, choices: Choices) -> Problems:
 
 
 def steps(config: Config, choices: Choices) -> Problems:
-    """A model of S segments is sampled in S steps."""
+    """A model of S segments is sampled in S steps, and LCM's sampler chooses among the levels of the training."""
     segments, wanted = config["sampler"].get("segments"), config["evaluation"]["steps"]
     if segments is not None and any(count != segments for count in wanted):
         fix = f"did you mean evaluation.steps=[{segments}]?"
         yield problem("evaluation.steps", wanted, f"[{segments}] with model.segments={segments}", fix)
+    levels = config["sampler"].get("original_steps")
+    if levels is not None and max(wanted) > levels:
+        yield problem("evaluation.steps", wanted, f"at most {levels}, which is sampler.original_steps")
