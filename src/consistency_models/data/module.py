@@ -82,14 +82,12 @@ class DataModule(LightningDataModule):
         origin = check_facts(source, name, root, image_size, channels, num_classes)
         if conditional and not source.num_classes:
             raise DataError(f"data.conditional is true, but {origin} has no classes: set data.conditional=false")
-        if flip and getattr(source, "is_latent", False):
-            raise DataError(
-                "data.flip is true, but a flipped latent is not the latent of the flipped image: set it to false"
+        if getattr(source, "is_latent", False) and (flip or resident is True):
+            key = "flip" if flip else "resident"
+            reason = (
+                "a flipped latent is not the latent of the flipped image" if flip else "latents are read from files"
             )
-        if resident is True and not hasattr(source, "to"):
-            raise DataError(
-                f"data.resident is true, but {origin} is read or drawn in each step: set data.resident=auto"
-            )
+            raise DataError(f"data.{key} is true, but {reason}: leave data.{key} out")
         captioned = getattr(source, "captions", None) is not None
         for key, value in {"guidance_w": guidance_w, "caption_dropout": caption_dropout or None}.items():
             if value is not None and not captioned:
