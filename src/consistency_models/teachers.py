@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 def build_teacher(config: dict[str, Any]) -> nn.Module | None:
     """Build the teacher, with classifier-free guidance or guidance by the weaker model of the run `teacher.weak`.
 
+    The guidance null is that of each caption, 1 + w, if the data draw w.
+
     Raises:
         ConfigError: the images or classes of the teacher differ from those of the student, or guidance is impossible.
     """
@@ -48,7 +50,7 @@ def build_teacher(config: dict[str, Any]) -> nn.Module | None:
         return None
     teacher = instantiate({key: value for key, value in options.items() if key not in own})
     _check_fits(teacher, "teacher.path", config["teacher"]["path"], data)
-    if guidance == 1:
+    if guidance == 1 or (guidance is None and config["data"].get("guidance_w") is None):
         return teacher
     if weak is not None:
         weaker = run_teacher(weak)
@@ -56,9 +58,6 @@ def build_teacher(config: dict[str, Any]) -> nn.Module | None:
         return Guided(teacher, guidance, weaker, interval)
     network = getattr(teacher, "network", None)
     takes_text = getattr(network, "takes_text", False)
-    if guidance is None and not takes_text:
-        reason = "null takes w of each caption, and the teacher has no text"
-        raise ConfigError("teacher.guidance", None, "a number, 1.0 for none", reason=reason)
     if not takes_text and (not data.num_classes or (network is not None and not _hides_labels(network))):
         reason = "the teacher is unconditional, or was not trained with network.label_dropout"
         raise ConfigError("teacher.guidance", guidance, "1.0, or any with teacher.weak=FOLDER", reason=reason)

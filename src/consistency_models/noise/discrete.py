@@ -107,6 +107,7 @@ class Discrete:
     """
 
     predicts = "what a scheduler's prediction_type names"
+    has_table = True
 
     @checked
     def __init__(

@@ -53,20 +53,18 @@ def network(config: Config, choices: Choices) -> Problems:
 
 
 def text(config: Config, choices: Choices) -> Problems:
-    """A U-Net of diffusers has a folder that describes it, and w of each caption is drawn where it is used."""
-    network, teacher, drawn = config["network"], config["teacher"], config["data"].get("guidance_w")
+    """A U-Net of diffusers has a folder that describes it, and w of each caption is drawn if it is an input."""
+    network = config["network"]
     if fact(network, "starts_at_zero") and network.get("config") is None:
         paths = (config[group].get("path") for group in ("teacher", "init") if config[group]["_target_"])
         if not any(path and is_pipeline(path) for path in paths):
             allowed, fix = "the content of unet/config.json", "add teacher=diffusers teacher.path=FOLDER"
             reason = "neither teacher.path nor init.path is a folder of a diffusers pipeline"
             yield problem("network.config", None, allowed, fix, reason=reason)
-    fix = "add data.guidance_w=[LOW,HIGH], w = guidance - 1 of a pipeline: LCM has [5,15] for SD 1.5, [3,15] for SDXL"
-    users = {"teacher.guidance": teacher["_target_"] and teacher.get("guidance", 1) is None}
-    users["network.time_cond_proj_dim"] = network.get("time_cond_proj_dim")
-    if drawn is None and any(users.values()):
-        key = next(key for key, used in users.items() if used)
-        yield problem("data.guidance_w", None, "two numbers", fix, reason=f"{key} needs w of each caption")
+    if network.get("time_cond_proj_dim") and config["data"].get("guidance_w") is None:
+        fix = "add data.guidance_w=[LOW,HIGH], w = guidance - 1 of a pipeline: LCM has [5,15] for SD, [3,15] for SDXL"
+        reason = "network.time_cond_proj_dim makes w of each caption an input"
+        yield problem("data.guidance_w", None, "two numbers", fix, reason=reason)
 
 
 def two_times(config: Config, choices: Choices) -> Problems:
