@@ -35,6 +35,16 @@ def data(config: Config, choices: Choices) -> Problems:
     if data["conditional"] and not data["num_classes"]:
         fix = "set data.num_classes" if data["num_classes"] is None else "set data.conditional=false"
         yield problem("data.conditional", True, f"false with data.num_classes={data['num_classes'] or 'null'}", fix)
+    if fact(source, "is_latent"):
+        if data["flip"]:
+            reason = "a flipped latent is not the latent of the flipped image"
+            yield problem("data.flip", True, "false", "encode flipped copies of the images", reason=reason)
+        if config["augment"].get("_target_"):
+            reason = "augmentations are defined for images, not for latents"
+            yield problem("augment", choices.get("augment"), "none", "did you mean augment=none?", reason=reason)
+    elif any(data.get(key) for key in ("guidance_w", "caption_dropout")):
+        key = next(key for key in ("guidance_w", "caption_dropout") if data.get(key))
+        yield problem(f"data.{key}", data[key], f"nothing with data={name}", reason="the images have no captions")
     if config["augment"].get("flip") and not data["flip"]:
         yield problem("augment.flip", True, "false", "or set data.flip=true", reason=f"data={name} is not mirrored")
     if data.get("overfit_steps") and fact(source, "has_closed_form"):
@@ -43,19 +53,27 @@ def data(config: Config, choices: Choices) -> Problems:
 
 
 def augment(config: Config, choices: Choices) -> Problems:
-    """The network takes all augmentation labels."""
+    """The network takes all augmentation labels, and the inputs of its guidance behind them."""
     augment, width = config["augment"], config["network"].get("augment_dim", 0)
+    guidance = 3 if config["model"].get("guidance_input") is not None else 0
+    inputs = config["sampler"].get("inputs")
+    if inputs is not None and len(inputs) != width:
+        allowed = f"null or {width} numbers, which is network.augment_dim"
+        yield problem("sampler.inputs", inputs, allowed, reason="they are inputs of the network")
+    if guidance and not augment.get("_target_") and width != guidance:
+        reason = f"model.guidance_input={config['model']['guidance_input']} makes ω and an interval inputs"
+        yield problem("network.augment_dim", width, f"{guidance}", reason=reason)
     if augment.get("_target_") and (widths := fact(augment, "LABELS")):
-        labels = sum(width for name, width in widths.items() if augment.get(name, 0) > 0)
+        labels = guidance + sum(width for name, width in widths.items() if augment.get(name, 0) > 0)
         colours, channels = fact(augment, "COLOURS", ()), config["data"]["channels"]
         for name in colours if channels not in (1, 3) else ():
             if augment.get(name, 0) > 0:
                 reason = f"data={choices.get('data')} has {channels} channels; colours need 3 or 1"
                 yield problem(f"augment.{name}", augment[name], "0", reason=reason)
-        if not labels:
+        if labels == guidance:
             yield problem("augment", choices.get("augment"), "one transformation or more above 0, or augment=none")
         elif width != labels:
-            allowed = f"{labels}, the labels of augment={choices.get('augment')}"
+            allowed = f"{labels}, the labels of augment={choices.get('augment')}" + (" and 3" if guidance else "")
             yield problem("network.augment_dim", width, allowed, f"did you mean network.augment_dim={labels}?")
 
 
@@ -69,6 +87,9 @@ def features(config: Config, choices: Choices) -> Problems:
     if fact(extractor, "needs_images") and not data["clamp"]:
         allowed, fix = f"identity with data={choices.get('data')}", "did you mean features=identity?"
         yield problem("features", chosen, allowed, fix, reason="points are no images")
+    if fact(data["source"], "is_latent") and fact(extractor, "needs_classes"):
+        fix = "did you mean features=identity?"
+        yield problem("features", chosen, "identity with data=latents", fix, reason="latents are no images")
     if fact(extractor, "needs_images") and data["channels"] not in (1, 3):
         yield problem("features", chosen, f"classifier or identity with {data['channels']} channels")
     if package and importlib.util.find_spec(package) is None:
