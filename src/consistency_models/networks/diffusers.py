@@ -23,7 +23,7 @@ __all__ = ["CLASSES", "UNet", "guidance_embedding"]
 CLASSES = ("UNet2DModel", "UNet2DConditionModel")
 """The classes that a folder may name."""
 
-OTHER_INPUTS = {"class_embed_type": None, "num_class_embeds": None, "encoder_hid_dim_type": None}
+OTHER_INPUTS: dict[str, Any] = {"class_embed_type": None, "num_class_embeds": None, "encoder_hid_dim_type": None}
 OTHER_INPUTS |= {"time_embedding_type": "positional", "attention_type": "default"}
 """Keys with the value that they must have: with another one the network takes inputs that this suite does not give."""
 
@@ -84,15 +84,15 @@ class UNet(nn.Module):
         if time_cond_proj_dim and not self.takes_text:
             raise ValueError(f"network.time_cond_proj_dim needs a network with text; this one is {name}")
         added |= {"class_embed_type": "timestep"} if two_times else {}
-        self.unet: nn.Module = network(**given | added)
+        self.unet: Any = network(**given | added)
         self.two_times, self.w_dim = two_times, added.get("time_cond_proj_dim")
         if self.w_dim and not given.get("time_cond_proj_dim"):
-            nn.init.zeros_(self.unet.time_embedding.cond_proj.weight)  # type: ignore[union-attr]  # of diffusers
+            nn.init.zeros_(self.unet.time_embedding.cond_proj.weight)
         if two_times:
-            for parameter in self.unet.class_embedding.linear_2.parameters():  # type: ignore[union-attr]
+            for parameter in self.unet.class_embedding.linear_2.parameters():
                 nn.init.zeros_(parameter)
         if checkpointing:
-            self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+            self.unet.enable_gradient_checkpointing()
         self.width = given.get("cross_attention_dim", 1280)
         self.text_time = given.get("addition_embed_type") == "text_time"
         self.image_size, self.channels, self.num_classes = _size(given), given.get("in_channels", 4), 0
@@ -105,8 +105,8 @@ class UNet(nn.Module):
         """
         if not self.takes_text:
             return None
-        parts = ("pooled", "sizes") if self.text_time else ()
-        parts += ("guidance",) if self.w_dim else ()
+        used = {"pooled": self.text_time, "sizes": self.text_time, "guidance": self.w_dim}
+        parts = [part for part, needed in used.items() if needed]
         if not isinstance(labels, Prompt):
             raise ValueError(f"this network takes text: labels must be a Prompt; got {type(labels).__name__}")
         if missing := [part for part in parts if getattr(labels, part) is None]:
