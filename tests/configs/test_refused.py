@@ -392,7 +392,6 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("network=dit network.heads=5", "network.width", "a multiple of 4 and of network.heads=5", ""),
     ("network=dit data=mixture", "network.patch_size", "a divisor of data.image_size=1", ""),
     # two times
-    ("model=meanflow network=edm2", "network", "two_times: small", "did you mean network=small?"),
     ("model=meanflow network=openai_adm", "network", "two_times: small", "did you mean network=small?"),
     ("model=meanflow ++network.two_times=false", "network", "takes one", ""),
     ("model=meanflow preconditioning=edm", "preconditioning", "predicts a velocity", ""),
