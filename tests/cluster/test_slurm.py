@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +33,11 @@ def assert_same(one, other):
         assert torch.equal(one, other)
     else:
         assert one == other
+
+
+def process_of(running):
+    """The process in the text of RUNNING."""
+    return int(running.split()[0])
 
 
 @pytest.mark.parametrize("logger", ["csv", "default"])
@@ -91,10 +97,10 @@ def test_a_process_that_dies_by_a_signal_is_started_again_but_not_without_end(sl
     slurm.trains(job)
     running = slurm.folder_of(job) / "RUNNING"
     first = running.read_text()
-    os.kill(int(first), signal.SIGKILL)
+    os.kill(process_of(first), signal.SIGKILL)
     slurm.restarted(job, 1)
-    slurm.until(lambda: running.read_text() not in ("", first))
-    os.kill(int(running.read_text()), signal.SIGKILL)
+    slurm.until(lambda: running.read_text() != first)
+    os.kill(process_of(running.read_text()), signal.SIGKILL)
     slurm.wait(job, "FAILED", 1)
 
 
@@ -137,6 +143,27 @@ def test_the_job_of_a_node_that_fails_continues_on_another(slurm):
     slurm.wait(job, "COMPLETED")
     assert slurm.job(job)["NodeList"] != node
     assert steps_of(slurm.folder_of(job)) == list(range(1, 1501))
+
+
+def test_a_training_that_outlives_the_daemon_of_its_node_leaves_the_folder_to_the_requeued_job(slurm):
+    """Slurm gives up the node; training, step and script live on there, and know nothing of it."""
+    job = slurm.submit("logger=csv", "trainer.max_steps=20000")
+    slurm.trains(job)
+    folder, node = slurm.folder_of(job), slurm.job(job)["NodeList"]
+    first = (folder / "RUNNING").read_text()
+    assert slurm.kill(f"slurmd -N {node}") == 1
+    slurm.restarted(job, 1)
+    slurm.until(lambda: (folder / "RUNNING").read_text() != first)
+    assert slurm.processes("train.py")
+    slurm.until(lambda: not Path(f"/proc/{process_of(first)}").exists())
+    step = read(folder / "checkpoints/last.ckpt")["step"]
+    slurm.until(lambda: read(folder / "checkpoints/last.ckpt")["step"] > step)
+    now = slurm.job(job)
+    assert (now["JobState"], now["Restarts"]) == ("RUNNING", "1")
+    assert now["NodeList"] != node
+    slurm.signal(job, "USR1")
+    slurm.wait(job, "PENDING", 2)
+    assert steps_of(folder) == list(range(1, 1 + read(folder / "checkpoints/last.ckpt")["step"]))
 
 
 def test_a_sweep_by_submitit(slurm):

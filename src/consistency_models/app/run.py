@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import resource
 import sys
 import time
 import traceback
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,9 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
     try:
         with stoppable():
             if main:
-                run.mark("RUNNING", f"{os.getpid()}\n")
-            metric = _train(config, run)
+                run.begin()
+            with run.watched() if main else nullcontext():
+                metric = _train(config, run)
             if main:
                 run.mark("DONE")
         code = Exit.DONE
