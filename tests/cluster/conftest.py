@@ -16,13 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from jobs import ROOT
 
 CONFIGURATION = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
+FirstJobId={ports[0]}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 SlurmUser=root
@@ -207,9 +207,8 @@ def slurm(tmp_path):
     (tmp_path / "slurm").symlink_to(ROOT / "slurm")
     folder = tmp_path / "cluster"
     folder.mkdir()
-    with FileLock("/tmp/consistency-models-cluster.lock"):  # the jobs of several clusters would slow down one another
-        cluster = Cluster(folder, tmp_path)
-        try:
-            yield cluster.start()
-        finally:
-            cluster.stop()
+    cluster = Cluster(folder, tmp_path)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -104,8 +105,17 @@ def test_a_process_that_dies_by_a_signal_is_started_again_but_not_without_end(sl
     slurm.wait(job, "FAILED", 1)
 
 
+def test_a_job_that_is_stopped_before_each_save_is_not_requeued_without_end(slurm):
+    """As where the time limit is shorter than the time of --signal."""
+    job = slurm.submit("logger=csv", "trainer.max_steps=5", options=["--export=ALL,MAX_RESTARTS=0"])
+    slurm.wait(job, "RUNNING")
+    slurm.until(lambda: slurm.signal(job, "USR1") or slurm.job(job)["JobState"] == "FAILED")
+    assert "not requeued: 0 restarts without a new checkpoint" in slurm.logs()
+
+
 def test_of_an_array_only_the_stopped_task_is_started_again(slurm):
-    array = slurm.submit("logger=csv", "trainer.max_steps=1500", options=["--array=0-1"])
+    """The tasks have neighbouring numbers, from which the ports of their processes follow."""
+    array = slurm.submit("logger=csv", "trainer.max_steps=1000", options=["--array=0-1", "--ntasks-per-node=2"])
     tasks = [f"{array}_{task}" for task in (0, 1)]
     for task in tasks:
         slurm.trains(task)
@@ -166,10 +176,21 @@ def test_a_training_that_outlives_the_daemon_of_its_node_leaves_the_folder_to_th
     assert steps_of(folder) == list(range(1, 1 + read(folder / "checkpoints/last.ckpt")["step"]))
 
 
-def test_a_sweep_by_submitit(slurm):
-    launcher = ("hydra/launcher=submitit_slurm", "hydra.launcher.partition=low", "hydra.launcher.timeout_min=30")
-    training = (*slurm.tiny, "logger=csv", "trainer.max_steps=5")
-    slurm.run("python", "train.py", "-m", "seed=0,1", *launcher, *training)
-    (sweep,) = slurm.work.glob("runs/*/*/jobs.csv")
-    with open(sweep) as file:
+def test_jobs_of_submitit_resume_after_a_preemption_and_after_submitit_s_own_signal(slurm):
+    launcher = ("hydra/launcher=submitit_slurm", "hydra.launcher.partition=low", "hydra.launcher.cpus_per_task=2")
+    arguments = ("-m", "seed=0,1", *launcher, *slurm.tiny, "logger=csv", "trainer.max_steps=1500")
+    with subprocess.Popen(["python", "train.py", *arguments], cwd=slurm.work, env=slurm.environment) as sweep:
+        slurm.until(lambda: len(list(slurm.work.glob("runs/*/*/*/checkpoints/last.ckpt"))) == 2)
+        preempted, other = (
+            slurm.run("squeue", "-h", "-r", "-o", "%i", f"--nodelist={node}").strip() for node in ("n1", "n2")
+        )
+        slurm.preempt("n1")
+        slurm.signal(other, "USR2")
+        for job in (preempted, other):
+            slurm.restarted(job, 1)
+        assert sweep.wait(timeout=300) == 0
+    (rows,) = slurm.work.glob("runs/*/*/jobs.csv")
+    with open(rows) as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["DONE", "DONE"]
+    for job in (0, 1):
+        assert steps_of(rows.parent / f"{job}") == list(range(1, 1501))

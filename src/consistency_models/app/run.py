@@ -196,7 +196,14 @@ def _fit(trainer: Trainer, method: Method, data: LightningDataModule, resume: Pa
     try:
         trainer.fit(method, datamodule=data, ckpt_path=resume)
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        own = (ConfigError, DataError, CheckpointError, NonFiniteError, torch.OutOfMemoryError)
+        own = (
+            ConfigError,
+            DataError,
+            CheckpointError,
+            NonFiniteError,
+            torch.OutOfMemoryError,
+            torch.distributed.DistError,
+        )
         if resume is None or first_step or isinstance(error, own):
             raise
         found = f"{type(error).__name__}: {error}"
