@@ -22,7 +22,7 @@ CONFIGURATION = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
-FirstJobId={ports[0]}
+FirstJobId={ports[0]}  # ports follow from the numbers of jobs, and other clusters may run on this machine
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 SlurmUser=root
@@ -173,9 +173,7 @@ class Cluster:
     def restarted(self, job, restarts):
         """Wait until the job waits in the queue again, and start it at once: Slurm makes it wait for two minutes."""
         self.wait(job, "PENDING", restarts)
-        time.sleep(
-            2
-        )  # Slurm revokes the credentials of all starts within the second of the requeue: "Job credential revoked"
+        time.sleep(2)  # Slurm revokes the credentials of starts within the second of the requeue
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def trains(self, job):
