@@ -44,3 +44,21 @@ def as_in_main():
         patch.setenv("PROJECT_ROOT", str(Path(__file__).parents[1]))
         patch.delenv("CONSISTENCY_MODELS_RUNS", raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory):
+    """A tiny StableDiffusionPipeline with random weights in a folder."""
+    pytest.importorskip("transformers")
+    from tiny_pipelines import save_sd
+
+    return save_sd(tmp_path_factory.mktemp("pipelines") / "sd")
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory):
+    """A tiny StableDiffusionXLPipeline with random weights in a folder."""
+    pytest.importorskip("transformers")
+    from tiny_pipelines import save_sdxl
+
+    return save_sdxl(tmp_path_factory.mktemp("pipelines") / "sdxl")

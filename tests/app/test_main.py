@@ -78,7 +78,7 @@ def test_a_signal_to_a_process_that_waits_for_the_folder_leaves_the_other_runnin
     monkeypatch.setattr("consistency_models.app.folder.PATIENCE", 0)
     run = RunFolder(tmp_path / "run")
     run.begin()
-    monkeypatch.setattr("consistency_models.app.run.report", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr("consistency_models.app.outcome.report", lambda *_: signal.raise_signal(signal.SIGTERM))
     with run.claimed():
         assert command("train", f"hydra.run.dir={tmp_path}/run")[0] == Exit.STOPPED
     assert run.state == "RUNNING"

@@ -1,6 +1,7 @@
 """Command lines for the tests of configurations."""
 
 import itertools
+import re
 import shlex
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def every_option():
     trained_on = sorted({*GROUPS["budget"], *(recipe.split("_", 1)[1] for recipe in GROUPS["recipe"])})
     for i, (model, data) in enumerate(itertools.product(GROUPS["model"], trained_on)):
         yield " ".join([_with_model(model), _of_data(data), *(_turn(group, i) for group in ANYWHERE)])
-    networks = [name for name in GROUPS["network"] if not name.endswith(("64", "256"))]
+    networks = [name for name in GROUPS["network"] if not re.search(r"(64|128|256)$", name)]
     of_two_times = [name for name in GROUPS["schedule"] if "two_times: true" in _text(_model_of("schedule", name))]
     yield from (f"{_with_model(_model_of('schedule', name))} schedule={name}" for name in of_two_times)
     schedules = [name for name in GROUPS["schedule"] if name not in of_two_times]
@@ -61,7 +62,7 @@ def every_option():
         others, model = " ".join(_turn(group, i) for group in groups), _with_model(name)
         yield f"{model} schedule={schedule} {others} network={network} {augment} data=cifar10 data.root={{root}}"
     for network in sorted(set(GROUPS["network"]) - set(networks)):
-        size = 64 if network.endswith("64") else 256
+        size = re.search(r"\d+$", network)[0]
         yield f"network={network} data=image_folder data.root={{root}} data.image_size={size}"
     yield from (f"{_with_model(_model_of('solver', solver))} solver={solver}" for solver in GROUPS["solver"])
     for i, data in enumerate(GROUPS["data"]):
@@ -109,5 +110,7 @@ def _text(model):
 
 def _of_data(data):
     text = (CONF / f"data/{data}.yaml").read_text()
+    if base := re.search(r"^defaults:\s*(?:- |\[)(?!override)(\w+)", text, re.MULTILINE):  # a data set like another
+        return _of_data(base[1]).replace(base[1], data, 1)
     extra = " data.root={root}" if "root: ???" in text else ""
     return f"data={data}{extra}" + (" data.image_size=32" if "image_size: ???" in text else "")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from data.conftest import write
 from data.test_sources import archive, fashion_files
@@ -25,6 +26,10 @@ KEYS = {
     "flip",
     "workers",
 }
+OPTIONS = {
+    "image_folder": ["data.image_size=8"],
+    "latents": ["data.image_size=8", "data.source.scale=1", "data.source.shift=0"],
+}
 TOLD = ("clamp", "evaluation_images", "network_classes")  # for other parts of the configuration
 
 
@@ -37,13 +42,23 @@ def composed(name, *overrides):
 def root(tmp_path, pixels):
     """A folder in which every source finds its files."""
     archive(tmp_path)
+    np.save(tmp_path / "latents.npy", np.ones((2, 8, 8, 8), np.float16))
     return write(tmp_path, {**fashion_files(), "0.png": pixels(0, 16)})
 
 
+@pytest.fixture
+def two(tmp_path_factory, pixels):
+    """Two folders of an image each."""
+    return write(tmp_path_factory.mktemp("two"), {"a/0.png": pixels(0, 16), "b/1.png": pixels(1, 16)})
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_makes_its_data_module(name, root, monkeypatch):
+def test_makes_its_data_module(name, root, two, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "cache"))
-    config = composed(name, f"data.root={root}", *(["data.image_size=8"] if name == "image_folder" else []))
+    config = composed(name, f"data.root={root}", *OPTIONS.get(name, []))
+    if "images" in config.data.source:  # a set of a paper: two images, in two classes if it has classes
+        config = composed(name, f"data.root={two}", "data.source.images=[2]")
+        config.data.num_classes = 2 if config.data.num_classes else 0
     assert set(config.data) >= KEYS
     with open_dict(config):
         for key in TOLD:

@@ -1,25 +1,21 @@
-"""Decoding of image files to uint8 arrays, in threads."""
+"""Decoding of one image file to a uint8 array."""
 
 from __future__ import annotations
 
 import io
-import os
-import threading
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageOps, features
 
-from consistency_models.data.files import Files
 from consistency_models.errors import DataError
 from consistency_models.values import Size, checked
 
-__all__ = ["SUFFIXES", "Decoder", "Images"]
+__all__ = ["KINDS", "SUFFIXES", "Decoder"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")  # none of them calls another program
 FORMATS += ("AVIF",) if "avif" in features.modules and features.check("avif") else ()  # Pillow 11.3 and later
@@ -27,11 +23,28 @@ FORMATS += ("JPEG2000",) if features.check("jpg_2000") else ()
 SUFFIXES = tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")))
 """Suffixes of image files: those that the installed Pillow reads in these formats."""
 KINDS = "PNG, JPEG, WebP, AVIF, BMP, TIFF, GIF, PPM and JPEG 2000"
-CHUNK = 1024  # number of images that are decoded ahead
-LARGE = 1 << 22  # pixels: larger images are decoded one at a time
+LARGE = 1 << 22  # pixels: larger images are decoded one at a time, by all worker processes together
 
 
-Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]  # Pillow's names
+Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", "adm"]  # Pillow's names, and ADM's way
+
+
+def _fit(image: Image.Image, size: int, filter: Image.Resampling) -> Image.Image:
+    return ImageOps.fit(image, (size, size), filter)
+
+
+def _adm(image: Image.Image, size: int) -> Image.Image:
+    """Halve by box filters, resize by a bicubic filter, and crop the centre at whole pixels."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+RESIZES = {name: partial(_fit, filter=Image.Resampling[name.upper()]) for name in get_args(Filter) if name != "adm"}
+RESIZES |= {"adm": _adm}
 
 
 @checked
@@ -48,6 +61,8 @@ class Decoder:
         image_size: H and W of the result, at least 1; None keeps the size of the file.
         channels: 1 (grey) or 3 (RGB).
         resize: Pillow's filter: nearest, box, bilinear, hamming, bicubic or lanczos. All but nearest are antialiased.
+            "adm" is the way of ADM (arXiv 2105.05233) and EDM ("center-crop-dhariwal") for ImageNet: the image is
+            halved by box filters while its short side is at least 2·image_size, and then resized by a bicubic filter.
         value_range: (black, white) of grey images with more than 8 bits; None: (0, 65535) for integers and (0, 1) for
             floating-point numbers.
         max_pixels: files with more pixels are refused before they are decoded.
@@ -61,7 +76,7 @@ class Decoder:
     resize: Filter = "lanczos"
     value_range: tuple[float, float] | None = None
     max_pixels: Size = 50_000_000
-    _alone: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+    _alone: Any = field(default_factory=multiprocessing.Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         low, high = self.value_range or (0, 1)
@@ -97,7 +112,7 @@ class Decoder:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("L" if self.channels == 1 else "RGB")
         if self.image_size is not None and image.size != (self.image_size, self.image_size):
-            image = ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling[self.resize.upper()])
+            image = RESIZES[self.resize](image, self.image_size)
         if image.width != image.height:
             raise DataError(f"is {image.width}x{image.height}; only square images are allowed: set data.image_size")
         return np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
@@ -114,74 +129,3 @@ class Decoder:
         return Image.fromarray(
             ((values - np.float32(black)) * np.float32(255 / (white - black))).round().astype(np.uint8)
         )
-
-
-@dataclass(frozen=True)
-class Images:
-    """The images of a list of files, decoded lazily.
-
-    Args:
-        files: the folder or zip of the files.
-        names: names of the files, in this order.
-        decoder: the decoder of the files.
-        skip: skip files that cannot be decoded or differ in size from the first, instead of raising.
-    """
-
-    files: Files
-    names: list[str]
-    decoder: Decoder
-    skip: bool
-
-    def __iter__(self) -> Iterator[np.ndarray | None]:
-        """Iterate over the images in order, (C, H, W) uint8; None for a skipped image.
-
-        Raises:
-            DataError: a file cannot be decoded, images differ in size, or all images are skipped.
-        """
-        from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        progress = Progress(
-            *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), transient=True
-        )
-        task = progress.add_task(f"decoding {self.files.origin}", total=len(self.names))
-        begin, first = time.monotonic(), None
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            try:
-                for start in range(0, len(self.names), CHUNK):
-                    names = self.names[start : start + CHUNK]
-                    for name, image in zip(names, pool.map(self._decode, names)):
-                        first = first or (None if image is None else (name, image.shape))
-                        if image is not None and image.shape != first[1]:
-                            image = self._of_another_size(first, name, image)
-                        progress.advance(task)
-                        if time.monotonic() - begin > 1:
-                            progress.start()
-                        yield image
-            finally:
-                if progress.live.is_started:
-                    progress.stop()
-        if first is None:
-            raise DataError(
-                f"{self.files.origin}: none of {len(self.names)} images can be decoded; at least 1 is needed"
-            )
-
-    def _decode(self, name: str) -> np.ndarray | None:
-        try:
-            return self.decoder(self.files.read(name))
-        except Exception as error:  # Pillow raises many exception types for truncated files
-            if self.skip:
-                return None
-            if isinstance(error, DataError):
-                raise DataError(f"{self.files.origin}/{name} {error}") from None
-            raise DataError(
-                f"{self.files.origin}/{name} cannot be decoded ({error!s:.200}); {KINDS} are allowed: "
-                "repair or remove the file, or set data.source.bad_images=skip"
-            ) from error
-
-    def _of_another_size(self, first: tuple[str, tuple], name: str, image: np.ndarray) -> None:
-        if not self.skip:
-            (_, height, _), (_, other, _) = first[1], image.shape
-            raise DataError(
-                f"{self.files.origin}/{name} is {other}x{other}, but {first[0]} is {height}x{height}; "
-                "all images must have one size: set data.image_size"
-            )
