@@ -146,8 +146,8 @@ def broadcast_from_rank0(text: str) -> str:
         from torch.distributed import TCPStore
 
         slurm = SLURMEnvironment()
-        # The training itself takes main_port, 15000 + the last digits of the job. The next job may run on this node.
-        port = 25_000 + slurm.main_port % 10_000
+        # The training takes main_port = 15000 + the last four digits of the job, and so do other jobs on this node.
+        port = 15_000 + slurm.main_port % 10_000  # that of a job 5000 later
         store = TCPStore(slurm.main_address, port, is_master=_rank() == 0, wait_for_workers=False)
         _stores.append(store)
     else:
