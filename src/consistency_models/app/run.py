@@ -22,6 +22,7 @@ from consistency_models.app.devices import cpu_threads
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.loggers import MetricsCSV, build_loggers, finish_wandb
 from consistency_models.app.outcome import quiet, report
+from consistency_models.app.pipelines import with_pipeline
 from consistency_models.app.resume import find_checkpoint, origin_of
 from consistency_models.callbacks.checkpoint_format import CheckpointFormat
 from consistency_models.callbacks.forecast import Forecast
@@ -83,6 +84,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     quiet()
     torch.set_num_threads(cpu_threads(config["trainer"]))
     started = time.perf_counter()
+    config = with_pipeline(config)
     resume = find_checkpoint(config)
     origin = origin_of(resume) if resume is not None else None
     images_seen = origin.images_seen(config) if origin is not None else ImagesSeen(config["data"]["batch_size"])
