@@ -253,7 +253,8 @@ def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
     if "map_augment.weight" not in wanted:
         weights.pop("map_augment.weight", None)
     if not getattr(source.network, "two_times", False):
-        weights |= {name: tensor for name, tensor in wanted.items() if name.partition(".")[0].endswith("_end")}
+        ends = {name for name in wanted if any(part.endswith("_end") for part in name.split("."))}
+        weights |= {name: wanted[name] for name in ends}
     for tensor in wanted | weights:
         shape, own_shape = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
         if shape != own_shape:

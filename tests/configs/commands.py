@@ -88,10 +88,11 @@ def every_option():
     yield from (f"teacher={kind} teacher.path={{pickle}} model=cd" for kind in ("ect", "openai"))
     for experiment in GROUPS["experiment"]:
         line = f"experiment={experiment} data.root={{root}}"
-        uses_teacher = "override /teacher: run" in (CONF / f"experiment/{experiment}.yaml").read_text()
-        starts_from_run = "override /init: run" in (CONF / f"experiment/{experiment}.yaml").read_text()
-        line += " init.path={run}" if starts_from_run else ""
-        yield f"{line} teacher.path={{run}}" if uses_teacher else line
+        text = (CONF / f"experiment/{experiment}.yaml").read_text()
+        line += " init.path={run}" if "override /init: run" in text else ""
+        teacher = re.search(r"override /teacher: (run|diffusers)", text)
+        folder = {"run": "{run}", "diffusers": "{pipeline}"}[teacher[1]] if teacher else None
+        yield f"{line} teacher.path={folder}" if folder else line
 
 
 def written_options():

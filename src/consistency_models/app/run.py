@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import resource
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +51,9 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
     try:
         with stoppable():
             if main:
-                run.mark("RUNNING", f"{os.getpid()}\n")
-            metric = _train(config, run)
+                run.begin()
+            with run.watched() if main else nullcontext():
+                metric = _train(config, run)
             if main:
                 run.mark("DONE")
         code = Exit.DONE
@@ -163,7 +163,14 @@ def _fit(trainer: Trainer, method: Method, data: LightningDataModule, resume: Pa
     try:
         trainer.fit(method, datamodule=data, ckpt_path=resume)
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        own = (ConfigError, DataError, CheckpointError, NonFiniteError, torch.OutOfMemoryError)
+        own = (
+            ConfigError,
+            DataError,
+            CheckpointError,
+            NonFiniteError,
+            torch.OutOfMemoryError,
+            torch.distributed.DistError,
+        )
         if resume is None or first_step or isinstance(error, own):
             raise
         found = f"{type(error).__name__}: {error}"

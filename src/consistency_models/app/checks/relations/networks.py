@@ -92,7 +92,7 @@ def two_times(config: Config, choices: Choices) -> Problems:
             yield problem("sampler", choices.get("sampler"), ", ".join(options), fix, reason=reason)
         return
     if target.startswith("consistency_models.") and not config["network"].get("two_times"):
-        allowed = "a network with the argument two_times: small, ddpmpp, ncsnpp, adm, dit, mlp"
+        allowed = "a network with the argument two_times: small, ddpmpp, ncsnpp, adm, edm2, dit, mlp"
         reason = f"{model} calls the network with two times, and {target.rpartition('.')[2]} takes one"
         yield problem("network", choices.get("network"), allowed, "did you mean network=small?", reason=reason)
     if fact(config["sampler"], "one_time"):
