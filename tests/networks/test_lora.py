@@ -1,6 +1,7 @@
 """Adapters on a base that is shared with the teacher: nothing is copied, only the adapters are trained and saved."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ def test_target_and_averages_hold_adapters_only(student, teacher):
     assert numbers(p for p in method.target_copy.parameters() if id(p) not in theirs) == 36928
     assert [p.shape for p in method.target_weights] == [p.shape for p in method.weights]
     ema = WeightEMA(Constant([0.9]))
-    ema.on_train_start(None, method)
+    ema.on_train_start(SimpleNamespace(global_step=0), method)
     (average,) = ema.state_dict().values()
     assert len(average) == 158
     assert all(".lora_" in name for name in average)
@@ -141,9 +142,7 @@ def test_the_state_holds_adapters_only(student, teacher, config):
 
 
 def test_the_copy_of_a_model_without_adapters_is_its_own(config):
-    model = Preconditioned(
-        UNet(dict(teacher.network.unet.config) | {"_class_name": "UNet2DConditionModel"}), Discrete()
-    )
+    model = Preconditioned(UNet(config), Discrete())
     mine = {id(parameter) for parameter in model.parameters()}
     assert not mine & {id(parameter) for parameter in frozen_copy(model).parameters()}
 

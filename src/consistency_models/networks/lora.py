@@ -125,6 +125,6 @@ def shared_names(module: nn.Module) -> set[str]:
     places = {name for name, part in module.named_modules() if getattr(part, "lora", None) is not None}
     return {
         name
-        for name, _ in module.named_parameters()
+        for name, _ in module.named_parameters(remove_duplicate=False)
         if MARK not in name and any(name.startswith(f"{place}." if place else "") for place in places)
     }
