@@ -37,7 +37,7 @@ def guidance_embedding(w: Tensor, dim: int) -> Tensor:
     """
     half = dim // 2
     step = torch.log(torch.tensor(10000.0)) / (half - 1)
-    omega = torch.exp(torch.arange(half, dtype=torch.float32) * -step).to(w.device)
+    omega = torch.exp(torch.arange(half, dtype=torch.float32, device=w.device) * -step)
     angles = (w.float() * 1000.0)[:, None] * omega[None]
     return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
 
