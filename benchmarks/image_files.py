@@ -74,7 +74,8 @@ def measure(part: str, folder: Path, workers: int) -> dict[str, Any]:
     elif part == "batches":
         from consistency_models.data.workers import WorkerLoader
 
-        source, batches = image_folder(folder, storage="encoded", cache_dir=folder.parent / "cache"), 40
+        source = image_folder(folder, storage="encoded", cache_dir=folder.parent / "cache")
+        batches = min(40, -(-source.n // 256))
         sampler = StepSampler(source.n, 256, seed=0)
         requests: list[Slot] = [slot for slot, _ in zip(sampler, range(batches))]
         began = time.perf_counter()
