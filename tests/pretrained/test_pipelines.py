@@ -84,14 +84,17 @@ def ddim(folder, x, text, guidance, steps):
     return x
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_the_guided_teacher_follows_ddim(prediction, sd_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("prediction", "spacing"), [("epsilon", "leading"), ("v_prediction", "trailing"), ("sample", "leading")]
+)
+def test_the_guided_teacher_follows_ddim(prediction, spacing, sd_folder, tmp_path):
     folder = sd_folder if prediction == "epsilon" else tmp_path / "sd"
     if prediction != "epsilon":
         for part in ("unet", "scheduler"):
             shutil.copytree(sd_folder / part, folder / part)
         shutil.copy(sd_folder / "model_index.json", folder)
-        change(folder / "scheduler/scheduler_config.json", prediction_type=prediction)
+        table = {"prediction_type": prediction, "timestep_spacing": spacing}
+        change(folder / "scheduler/scheduler_config.json", **table)
     loaded, labels = pretrained.load(folder), prompts(2)
     teacher = diffusers_teacher(str(folder))
     assert teacher.origin["digest"] == loaded.digest
@@ -152,11 +155,25 @@ def test_pixels_in_sub_folders_and_flat(ddpm_folder, tmp_path):
 
 
 def test_sdxl(sdxl_folder):
+    """The guided teacher; the empty prompt has zeros for both embeddings and the same sizes."""
+    from diffusers import UNet2DConditionModel
+
     teacher = diffusers_teacher(str(sdxl_folder))
     sizes = torch.tensor([[16.0, 16, 0, 0, 16, 16]] * 2)
     labels = prompts(2, 64, pooled=torch.randn(2, 24), sizes=sizes, empty_pooled=torch.zeros(24))
-    x, sigma = torch.randn(2, 4, 8, 8), torch.tensor([14.0, 0.5])
-    assert Guided(teacher, 5.0)(x, sigma, labels).isfinite().all()
+    k, x = torch.tensor([999, 19]), torch.randn(2, 4, 8, 8)
+    sigma = teacher.preconditioning.sigmas[k].float()
+    z = x * (1 + sigma.view(2, 1, 1, 1) ** 2).rsqrt()
+    unet = UNet2DConditionModel.from_pretrained(sdxl_folder, subfolder="unet").eval()
+    with torch.no_grad():
+        ours = Guided(teacher, 5.0)(x, sigma, labels)
+        outputs = []
+        for each in (labels, labels.unconditional()):
+            added = {"text_embeds": each.pooled, "time_ids": sizes}
+            outputs.append(unet(z, k, encoder_hidden_states=each.text, added_cond_kwargs=added).sample)
+    cond, uncond = outputs
+    expected = x - sigma.view(2, 1, 1, 1) * (uncond + 5 * (cond - uncond))
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)  # σ is 14.6
 
 
 def test_the_size_of_the_published_teacher_of_cifar10():

@@ -11,14 +11,12 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from consistency_models.app.build import build_method
 from consistency_models.app.pipelines import with_pipeline
 from consistency_models.callbacks.memory import PeakMemory, peak_of
-from consistency_models.conditions import Prompt
 from consistency_models.data.batch import Batch
 from consistency_models.methods.base import Method
 from consistency_models.noise.preconditioning import Preconditioned
@@ -28,7 +26,6 @@ from consistency_models.storage.loading import instantiate
 __all__ = ["DEVICES", "SHARE", "Cost", "cost", "cost_of", "plan"]
 
 GIB = 2**30
-TOKENS = 77  # of a caption
 SHARE = 0.35
 """Fraction of the peak that a training reaches on the devices of `DEVICES`."""
 DEVICES = {
@@ -142,22 +139,11 @@ def _step(method: Method, config: dict[str, Any], images: int) -> None:
     """Run forward and backward of a micro-batch in the middle of training, with fake tensors."""
     data, total = config["data"], max(config["data"]["batch_size"], images)
     x = torch.zeros(images, data["channels"], data["image_size"], data["image_size"])
-    labels: Tensor | Prompt | None = torch.zeros(images, dtype=torch.int64) if data["network_classes"] else None
-    if getattr(method.model.network, "takes_text", False):
-        labels = _prompts(method.model.network, images)
+    labels: Any = torch.zeros(images, dtype=torch.int64) if data["network_classes"] else None
+    if hasattr(method.model.network, "blank"):
+        labels = method.model.network.blank(images)
     rows = BatchRandom(config["seed"], method.total_steps // 2, total, slice(0, images))
     method.training_step(Batch(x, labels, rows), 0).backward()
-
-
-def _prompts(network: Any, images: int) -> Prompt:
-    """Prompts of the parts and widths that a U-Net of diffusers takes."""
-    pooled = sizes = None
-    if network.text_time:
-        about = network.unet.config
-        width = about["projection_class_embeddings_input_dim"] - 6 * about["addition_time_embed_dim"]
-        pooled, sizes = torch.zeros(images, width), torch.zeros(images, 6)
-    text = torch.zeros(images, TOKENS, network.width)
-    return Prompt(text, pooled, sizes, torch.zeros(images), text[0], None if pooled is None else pooled[0])
 
 
 def _matmul_flops(n: int = 1024) -> float:
