@@ -1,6 +1,8 @@
 """Folders of diffusers' pipelines: the same images as diffusers' own loops, and what is refused."""
 
+import contextlib
 import json
+import random
 import shutil
 
 import pytest
@@ -258,6 +260,41 @@ def test_refused_folders(copied, spoil, message):
     spoil(copied)
     with pytest.raises(CheckpointError, match=message):
         pretrained.load_pipeline(copied)
+
+
+VALUES = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    10**6,
+    10**12,
+    1e308,
+    float("inf"),
+    float("nan"),
+    "x",
+    "",
+    [],
+    [0],
+    [10**9] * 3,
+    {},
+    {"a": 1},
+]
+
+
+def test_any_value_of_a_configuration_is_taken_or_refused(copied):
+    """Other values give `CheckpointError` or a model; no other exception, and no large memory."""
+    draw, taken = random.Random(0), 0
+    for name in ("unet/config.json", "scheduler/scheduler_config.json"):
+        original = (copied / name).read_text()
+        keys = [key for key in json.loads(original) if key != "_use_default_values"]
+        for key in keys:
+            change(copied / name, **{key: draw.choice(VALUES)})
+            with contextlib.suppress(CheckpointError):
+                taken += pretrained.load_pipeline(copied).kind == "diffusers"
+            (copied / name).write_text(original)
+    assert 10 < taken < 60
 
 
 def test_a_folder_with_an_lcm_scheduler_is_a_consistency_model(sd_folder, tmp_path):
