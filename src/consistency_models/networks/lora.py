@@ -100,8 +100,8 @@ def share_base(network: nn.Module, base: nn.Module | None) -> None:
         ValueError: the layers differ.
     """
     own: Any = network
-    twins = dict(own.unet.named_modules())
-    theirs = dict(base.unet.named_modules()) if isinstance(getattr(base, "unet", None), nn.Module) else {}
+    twins, unet = dict(own.unet.named_modules()), getattr(base, "unet", None)
+    theirs = dict(unet.named_modules()) if isinstance(unet, nn.Module) else {}
     for name, module in theirs.items():
         twin = twins.get(name)
         twin = getattr(twin, "base_layer", twin)
