@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from consistency_models.app.build import build_method
+from consistency_models.app.pipelines import with_pipeline
 from consistency_models.callbacks.memory import PeakMemory, peak_of
 from consistency_models.data.batch import Batch
 from consistency_models.methods.base import Method
@@ -67,6 +68,7 @@ class Cost:
 
 def plan(config: dict[str, Any]) -> str:
     """Return a table of the costs of a training from its resolved configuration."""
+    config = with_pipeline(config)
     step_cost, batch_size = cost(config), config["data"]["batch_size"]
     steps = config["trainer"]["max_steps"]
     if config["trainer"]["max_images"]:
@@ -131,7 +133,9 @@ def _step(method: Method, config: dict[str, Any], images: int) -> None:
     """Run forward and backward of a micro-batch in the middle of training, with fake tensors."""
     data, total = config["data"], max(config["data"]["batch_size"], images)
     x = torch.zeros(images, data["channels"], data["image_size"], data["image_size"])
-    labels = torch.zeros(images, dtype=torch.int64) if data["network_classes"] else None
+    labels: Any = torch.zeros(images, dtype=torch.int64) if data["network_classes"] else None
+    if hasattr(method.model.network, "blank"):
+        labels = method.model.network.blank(images)
     rows = BatchRandom(config["seed"], method.total_steps // 2, total, slice(0, images))
     method.training_step(Batch(x, labels, rows), 0).backward()
 
