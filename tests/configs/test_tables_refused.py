@@ -1,8 +1,18 @@
 """Commands with U-Nets of diffusers and levels of a table: what is refused, each mistake once."""
 
+import importlib.util
+
 import pytest
 
 LCM = "model=lcm data=latents data.root={root} data.image_size=8 teacher=diffusers"
+
+
+def test_without_the_extra(refused, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "diffusers" else find(name))
+    (told,) = refused(f"{LCM} teacher.path={{pipeline}}")
+    assert (told.key, told.reason) == ("network", "the package diffusers is not installed")
+    assert "consistency-models[latent]" in str(told)
 
 
 @pytest.mark.parametrize(

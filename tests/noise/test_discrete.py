@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from consistency_models.errors import ConfigError
 from consistency_models.noise import Discrete, Preconditioned, TableUniform
 from consistency_models.random import BatchRandom
-from consistency_models.sampling import DDIM, LCM
+from consistency_models.sampling import DDIM, LCM, Consistency
 
 
 def test_the_timestep_of_a_level():
@@ -94,3 +94,11 @@ def test_named_tables_and_lists():
 def test_refused(make, message):
     with pytest.raises((ConfigError, ValueError), match=message):
         make()
+
+
+def test_where_a_trajectory_starts():
+    """LCM's at z = n; other levels of the same model, too, where it is asked for."""
+    noise, levels = torch.ones(1, 1, 2, 2), []
+    for sampler in (LCM(1, Discrete()), Consistency([14.0], 0.0, unit_variance=True), Consistency([14.0], 0.0)):
+        sampler(lambda x, sigma: levels.append(x[0, 0, 0, 0].item()) or x, noise, None)
+    assert levels == pytest.approx([(1 + Discrete().sigma_max ** 2) ** 0.5, 197**0.5, 14.0])
