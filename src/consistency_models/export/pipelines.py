@@ -26,8 +26,10 @@ from consistency_models.sampling.generator import Generator
 __all__ = ["merged_weights", "to_pipeline"]
 
 NOT_COPIED = ("*.bin", "*.ckpt", "*.pt", "*.pkl", "*.msgpack", "*.h5", "*.onnx*", ".*")
-ADAPTERS = {"r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "use_dora"}
-ADAPTERS |= {"rank_pattern", "alpha_pattern"}
+ADAPTERS = (
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "use_dora"),
+    *("rank_pattern", "alpha_pattern"),
+)
 """What diffusers reads of the description of adapters."""
 
 CARD = """# {title}
@@ -164,7 +166,7 @@ def _write_adapters(generator: Generator, network: UNet, folder: Path, base: Pat
     diffusers, peft = import_extra("diffusers", "latent"), import_extra("peft", "latent")
     unet: Any = network.unet
     about = unet.peft_config[ADAPTER].to_dict()
-    about = {key: sorted(about[key]) if isinstance(about[key], set) else about[key] for key in sorted(ADAPTERS)}
+    about = {key: sorted(about[key]) if isinstance(about[key], set) else about[key] for key in ADAPTERS}
     weights = {name: value.cpu().contiguous() for name, value in peft.get_peft_model_state_dict(unet).items()}
     diffusers.StableDiffusionPipeline.save_lora_weights(
         str(folder), unet_lora_layers=weights, unet_lora_adapter_metadata=about

@@ -164,8 +164,7 @@ def filled_model(config: dict[str, Any], weights: dict[str, Any], base: nn.Modul
         model = build_model(config)
     shared = set() if base is None else shared_names(model)
     if base is not None:
-        networks: Any = model.network, base.network
-        share_base(*networks)
+        share_base(model.network, base.network)
     own = {name: value for name, value in model.state_dict().items() if name not in shared}
     expected, found = ({name: tuple(value.shape) for name, value in side.items()} for side in (own, weights))
     for name in {**expected, **found}:
