@@ -47,6 +47,11 @@ def run(folder, *overrides, **extra):
     return run_job(config, folder)[0]
 
 
+def on_points(method):
+    """A network for data=mixture, for the methods of conf/ that choose a network of images."""
+    return ["network=mlp"] if "override /network" in (ROOT / f"conf/model/{method}.yaml").read_text() else []
+
+
 def distilling():
     """The methods of conf/ that cannot do without a teacher."""
     for file in sorted((ROOT / "conf/model").glob("*.yaml")):

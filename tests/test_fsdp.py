@@ -24,7 +24,14 @@ STEPS = (
     "evaluation.n=32",
 )
 CT = ("model=ct", "data=digits", "network.model_channels=8", "evaluation.ode_points=0")  # has a slow target network
-SCT = ("model=sct", "data=mixture", "network.width=8", "callbacks.samples.points=16", "evaluation.ode_points=8")
+MIXTURE = ("data=mixture", "network.width=8", "callbacks.samples.points=16", "evaluation.ode_points=8")
+SLOW = {
+    "sct": ("model=sct", *MIXTURE),
+    "meanflow": ("model=meanflow", *MIXTURE),
+    "alphaflow": ("model=alphaflow", *MIXTURE),
+    "ayf": ("model=ayf", "teacher=exact", *MIXTURE),
+    "shortcut": ("model=shortcut", *MIXTURE),  # the second process has no rows of two half steps
+}
 
 
 def train(folder, *arguments):
@@ -63,7 +70,9 @@ def assert_equal_within(tolerance, folder, other):
             assert float(row[name]) == pytest.approx(float(wanted[name]), rel=tolerance, abs=tolerance)
 
 
-@pytest.mark.parametrize("method", [CT, pytest.param(SCT, marks=pytest.mark.slow)], ids=["ct", "sct"])
+@pytest.mark.parametrize(
+    "method", [pytest.param(CT, id="ct"), *(pytest.param(SLOW[n], marks=pytest.mark.slow, id=n) for n in SLOW)]
+)
 def test_sharded_steps_are_those_of_one_process(method, tmp_path):
     """Forward-mode derivatives among them; the checkpoint is loaded without processes."""
     assert run(tmp_path / "one", *STEPS, *method, "trainer=cpu") == Exit.DONE

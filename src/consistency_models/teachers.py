@@ -24,6 +24,7 @@ from consistency_models.values import Distinct, Text, Weights, checked, facts
 __all__ = [
     "Guided",
     "build_teacher",
+    "diffusers_teacher",
     "exact_teacher",
     "official_teacher",
     "run_teacher",
@@ -38,35 +39,41 @@ log = logging.getLogger(__name__)
 def build_teacher(config: dict[str, Any]) -> nn.Module | None:
     """Build the teacher, with classifier-free guidance or guidance by the weaker model of the run `teacher.weak`.
 
+    The guidance null is that of each caption, 1 + w, if the data draw w.
+
     Raises:
         ConfigError: the images or classes of the teacher differ from those of the student, or guidance is impossible.
     """
-    data, guidance = DataSpec.of(config["data"]), config["teacher"].get("guidance", 1.0)
-    weak = config["teacher"].get("weak")
-    if not config["teacher"]["_target_"]:
+    data, options, own = DataSpec.of(config["data"]), config["teacher"], ("guidance", "weak", "interval")
+    guidance, weak, interval = options.get("guidance", 1.0), options.get("weak"), options.get("interval")
+    if not options["_target_"]:
         return None
-    teacher = instantiate({key: value for key, value in config["teacher"].items() if key not in ("guidance", "weak")})
+    teacher = instantiate({key: value for key, value in options.items() if key not in own})
     _check_fits(teacher, "teacher.path", config["teacher"]["path"], data)
-    if guidance == 1:
+    if guidance == 1 or (guidance is None and config["data"].get("guidance_w") is None):
         return teacher
     if weak is not None:
         weaker = run_teacher(weak)
         _check_fits(weaker, "teacher.weak", weak, data)
-        return Guided(teacher, guidance, weaker)
+        return Guided(teacher, guidance, weaker, interval)
     network = getattr(teacher, "network", None)
-    if not data.num_classes or (network is not None and not _hides_labels(network)):
+    takes_text = getattr(network, "takes_text", False)
+    if not takes_text and (not data.num_classes or (network is not None and not _hides_labels(network))):
         reason = "the teacher is unconditional, or was not trained with network.label_dropout"
         raise ConfigError("teacher.guidance", guidance, "1.0, or any with teacher.weak=FOLDER", reason=reason)
-    return Guided(teacher, guidance)
+    return Guided(teacher, guidance, interval=interval)
 
 
 def _check_fits(teacher: nn.Module, key: str, path: str, data: DataSpec) -> None:
     network = getattr(teacher, "network", None)
     if network is None:  # a closed form fits the data by construction
         return
+    takes_text = getattr(network, "takes_text", False)
     for name in ("image_size", "channels"):
         value, own = getattr(network, name), getattr(data, name)
-        if value != own:
+        if value != own and takes_text and name == "image_size":
+            log.warning("%s=%s was trained at data.image_size=%d; this training uses %d", key, path, value, own)
+        elif value != own:
             allowed, reason = f"a model of images of data.{name}={own}", f"this one was made for {value}"
             raise ConfigError(key, path, allowed, reason=reason)
     if network.num_classes != data.num_classes:
@@ -99,6 +106,16 @@ def official_teacher(path: Text, kinds: Annotated[Sequence[Text], MinLen(1), Dis
     return loaded.model
 
 
+@facts(reads="a pipeline")
+@checked
+def diffusers_teacher(path: Text) -> nn.Module:
+    """Load the U-Net of a diffusers pipeline from its folder, with the scalings of the scheduler."""
+    loaded = pretrained.load_pipeline(path)
+    loaded.model.origin = {"path": str(path), "digest": loaded.digest}
+    loaded.model.is_consistency_model = _samples_consistency_models(loaded.recipe["sampler"])
+    return loaded.model
+
+
 def _samples_consistency_models(make_sampler: partial) -> bool:
     """Whether the sampler, built by a partial of its class or of a class method, samples consistency models."""
     maker: Any = make_sampler.func
@@ -119,19 +136,33 @@ class Guided(nn.Module):
         model: D; without `weak` a class-conditional denoiser that was trained with label dropout.
         guidance: w; 1 is D, 0 is W (1 + w in the first paper). None: 1 + `Prompt.guidance`, a number for each row.
         weak: W of autoguidance, or None.
+        interval: the lowest and the highest level σ with guidance; None: all levels. Both models are called at all
+            levels, so that a step does not depend on values of the device.  (Kynkäänniemi et al., arXiv 2404.07724.)
     """
 
     calls = 2  # network calls of one call of this module
 
-    def __init__(self, model: nn.Module, guidance: float | None, weak: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        guidance: float | None,
+        weak: nn.Module | None = None,
+        interval: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
+        self.interval = None if interval is None else tuple(interval)
         self.model, self.guidance, self.weak, self.origin = model, guidance, weak, model.origin
         self.is_consistency_model = getattr(model, "is_consistency_model", False)
 
     @property
     def network(self) -> nn.Module:
-        """The `sigma_max` of the model."""
+        """The network of the model."""
         return self.model.network
+
+    @property
+    def preconditioning(self) -> Any:
+        """The scalings of the model."""
+        return self.model.preconditioning
 
     def forward(
         self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | Prompt | None = None
@@ -145,7 +176,11 @@ class Guided(nn.Module):
             weak = self.model(x, sigma, conditions.unconditional(self.model, labels))
         else:
             weak = self.weak(x, sigma, labels)
-        return weak + self._weight(x, labels) * (self.model(x, sigma, labels) - weak)
+        weight = self._weight(x, labels)
+        if self.interval is not None:
+            inside = (sigma >= self.interval[0]) & (sigma <= self.interval[1])
+            weight = 1 + per_image(inside.to(x.dtype), x) * (weight - 1)
+        return weak + weight * (self.model(x, sigma, labels) - weak)
 
     def _weight(self, x: torch.Tensor, labels: torch.Tensor | Prompt | None) -> torch.Tensor | float:
         if self.guidance is not None:
@@ -207,13 +242,17 @@ def weights_of_pretrained(model: nn.Module, path: Text | Path, teacher: nn.Modul
 def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
     """Copy weights to a network. Weights for augmentation labels are skipped if the network has no such labels, as ECT.
 
-    The layers of a second time are not changed if the source has one time; they are initialised to zero.
+    The layers of a second time are not changed if the source has one time; they are initialised to zero. The same holds
+    for the layers that a network names as `starts_at_zero`.
     """
     weights, wanted = source.network.state_dict(), model.network.state_dict()
+    new = tuple(getattr(model.network, "starts_at_zero", ()))
+    weights |= {name: wanted[name] for name in wanted.keys() - weights.keys() if name.startswith(new)}
     if "map_augment.weight" not in wanted:
         weights.pop("map_augment.weight", None)
     if not getattr(source.network, "two_times", False):
-        weights |= {name: tensor for name, tensor in wanted.items() if name.partition(".")[0].endswith("_end")}
+        ends = {name for name in wanted if any(part.endswith("_end") for part in name.split("."))}
+        weights |= {name: wanted[name] for name in ends}
     for tensor in wanted | weights:
         shape, own_shape = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
         if shape != own_shape:

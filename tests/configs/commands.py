@@ -5,7 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
-from jobs import distilling
+from jobs import distilling, on_points
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -14,6 +14,8 @@ GROUPS = {
     for folder in sorted(CONF.iterdir())
     if folder.is_dir() and folder.name not in ("hydra", "task") and any(folder.glob("*.yaml"))
 }
+OF_TABLES = {"schedule": ("table",), "sampler": ("lcm", "ddim"), "preconditioning": ("lcm", "table")}
+"""Options that need one another: the levels of a discrete table."""
 ANYWHERE = ("callbacks", "ema", "learning_rate", "logger", "optimizer", "paths", "trainer", "weighting")
 """Groups whose options need nothing of other groups."""
 
@@ -29,6 +31,7 @@ class DummyFiles:
             "pickle": folder / "official.pkl",
             "text": folder / "notes.txt",
             "empty": folder / "empty",
+            "pipeline": folder / "pipeline",
         }
         self.names["root"].mkdir()
         self.names["ckpt"].parent.mkdir(parents=True)
@@ -36,6 +39,8 @@ class DummyFiles:
         self.names["pickle"].write_bytes(b"not looked at")
         self.names["text"].write_text("no checkpoint")
         self.names["empty"].mkdir()
+        self.names["pipeline"].mkdir()
+        (self.names["pipeline"] / "model_index.json").write_text("{}")
 
     def split(self, line):
         """The arguments of a command line in which {root} and the like stand for these files."""
@@ -49,10 +54,10 @@ def every_option():
     trained_on = sorted({*GROUPS["budget"], *(recipe.split("_", 1)[1] for recipe in GROUPS["recipe"])})
     for i, (model, data) in enumerate(itertools.product(GROUPS["model"], trained_on)):
         yield " ".join([_with_model(model), _of_data(data), *(_turn(group, i) for group in ANYWHERE)])
-    networks = [name for name in GROUPS["network"] if not re.search(r"(64|128|256)$", name)]
+    networks = [name for name in GROUPS["network"] if not re.search(r"(diffusers|64|128|256)$", name)]
     of_two_times = [name for name in GROUPS["schedule"] if "two_times: true" in _text(_model_of("schedule", name))]
     yield from (f"{_with_model(_model_of('schedule', name))} schedule={name}" for name in of_two_times)
-    schedules = [name for name in GROUPS["schedule"] if name not in of_two_times]
+    schedules = [name for name in GROUPS["schedule"] if name not in (*of_two_times, *OF_TABLES["schedule"])]
     lines = max(len(networks), len(schedules), len(GROUPS["loss"]))
     for i in range(lines):
         schedule, network = (names[i % len(names)] for names in (schedules, networks))
@@ -61,7 +66,8 @@ def every_option():
         groups = ("loss", "curriculum", "sampler", *(() if "trigflow" in _text(name) else ("preconditioning",)))
         others, model = " ".join(_turn(group, i) for group in groups), _with_model(name)
         yield f"{model} schedule={schedule} {others} network={network} {augment} data=cifar10 data.root={{root}}"
-    for network in sorted(set(GROUPS["network"]) - set(networks)):
+    yield from (f"model=meanflow sampler={name}" for name in GROUPS["sampler"] if name.startswith("flow_map"))
+    for network in sorted(set(GROUPS["network"]) - {*networks, "diffusers"}):
         size = re.search(r"\d+$", network)[0]
         yield f"network={network} data=image_folder data.root={{root}} data.image_size={size}"
     yield from (f"{_with_model(_model_of('solver', solver))} solver={solver}" for solver in GROUPS["solver"])
@@ -69,16 +75,20 @@ def every_option():
         debug = "" if data.startswith("mixture") else _turn("debug", i)
         yield f"{_of_data(data)} features=identity {debug}".rstrip()
     yield from (f"init=random teacher=none features={features}" for features in GROUPS["features"])
+    yield "model=lcm data=latents data.root={root} data.image_size=8 teacher=diffusers teacher.path={pipeline}"
+    yield f"{_with_model('lcm')} schedule=table sampler=ddim preconditioning=table network=small"
+    yield "model=ict network=diffusers init=pretrained init.path={pipeline}"
     yield "teacher=exact data=mixture model=cd init=run init.path={ckpt}"
     yield "teacher=run teacher.path={run} model=cd init=teacher"
     yield "teacher=edm teacher.path={pickle} teacher.guidance=2 model=cd init=pretrained init.path={pickle}"
     yield from (f"teacher={kind} teacher.path={{pickle}} model=cd" for kind in ("ect", "openai"))
     for experiment in GROUPS["experiment"]:
         line = f"experiment={experiment} data.root={{root}}"
-        uses_teacher = "override /teacher: run" in (CONF / f"experiment/{experiment}.yaml").read_text()
-        starts_from_run = "override /init: run" in (CONF / f"experiment/{experiment}.yaml").read_text()
-        line += " init.path={run}" if starts_from_run else ""
-        yield f"{line} teacher.path={{run}}" if uses_teacher else line
+        text = (CONF / f"experiment/{experiment}.yaml").read_text()
+        line += " init.path={run}" if "override /init: run" in text else ""
+        teacher = re.search(r"override /teacher: (run|diffusers)", text)
+        folder = {"run": "{run}", "diffusers": "{pipeline}"}[teacher[1]] if teacher else None
+        yield f"{line} teacher.path={folder}" if folder else line
 
 
 def written_options():
@@ -87,11 +97,15 @@ def written_options():
 
 
 def _turn(group, i):
-    return f"{group}={GROUPS[group][i % len(GROUPS[group])]}"
+    """An option that needs no other one: neither two times nor a table."""
+    others = OF_TABLES.get(group, ())
+    options = [option for option in GROUPS[group] if not option.startswith("flow_map") and option not in others]
+    return f"{group}={options[i % len(options)]}"
 
 
 def _with_model(model):
-    return f"model={model}" + (" teacher=run teacher.path={run}" if model in distilling() else "")
+    network = " network=mlp" if on_points(model) else ""  # lcm: the network of a folder otherwise
+    return f"model={model}{network}" + (" teacher=run teacher.path={run}" if model in distilling() else "")
 
 
 def _model_of(group, option):

@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).parents[2] / "conf" / "network"
-NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+NAMES = sorted({path.stem for path in CONF.glob("*.yaml")} - {"diffusers"})  # whose architecture is that of a folder
 BASES = [
     name for name in NAMES if "defaults" not in OmegaConf.load(CONF / f"{name}.yaml")
 ]  # others change numbers only

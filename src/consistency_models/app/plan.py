@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from consistency_models.app.build import build_method
+from consistency_models.app.pipelines import with_pipeline
 from consistency_models.callbacks.memory import PeakMemory, peak_of
 from consistency_models.data.batch import Batch
 from consistency_models.methods.base import Method
@@ -67,6 +68,7 @@ class Cost:
 
 def plan(config: dict[str, Any]) -> str:
     """Return a table of the costs of a training from its resolved configuration."""
+    config = with_pipeline(config)
     step_cost, batch_size = cost(config), config["data"]["batch_size"]
     steps = config["trainer"]["max_steps"]
     if config["trainer"]["max_images"]:

@@ -99,28 +99,30 @@ class Discrete:
     (Latent Consistency Models, arXiv 2310.04378, with the timestep scaling of diffusers' LCMScheduler.)
 
     Args:
-        beta_schedule: name of the table, or its T values of β.
-        beta_start, beta_end: ends of a named table.
-        num_train_timesteps: T of a named table.
-        prediction_type: what the network predicts.
+        beta_schedule: name of the table, or its T values of β; None: Stable Diffusion's, scaled_linear.
+        beta_start, beta_end: ends of a named table; None: 0.00085 and 0.012.
+        num_train_timesteps: T of a named table; None: 1000.
+        prediction_type: what the network predicts; None: epsilon.
         boundary: τ, 10 for LCM; None: a denoiser.
     """
 
     predicts = "what a scheduler's prediction_type names"
+    has_table = True
 
     @checked
     def __init__(
         self,
-        beta_schedule: Table = "scaled_linear",
-        beta_start: Beta = 0.00085,
-        beta_end: Beta = 0.012,
-        num_train_timesteps: Annotated[int, Ge(2), Le(10_000)] = 1000,
-        prediction_type: Prediction = "epsilon",
+        beta_schedule: Table | None = None,
+        beta_start: Beta | None = None,
+        beta_end: Beta | None = None,
+        num_train_timesteps: Annotated[int, Ge(2), Le(10_000)] | None = None,
+        prediction_type: Prediction | None = None,
         boundary: Positive | None = None,
     ) -> None:
-        self.table = alphas_cumprod(beta_schedule, beta_start, beta_end, num_train_timesteps)
+        schedule, ends = beta_schedule or "scaled_linear", (beta_start or 0.00085, beta_end or 0.012)
+        self.table = alphas_cumprod(schedule, *ends, num_train_timesteps or 1000)
         self.sigmas = (1 / self.table.double() - 1).sqrt()  # ascending, float64
-        self.prediction_type, self.boundary = prediction_type, boundary
+        self.prediction_type, self.boundary = prediction_type or "epsilon", boundary
         self.sigma_min, self.sigma_max = self.sigmas[0].item(), self.sigmas[-1].item()
 
     def timestep(self, sigma: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from consistency_models.data_spec import DataSpec
 from consistency_models.errors import CheckpointError, import_extra, naming
 from consistency_models.noise.preconditioning import Preconditioned
 from consistency_models.pretrained.convert import checkpoint_of
+from consistency_models.pretrained.diffusers import is_pipeline
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage.checkpoints import digest_of, is_marked, read
 from consistency_models.storage.moved_names import current_config, current_target
@@ -70,7 +71,7 @@ def load(
 
     Args:
         path: a checkpoint file, a run folder (its `checkpoints/last.ckpt`), a `*.safetensors` file or Hub folder of
-            `consistency_models.export`, or an official `*.pkl` or `*.pt` of others (see `pretrained`).
+            `consistency_models.export`, or an official `*.pkl`, `*.pt` or pipeline folder of others (see `pretrained`).
         weights: which weights: "model", or the name of an average such as "0.999" (a decay may be given as the number);
             by default the first average.
         device: device of the model.
@@ -140,8 +141,9 @@ def filled_model(config: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
         if getattr(model.preconditioning, name)(torch.ones(2)).shape != (2,):  # once: a number may be of a wrong type
             raise CheckpointError(f"a preconditioning with {name} of one number for each level", model.preconditioning)
     for module in model.modules():
-        if not 0 <= getattr(module, "dropout", 0.0) < 1:
-            raise CheckpointError("dropout in [0, 1)", f"{module.dropout}")
+        rate = module.p if isinstance(module, nn.Dropout) else vars(module).get("dropout", 0.0)
+        if not 0 <= rate < 1:
+            raise CheckpointError("dropout in [0, 1)", f"{rate}")
     model.load_state_dict(weights)
     return model
 
@@ -194,11 +196,13 @@ class _Bounded(TorchFunctionMode):
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """The checkpoint file of a run folder, a folder for the Hub or a file name."""
+    """The checkpoint file of a run folder, a folder for the Hub or a file name; the folder of a diffusers pipeline."""
     path = Path(path).expanduser()
     exported = path / "model.safetensors"
     if exported.is_file():
         return exported
+    if is_pipeline(path):
+        return path
     return path / "checkpoints" / "last.ckpt" if path.is_dir() else path
 
 
@@ -206,7 +210,7 @@ def _content(path: Path) -> dict[str, Any]:
     """The content of a file that `load` takes: configuration, weights, and their origin."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    if path.suffix in (".pkl", ".pt") and not is_marked(path):
+    if path.is_dir() or (path.suffix in (".pkl", ".pt") and not is_marked(path)):
         return checkpoint_of(path)
     content = read(path)
     return content | {"origin": content.get("origin", {}) | {"path": str(path), "digest": digest_of(path)}}

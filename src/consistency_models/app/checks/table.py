@@ -19,10 +19,12 @@ from consistency_models.values import (
     Count,
     Descending,
     Distinct,
+    Interval,
     NotNegative,
     Positive,
     Share,
     Sigma,
+    SigmaOrZero,
     Size,
     Text,
     Weights,
@@ -31,10 +33,10 @@ from consistency_models.values import (
 __all__ = ["EVAL", "FREE", "NOT_ARGUMENTS", "TRAIN", "kind_of"]
 
 NOT_ARGUMENTS = {
-    "model": ("name", "segments", "phases", "two_times"),
+    "model": ("name", "segments", "phases", "two_times", "w_embedding", "guidance_w"),
     "data": ("network_classes", "clamp", "evaluation_images", "class_names"),
     "data.source": ("download",),
-    "teacher": ("guidance", "weak"),
+    "teacher": ("guidance", "weak", "interval"),
     "trainer": ("max_images",),
 }
 """Keys of a group that are no arguments of its object, because other parts of the configuration use them."""
@@ -118,10 +120,13 @@ TRAIN: dict[str, Any] = PATHS | {
     "model.segments": Size,
     "model.phases": Annotated[Sequence[Size], MinLen(1)],
     "model.two_times": bool,
+    "model.w_embedding": Size | None,
+    "model.guidance_w": Interval | None,
     "teacher._target_": Target | None,
     "teacher.path": Text | None,
-    "teacher.guidance": NotNegative,
+    "teacher.guidance": NotNegative | None,  # null: of each caption, with data.guidance_w
     "teacher.weak": Text | None,
+    "teacher.interval": Annotated[Sequence[SigmaOrZero], Len(2, 2)] | None,
     "init._target_": Target | None,
     "init.path": Text | None,
     "network.num_classes": Count | None,  # null if the data set has an unknown number: see relations.data

@@ -96,7 +96,7 @@ def results_folder(run: str) -> Path:
     if file.parent.name == "checkpoints":
         folder = file.parent.parent
     elif Path(run).expanduser().is_dir():
-        folder = file.parent
+        folder = file if file.is_dir() else file.parent
     check_links("run", folder, ("evaluation", "wandb"))
     folder /= "evaluation"
     folder.mkdir(parents=True, exist_ok=True)

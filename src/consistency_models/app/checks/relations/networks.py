@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from consistency_models.app.checks.files import is_pipeline
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.relations.choices import Choices, Config, Problems
 from consistency_models.app.checks.targets import fact
 from consistency_models.values import show
 
-__all__ = ["method", "network", "two_times"]
+__all__ = ["method", "network", "text", "two_times"]
 
 
 def network(config: Config, choices: Choices) -> Problems:
@@ -51,13 +52,35 @@ def network(config: Config, choices: Choices) -> Problems:
             yield problem("network.model_channels", base, "a multiple of 32", reason=reason)
 
 
+def text(config: Config, choices: Choices) -> Problems:
+    """A U-Net of diffusers has a folder that describes it, and w of each caption is drawn if it is an input."""
+    network = config["network"]
+    if fact(network, "starts_at_zero") and network.get("config") is None:
+        paths = (config[group].get("path") for group in ("teacher", "init") if config[group]["_target_"])
+        if not any(path and is_pipeline(path) for path in paths):
+            allowed, fix = "the content of unet/config.json", "add teacher=diffusers teacher.path=FOLDER"
+            reason = "neither teacher.path nor init.path is a folder of a diffusers pipeline"
+            yield problem("network.config", None, allowed, fix, reason=reason)
+    if network.get("time_cond_proj_dim") and config["data"].get("guidance_w") is None:
+        fix = "add data.guidance_w=[LOW,HIGH], w = guidance - 1 of a pipeline: LCM has [5,15] for SD, [3,15] for SDXL"
+        reason = "network.time_cond_proj_dim makes w of each caption an input"
+        yield problem("data.guidance_w", None, "two numbers", fix, reason=reason)
+
+
 def two_times(config: Config, choices: Choices) -> Problems:
-    """A method of two times has a network and a sampler of two times."""
-    if not config["model"].get("two_times"):
-        return
+    """A method of two times has a network and a sampler of two times, and a method of one time a sampler of one."""
     model, target = f"model={choices.get('model')}", config["network"]["_target_"]
+    if not config["model"].get("two_times"):
+        if fact(config["model"], "needs_two_times"):
+            yield problem("model.two_times", False, "true", reason=f"{model} calls the network with two times")
+        elif fact(config["sampler"], "needs_two_times") and target.startswith("consistency_models."):
+            options = [name for name, node in choices.options("sampler") if not fact(node, "needs_two_times")]
+            reason = f"it calls the network with two times, and {model} has a network of one"
+            fix = f"did you mean sampler={options[0]}?" if options else ""
+            yield problem("sampler", choices.get("sampler"), ", ".join(options), fix, reason=reason)
+        return
     if target.startswith("consistency_models.") and not config["network"].get("two_times"):
-        allowed = "a network with the argument two_times: small, ddpmpp, ncsnpp, adm, dit, mlp"
+        allowed = "a network with the argument two_times: small, ddpmpp, ncsnpp, adm, edm2, dit, mlp"
         reason = f"{model} calls the network with two times, and {target.rpartition('.')[2]} takes one"
         yield problem("network", choices.get("network"), allowed, "did you mean network=small?", reason=reason)
     if fact(config["sampler"], "one_time"):
@@ -66,8 +89,12 @@ def two_times(config: Config, choices: Choices) -> Problems:
 
 
 def method(config: Config, choices: Choices) -> Problems:
-    """An RMS norm requires a norm, and ranges are ascending."""
-    model = config["model"]
+    """An RMS norm requires a norm, ranges are ascending, and a second output of the network is trained."""
+    model, outputs = config["model"], config["network"].get("outputs", 1)
+    most = 2 if fact(model, "second_head") and model.get("own_velocity", True) else 1
+    if outputs > most:
+        fix, reason = "choose model=imf", f"model={choices.get('model')} does not train a further output"
+        yield problem("network.outputs", outputs, "1 or 2" if most == 2 else "1", fix, reason=reason)
     if model.get("tangent_rms") and model.get("tangent_norm") is None:
         fix = "set model.tangent_norm=0.1"
         reason = "it says how the norm is taken"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from consistency_models.app.checks.files import wrong_checkpoint, wrong_path
+from functools import partial
+
+from consistency_models.app.checks.files import wrong_checkpoint, wrong_path, wrong_pipeline
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.relations.choices import Choices, Config, Problems
 from consistency_models.app.checks.targets import fact
@@ -12,6 +14,7 @@ __all__ = ["guidance", "init", "needs_teacher", "teacher"]
 FILES = {
     "a run": "a finished run: its folder or a checkpoint file",
     "an official file": "an official checkpoint, a file",
+    "a pipeline": "a folder of a diffusers pipeline",
 }
 
 
@@ -28,7 +31,10 @@ def teacher(config: Config, choices: Choices) -> Problems:
     reads = fact(config["teacher"], "reads", "a file")
     if needs and not given:
         fix = "add teacher=run teacher.path=FOLDER, where FOLDER is a finished run of model=teacher"
-        allowed, reason = "run, edm, openai, ect, or exact with data=mixture", f"model={model} distils a teacher"
+        allowed, reason = (
+            "run, edm, openai, ect, diffusers, or exact with data=mixture",
+            f"model={model} distils a teacher",
+        )
         yield problem("teacher", chosen, allowed, fix, reason=reason)
     elif given and needs is False:
         yield problem("teacher", chosen, "none", "or choose model=cd", reason=f"model={model} uses no teacher")
@@ -42,8 +48,14 @@ def teacher(config: Config, choices: Choices) -> Problems:
 
 
 def guidance(config: Config, choices: Choices) -> Problems:
-    """A weaker teacher requires guidance, and guidance by classes requires classes."""
+    """A weaker teacher and an interval require guidance, and guidance by classes requires classes."""
     teacher, model = config["teacher"], config["model"]
+    interval = teacher.get("interval")
+    if interval is not None and teacher.get("guidance") == 1:
+        reason = "with teacher.guidance=1 no level has guidance"
+        yield problem("teacher.interval", interval, "null", "or set teacher.guidance, e.g. to 2", reason=reason)
+    elif interval is not None and not interval[0] <= interval[1]:
+        yield problem("teacher.interval", interval, "two ascending levels", "did you swap them?")
     if teacher.get("weak") is not None:
         if teacher.get("guidance") == 1:
             reason = "with teacher.guidance=1 the weaker teacher is not used"
@@ -53,7 +65,12 @@ def guidance(config: Config, choices: Choices) -> Problems:
         if model.get(key, none) != none and not config["data"]["network_classes"]:
             fix = "set data.conditional=true"
             yield problem(f"model.{key}", model[key], f"{none}", fix, reason="the network takes no classes")
-    if (model.get("omega", 1), model.get("kappa", 0)) != (1, 0) and not model.get("label_dropout", 0):
+    given = model.get("guidance_input")
+    if given is not None and not config["data"]["network_classes"]:
+        allowed, reason = "null", "the network takes no classes"
+        yield problem("model.guidance_input", given, allowed, "set data.conditional=true", reason=reason)
+    guided = given is not None or (model.get("omega", 1), model.get("kappa", 0)) != (1, 0)
+    if guided and not model.get("label_dropout", 0):
         reason = "guidance calls the network without a class, which label dropout trains"
         yield problem("model.label_dropout", model.get("label_dropout"), "a number in (0, 1]", reason=reason)
 
@@ -77,9 +94,10 @@ def _wrong_file(key: str, path: str | None, reads: str) -> Problems:
     Args:
         key: of the path.
         path: the value of the key.
-        reads: "a run", "an official file", or "a file" that may be left out.
+        reads: "a run", "an official file", "a pipeline", or "a file" that may be left out.
     """
     if not path and reads in FILES:
         yield problem(key, None, FILES[reads], f"add {key}=…")
     elif path:
-        yield from wrong_checkpoint(key, path) if reads == "a run" else wrong_path(key, path, "a file")
+        kinds = {"a run": wrong_checkpoint, "a pipeline": wrong_pipeline}
+        yield from kinds.get(reads, partial(wrong_path, what="a file"))(key, path)
