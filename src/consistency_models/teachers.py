@@ -106,7 +106,7 @@ def official_teacher(path: Text, kinds: Annotated[Sequence[Text], MinLen(1), Dis
     return loaded.model
 
 
-@facts(reads="a pipeline")
+@facts(reads="a pipeline", needs_package="diffusers")
 @checked
 def diffusers_teacher(path: Text) -> nn.Module:
     """Load the U-Net of a diffusers pipeline from its folder, with the scalings of the scheduler."""

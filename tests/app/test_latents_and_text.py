@@ -13,6 +13,7 @@ from jobs import TINY, config_of, run
 from consistency_models import load
 from consistency_models.app import build
 from consistency_models.app.pipelines import with_pipeline
+from consistency_models.app.plan import plan
 from consistency_models.conditions import Prompt
 from consistency_models.errors import ConfigError, Exit
 from consistency_models.storage.checkpoints import read
@@ -148,6 +149,15 @@ def test_a_folder_is_evaluated(sd_folder, encoded, tmp_path):
     assert evaluate(folder, *data, "steps=[3]", "n=8") == Exit.DONE
     found = json.loads((folder / "evaluation/evaluation.json").read_text())
     assert "eval/energy8_identity_train_3step" in {result["metric"] for result in found["results"]}
+
+
+@pytest.mark.slow  # fake tensors are slow: fifteen seconds
+def test_a_plan_of_a_network_with_text(common, tmp_path):
+    config = config_of(tmp_path, *common("lcm", guidance=None))
+    lines = plan(config).splitlines()
+    student = build.build_method(with_pipeline(config)).model
+    count = sum(parameter.numel() for parameter in student.parameters())
+    assert f"trained parameters               {count:,}" in lines
 
 
 def test_levels_beyond_the_table_are_refused(common, tmp_path):

@@ -133,7 +133,9 @@ def _step(method: Method, config: dict[str, Any], images: int) -> None:
     """Run forward and backward of a micro-batch in the middle of training, with fake tensors."""
     data, total = config["data"], max(config["data"]["batch_size"], images)
     x = torch.zeros(images, data["channels"], data["image_size"], data["image_size"])
-    labels = torch.zeros(images, dtype=torch.int64) if data["network_classes"] else None
+    labels: Any = torch.zeros(images, dtype=torch.int64) if data["network_classes"] else None
+    if hasattr(method.model.network, "blank"):
+        labels = method.model.network.blank(images)
     rows = BatchRandom(config["seed"], method.total_steps // 2, total, slice(0, images))
     method.training_step(Batch(x, labels, rows), 0).backward()
 

@@ -36,7 +36,7 @@ def guidance_embedding(w: Tensor, dim: int) -> Tensor:
     """
     half = dim // 2
     step = torch.log(torch.tensor(10000.0)) / (half - 1)
-    omega = torch.exp(torch.arange(half, dtype=torch.float32) * -step).to(w.device)
+    omega = torch.exp(torch.arange(half, dtype=torch.float32, device=w.device) * -step)
     angles = (w.float() * 1000.0)[:, None] * omega[None]
     return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
 
@@ -62,6 +62,7 @@ class UNet(nn.Module):
         ModuleNotFoundError: the extra `latent` is not installed.
     """
 
+    needs_package = "diffusers"
     starts_at_zero = ("unet.time_embedding.cond_proj.", "unet.class_embedding.")
 
     @checked
@@ -115,6 +116,19 @@ class UNet(nn.Module):
             width = labels.text.shape[-1]
             raise ValueError(f"this network takes text embeddings of width {self.width}; got {width}")
         return labels
+
+    def blank(self, rows: int) -> Prompt | None:
+        """Prompts of zeros with 77 tokens, for estimates of costs; None without text."""
+        if not self.takes_text:
+            return None
+        text = torch.zeros(77, self.width)
+        parts: dict[str, Tensor] = {"empty": text}
+        if self.text_time:
+            pooled = torch.zeros(
+                self.unet.add_embedding.linear_1.in_features - 6 * self.unet.config.addition_time_embed_dim
+            )
+            parts |= {"pooled": pooled.expand(rows, -1), "sizes": torch.zeros(rows, 6), "empty_pooled": pooled}
+        return Prompt(text.expand(rows, -1, -1), guidance=torch.zeros(rows), **parts)
 
     def unconditional(self, labels: Prompt | None) -> Prompt | None:
         """The prompts with the empty text; None without text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from itertools import pairwise
 
 from consistency_models.app.checks.files import is_pipeline
@@ -55,7 +56,14 @@ def network(config: Config, choices: Choices) -> Problems:
 def text(config: Config, choices: Choices) -> Problems:
     """A U-Net of diffusers has a folder that describes it, and w of each caption is drawn if it is an input."""
     network = config["network"]
-    if fact(network, "starts_at_zero") and network.get("config") is None:
+    for group in ("network", "teacher"):
+        package = fact(config[group], "needs_package")
+        if package and importlib.util.find_spec(package) is None:
+            fix = "install it with pip install 'consistency-models[latent]'"
+            yield problem(group, choices.get(group), "another", fix, reason=f"the package {package} is not installed")
+            return
+    reported = fact(config["teacher"], "reads") == "a pipeline"  # a wrong path is reported as such
+    if fact(network, "starts_at_zero") and network.get("config") is None and not reported:
         paths = (config[group].get("path") for group in ("teacher", "init") if config[group]["_target_"])
         if not any(path and is_pipeline(path) for path in paths):
             allowed, fix = "the content of unet/config.json", "add teacher=diffusers teacher.path=FOLDER"
