@@ -220,6 +220,8 @@ def weights_of_teacher(model: nn.Module, teacher: nn.Module | None, path: None =
     if teacher is None or not any(True for _ in teacher.parameters()):
         log.info("init=teacher: the teacher has no weights; the network is initialised at random")
         return
+    if getattr(model.network, "lora", None) is not None:  # the weights of adapters are shared with the teacher
+        return
     _copy(teacher, model, "teacher")
 
 

@@ -164,3 +164,29 @@ def test_levels_beyond_the_table_are_refused(common, tmp_path):
     config = with_pipeline(config_of(tmp_path, *common("cd")))
     with pytest.raises(ConfigError, match=r"schedule\.sigma_min=0\.002 is not allowed.*0\.029168 to 14\.615"):
         build.build_method(config)
+
+
+def test_pixels_of_a_folder_are_distilled(tmp_path):
+    """A DDPM's folder as the teacher of a network of this suite, and of its own."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    blocks = {"down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D")}
+    unet = UNet2DModel(8, 1, 1, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, **blocks)
+    DDPMPipeline(unet, DDPMScheduler(beta_schedule="linear")).save_pretrained(tmp_path / "ddpm")
+    common = ("data=digits", "data.conditional=false", "teacher=diffusers", f"teacher.path={tmp_path}/ddpm", *TINY)
+    common = (*common, "data.batch_size=8", "trainer.max_steps=1", "features=identity")
+    own = ("model=lcm", "model.w_embedding=null", "evaluation.steps=[1]")
+    assert run(tmp_path / "own", *common, *own) == Exit.DONE
+    assert load(tmp_path / "own").sample(2, steps=4).shape == (2, 1, 8, 8)
+    ends = ("schedule.sigma_min=0.0101", "preconditioning.sigma_min=0.0101", "network.model_channels=8")
+    assert run(tmp_path / "other", *common, "model=cd", "init=random", *ends) == Exit.DONE
+
+
+@pytest.mark.parametrize("experiment", ["sd15_lcm_lora", "sdxl_dcm_lora"])
+def test_published_settings_train(experiment, encoded, sd_folder, tmp_path):
+    """With the tiny pipeline, its latents and small batches."""
+    small = ("data.image_size=8", "data.batch_size=2", "trainer.max_steps=1", "schedule.steps=4")
+    paths = (f"experiment={experiment}", f"data.root={encoded}", f"teacher.path={sd_folder}")
+    assert run(tmp_path, *paths, *TINY, *small) == Exit.DONE
+    (row,) = rows(tmp_path)
+    assert 0 < float(row["train/loss"]) < float("inf")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from consistency_models.conditions import Prompt
 from consistency_models.errors import import_extra
+from consistency_models.networks.lora import LoRA
 from consistency_models.trust import loadable
 from consistency_models.values import Size, checked
 
@@ -56,6 +57,7 @@ class UNet(nn.Module):
             no such input.
         two_times: the network takes a second noise label, for methods of two times.
         checkpointing: recompute activations in the backward pass, in train mode.
+        lora: adapters, which alone are trained; the other weights are those of the teacher, see `lora.share_base`.
 
     Raises:
         ValueError: the config names another class, unknown keys, or inputs that this suite does not give.
@@ -72,6 +74,7 @@ class UNet(nn.Module):
         time_cond_proj_dim: Size | None = None,
         two_times: bool = False,
         checkpointing: bool = False,
+        lora: LoRA | None = None,
     ) -> None:
         super().__init__()
         config = config or {}
@@ -94,6 +97,11 @@ class UNet(nn.Module):
                 nn.init.zeros_(parameter)
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
+        self.lora = lora
+        if lora is not None:
+            if time_cond_proj_dim or two_times:
+                raise ValueError("network.lora needs time_cond_proj_dim=null and two_times=false: the base lacks them")
+            lora.inject(self.unet)
         self.width = given.get("cross_attention_dim", 1280)
         self.text_time = given.get("addition_embed_type") == "text_time"
         self.image_size, self.channels, self.num_classes = _size(given), given.get("in_channels", 4), 0
