@@ -56,7 +56,7 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(ROOT / name)
     for name in (*(f"runs/{run}" for run in RUNS), "FOLDER"):
         leave_run(tmp_path / name)
-    for name in ("PHOTOS", "NEW", "ENCODED", "PIPELINE"):
+    for name in ("PHOTOS", "NEW", "ENCODED", "LATENTS", "IMAGENET", "PIPELINE"):
         (tmp_path / name).mkdir()
     (tmp_path / "PIPELINE/model_index.json").write_text("{}")
     for name in ("FILE", "FILE.pkl"):
