@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from jobs import ROOT, TINY, run
+from jobs import ROOT, TINY, run, run_two
 
 from consistency_models import load
 from consistency_models.errors import Exit
@@ -76,7 +76,7 @@ def assert_equal_within(tolerance, folder, other):
 def test_sharded_steps_are_those_of_one_process(method, tmp_path):
     """Forward-mode derivatives among them; the checkpoint is loaded without processes."""
     assert run(tmp_path / "one", *STEPS, *method, "trainer=cpu") == Exit.DONE
-    train(tmp_path / "two", *STEPS, *method, *SHARDED)
+    run_two(tmp_path / "two", *STEPS, *method, *SHARDED)
     assert_equal_within(1e-6, tmp_path / "two", tmp_path / "one")
     assert len(list((tmp_path / "two/samples").glob("*.png"))) >= 2
     samples = [load(tmp_path / name).sample(4, steps=1, seed=0) for name in ("one", "two")]

@@ -106,7 +106,7 @@ def official_teacher(path: Text, kinds: Annotated[Sequence[Text], MinLen(1), Dis
     return loaded.model
 
 
-@facts(reads="a pipeline")
+@facts(reads="a pipeline", needs_package="diffusers")
 @checked
 def diffusers_teacher(path: Text) -> nn.Module:
     """Load the U-Net of a diffusers pipeline from its folder, with the scalings of the scheduler."""
@@ -219,6 +219,8 @@ def weights_of_teacher(model: nn.Module, teacher: nn.Module | None, path: None =
     """Initialise the student with the teacher's weights."""
     if teacher is None or not any(True for _ in teacher.parameters()):
         log.info("init=teacher: the teacher has no weights; the network is initialised at random")
+        return
+    if getattr(model.network, "lora", None) is not None:  # the weights of adapters are shared with the teacher
         return
     _copy(teacher, model, "teacher")
 

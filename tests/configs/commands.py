@@ -54,7 +54,7 @@ def every_option():
     trained_on = sorted({*GROUPS["budget"], *(recipe.split("_", 1)[1] for recipe in GROUPS["recipe"])})
     for i, (model, data) in enumerate(itertools.product(GROUPS["model"], trained_on)):
         yield " ".join([_with_model(model), _of_data(data), *(_turn(group, i) for group in ANYWHERE)])
-    networks = [name for name in GROUPS["network"] if not re.search(r"(diffusers|64|128|256)$", name)]
+    networks = [name for name in GROUPS["network"] if not re.search(r"(diffusers|lora|64|128|256)$", name)]
     of_two_times = [name for name in GROUPS["schedule"] if "two_times: true" in _text(_model_of("schedule", name))]
     yield from (f"{_with_model(_model_of('schedule', name))} schedule={name}" for name in of_two_times)
     schedules = [name for name in GROUPS["schedule"] if name not in (*of_two_times, *OF_TABLES["schedule"])]
@@ -67,7 +67,7 @@ def every_option():
         others, model = " ".join(_turn(group, i) for group in groups), _with_model(name)
         yield f"{model} schedule={schedule} {others} network={network} {augment} data=cifar10 data.root={{root}}"
     yield from (f"model=meanflow sampler={name}" for name in GROUPS["sampler"] if name.startswith("flow_map"))
-    for network in sorted(set(GROUPS["network"]) - {*networks, "diffusers"}):
+    for network in sorted(set(GROUPS["network"]) - {*networks, "diffusers", "diffusers_lora"}):
         size = re.search(r"\d+$", network)[0]
         yield f"network={network} data=image_folder data.root={{root}} data.image_size={size}"
     yield from (f"{_with_model(_model_of('solver', solver))} solver={solver}" for solver in GROUPS["solver"])
@@ -76,6 +76,10 @@ def every_option():
         yield f"{_of_data(data)} features=identity {debug}".rstrip()
     yield from (f"init=random teacher=none features={features}" for features in GROUPS["features"])
     yield "model=lcm data=latents data.root={root} data.image_size=8 teacher=diffusers teacher.path={pipeline}"
+    yield (
+        "model=lcm network=diffusers_lora model.target_ema=null model.w_embedding=null data=latents data.root={root} "
+        "data.image_size=8 teacher=diffusers teacher.path={pipeline}"
+    )
     yield f"{_with_model('lcm')} schedule=table sampler=ddim preconditioning=table network=small"
     yield "model=ict network=diffusers init=pretrained init.path={pipeline}"
     yield "teacher=exact data=mixture model=cd init=run init.path={ckpt}"
@@ -84,10 +88,11 @@ def every_option():
     yield from (f"teacher={kind} teacher.path={{pickle}} model=cd" for kind in ("ect", "openai"))
     for experiment in GROUPS["experiment"]:
         line = f"experiment={experiment} data.root={{root}}"
-        uses_teacher = "override /teacher: run" in (CONF / f"experiment/{experiment}.yaml").read_text()
-        starts_from_run = "override /init: run" in (CONF / f"experiment/{experiment}.yaml").read_text()
-        line += " init.path={run}" if starts_from_run else ""
-        yield f"{line} teacher.path={{run}}" if uses_teacher else line
+        text = (CONF / f"experiment/{experiment}.yaml").read_text()
+        line += " init.path={run}" if "override /init: run" in text else ""
+        teacher = re.search(r"override /teacher: (run|diffusers)", text)
+        folder = {"run": "{run}", "diffusers": "{pipeline}"}[teacher[1]] if teacher else None
+        yield f"{line} teacher.path={folder}" if folder else line
 
 
 def written_options():

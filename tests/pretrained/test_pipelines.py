@@ -1,6 +1,8 @@
 """Folders of diffusers' pipelines: the same images as diffusers' own loops, and what is refused."""
 
+import contextlib
 import json
+import random
 import shutil
 
 import pytest
@@ -84,14 +86,17 @@ def ddim(folder, x, text, guidance, steps):
     return x
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_the_guided_teacher_follows_ddim(prediction, sd_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("prediction", "spacing"), [("epsilon", "leading"), ("v_prediction", "trailing"), ("sample", "leading")]
+)
+def test_the_guided_teacher_follows_ddim(prediction, spacing, sd_folder, tmp_path):
     folder = sd_folder if prediction == "epsilon" else tmp_path / "sd"
     if prediction != "epsilon":
         for part in ("unet", "scheduler"):
             shutil.copytree(sd_folder / part, folder / part)
         shutil.copy(sd_folder / "model_index.json", folder)
-        change(folder / "scheduler/scheduler_config.json", prediction_type=prediction)
+        table = {"prediction_type": prediction, "timestep_spacing": spacing}
+        change(folder / "scheduler/scheduler_config.json", **table)
     loaded, labels = pretrained.load(folder), prompts(2)
     teacher = diffusers_teacher(str(folder))
     assert teacher.origin["digest"] == loaded.digest
@@ -152,11 +157,25 @@ def test_pixels_in_sub_folders_and_flat(ddpm_folder, tmp_path):
 
 
 def test_sdxl(sdxl_folder):
+    """The guided teacher; the empty prompt has zeros for both embeddings and the same sizes."""
+    from diffusers import UNet2DConditionModel
+
     teacher = diffusers_teacher(str(sdxl_folder))
     sizes = torch.tensor([[16.0, 16, 0, 0, 16, 16]] * 2)
     labels = prompts(2, 64, pooled=torch.randn(2, 24), sizes=sizes, empty_pooled=torch.zeros(24))
-    x, sigma = torch.randn(2, 4, 8, 8), torch.tensor([14.0, 0.5])
-    assert Guided(teacher, 5.0)(x, sigma, labels).isfinite().all()
+    k, x = torch.tensor([999, 19]), torch.randn(2, 4, 8, 8)
+    sigma = teacher.preconditioning.sigmas[k].float()
+    z = x * (1 + sigma.view(2, 1, 1, 1) ** 2).rsqrt()
+    unet = UNet2DConditionModel.from_pretrained(sdxl_folder, subfolder="unet").eval()
+    with torch.no_grad():
+        ours = Guided(teacher, 5.0)(x, sigma, labels)
+        outputs = []
+        for each in (labels, labels.unconditional()):
+            added = {"text_embeds": each.pooled, "time_ids": sizes}
+            outputs.append(unet(z, k, encoder_hidden_states=each.text, added_cond_kwargs=added).sample)
+    cond, uncond = outputs
+    expected = x - sigma.view(2, 1, 1, 1) * (uncond + 5 * (cond - uncond))
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)  # σ is 14.6
 
 
 def test_the_size_of_the_published_teacher_of_cifar10():
@@ -241,6 +260,41 @@ def test_refused_folders(copied, spoil, message):
     spoil(copied)
     with pytest.raises(CheckpointError, match=message):
         pretrained.load_pipeline(copied)
+
+
+VALUES = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    10**6,
+    10**12,
+    1e308,
+    float("inf"),
+    float("nan"),
+    "x",
+    "",
+    [],
+    [0],
+    [10**9] * 3,
+    {},
+    {"a": 1},
+]
+
+
+def test_any_value_of_a_configuration_is_taken_or_refused(copied):
+    """Other values give `CheckpointError` or a model; no other exception, and no large memory."""
+    draw, taken = random.Random(0), 0
+    for name in ("unet/config.json", "scheduler/scheduler_config.json"):
+        original = (copied / name).read_text()
+        keys = [key for key in json.loads(original) if key != "_use_default_values"]
+        for key in keys:
+            change(copied / name, **{key: draw.choice(VALUES)})
+            with contextlib.suppress(CheckpointError):
+                taken += pretrained.load_pipeline(copied).kind == "diffusers"
+            (copied / name).write_text(original)
+    assert 10 < taken < 60
 
 
 def test_a_folder_with_an_lcm_scheduler_is_a_consistency_model(sd_folder, tmp_path):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # evaluation and sampling run without Lightning
     from lightning import Callback, LightningDataModule, Trainer
 
     from consistency_models.methods.base import Method
+from consistency_models.networks.lora import share_base
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +161,8 @@ def build_method(
     model = build_model(config) if model is None else model
     teacher = build_teacher(config)
     check_range(config, teacher)
+    if getattr(model.network, "lora", None) is not None:
+        _share_base(config, model, teacher)
     if config["init"]["_target_"]:
         instantiate(config["init"], model=model, teacher=teacher)
     for network in filter(None, (model.network, getattr(teacher, "network", None))):
@@ -179,6 +182,15 @@ def build_method(
         teacher=teacher,
         augment=instantiate(config["augment"]) if config["augment"].get("_target_") else None,
     )
+
+
+def _share_base(config: dict[str, Any], model: nn.Module, teacher: nn.Module | None) -> None:
+    """Give the student with adapters the weights of the teacher."""
+    try:
+        share_base(model.network, getattr(teacher, "network", None))
+    except ValueError as error:
+        allowed = "the folder or the run of a U-Net of diffusers with the layers of the student"
+        raise ConfigError("teacher.path", config["teacher"].get("path"), allowed, reason=str(error)) from error
 
 
 def check_range(config: dict[str, Any], teacher: nn.Module | None) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from consistency_models.conditions import Prompt
 from consistency_models.errors import import_extra
+from consistency_models.networks.lora import LoRA
 from consistency_models.trust import loadable
 from consistency_models.values import Size, checked
 
@@ -36,7 +37,7 @@ def guidance_embedding(w: Tensor, dim: int) -> Tensor:
     """
     half = dim // 2
     step = torch.log(torch.tensor(10000.0)) / (half - 1)
-    omega = torch.exp(torch.arange(half, dtype=torch.float32) * -step).to(w.device)
+    omega = torch.exp(torch.arange(half, dtype=torch.float32, device=w.device) * -step)
     angles = (w.float() * 1000.0)[:, None] * omega[None]
     return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
 
@@ -56,12 +57,14 @@ class UNet(nn.Module):
             no such input.
         two_times: the network takes a second noise label, for methods of two times.
         checkpointing: recompute activations in the backward pass, in train mode.
+        lora: adapters, which alone are trained; the other weights are those of the teacher, see `lora.share_base`.
 
     Raises:
         ValueError: the config names another class, unknown keys, or inputs that this suite does not give.
         ModuleNotFoundError: the extra `latent` is not installed.
     """
 
+    needs_package = "diffusers"
     starts_at_zero = ("unet.time_embedding.cond_proj.", "unet.class_embedding.")
 
     @checked
@@ -71,6 +74,7 @@ class UNet(nn.Module):
         time_cond_proj_dim: Size | None = None,
         two_times: bool = False,
         checkpointing: bool = False,
+        lora: LoRA | None = None,
     ) -> None:
         super().__init__()
         config = config or {}
@@ -93,6 +97,11 @@ class UNet(nn.Module):
                 nn.init.zeros_(parameter)
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
+        self.lora = lora
+        if lora is not None:
+            if time_cond_proj_dim or two_times:
+                raise ValueError("network.lora needs time_cond_proj_dim=null and two_times=false: the base lacks them")
+            lora.inject(self.unet)
         self.width = given.get("cross_attention_dim", 1280)
         self.text_time = given.get("addition_embed_type") == "text_time"
         self.image_size, self.channels, self.num_classes = _size(given), given.get("in_channels", 4), 0
@@ -115,6 +124,19 @@ class UNet(nn.Module):
             width = labels.text.shape[-1]
             raise ValueError(f"this network takes text embeddings of width {self.width}; got {width}")
         return labels
+
+    def blank(self, rows: int) -> Prompt | None:
+        """Prompts of zeros with 77 tokens, for estimates of costs; None without text."""
+        if not self.takes_text:
+            return None
+        text = torch.zeros(77, self.width)
+        parts: dict[str, Tensor] = {"empty": text}
+        if self.text_time:
+            pooled = torch.zeros(
+                self.unet.add_embedding.linear_1.in_features - 6 * self.unet.config.addition_time_embed_dim
+            )
+            parts |= {"pooled": pooled.expand(rows, -1), "sizes": torch.zeros(rows, 6), "empty_pooled": pooled}
+        return Prompt(text.expand(rows, -1, -1), guidance=torch.zeros(rows), **parts)
 
     def unconditional(self, labels: Prompt | None) -> Prompt | None:
         """The prompts with the empty text; None without text."""

@@ -124,16 +124,24 @@ class Discrete:
         self.sigmas = (1 / self.table.double() - 1).sqrt()  # ascending, float64
         self.prediction_type, self.boundary = prediction_type or "epsilon", boundary
         self.sigma_min, self.sigma_max = self.sigmas[0].item(), self.sigmas[-1].item()
+        self._elsewhere: dict[torch.device, Tensor] = {}  # copies of the levels, so that a step copies nothing
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """k(σ), any shape, in the dtype of σ."""
-        exact = torch.float32 if sigma.device.type == "mps" else torch.float64
-        levels = self.sigmas.to(sigma.device, exact, non_blocking=True)
-        log, within = levels.log(), sigma.to(exact).clamp(self.sigma_min, self.sigma_max)
+        levels = self._levels(sigma.device)
+        log, within = levels.log(), sigma.to(levels.dtype).clamp(self.sigma_min, self.sigma_max)
         below = (torch.searchsorted(levels, within.detach().contiguous(), right=True) - 1).clamp(0, len(levels) - 2)
         k = below + (within.log() - log[below]) / (log[below + 1] - log[below])
         offset = (k.round() - k).detach()  # added, so that the derivative remains
         return (k + torch.where(offset.abs() < 1e-3, offset, 0.0)).to(sigma.dtype)
+
+    def _levels(self, device: torch.device) -> Tensor:
+        if device.type == "cpu":
+            return self.sigmas
+        if device not in self._elsewhere:
+            dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+            self._elsewhere[device] = self.sigmas.to(device, dtype)
+        return self._elsewhere[device]
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         """k(σ)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from itertools import pairwise
 
 from consistency_models.app.checks.files import is_pipeline
@@ -55,12 +56,31 @@ def network(config: Config, choices: Choices) -> Problems:
 def text(config: Config, choices: Choices) -> Problems:
     """A U-Net of diffusers has a folder that describes it, and w of each caption is drawn if it is an input."""
     network = config["network"]
-    if fact(network, "starts_at_zero") and network.get("config") is None:
+    for group in ("network", "teacher"):
+        package = fact(config[group], "needs_package")
+        if package and importlib.util.find_spec(package) is None:
+            fix = "install it with pip install 'consistency-models[latent]'"
+            yield problem(group, choices.get(group), "another", fix, reason=f"the package {package} is not installed")
+            return
+    reported = fact(config["teacher"], "reads") == "a pipeline"  # a wrong path is reported as such
+    if fact(network, "starts_at_zero") and network.get("config") is None and not reported:
         paths = (config[group].get("path") for group in ("teacher", "init") if config[group]["_target_"])
         if not any(path and is_pipeline(path) for path in paths):
             allowed, fix = "the content of unet/config.json", "add teacher=diffusers teacher.path=FOLDER"
             reason = "neither teacher.path nor init.path is a folder of a diffusers pipeline"
             yield problem("network.config", None, allowed, fix, reason=reason)
+    if network.get("lora"):
+        if not config["teacher"]["_target_"]:
+            fix, reason = "add teacher=diffusers teacher.path=FOLDER", "adapters share the weights of the teacher"
+            yield problem("teacher", choices.get("teacher"), "diffusers, run", fix, reason=reason)
+        if network.get("time_cond_proj_dim") or network.get("two_times"):
+            key = "time_cond_proj_dim" if network.get("time_cond_proj_dim") else "two_times"
+            reason = "adapters share the weights of the teacher, which has no such input"
+            fix = "add model.w_embedding=null" if key == "time_cond_proj_dim" else ""
+            yield problem(f"network.{key}", network[key], "null or false with network.lora", fix, reason=reason)
+        if config["trainer"]["strategy"] == "fsdp":
+            reason = "weights that are shared with the teacher cannot be divided"
+            yield problem("trainer.strategy", "fsdp", "auto, ddp with network.lora", reason=reason)
     if network.get("time_cond_proj_dim") and config["data"].get("guidance_w") is None:
         fix = "add data.guidance_w=[LOW,HIGH], w = guidance - 1 of a pipeline: LCM has [5,15] for SD, [3,15] for SDXL"
         reason = "network.time_cond_proj_dim makes w of each caption an input"
