@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra._internal.utils import get_args_parser
-from pages import PAGES, ROOT, blocks, commands
+from documented import PAGES, ROOT, blocks, commands
 
 from consistency_models.app.checks import Composer, check
 
