@@ -46,8 +46,10 @@ class DummyFiles:
 
 def every_option():
     """Command lines in which every option of every group occurs, with partners that it makes sense with."""
-    trained_on = sorted({*GROUPS["budget"], *(recipe.split("_", 1)[1] for recipe in GROUPS["recipe"])})
-    for i, (model, data) in enumerate(itertools.product(GROUPS["model"], trained_on)):
+    pairs = [tuple(recipe.split("_", 1)) for recipe in GROUPS["recipe"]]
+    trained_on = {*GROUPS["budget"], *(data for _, data in pairs if "{root}" not in _of_data(data))}
+    trained = sorted({*itertools.product(GROUPS["model"], trained_on), *pairs})
+    for i, (model, data) in enumerate(trained):
         yield " ".join([_with_model(model), _of_data(data), *(_turn(group, i) for group in ANYWHERE)])
     networks = [name for name in GROUPS["network"] if not re.search(r"(64|128|256)$", name)]
     of_two_times = [name for name in GROUPS["schedule"] if "two_times: true" in _text(_model_of("schedule", name))]
@@ -73,12 +75,17 @@ def every_option():
     yield "teacher=run teacher.path={run} model=cd init=teacher"
     yield "teacher=edm teacher.path={pickle} teacher.guidance=2 model=cd init=pretrained init.path={pickle}"
     yield from (f"teacher={kind} teacher.path={{pickle}} model=cd" for kind in ("ect", "openai"))
-    for experiment in GROUPS["experiment"]:
-        line = f"experiment={experiment} data.root={{root}}"
-        uses_teacher = "override /teacher: run" in (CONF / f"experiment/{experiment}.yaml").read_text()
-        starts_from_run = "override /init: run" in (CONF / f"experiment/{experiment}.yaml").read_text()
-        line += " init.path={run}" if starts_from_run else ""
-        yield f"{line} teacher.path={{run}}" if uses_teacher else line
+    yield from map(of_experiment, GROUPS["experiment"])
+
+
+def of_experiment(experiment):
+    """The command line of an experiment, with the paths that it asks for."""
+    text = (CONF / f"experiment/{experiment}.yaml").read_text()
+    chosen = re.findall(r"override /(teacher|init): (\w+)", text)
+    paths = {group: "{run}" if option == "run" else "{pickle}" for group, option in chosen}
+    return " ".join(
+        [f"experiment={experiment} data.root={{root}}", *(f"{group}.path={path}" for group, path in paths.items())]
+    )
 
 
 def written_options():
