@@ -13,10 +13,12 @@ from annotated_types import MinLen
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
-from consistency_models import pretrained
+from consistency_models import conditions, pretrained
+from consistency_models.conditions import Prompt
 from consistency_models.data.mixture import Mixture
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError
+from consistency_models.noise.schedules import per_image
 from consistency_models.storage.loading import instantiate, load
 from consistency_models.values import Distinct, Text, Weights, checked, facts
 
@@ -116,13 +118,13 @@ class Guided(nn.Module):
 
     Args:
         model: D; without `weak` a class-conditional denoiser that was trained with label dropout.
-        guidance: w; 1 is D, 0 is W. (1 + w in the first paper.)
+        guidance: w; 1 is D, 0 is W (1 + w in the first paper). None: 1 + `Prompt.guidance`, a number for each row.
         weak: W of autoguidance, or None.
     """
 
     calls = 2  # network calls of one call of this module
 
-    def __init__(self, model: nn.Module, guidance: float, weak: nn.Module | None = None) -> None:
+    def __init__(self, model: nn.Module, guidance: float | None, weak: nn.Module | None = None) -> None:
         super().__init__()
         self.model, self.guidance, self.weak, self.origin = model, guidance, weak, model.origin
         self.is_consistency_model = getattr(model, "is_consistency_model", False)
@@ -132,10 +134,27 @@ class Guided(nn.Module):
         """The `sigma_max` of the model."""
         return self.model.network
 
-    def forward(self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Denoise images for one-hot labels; the result has the shape of x."""
-        weak = self.model(x, sigma, None) if self.weak is None else self.weak(x, sigma, labels)
-        return weak + self.guidance * (self.model(x, sigma, labels) - weak)
+    def forward(
+        self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | Prompt | None = None
+    ) -> torch.Tensor:
+        """Denoise images for one-hot labels or text; the result has the shape of x.
+
+        Raises:
+            ValueError: `guidance` is None, and the labels have no guidance for each row.
+        """
+        if self.weak is None:
+            weak = self.model(x, sigma, conditions.unconditional(self.model, labels))
+        else:
+            weak = self.weak(x, sigma, labels)
+        return weak + self._weight(x, labels) * (self.model(x, sigma, labels) - weak)
+
+    def _weight(self, x: torch.Tensor, labels: torch.Tensor | Prompt | None) -> torch.Tensor | float:
+        if self.guidance is not None:
+            return self.guidance
+        drawn = getattr(labels, "guidance", None)
+        if drawn is None:
+            raise ValueError("teacher.guidance=null takes w of each row from Prompt.guidance, which is not given")
+        return per_image(1 + drawn.to(x.dtype), x)
 
 
 @facts(reads=None, needs_closed_form=True)

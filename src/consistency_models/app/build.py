@@ -162,11 +162,12 @@ def build_method(
     )
 
 
-def build_generator(config: dict[str, Any], model: nn.Module) -> Generator:
-    """Build the generator that samples from the model in training."""
+def build_generator(config: dict[str, Any], model: nn.Module, source: Any = None) -> Generator:
+    """Build the generator that samples from the model in training, with the prompts of the source."""
     data, sampler = DataSpec.of(config["data"]), instantiate(config["sampler"])
     lowest = config["model"].get("transition") or 0.0
-    return Generator(model, data.shape, sampler, data.num_classes, data.clamp, data.class_names, lowest)
+    prompts = getattr(source, "prompts", None)
+    return Generator(model, data.shape, sampler, data.num_classes, data.clamp, data.class_names, lowest, prompts)
 
 
 def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evaluation:
@@ -214,7 +215,7 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
 
     The solution is exact if the data set has one (a mixture), otherwise a fine solution of the teacher's ODE. A
     consistency model as teacher has no ODE: its output is no mean of images. A model with a transition is measured at
-    levels above the transition.
+    levels above the transition. A source of captioned data has `prompts`, the prompts of its first images.
     """
     points, data = config["evaluation"]["ode_points"], DataSpec.of(config["data"])
     is_denoiser = teacher is not None and not getattr(teacher, "is_consistency_model", False)
@@ -225,7 +226,10 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
 
     def measure(device: torch.device | str) -> ODEError:
         images = to_float(source.images[:points]).to(device)
-        labels = one_hot(source.labels[:points], data.num_classes).float().to(device) if data.num_classes else None
+        labels = one_hot(source.labels[:points], data.num_classes).float() if data.num_classes else None
+        prompts = getattr(source, "prompts", None)
+        labels = labels if prompts is None else prompts[:points]
+        labels = None if labels is None else labels.to(device)
         exact = getattr(source, "consistency", None)
         solution = exact or HeunSolution(teacher.to(device).eval(), config["evaluation"]["ode_steps"])
         cache_key = source.digest if exact else None

@@ -137,7 +137,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     evaluation = build.build_evaluation(config, data)
     callbacks = build.build_callbacks(
         config,
-        generator=build.build_generator(config, method.model),
+        generator=build.build_generator(config, method.model, data.source),
         evaluation=evaluation,
         settings=config["evaluation"],
         ode_error=build.build_ode_error(config, data.source, method._teacher[0]),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from consistency_models.conditions import Prompt
 from consistency_models.random import BatchRandom
 
 __all__ = ["Batch", "Slot"]
@@ -32,12 +33,12 @@ class Batch:
 
     Args:
         images: (b, C, H, W); float in [-1, 1] in a training step, uint8 before the transfer to the device.
-        labels: (b,) int64 in [0, num_classes), or None for unconditional training.
+        labels: (b,) int64 in [0, num_classes), the text of each image, or None for unconditional training.
         rows: rows of the global batch, with their random numbers.
     """
 
     images: Tensor
-    labels: Tensor | None
+    labels: Tensor | Prompt | None
     rows: BatchRandom
 
     def __len__(self) -> int:
@@ -45,11 +46,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy the batch to a device. The copy from pinned memory is asynchronous."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._each(lambda part: part.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Copy the batch to page-locked memory. The DataLoader calls this method."""
-        return self._each(Tensor.pin_memory)
+        return self._each(lambda part: part.pin_memory())
 
     def _each(self, function) -> Batch:
         labels = None if self.labels is None else function(self.labels)

@@ -29,7 +29,7 @@ def cached(images: Images, cache_dir: str | Path | None) -> tuple[np.ndarray, np
 
         cache_dir/KEY/images.npy  kept.npy  digests.json
 
-    KEY depends on origin, names, sizes, times and decoder. A folder is renamed to KEY after its files are on the disk.
+    KEY depends on origin, identity and decoder. A folder is renamed to KEY after its files are on the disk.
     If cached files are damaged, the images are decoded again.
 
     Args:
@@ -37,7 +37,7 @@ def cached(images: Images, cache_dir: str | Path | None) -> tuple[np.ndarray, np
         cache_dir: the folder of the cache. Images are held in memory only if it is None or cannot be written.
 
     Returns:
-        (n, C, H, W) uint8, copy-on-write if mapped, and (len(names),) bool, True for each file that was decoded.
+        (n, C, H, W) uint8, copy-on-write if mapped, and (len(images.encoded),) bool, True for each decoded image.
 
     Raises:
         DataError: a file cannot be decoded, images differ in size, or none is left.
@@ -45,13 +45,13 @@ def cached(images: Images, cache_dir: str | Path | None) -> tuple[np.ndarray, np
     if cache_dir is None:
         return _in_memory(images)
     folder = Path(cache_dir).expanduser() / _key(images)
-    if (arrays := _load_valid(folder, len(images.names))) is not None:
+    if (arrays := _load_valid(folder, len(images.encoded))) is not None:
         return arrays
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
         with FileLock(f"{folder}.lock"):  # the other processes of the run wait, then map the files
-            if (arrays := _load_valid(folder, len(images.names))) is not None:
+            if (arrays := _load_valid(folder, len(images.encoded))) is not None:
                 return arrays
             temporary = folder.with_name(INCOMPLETE + folder.name)
             shutil.rmtree(temporary, ignore_errors=True)
@@ -63,17 +63,16 @@ def cached(images: Images, cache_dir: str | Path | None) -> tuple[np.ndarray, np
                 _sync(folder.parent)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-            return _map_files(folder, len(images.names))
+            return _map_files(folder, len(images.encoded))
     except OSError as error:
         warnings.warn(f"data.source.cache_dir: {error}: decoded images are kept in memory only", stacklevel=2)
         return _in_memory(images)
 
 
 def _key(images: Images) -> str:
-    files, decoder = images.files, images.decoder
+    encoded, decoder = images.encoded, images.decoder
     options = [decoder.image_size, decoder.channels, decoder.resize, decoder.value_range, decoder.max_pixels]
-    stamps = [(name, files.stamps[name]) for name in images.names]
-    content = [os.path.abspath(files.origin), options, images.skip, stamps]
+    content = [os.path.abspath(encoded.origin), options, images.skip, encoded.identity]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 
@@ -117,14 +116,14 @@ def _in_memory(images: Images) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write(images: Images, folder: Path) -> None:
-    kept = np.zeros(len(images.names), bool)
+    kept = np.zeros(len(images.encoded), bool)
     with open(folder / FILES[0], "wb") as file:
         for position, image in enumerate(images):
             if image is None:
                 continue
             if not kept.any():
                 shape = image.shape
-                _write_header(file, (len(images.names), *shape))
+                _write_header(file, (len(images.encoded), *shape))
             kept[position] = True
             file.write(image.tobytes())
         file.seek(0)

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image, ImageOps, features
 
-from consistency_models.data.files import Files
+from consistency_models.data.encoded import EncodedImages
 from consistency_models.errors import DataError
 from consistency_models.values import Size, checked
 
@@ -139,17 +139,15 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a list of files, decoded lazily.
+    """Encoded images, decoded lazily.
 
     Args:
-        files: the folder or zip of the files.
-        names: names of the files, in this order.
-        decoder: the decoder of the files.
-        skip: skip files that cannot be decoded or differ in size from the first, instead of raising.
+        encoded: the encoded images.
+        decoder: the decoder of the images.
+        skip: skip images that cannot be decoded or differ in size from the first, instead of raising.
     """
 
-    files: Files
-    names: list[str]
+    encoded: EncodedImages
     decoder: Decoder
     skip: bool
 
@@ -164,16 +162,16 @@ class Images:
         progress = Progress(
             *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), transient=True
         )
-        task = progress.add_task(f"decoding {self.files.origin}", total=len(self.names))
+        task = progress.add_task(f"decoding {self.encoded.origin}", total=len(self.encoded))
         begin, first = time.monotonic(), None
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             try:
-                for start in range(0, len(self.names), CHUNK):
-                    names = self.names[start : start + CHUNK]
-                    for name, image in zip(names, pool.map(self._decode, names)):
-                        first = first or (None if image is None else (name, image.shape))
+                for start in range(0, len(self.encoded), CHUNK):
+                    rows = range(len(self.encoded))[start : start + CHUNK]
+                    for i, image in zip(rows, pool.map(self._decode, rows)):
+                        first = first or (None if image is None else (i, image.shape))
                         if image is not None and image.shape != first[1]:
-                            image = self._of_another_size(first, name, image)
+                            image = self._of_another_size(first, i, image)
                         progress.advance(task)
                         if time.monotonic() - begin > 1:
                             progress.start()
@@ -183,26 +181,29 @@ class Images:
                     progress.stop()
         if first is None:
             raise DataError(
-                f"{self.files.origin}: none of {len(self.names)} images can be decoded; at least 1 is needed"
+                f"{self.encoded.origin}: none of {len(self.encoded)} images can be decoded; at least 1 is needed"
             )
 
-    def _decode(self, name: str) -> np.ndarray | None:
+    def _decode(self, i: int) -> np.ndarray | None:
         try:
-            return self.decoder(self.files.read(name))
+            return self.decoder(self.encoded.read(i))
         except Exception as error:  # Pillow raises many exception types for truncated files
             if self.skip:
                 return None
             if isinstance(error, DataError):
-                raise DataError(f"{self.files.origin}/{name} {error}") from None
+                raise DataError(f"{self._path(i)} {error}") from None
             raise DataError(
-                f"{self.files.origin}/{name} cannot be decoded ({error!s:.200}); {KINDS} are allowed: "
+                f"{self._path(i)} cannot be decoded ({error!s:.200}); {KINDS} are allowed: "
                 "repair or remove the file, or set data.source.bad_images=skip"
             ) from error
 
-    def _of_another_size(self, first: tuple[str, tuple], name: str, image: np.ndarray) -> None:
+    def _path(self, i: int) -> str:
+        return f"{self.encoded.origin}/{self.encoded.names[i]}"
+
+    def _of_another_size(self, first: tuple[int, tuple], i: int, image: np.ndarray) -> None:
         if not self.skip:
             (_, height, _), (_, other, _) = first[1], image.shape
             raise DataError(
-                f"{self.files.origin}/{name} is {other}x{other}, but {first[0]} is {height}x{height}; "
+                f"{self._path(i)} is {other}x{other}, but {self.encoded.names[first[0]]} is {height}x{height}; "
                 "all images must have one size: set data.image_size"
             )

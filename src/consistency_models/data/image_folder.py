@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from functools import partial
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from consistency_models.data.decoded_cache import cached
-from consistency_models.data.decoding import SUFFIXES, Decoder, Filter, Images
+from consistency_models.data.decoding import SUFFIXES, Decoder, Filter
+from consistency_models.data.encoded import EncodedImages
 from consistency_models.data.files import Files
+from consistency_models.data.from_encoded import image_set
 from consistency_models.data.image_set import ImageSet
 from consistency_models.data.layout import classes_of, image_names, log_left_out, ordered, sets_of
 from consistency_models.errors import DataError
 from consistency_models.trust import loadable
 from consistency_models.values import Size, Text, checked
 
-__all__ = ["image_folder"]
+__all__ = ["encoded_images", "image_folder"]
 
 
 @loadable(cache_dir=None)
@@ -57,53 +58,38 @@ def image_folder(
     decoder = Decoder(image_size, channels, resize, value_range and tuple(value_range), max_pixels)
     files = Files.open(root)
     log_left_out(files)
-    train, test = sets_of(files)
-    read = partial(_read, decoder=decoder, skip=bad_images == "skip", cache_dir=cache_dir)
-    images, labels, classes = read(train)
-    return _image_set(name, images, labels, classes, test and _image_set(name, *read(test, classes=classes)))
+    train, test = (each and encoded_images(each) for each in sets_of(files))
+    return image_set(name, train, test, decoder, bad_images, cache_dir)
 
 
-def _image_set(
-    name: str, images: Tensor, labels: Tensor | None, classes: Sequence, test: ImageSet | None = None
-) -> ImageSet:
-    names = tuple(classes) if labels is not None and isinstance(classes[0], str) else ()
-    return ImageSet(name, images, labels, len(classes) if labels is not None else 0, test, names)
+def encoded_images(files: Files) -> EncodedImages:
+    """The images of one set of files, with their classes.
 
-
-def _read(
-    files: Files, decoder: Decoder, skip: bool, cache_dir: str | Path | None, classes: Sequence = ()
-) -> tuple[Tensor, Tensor | None, Sequence]:
-    """Load images, labels and classes of the files of one set. Without `classes` they are taken from the files."""
+    Raises:
+        DataError: there are no images, or see `layout.classes_of`.
+    """
     names = image_names(files)
     if not names:
         raise DataError(
             f"{files.origin} holds no image; files named {', '.join(SUFFIXES)} are looked for: set data.root"
         )
-    class_of_file = classes_of(files, names)
-    images, kept = cached(Images(files, names, decoder, skip), cache_dir)
-    if not kept.all():
-        bad = [name for name, good in zip(names, kept) if not good]
-        more = " …" if len(bad) > 3 else ""
-        warnings.warn(
-            f"{files.origin}: {len(bad)} of {len(names)} images cannot be used and are left out: "
-            f"{', '.join(bad[:3])}{more}",
-            stacklevel=3,
-        )
-    images = torch.from_numpy(images)
-    if class_of_file is None:
-        return images, None, ()
-    if not classes:
-        by_name = isinstance(class_of_file[0], str)
-        classes = ordered(set(class_of_file)) if by_name else range(max(class_of_file) + 1)
-    unknown = set(class_of_file) - set(classes)
-    if unknown:
-        raise DataError(
-            f"{files.origin} has the class {min(unknown)}, which the training set does not have: "
-            "rename its folder, or add the class to the training set"
-        )
-    class_of_image = [c for c, good in zip(class_of_file, kept) if good]
-    empty = set(class_of_file) - set(class_of_image)
-    if empty:
-        raise DataError(f"{files.origin}: no image of class {min(empty)} can be decoded: repair or remove its images")
-    position = {c: i for i, c in enumerate(classes)}
-    return images, torch.tensor([position[c] for c in class_of_image]), classes
+    stamps = json.dumps([(name, files.stamps[name]) for name in names])
+    identity = hashlib.blake2b(stamps.encode(), digest_size=16).hexdigest()
+    images = EncodedImages(files.origin, names, _ReadNamed(files.read, names), identity)
+    classes = classes_of(files, names)
+    if classes is None:
+        return images
+    if not isinstance(classes[0], str):
+        return replace(images, labels=np.array(classes))
+    class_names = tuple(ordered(set(classes)))
+    position = {name: i for i, name in enumerate(class_names)}
+    return replace(images, labels=np.array([position[name] for name in classes]), class_names=class_names)
+
+
+@dataclass(frozen=True)
+class _ReadNamed:
+    read: Callable[[str], bytes]
+    names: Sequence[str]
+
+    def __call__(self, i: int) -> bytes:
+        return self.read(self.names[i])

@@ -20,6 +20,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from consistency_models import conditions
+from consistency_models.conditions import Prompt
 from consistency_models.noise.preconditioning import Preconditioned
 from consistency_models.noise.schedules import Levels
 from consistency_models.optim.ema import ema_update
@@ -38,7 +40,7 @@ class Step:
         noise: standard normal noise, shape of x; the same for both levels.
         x_t: the images at the high level t, x + t·noise (`Method.network_input`).
         levels: the noise levels s = `levels.low` < t = `levels.high`, shape (B,).
-        labels: one-hot classes (B, classes), or None.
+        labels: the condition: one-hot classes (B, classes), a `Prompt`, or None.
         augment: labels of the augmentation (B, augment_dim), or None.
         progress: k / K in [0, 1), the completed share of training.
         rows: rows of the global batch, with their random numbers.
@@ -49,7 +51,7 @@ class Step:
     noise: Tensor
     x_t: Tensor
     levels: Levels
-    labels: Tensor | None
+    labels: Any
     augment: Tensor | None
     progress: float
     rows: BatchRandom
@@ -187,7 +189,7 @@ class Method(LightningModule):
         """f_θ⁻: the averaged copy of the model if `target_ema` is given, otherwise the model."""
         return self.model if self.target_ema is None else self.target_copy
 
-    def teacher(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    def teacher(self, x: Tensor, sigma: Tensor, labels: Tensor | Prompt | None = None) -> Tensor:
         """The teacher's denoised images at level sigma (B,). Network calls are counted in `teacher_calls`."""
         self.teacher_calls += len(x) * getattr(self._teacher[0], "calls", 1)
         return self._teacher[0](x, sigma, labels)
@@ -246,17 +248,14 @@ class Method(LightningModule):
         self.monitor(loss.detach(), levels.high)
         return loss.mean()
 
-    def encode_labels(self, labels: Tensor | None, rows: BatchRandom) -> Tensor | None:
-        """Encode one-hot float labels (B, classes), or None for an unconditional network. A zero row is the null class.
+    def encode_labels(self, labels: Any, rows: BatchRandom) -> Any:
+        """The condition of the network, see `conditions.encode`. A zero one-hot row is the null class.
 
         Args:
-            labels: classes (B,), or None.
+            labels: classes (B,), a `Prompt`, or None.
             rows: random numbers of this micro-batch, for a method that drops labels.
         """
-        classes = getattr(self.model.network, "num_classes", 0)
-        if not classes or labels is None:
-            return None
-        return (labels[:, None] == torch.arange(classes, device=labels.device)).float()  # one_hot synchronises
+        return conditions.encode(self.model.network, labels)
 
     def monitor(self, loss: Tensor, high: Tensor) -> None:
         """Record the loss of this micro-batch for the log, and the loss of each image with its level."""

@@ -15,6 +15,7 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
+from consistency_models.conditions import Prompt
 from consistency_models.noise.schedules import per_image
 from consistency_models.trust import loadable
 from consistency_models.values import Infinite, Positive, Share, SigmaOrZero, checked
@@ -325,7 +326,7 @@ class Preconditioned(nn.Module):
         self,
         x: Tensor,
         sigma: Tensor | float,
-        labels: Tensor | None = None,
+        labels: Tensor | Prompt | None = None,
         augment: Tensor | None = None,
         end: Tensor | float | None = None,
     ) -> Tensor:
@@ -334,7 +335,7 @@ class Preconditioned(nn.Module):
         Args:
             x: images with noise of standard deviation σ, shape (B, ...).
             sigma: shape (B,), or one level for all.
-            labels: one-hot, shape (B, classes), or None.
+            labels: the condition of the network: one-hot, shape (B, classes), a `Prompt`, or None.
             augment: augmentation labels, shape (B, ...), or None.
             end: s of a network of two times, shape (B,), or one level for all; σ by default.
 
@@ -350,7 +351,7 @@ class Preconditioned(nn.Module):
         self,
         x: Tensor,
         sigma: Tensor | float,
-        labels: Tensor | None = None,
+        labels: Tensor | Prompt | None = None,
         augment: Tensor | None = None,
         end: Tensor | float | None = None,
     ) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from consistency_models import conditions
+from consistency_models.conditions import Prompt
 from consistency_models.random import seed_of
 from consistency_models.sampling.editing import edit, grid_of
 
@@ -31,6 +33,7 @@ class Generator:
         clamp: clamp images to [-1, 1].
         class_names: the name of each class, if known.
         lowest: the lowest level that the model was trained on; calls below are refused.
+        prompts: the default texts of a model of text, which take turns; None: `sample` needs labels.
     """
 
     def __init__(
@@ -42,10 +45,11 @@ class Generator:
         clamp: bool = True,
         class_names: Sequence[str] = (),
         lowest: float = 0.0,
+        prompts: Prompt | None = None,
     ) -> None:
         self.class_names = tuple(class_names)
         self.model, self.shape, self.make_sampler = model, tuple(shape), make_sampler
-        self.num_classes, self.clamp, self.lowest = num_classes, clamp, lowest
+        self.num_classes, self.clamp, self.lowest, self.prompts = num_classes, clamp, lowest, prompts
         # Set by `load`: the name of the weights, the configuration, step counts, path and digest of the file.
         self.weights, self.steps = "model", (1,)
         self.config: dict[str, Any] = {}
@@ -55,18 +59,29 @@ class Generator:
         """The default class of each image: the classes take turns, so that all are equally frequent."""
         return indices % self.num_classes if self.num_classes else None
 
+    def prompts_or_labels(self, indices: Tensor) -> Tensor | Prompt | None:
+        """The default text or class of each image."""
+        return self.labels(indices) if self.prompts is None else self.prompts[indices % len(self.prompts)]
+
+    def condition(self, labels: Tensor | Prompt | None, device: torch.device | str) -> Tensor | Prompt | None:
+        """What the model takes for classes (n,) or prompts: one-hot rows, or what the network makes of the prompts."""
+        if self.num_classes and isinstance(labels, Tensor):
+            return one_hot(labels, self.num_classes).float().to(device)
+        network = getattr(self.model, "network", self.model)
+        return conditions.encode(network, labels if labels is None else labels.to(device))
+
     def names(self, labels: Tensor | None) -> list[str] | None:
         """The names of these classes, given as (n,) numbers, or None if names or classes are unknown."""
         return [self.class_names[label] for label in labels] if self.class_names and labels is not None else None
 
-    def solver(self, steps: int) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    def solver(self, steps: int) -> Callable[..., Tensor]:
         """`(x, sigma, labels) -> x` at the ODE's end, from any one level, as the sampler of `steps` steps takes it.
 
         That raises ValueError for a level below `lowest`.
         """
         sampler = self.make_sampler(steps=steps)
 
-        def descend(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        def descend(x: Tensor, sigma: Tensor, labels: Tensor | Prompt | None = None) -> Tensor:
             level = sigma[0].item()
             self.check_levels([level])
             return sampler.descend(partial(self.model, labels=labels), x, level)
@@ -91,7 +106,7 @@ class Generator:
         n: int,
         steps: int | None = None,
         seed: int = 0,
-        labels: Tensor | None = None,
+        labels: Tensor | Prompt | None = None,
         batch_size: int = 256,
         first: int = 0,
         progress: Callable[[int], None] | None = None,
@@ -104,7 +119,8 @@ class Generator:
             steps: network calls an image (for an ODE sampler: solver steps); by default the first step count at which
                 the model was evaluated, 1 for a consistency model.
             seed: images depend on (seed, index) only.
-            labels: classes (n,) of a class-conditional model; by default they take turns.
+            labels: classes (n,) of a class-conditional model, or the n prompts of a model of text; by default they take
+                turns.
             batch_size: images at a time, from one multiple of it to the next; changes them by rounding only.
             first: index of the first image.
             progress: called with the number of images after each batch.
@@ -116,7 +132,10 @@ class Generator:
         steps = self.steps[0] if steps is None else steps
         if n < 1 or steps < 1:
             raise ValueError(f"n and steps must be at least 1; got n={n}, steps={steps}")
-        if labels is not None:
+        if isinstance(labels, Prompt):
+            if len(labels) != n:
+                raise ValueError(f"labels must be {n} prompts; got {len(labels)}")
+        elif labels is not None:
             labels = torch.as_tensor(labels)
             if not self.num_classes:
                 raise ValueError("labels: this model is unconditional; leave them out")
@@ -131,10 +150,10 @@ class Generator:
         borders = [first, *range(first - first % batch_size + batch_size, first + n, batch_size), first + n]
         for start, stop in pairwise(borders):
             indices = torch.arange(start, stop)
-            classes = self.labels(indices) if labels is None else labels[start - first : stop - first]
-            onehot = None if classes is None else one_hot(classes, self.num_classes).float().to(device)
+            rows = self.prompts_or_labels(indices) if labels is None else labels[start - first : stop - first]
+            condition = self.condition(rows, device)
             noise = ImageNoise(seed, indices.tolist(), self.shape, device)
-            x = sampler(partial(self.model, labels=onehot), noise(), noise)
+            x = sampler(partial(self.model, labels=condition), noise(), noise)
             images.append((x.clamp(-1, 1) if self.clamp else x).float().cpu())
             if progress is not None:
                 progress(len(indices))
@@ -192,12 +211,12 @@ class Generator:
         sigma_min = getattr(sampler, "sigma_min", 0.0)  # only consistency functions stop above 0
         y, results = operator.measure(images.float()), []
         for rows in torch.arange(n).split(batch_size):
-            onehot = None if labels is None else one_hot(labels[rows], classes).float().to(device)
+            condition = self.condition(None if labels is None else labels[rows], device)
 
-            def denoiser(x: Tensor, sigma: Tensor, onehot: Tensor | None = onehot) -> Tensor:
+            def denoiser(x: Tensor, sigma: Tensor, condition: Tensor | Prompt | None = condition) -> Tensor:
                 if progress is not None:
                     progress(len(x))
-                return solver(x, sigma, onehot)
+                return solver(x, sigma, condition)
 
             noise = ImageNoise(seed, rows.tolist(), self.shape, device)
             start = None if x is None else x[rows].float().to(device)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from consistency_models.app.checks.strangers import check_links
 from consistency_models.app.strategy import cpu_threads
+from consistency_models.conditions import Prompt
 from consistency_models.errors import ConfigError
 from consistency_models.sampling.generator import Generator
 from consistency_models.sampling.samplers import Consistency
@@ -129,7 +130,8 @@ class Producer:
             for device in self.devices:
                 devices.put(device)
             threads = cpu_threads({"accelerator": "cpu", "devices": len(self.devices)})
-            arguments = (self.run, self.generator.weights, devices, threads, context.Barrier(len(self.devices)))
+            arguments = (self.run, self.generator.weights, self.generator.prompts, devices, threads)
+            arguments = (*arguments, context.Barrier(len(self.devices)))
             self.executor = ProcessPoolExecutor(len(self.devices), context, _start_worker, arguments)
             list(self._wait([self.executor.submit(_wait_until_started) for _ in self.devices]))
         return self
@@ -183,12 +185,13 @@ def make(
 _generator: Generator | None = None
 
 
-def _start_worker(run: str, weights: str, devices: Any, threads: int, barrier: Any) -> None:
+def _start_worker(run: str, weights: str, prompts: Prompt | None, devices: Any, threads: int, barrier: Any) -> None:
     """Initialise a further process. The barrier keeps the start of the processes out of the timings."""
     global _generator
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first process ends the others
     torch.set_num_threads(threads)
     _generator = load(run, weights, devices.get())
+    _generator.prompts = prompts
     barrier.wait()
 
 

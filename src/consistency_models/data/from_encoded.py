@@ -1,0 +1,81 @@
+"""The data set of encoded images: decoded once, with the labels of the images that can be decoded."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from consistency_models.data.decoded_cache import cached
+from consistency_models.data.decoding import Decoder, Images
+from consistency_models.data.encoded import EncodedImages
+from consistency_models.data.image_set import ImageSet
+from consistency_models.errors import DataError
+
+__all__ = ["image_set"]
+
+
+def image_set(
+    name: str,
+    train: EncodedImages,
+    test: EncodedImages | None,
+    decoder: Decoder,
+    bad_images: str,
+    cache_dir: str | Path | None,
+) -> ImageSet:
+    """Build the data set of encoded images. Every source of encoded images ends in this call.
+
+    Args:
+        name: name of the data set.
+        train, test: the two sets. A class of the test set is matched with the class of the same name, or number, of the
+            training set.
+        decoder: decoder of the images.
+        bad_images: treatment of images that cannot be decoded or differ in size from the others: "error" raises, "skip"
+            warns with their number.
+        cache_dir: folder of the cache of decoded images, which later runs reuse; None holds the images in memory.
+
+    Raises:
+        DataError: an image cannot be used, sizes differ, no image of a class can be decoded, or the test set has a
+            class that the training set does not have.
+    """
+    if test is not None and len(train.classes):
+        test = _matched(test, train)
+    sets = [each and _decoded(name, each, decoder, bad_images == "skip", cache_dir) for each in (train, test)]
+    return replace(sets[0], test=sets[1])
+
+
+def _matched(test: EncodedImages, train: EncodedImages) -> EncodedImages:
+    """Return the test set with the classes of the training set."""
+    if test.labels is None:
+        return test
+    position = {each: i for i, each in enumerate(train.classes)}
+    unknown = [test.classes[i] for i in np.unique(test.labels) if test.classes[i] not in position]
+    if unknown:
+        raise DataError(
+            f"{test.origin} has the class {min(unknown)}, which the training set does not have: "
+            "rename its folder, or add the class to the training set"
+        )
+    places = np.array([position.get(each, -1) for each in test.classes])
+    return replace(test, labels=places[test.labels], class_names=train.class_names)
+
+
+def _decoded(name: str, encoded: EncodedImages, decoder: Decoder, skip: bool, cache_dir: str | Path | None) -> ImageSet:
+    images, kept = cached(Images(encoded, decoder, skip), cache_dir)
+    if not kept.all():
+        bad = [encoded.names[i] for i in np.flatnonzero(~kept)[:3]]
+        warnings.warn(
+            f"{encoded.origin}: {(~kept).sum()} of {len(kept)} images cannot be used and are left out: "
+            f"{', '.join(bad)}{' …' if (~kept).sum() > 3 else ''}",
+            stacklevel=4,
+        )
+    if encoded.labels is None:
+        return ImageSet(name, torch.from_numpy(images))
+    labels = encoded.labels[kept]
+    if empty := set(np.unique(encoded.labels)) - set(np.unique(labels)):
+        missing = min(encoded.classes[i] for i in empty)
+        raise DataError(f"{encoded.origin}: no image of class {missing} can be decoded: repair or remove its images")
+    classes, names = len(encoded.classes), encoded.class_names
+    return ImageSet(name, torch.from_numpy(images), torch.from_numpy(labels), classes, class_names=names)
