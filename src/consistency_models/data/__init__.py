@@ -10,6 +10,7 @@ from consistency_models.data.image_set import ImageSet, sigma_data
 from consistency_models.data.known_set import known_set
 from consistency_models.data.mixture import GaussianMixture, Mixture
 from consistency_models.data.module import DataModule
+from consistency_models.data.npz import npz_images
 from consistency_models.data.published import Published
 from consistency_models.data.sampler import StepSampler
 from consistency_models.errors import DataError
@@ -30,5 +31,6 @@ __all__ = [
     "fashion_mnist",
     "image_folder",
     "known_set",
+    "npz_images",
     "sigma_data",
 ]

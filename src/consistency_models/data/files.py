@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from consistency_models.errors import DataError
 
-__all__ = ["Files", "content_of"]
+__all__ = ["Files", "content_of", "is_litter"]
 
 FILE_BYTES = 256 << 20  # larger files and zip members are refused, because they could fill the memory
 LITTER = ("__macosx", "__pycache__", "@eadir", "@recycle", "#recycle", "$recycle.bin", "lost+found")
@@ -89,7 +89,7 @@ class Files:
         for member in archive.infolist():
             name = _portable(member.filename)  # the compressor of Windows writes backslashes
             path = PurePosixPath(name.strip("/"))
-            if any(_is_litter(part) for part in path.parts) or path == PurePosixPath():
+            if any(is_litter(part) for part in path.parts) or path == PurePosixPath():
                 continue
             folders |= {parent.as_posix() for parent in path.parents} - {"."}
             if name.endswith("/"):
@@ -160,10 +160,10 @@ def _walk(root: Path, left_out: dict[str, str]) -> Iterator[tuple[str, list[str]
                     below.clear()
                     continue
                 seen.add((status.st_dev, status.st_ino))
-                inner = sorted(name for name in below if not _is_litter(name))
+                inner = sorted(name for name in below if not is_litter(name))
                 links += [path for name in inner if os.path.islink(path := os.path.join(folder, name))]
                 below[:] = [name for name in inner if not os.path.islink(os.path.join(folder, name))]
-                yield folder, [name for name in names if not _is_litter(name)]
+                yield folder, [name for name in names if not is_litter(name)]
         starts = links
 
 
@@ -171,7 +171,8 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _is_litter(name: str) -> bool:
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or holds metadata of an operating system."""
     return name.startswith(".") or name.lower() in LITTER
 
 

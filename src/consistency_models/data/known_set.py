@@ -9,11 +9,10 @@ from typing import Annotated, Literal
 
 from annotated_types import MinLen
 
-from consistency_models.data.decoding import Filter
-from consistency_models.data.files import Files
-from consistency_models.data.image_folder import image_folder
+from consistency_models.data.containers import encoded_sets
+from consistency_models.data.decoding import Decoder, Filter
+from consistency_models.data.from_encoded import image_set
 from consistency_models.data.image_set import ImageSet
-from consistency_models.data.layout import classes_of, image_names, sets_of
 from consistency_models.errors import DataError
 from consistency_models.trust import loadable
 from consistency_models.values import Count, Size, Text, checked, facts
@@ -47,25 +46,22 @@ def known_set(
         bad_images, cache_dir: see `image_folder`.
 
     Raises:
-        DataError: root has another number of images or classes, or is refused by `image_folder`. The message states
+        DataError: root has another number of images or classes, or an image cannot be used. The message states
             what was expected, what was found, and `prepare`.
     """
     try:
-        train, _ = sets_of(Files.open(root))
-        names = image_names(train)
-        found = len(set(classes_of(train, names) or ())) if classes else 0
+        train, test = encoded_sets(root, cache_dir)
     except DataError as error:
         raise DataError(f"{error}. {name}: {prepare}") from error
-    expected = " or ".join(f"{count:,}" for count in images or (len(names),))
-    if len(names) not in (images or (len(names),)) or found != (classes or 0):
+    found = len(train.classes) if classes else 0
+    expected = " or ".join(f"{count:,}" for count in images or (len(train),))
+    if len(train) not in (images or (len(train),)) or found != (classes or 0):
         in_classes = f" in {classes:,} classes" if classes else ""
         but = f" in {found:,} classes" if classes else ""
         raise DataError(
-            f"data.root={root}: {name} has {expected} training images{in_classes}, but found {len(names):,}{but}: "
+            f"data.root={root}: {name} has {expected} training images{in_classes}, but found {len(train):,}{but}: "
             f"{prepare}. data.source.images=null accepts another number of images"
         )
-    loaded = image_folder(root, image_size, 3, resize, bad_images, cache_dir, name)
-    if classes:
-        return loaded
-    test = loaded.test and replace(loaded.test, labels=None, num_classes=0, class_names=())
-    return replace(loaded, labels=None, num_classes=0, class_names=(), test=test)
+    if not classes:
+        train, test = (each and replace(each, labels=None, class_names=()) for each in (train, test))
+    return image_set(name, train, test, Decoder(image_size, 3, resize), bad_images, cache_dir)
