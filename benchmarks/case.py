@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from consistency_models.app import build
 from consistency_models.app.loggers import MetricsCSV
-from consistency_models.app.run import quiet
+from consistency_models.app.outcome import quiet
 from consistency_models.callbacks import ema, metrics
 from consistency_models.methods import base
 

@@ -3,6 +3,8 @@
 Trains the methods of `METHODS` on mixtures of Gaussians in 2 and 16 dimensions for the same number of steps, over
 several seeds. Measures the distance to the exact solution, and the distance of the samples to the data. Teachers are
 exact, so that all error comes from the method. Writes exact.json, exact.md and a picture of each mixture.
+
+A second call with the same folder continues: finished runs are measured again, but not trained again.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,7 +28,7 @@ from typing import Any
 
 import hydra
 import torch
-from exact_report import picture, table
+from exact_report import picture, solver, table
 from lightning import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
 
@@ -39,7 +42,7 @@ from consistency_models.evaluation.ode_error import ODEError
 from consistency_models.random import BatchRandom
 from consistency_models.storage.loading import load
 
-__all__ = ["METHODS", "NetworkCalls", "main"]
+__all__ = ["FIRST_STAGE", "METHODS", "Costs", "main"]
 
 ROOT = Path(os.environ.get("PROJECT_ROOT", Path(__file__).parents[1]))
 DATA = {"mixture": 2, "mixture_16d": 16}
@@ -52,7 +55,10 @@ METHODS = {  # with the recipes of data=mixture; Heun, since 16 steps of a segme
     "CD": "model=cd teacher=exact",
     **{f"MCM, S = {S}": f"model=mcm model.segments={S} solver=heun teacher=exact" for S in (1, 2, 4, 8)},
     "Direct CM": "model=dcm teacher=exact",
+    "TRACT": "model=tract teacher=exact",
+    "CMT": "model=cmt teacher=exact",
     "ECT": "model=ect",
+    "TCM": "model=tcm teacher=run teacher.path=FIRST_STAGE",
     "sCT": "model=sct",
     "sCD": "model=scd teacher=exact",
     "MeanFlow": "model=meanflow",
@@ -62,13 +68,16 @@ METHODS = {  # with the recipes of data=mixture; Heun, since 16 steps of a segme
     "IMM": "model=imm",
     "Shortcut": "model=shortcut",
 }
+FIRST_STAGE = {"TCM": "ECT"}  # method that continues a run of another method, of the same seed and number of steps
 
 
-class NetworkCalls(Callback):
-    """Counts the images in all calls of the network and of its target copy during training."""
+class Costs(Callback):
+    """Counts the images in all calls of the network and of its target copy during training, and the CPU seconds."""
 
     def __init__(self) -> None:
         self.called, self.trained = 0, 0
+        self.began: float | None = None
+        self.ended = 0.0
 
     def on_fit_start(self, trainer: Trainer, method: LightningModule) -> None:
         """Register hooks that count the images of every call."""
@@ -79,22 +88,29 @@ class NetworkCalls(Callback):
         for network in {method.model.network, method.target_model.network}:
             network.register_forward_pre_hook(count)
 
+    def on_train_batch_start(self, trainer: Trainer, method: LightningModule, batch, batch_index: int) -> None:
+        """Start the clock at the first step. The clock is that of the process, which waiting does not advance."""
+        if self.began is None:
+            self.began = time.process_time()
+
     def on_train_batch_end(self, trainer: Trainer, method: LightningModule, outputs, batch, batch_index: int) -> None:
-        """Count the images of the step."""
+        """Count the images of the step, and read the clock."""
         self.trained += len(batch)
+        self.ended = time.process_time()
 
     def summary(self) -> dict[str, float]:
-        """Return the network calls per training image."""
-        return {"network_calls_per_image": self.called / self.trained}
+        """Return the network calls per training image, and the CPU seconds of all steps."""
+        return {"network_calls_per_image": self.called / self.trained, "train_cpu_seconds": self.ended - self.began}
 
 
-def configure(folder: Path, data: str, method: str, steps: int, seed: int) -> dict[str, Any]:
+def configure(folder: Path, data: str, method: str, steps: int, seed: int, first: Path | None) -> dict[str, Any]:
     """Compose and resolve the configuration of one run."""
-    lines = f"data=mixture data.name={data} data.source.dimension={DATA[data]} {SMALL} {METHODS[method]} seed={seed}"
+    lines = f"data=mixture data.name={data} data.source.dimension={DATA[data]} {SMALL} seed={seed}"
+    lines += " " + METHODS[method].replace("FIRST_STAGE", f"'{first}'")
     lines += f" trainer.max_steps={steps} callbacks.checkpoint.every_n_steps={steps} paths.output='{folder}'"
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose("train", lines.split()), resolve=True)
-    config["callbacks"]["calls"] = {"_target_": f"{NetworkCalls.__module__}.NetworkCalls"}
+    config["callbacks"]["calls"] = {"_target_": f"{Costs.__module__}.Costs"}
     return config
 
 
@@ -111,25 +127,39 @@ def scores(data: str, points: int, images: torch.Tensor) -> dict[str, float]:
     return {score.metric: score.value for score in truth(data, points)[1].scores(images, None, 1)}
 
 
-def run(folder: Path, data: str, method: str, steps: int, seed: int, points: int) -> list[dict[str, Any]]:
-    """Train and measure one run, and return a row for each number of sampling steps."""
-    config = configure(folder, data, method, steps, seed)
+def train(folder: Path, config: dict[str, Any], steps: int) -> None:
+    """Train one run, unless the folder has a finished run of as many steps."""
+    summary = folder / "summary.json"
+    if RunFolder(folder).state == "DONE" and json.loads(summary.read_text())["max_steps"] == steps:
+        return
+    shutil.rmtree(folder)
     RunFolder(folder).write_config(config, [])
     with redirect_stdout(io.StringIO()):  # hides the final messages of the run
         code, _ = run_job(config, folder)
     if code != Exit.DONE:
-        raise RuntimeError(f"{method} on {data} ended with {code.name}: see {folder}")
+        raise RuntimeError(f"{folder} ended with {code.name}")
+
+
+def run(
+    folder: Path, data: str, method: str, steps: int, seed: int, points: int, first: Path | None = None
+) -> list[dict[str, Any]]:
+    """Train and measure one run, and return a row for each number of sampling steps.
+
+    Args:
+        first: folder of the finished first stage of a method of `FIRST_STAGE`, whose CPU seconds are added.
+    """
+    config = configure(folder, data, method, steps, seed, first)
+    train(folder, config, steps)
     summary, generator, rows = json.loads((folder / "summary.json").read_text()), load(folder), []
-    costs = ("network_calls_per_image", "teacher_calls_per_image", "train_seconds")
+    costs = {key: summary[key] for key in ("network_calls_per_image", "teacher_calls_per_image", "train_cpu_seconds")}
+    if first is not None:
+        costs["train_cpu_seconds"] += json.loads((first / "summary.json").read_text())["train_cpu_seconds"]
     for count in config["evaluation"]["steps"]:
-        sampler = generator.make_sampler(steps=count)
         images = generator.sample(2 * points, steps=count, seed=seed, batch_size=2 * points)
-        row = {"data": data, "method": method, "steps": count, "seed": seed, "nfe": sampler.nfe}
-        row |= {key: summary[key] for key in costs} | scores(data, points, images)
+        row = {"data": data, "method": method, "steps": count, "seed": seed}
+        row |= {"nfe": generator.make_sampler(steps=count).nfe} | costs | scores(data, points, images)
         if not rows:  # with more steps a consistency model adds noise, and its output is no solution of the ODE
-            descend = sampler.descend
-            error = truth(data, points)[2](lambda x, s, _, descend=descend: descend(generator.model, x, s[0].item()))
-            row |= error.summary()
+            row |= truth(data, points)[2](solver(generator, count)).summary()
         rows.append(row)
     return rows
 
@@ -158,34 +188,41 @@ def main(arguments: list[str] | None = None) -> None:
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     order = [(data, method, seed) for data in args.data for method in args.methods for seed in seeds]
     folders = {key: args.folder.absolute() / key[0] / re.sub(r"\W+", "_", key[1]) / str(key[2]) for key in order}
+    for method in args.methods:
+        if FIRST_STAGE.get(method, method) not in args.methods:
+            parser.error(f"--methods: {method} continues runs of {FIRST_STAGE[method]}; add {FIRST_STAGE[method]}")
     results = {}
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
-        tasks = {
-            pool.submit(run, folders[key], key[0], key[1], args.steps, key[2], args.points): key
-            for key in reversed(order)  # starts the slowest first
-        }
-        for done in as_completed(tasks):
-            results[tasks[done]] = done.result()
-            print(f"{len(results)} of {len(tasks)}: {', '.join(map(str, tasks[done]))}", flush=True)
+        for second_stage in (False, True):
+            tasks = {}
+            for key in sorted(order, key=lambda key: key[2]):  # all methods of the first seed first
+                if (key[1] in FIRST_STAGE) == second_stage:
+                    data, method, seed = key
+                    first = folders[data, FIRST_STAGE[method], seed] if second_stage else None
+                    tasks[pool.submit(run, folders[key], data, method, args.steps, seed, args.points, first)] = key
+            for done in as_completed(tasks):
+                results[tasks[done]] = done.result()
+                print(f"{len(results)} of {len(order)}: {', '.join(map(str, tasks[done]))}", flush=True)
     rows = [row for key in order for row in results[key]]
     rows += [floor(data, seed, args.points) for data in args.data for seed in seeds]
-    minutes = (time.perf_counter() - started) / 60
     heading = f"""# Methods on exactly solvable data
 
 {args.steps} steps of 256 points; mean ± standard deviation over seeds {", ".join(map(str, seeds))}. Distances of
 solutions are in units of √d·σ_data. Distances of samples compare {2 * args.points} samples with 10,000 data points.
-Calls are counted for each image of the training, or for each sample.
+Calls are counted for each image of the training, or for each sample. Training costs are CPU seconds of the training
+process with one thread, without start-up and evaluation. TCM continues the run of ECT with the same seed, and therefore
+has twice the steps of the other methods; its CPU seconds include those of ECT.
 
     python benchmarks/exact_bench.py {" ".join(sys.argv[1:] if arguments is None else arguments)}
 
-{date.today()}, {platform.machine()}, {cores} cores, torch {torch.__version__}: {minutes:.1f} minutes."""
+{date.today()}, {platform.machine()}, {cores} cores, torch {torch.__version__}."""
     write_atomically(args.folder / "exact.json", json.dumps(rows, indent=1) + "\n")
     write_atomically(args.folder / "exact.md", table(rows, heading))
     for data in args.data:
         models = {method: load(folders[data, method, seeds[0]]) for method in args.methods}
         steps = {method: results[data, method, seeds[0]][0]["steps"] for method in args.methods}
         picture(args.folder / f"exact_{data}.png", truth(data, args.points)[0], models, steps)
-    print(f"{minutes:.1f} minutes; written to {args.folder}")
+    print(f"{(time.perf_counter() - started) / 60:.1f} minutes; written to {args.folder}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from consistency_models.data import Mixture
 from consistency_models.evaluation.ode_error import ODEError
 from consistency_models.sampling.generator import Generator
+from consistency_models.storage.loading import load
 
-__all__ = ["picture", "table"]
+__all__ = ["picture", "solver", "table"]
 
 Row = Mapping[str, Any]
 MEASURES = {
@@ -26,20 +27,33 @@ COSTS = {
     "nfe": "calls a sample",
     "network_calls_per_image": "network calls",
     "teacher_calls_per_image": "teacher calls",
-    "train_seconds": "training, s",
+    "train_cpu_seconds": "training, CPU s",
 }
-ORDERS = (  # published orders of results in one step or in S steps: text, measure, better method, worse method
-    ("iCT beats CT", "sw", "iCT", "CT"),
-    ("iCT beats CT whose N(k) fits the budget", "sw", "iCT", "CT, N(k) up to 21"),
-    ("CD beats CT", "sw", "CD", "CT"),
-    ("CD beats CT whose N(k) fits the budget", "sw", "CD", "CT, N(k) up to 21"),
+ORDERS = (  # text, measure, better and worse method with its sampling steps
+    ("iCT beats CT", "sw", ("iCT", 1), ("CT", 1)),
+    ("iCT beats CT whose N(k) fits the budget", "sw", ("iCT", 1), ("CT, N(k) up to 21", 1)),
+    ("CD beats CT", "sw", ("CD", 1), ("CT", 1)),
+    ("CD beats CT whose N(k) fits the budget", "sw", ("CD", 1), ("CT, N(k) up to 21", 1)),
     *(
-        (f"MCM in {2 * S} steps beats MCM in {S}", measure, f"MCM, S = {2 * S}", f"MCM, S = {S}")
+        (f"MCM in {2 * S} steps beats MCM in {S}", measure, (f"MCM, S = {2 * S}", 2 * S), (f"MCM, S = {S}", S))
         for measure in ("sw", "ode_error")
         for S in (1, 2, 4)
     ),
-    ("Direct CM has a lower ODE error than CD", "ode_error", "Direct CM", "CD"),
-    ("Direct CM has worse samples than CD", "sw", "CD", "Direct CM"),
+    ("Direct CM has a lower ODE error than CD", "ode_error", ("Direct CM", 1), ("CD", 1)),
+    ("Direct CM has worse samples than CD", "sw", ("CD", 1), ("Direct CM", 1)),
+    ("sCT beats iCT", "sw", ("sCT", 1), ("iCT", 1)),
+    ("sCT beats ECT", "sw", ("sCT", 1), ("ECT", 1)),
+    ("sCD beats CD", "sw", ("sCD", 1), ("CD", 1)),
+    ("TCM beats ECT, its first stage", "sw", ("TCM", 1), ("ECT", 1)),
+    ("MeanFlow beats iCT", "sw", ("MeanFlow", 1), ("iCT", 1)),
+    ("MeanFlow beats IMM", "sw", ("MeanFlow", 1), ("IMM", 1)),
+    ("MeanFlow beats Shortcut", "sw", ("MeanFlow", 1), ("Shortcut", 1)),
+    ("α-Flow beats MeanFlow", "sw", ("α-Flow", 1), ("MeanFlow", 1)),
+    ("FACM beats MeanFlow", "sw", ("FACM", 1), ("MeanFlow", 1)),
+    ("AYF in 2 steps beats AYF in 1", "sw", ("AYF", 2), ("AYF", 1)),
+    ("AYF in 4 steps beats AYF in 2", "sw", ("AYF", 4), ("AYF", 2)),
+    ("AYF in 2 steps beats sCD in 2", "sw", ("AYF", 2), ("sCD", 2)),
+    ("AYF, with a teacher, beats MeanFlow (not published)", "sw", ("AYF", 1), ("MeanFlow", 1)),
 )
 
 
@@ -53,9 +67,11 @@ def table(rows: Sequence[Row], heading: str) -> str:
         for method, steps in dict.fromkeys((row["method"], row["steps"]) for row in rows if row["data"] == data):
             same = [row for row in rows if (row["data"], row["method"], row["steps"]) == (data, method, steps)]
             lines.append(_line(method, steps or "", *(_spread(same, column) for column in columns)))
-    lines += ["", "## Which published orders appear", "", *_lines("order", "in", *names)]
-    for text, measure, better, worse in ORDERS:
-        lines.append(_line(text, MEASURES[measure], *(_verdict(rows, data, measure, better, worse) for data in names)))
+    lines += ["", "## Which published orders appear", ""]
+    lines += _lines("order", "in", *names, "CPU time of the first over that of the second")
+    for text, measure, *pair in ORDERS:
+        verdicts = (_verdict(rows, data, measure, *pair) for data in names)
+        lines.append(_line(text, MEASURES[measure], *verdicts, _ratio(rows, *pair)))
     return "\n".join(lines) + "\n"
 
 
@@ -76,15 +92,36 @@ def _spread(rows: Sequence[Row], column: str) -> str:
     return f"{statistics.fmean(values):.3g}{deviation}"
 
 
-def _verdict(rows: Sequence[Row], data: str, measure: str, better: str, worse: str) -> str:
+def _values(rows: Sequence[Row], method: str, steps: int, column: str) -> dict[tuple[str, int], float]:
+    """Return the values of one method: (data, seed) -> value."""
+    selected = [row for row in rows if (row["method"], row["steps"]) == (method, steps) and column in row]
+    return {(row["data"], row["seed"]): row[column] for row in selected}
+
+
+def _verdict(rows: Sequence[Row], data: str, measure: str, better: tuple[str, int], worse: tuple[str, int]) -> str:
     """Compare two methods seed by seed; yes or no if all seeds agree."""
-    selected = [row for row in rows if row["data"] == data and "ode_error" in row]
-    first, second = ({r["seed"]: r[measure] for r in selected if r["method"] == name} for name in (better, worse))
-    wins = [first[seed] < second[seed] for seed in first if seed in second]
+    rows = [row for row in rows if row["data"] == data]
+    first, second = (_values(rows, *each, measure) for each in (better, worse))
+    wins = [first[key] < second[key] for key in first if key in second]
     if not wins:
         return ""
     answer = "yes" if all(wins) else "no" if not any(wins) else f"in {sum(wins)} of {len(wins)} seeds"
     return f"{answer}: {statistics.fmean(first.values()):.3g} against {statistics.fmean(second.values()):.3g}"
+
+
+def _ratio(rows: Sequence[Row], first: tuple[str, int], second: tuple[str, int]) -> str:
+    """Format the ratio of the CPU seconds of two methods, the mean over all runs."""
+    seconds = [_values(rows, *each, "train_cpu_seconds").values() for each in (first, second)]
+    return f"{statistics.fmean(seconds[0]) / statistics.fmean(seconds[1]):.2g}" if all(seconds) else ""
+
+
+def solver(generator: Generator, steps: int) -> Callable[..., torch.Tensor]:
+    """Return `(x, sigma, labels) -> x` at the end of the ODE. Levels below TCM's transition use its first stage."""
+    own = generator.solver(steps)
+    if not generator.lowest:
+        return own
+    first = load(generator.config["teacher"]["path"]).solver(steps)
+    return lambda x, sigma, labels=None: (own if sigma[0] >= generator.lowest else first)(x, sigma, labels)
 
 
 def picture(path: Path, source: Mixture, models: Mapping[str, Generator], steps: Mapping[str, int]) -> None:
@@ -102,8 +139,8 @@ def picture(path: Path, source: Mixture, models: Mapping[str, Generator], steps:
     panels = {"data, and true trajectories": (source.images[:1500], torch.stack([end, *trajectory]))}
     for name, generator in models.items():
         n = steps[name]
-        descend = generator.make_sampler(steps=n).descend
-        ends = torch.stack([descend(generator.model, x, level) for x, level in zip(trajectory, levels)])
+        solve = solver(generator, n)
+        ends = torch.stack([solve(x, x.new_full(x.shape[:1], level)) for x, level in zip(trajectory, levels)])
         title = f"{name}: {n} step{'s' * (n > 1)}"
         panels[title] = generator.sample(1500, steps=n, batch_size=1500), ends
     height = -(-len(panels) // 4)

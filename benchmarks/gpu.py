@@ -20,7 +20,7 @@ import train_step
 from case import Case
 from lightning import Callback
 
-from consistency_models.callbacks.finite import NonFiniteError
+from consistency_models.errors import NonFiniteError
 
 OVERRIDES = ["model=ict", "data=cifar10", "network=ddpmpp", "data.batch_size=512"]
 LEVERS = ["bf16", "bf16+channels_last", "bf16+compile", "bf16+channels_last+compile", "on_host"]

@@ -11,7 +11,16 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "Exit", "import_extra", "naming", "pasteable"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Exit",
+    "NonFiniteError",
+    "import_extra",
+    "naming",
+    "pasteable",
+]
 
 
 class Exit(IntEnum):
@@ -65,6 +74,10 @@ class ConfigError(ValueError):
 def _sentence(text: str) -> str:
     """Capitalise the text, unless the first word is a key or a path."""
     return text[0].upper() + text[1:] if text.split(maxsplit=1)[0].isalpha() else text
+
+
+class NonFiniteError(RuntimeError):
+    """NaN or Inf in the loss, the gradient or the weights of a step, or in a sample."""
 
 
 class DataError(ValueError):

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import MinLen
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from consistency_models import conditions, pretrained
@@ -222,6 +221,8 @@ def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
             raise ConfigError("network", name, allowed, "or init=random", reason=reason)
     theirs, ours, one = getattr(source, "model", source).preconditioning, model.preconditioning, torch.ones(1)
     if any(not torch.isclose(getattr(theirs, c)(one), getattr(ours, c)(one), atol=0.1) for c in ("c_out", "c_noise")):
+        from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # evaluation runs without Lightning
+
         kinds = type(theirs).__name__, type(ours).__name__
         rank_zero_warn(
             f"{name}: weights that were trained with the preconditioning {kinds[0]} start a model with {kinds[1]}, "

@@ -15,7 +15,8 @@ import yaml
 from jobs import GRADIENT_STEP, ROOT, TINY, run
 from lightning import Callback
 
-from consistency_models.app.loggers import MetricsCSV, wandb_mode
+from consistency_models.app.loggers import MetricsCSV
+from consistency_models.app.wandb_mode import wandb_mode
 from consistency_models.callbacks.validation import Validation
 from consistency_models.errors import Exit
 from consistency_models.export import to_checkpoint

@@ -5,6 +5,7 @@ import json
 import exact_bench
 import exact_report
 import pytest
+import torch
 from PIL import Image
 
 POINTS = 64
@@ -29,6 +30,27 @@ def test_a_row_for_each_number_of_steps_with_its_cost(rows):
     assert [("ode_error" in row) for row in found.values()] == [True, False, True, True, False]
     assert all(0 < row["sw"] < 2 for row in found.values())
     assert all(0.1 < row["ode_error"] < 2 for row in found.values() if "ode_error" in row)
+
+
+def test_a_finished_run_is_measured_again_but_not_trained_again(rows, monkeypatch):
+    folder, found = rows
+    monkeypatch.setattr(exact_bench, "run_job", None)
+    assert exact_bench.run(folder / "0", "mixture", "CD", 2, 0, POINTS) == found[:2]
+    with pytest.raises(TypeError):  # as many steps as before, or the run is trained
+        exact_bench.run(folder / "2", "mixture", "Direct CM", 3, 0, POINTS)
+
+
+def test_tcm_continues_ect_and_leaves_low_levels_to_it(tmp_path):
+    ect, *_ = exact_bench.run(tmp_path / "ect", "mixture", "ECT", 2, 0, POINTS)
+    tcm, *_ = exact_bench.run(tmp_path / "tcm", "mixture", "TCM", 2, 0, POINTS, tmp_path / "ect")
+    own = json.loads((tmp_path / "tcm" / "summary.json").read_text())["train_cpu_seconds"]
+    assert tcm["train_cpu_seconds"] == own + ect["train_cpu_seconds"]
+    assert min(own, ect["train_cpu_seconds"]) > 0
+    first, second = (exact_bench.load(tmp_path / name) for name in ("ect", "tcm"))
+    x = torch.randn(5, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+    for level, generator in ((0.9, first), (1.1, second)):
+        sigma = torch.full((5,), level)
+        assert torch.equal(exact_report.solver(second, 1)(x, sigma), generator.solver(1)(x, sigma))
 
 
 def test_fresh_data_are_nearer_to_the_data_than_what_has_not_been_trained(rows):

@@ -6,6 +6,7 @@ import derivative
 import gpu
 import host_reads
 import pytest
+import quality_report
 import random_numbers
 import sample
 import scaling
@@ -133,20 +134,57 @@ def test_all_that_is_asked_of_a_gpu(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_quality_against_minutes(tmp_path, capsys):
-    choices = ["--choices", "model=ict", "model=cd teacher=run teacher.path=TEACHER"]
-    time = ["--minutes", "0.001", "--points", "1", "--warm", "1", "--probe", "1", "--pictures", str(tmp_path / "new")]
-    found = found_by(time_to_quality, tmp_path, capsys, *FAST, *choices, *time, "--overrides", *TINY, "evaluation.n=20")
-    assert [row["choice"].split()[0] for row in found["rows"]] == ["model=ict", "model=cd"]
-    assert all(row["one"] > 0 and row["two"] > 0 for row in found["rows"])
-    names = ["curves.png", "model_cd_teacher_run_teacher.path_teacher.png", "model_ict.png"]
-    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == names
+def test_quality_against_minutes(tmp_path, capsys, monkeypatch):
+    choices = ["model=ict", "model=cd teacher=run teacher.path=TEACHER"]
+    small = [*["--points", "2", "--rounds", "1", "--probe", "3", "--overrides"], *TINY, "evaluation.n=20"]
+    where = ["--folder", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
+    run = ["--minutes", "0.001", "--seeds", "0", *where, *small]
+    time_to_quality.main([*run, "--choices", *choices])
+    assert capsys.readouterr().out.count("| `model=") == 2
+    file = tmp_path / "results" / "results.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    found = {(row["choice"].split()[0], row["minutes"]): row for row in rows}
+    assert next(iter(found)) == ("model=ict", 0.001)
+    assert sorted(found) == [("model=cd", 0.001), ("model=ict", 0.001), ("model=teacher", 0.0005)]
+    assert all(row["after_minutes"] == row["minutes"] and row["step"] == row["of_steps"] for row in found.values())
+    assert all(row["fd"]["1"] > 0 for (model, _), row in found.items() if model != "model=teacher")
+    seconds = json.loads((tmp_path / "results" / "calibration.json").read_text())["seconds"]
+    assert list(seconds) == [*choices, "model=teacher"]
+    assert all(value > 0 for value in seconds.values())
+    with monkeypatch.context() as patched:  # what has been trained is not trained again
+        patched.setattr(time_to_quality.subprocess, "run", None)
+        time_to_quality.main([*run, "--choices", *choices])
+    assert len(file.read_text().splitlines()) == len(rows)
+    assert (tmp_path / "results" / "curves_0.001.png").stat().st_size > 10_000
 
 
 def test_a_wrong_choice_is_refused_before_the_first_is_trained(capsys):
     with pytest.raises(SystemExit):
-        time_to_quality.main([*FAST, "--choices", "model=ict", "model=ict network.model_channels=48"])
+        time_to_quality.main(["--choices", "model=ict", "model=ict network.model_channels=48"])
     assert "network.model_channels=48 is not allowed: " in capsys.readouterr().err
+
+
+def test_a_stage_takes_half_of_the_minutes_of_its_choice():
+    tcm = "model=tcm teacher=run teacher.path=ECT"
+    assert time_to_quality.with_stages(tcm) == [tcm, time_to_quality.STAGES["ECT"], "model=teacher"]
+    assert [time_to_quality.own_minutes(choice, 2) for choice in (tcm, "model=ict")] == [1, 2]
+
+
+def test_quality_is_reported_over_seeds_and_the_best_comes_first(tmp_path):
+    def row(choice, seed, step, **fd):
+        fixed = {"minutes": 2.0, "of_steps": 20, "metric": "fd9", "floor": 5.0, "after_minutes": step / 10}
+        return fixed | {"choice": choice, "seed": seed, "step": step, "fd": {n[1:]: value for n, value in fd.items()}}
+
+    rows = [row("model=mcm", 0, 20, _2=3.0), row("model=ict", 0, 10, _1=9.0), row("model=ict", 0, 20, _1=6.0, _2=4.0)]
+    rows += [row("model=ict", 1, 20, _1=8.0, _2=4.0), row("model=cd", 0, 20, _1=1.0, _2=2.0)]
+    heading, _, *table = quality_report.report(tmp_path, rows).splitlines()
+    assert heading == "## 2 min, fd9, floor 5"
+    assert table[2:] == [
+        "| `model=cd` | 20 | 1 | 1 | 2 |",
+        "| `model=ict` | 20 | 2 | 7 ± 1.4 | 4 ± 0 |",
+        "| `model=mcm` | 20 | 1 |  | 3 |",
+    ]
+    assert (tmp_path / "curves_2.png").stat().st_size > 10_000
 
 
 def test_a_process_draws_its_own_rows(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from data.conftest import write
 from data.test_sources import archive, fashion_files
@@ -37,6 +38,7 @@ def composed(name, *overrides):
 def root(tmp_path, pixels):
     """A folder in which every source finds its files."""
     archive(tmp_path)
+    np.savez(tmp_path / "images.npz", arr_0=pixels(0)[None])
     return write(tmp_path, {**fashion_files(), "0.png": pixels(0, 16)})
 
 
@@ -49,7 +51,9 @@ def two(tmp_path_factory, pixels):
 @pytest.mark.parametrize("name", NAMES)
 def test_makes_its_data_module(name, root, two, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "cache"))
-    config = composed(name, f"data.root={root}", *(["data.image_size=8"] if name == "image_folder" else []))
+    config = composed(name, f"data.root={root}", *(["data.image_size=8"] if name in ("image_folder", "npz") else []))
+    if name == "npz":
+        config.data.root = str(root / "images.npz")
     if "images" in config.data.source:  # a set of a paper: two images, in two classes if it has classes
         config = composed(name, f"data.root={two}", "data.source.images=[2]")
         config.data.num_classes = 2 if config.data.num_classes else 0

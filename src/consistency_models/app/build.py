@@ -7,29 +7,31 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.utils import get_object
-from lightning import Callback, LightningDataModule, Trainer
 from torch import nn
 from torch.nn.functional import one_hot
 
 from consistency_models.app.checks.table import NOT_ARGUMENTS
-from consistency_models.app.strategy import strategy_of
 from consistency_models.callbacks.images_seen import ImagesSeen
-from consistency_models.data import Published
+from consistency_models.data import Published, check_facts
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError, DataError
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.features import to_float
 from consistency_models.evaluation.ode_error import SIGMAS, HeunSolution, ODEError
 from consistency_models.evaluation.protocol import SMALLEST_TO_SPLIT
-from consistency_models.methods.base import Method
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage.fetching import fetch
 from consistency_models.storage.loading import build_model, instantiate
 from consistency_models.teachers import build_teacher
+
+if TYPE_CHECKING:  # evaluation and sampling run without Lightning
+    from lightning import Callback, LightningDataModule, Trainer
+
+    from consistency_models.methods.base import Method
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ __all__ = [
     "build_generator",
     "build_method",
     "build_ode_error",
+    "build_source",
     "build_trainer",
     "chosen_data",
     "prepare_distance",
@@ -74,7 +77,14 @@ def with_absolute_root(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_data(config: dict[str, Any], may_fetch: bool = False) -> LightningDataModule:
-    """Build the data module.
+    """Build the data module of a training around its source; see `build_source`."""
+    arguments = {key: value for key, value in arguments_of(config, "data").items() if key != "source"}
+    # A partial, since Hydra would turn an ImageSet, which is a dataclass, into a configuration.
+    return instantiate(arguments, _partial_=True)(source=build_source(config, may_fetch))
+
+
+def build_source(config: dict[str, Any], may_fetch: bool = False) -> Any:
+    """Build the source of the images.
 
     Args:
         config: the resolved configuration; only `data` is used.
@@ -85,13 +95,16 @@ def build_data(config: dict[str, Any], may_fetch: bool = False) -> LightningData
         DataError: files are missing and cannot be downloaded, or contradict the configuration.
     """
     data = arguments_of(config, "data")
-    if (folder := _download_folder(data["source"])) is not None:
-        own = data["source"].get("root")
-        if may_fetch and data["source"].get("download") and own in (None, os.path.abspath(folder)):
-            _download(_published(data["source"]), folder)
-    if _published(data["source"]) is not None:  # `download` is no argument: sources do not download
-        data["source"] = {key: value for key, value in data["source"].items() if key != "download"}
-    return instantiate(data)
+    described = data["source"]
+    if (folder := _download_folder(described)) is not None:
+        own = described.get("root")
+        if may_fetch and described.get("download") and own in (None, os.path.abspath(folder)):
+            _download(_published(described), folder)
+    if _published(described) is not None:  # `download` is no argument: sources do not download
+        described = {key: value for key, value in described.items() if key != "download"}
+    source = instantiate(described)
+    check_facts(source, **{key: data.get(key) for key in ("name", "root", "image_size", "channels", "num_classes")})
+    return source
 
 
 def chosen_data(config: dict[str, Any], run_config: dict[str, Any]) -> dict[str, Any]:
@@ -170,15 +183,15 @@ def build_generator(config: dict[str, Any], model: nn.Module, source: Any = None
     return Generator(model, data.shape, sampler, data.num_classes, data.clamp, data.class_names, lowest, prompts)
 
 
-def build_evaluation(config: dict[str, Any], data: LightningDataModule) -> Evaluation:
-    """Build the evaluation of generated images against the data.
+def build_evaluation(config: dict[str, Any], source: Any) -> Evaluation:
+    """Build the evaluation of generated images against a source of real ones.
 
     Raises:
         ConfigError: weights are not available. They are loaded here, so that a training fails at its start and not at
             the first validation.
         DataError: the reference is not available.
     """
-    evaluation = instantiate(config["features"])(data.source)
+    evaluation = instantiate(config["features"])(source)
     extractor = config["features"]["extractor"]
     if "weights" in extractor:
         try:
@@ -247,6 +260,10 @@ def build_trainer(config: dict[str, Any], folder: Path, steps: int, **shared: An
         steps: optimiser steps.
         shared: `callbacks`, `logger`, `plugins`.
     """
+    from lightning import Trainer
+
+    from consistency_models.app.strategy import strategy_of
+
     ours = ("_target_", "max_images", "max_steps", "strategy")
     # instantiate builds a profiler, which is an object.
     options = instantiate({key: value for key, value in config["trainer"].items() if key not in ours})

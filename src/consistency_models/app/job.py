@@ -34,6 +34,9 @@ def main() -> int:
     try:
         with stoppable():
             from consistency_models.app.folder import RunFolder
+            from consistency_models.app.lazy_torchmetrics import defer_metrics
+
+            defer_metrics()
             from consistency_models.app.run import run_job
 
             code, _ = run_job(RunFolder(folder).read_config(), folder)

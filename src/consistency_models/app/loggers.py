@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import logging
-import netrc
 import os
 import secrets
 import shlex
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +16,6 @@ from pathlib import Path
 from textwrap import shorten
 from threading import Thread
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
@@ -26,13 +23,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.sweep_folder import SweepFolder
+from consistency_models.app.wandb_mode import wandb_mode
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.errors import ConfigError, DataError, Exit
 from consistency_models.storage.small_files import read_text
 
 log = logging.getLogger(__name__)
 
-__all__ = ["MetricsCSV", "build_loggers", "finish_wandb", "wandb_mode"]
+__all__ = ["MetricsCSV", "build_loggers", "finish_wandb"]
 
 INIT_SECONDS = 30.0  # longest wait for W&B at the start of a run
 FINISH_SECONDS, STOP_SECONDS = 600.0, 60.0  # and at its end, which Slurm limits by the grace time
@@ -208,32 +206,6 @@ def _in_time(function: Callable[[], None], seconds: float) -> None:
     thread = Thread(target=function, daemon=True)
     thread.start()
     thread.join(seconds)
-
-
-def wandb_mode(mode: str) -> str:
-    """Resolve the mode "auto": "online" if the user is logged in and the server answers, otherwise "offline".
-
-    WANDB_MODE overrides the argument. Without a key, W&B prompts or fails; with a key, W&B waits 90 s for a server.
-    """
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
-    if mode != "auto":
-        return mode
-    address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    key = os.environ.get("WANDB_API_KEY")
-    if not key:
-        try:
-            key = netrc.netrc().authenticators(address.hostname or "")
-        except (OSError, netrc.NetrcParseError):
-            key = None
-    if not key:
-        return "offline"
-    try:
-        socket.create_connection((address.hostname, address.port or 443), timeout=2).close()
-    except OSError:
-        log.warning("wandb: %s does not answer; logging offline", address.hostname)
-        return "offline"
-    return "online"
 
 
 def build_loggers(config: dict[str, Any], folder: Path, images_seen: ImagesSeen) -> list[Logger]:

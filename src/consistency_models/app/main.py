@@ -114,6 +114,9 @@ def _job(task: str, outcomes: list[int]) -> Any:
 
 def _train_and_test(config: dict[str, Any]) -> tuple[Exit, float | None]:
     """Train and test as configured, in the folder of Hydra."""
+    from consistency_models.app.lazy_torchmetrics import defer_metrics
+
+    defer_metrics()
     from hydra.core.hydra_config import HydraConfig
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -121,7 +124,8 @@ def _train_and_test(config: dict[str, Any]) -> tuple[Exit, float | None]:
     from consistency_models.app.build import with_absolute_root
     from consistency_models.app.checks.files import has_checkpoint
     from consistency_models.app.folder import RunFolder
-    from consistency_models.app.run import report, run_job
+    from consistency_models.app.outcome import report
+    from consistency_models.app.run import run_job
 
     folder, code, metric = HydraConfig.get().runtime.output_dir, Exit.DONE, None
     first = rank_zero_only.rank == 0  # among the processes of torchrun or srun

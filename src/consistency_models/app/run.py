@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import resource
 import sys
 import time
-import traceback
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
@@ -23,25 +19,25 @@ from lightning.pytorch.utilities import rank_zero_only
 from consistency_models.app import build
 from consistency_models.app.checks.targets import fact
 from consistency_models.app.commands import command
+from consistency_models.app.devices import cpu_threads
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.loggers import MetricsCSV, build_loggers, finish_wandb
+from consistency_models.app.outcome import quiet, report
 from consistency_models.app.resume import find_checkpoint, origin_of
-from consistency_models.app.strategy import cpu_threads
 from consistency_models.callbacks.checkpoint_format import CheckpointFormat
-from consistency_models.callbacks.finite import NonFiniteError
 from consistency_models.callbacks.forecast import Forecast
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.callbacks.micro_batches import MicroBatches
 from consistency_models.callbacks.stopping import StoppedBySignal, stoppable
 from consistency_models.data_spec import listed
-from consistency_models.errors import ConfigError, DataError, Exit, pasteable
+from consistency_models.errors import ConfigError, DataError, Exit, NonFiniteError, pasteable
 from consistency_models.methods.base import Method
 from consistency_models.random import seed_of
 from consistency_models.storage.checkpoints import CheckpointError, newest_good
 
 log = logging.getLogger(__name__)
 
-__all__ = ["quiet", "report", "run_job"]
+__all__ = ["run_job"]
 
 
 def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | None]:
@@ -83,37 +79,6 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
                 torch.distributed.barrier()  # srun and torchrun kill the other processes when the first process ends
 
 
-def report(error: Exception, show_traceback: bool) -> tuple[Exit, str]:
-    """Print an error in one line; return the exit code, and the text with traceback and line for FAILED."""
-    refused = False
-    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # the error of the object itself, without Hydra's wrapper
-        refused = isinstance(error, ValueError)
-    code = _code(error)
-    code = Exit.BAD_INPUT if refused and code == Exit.UNEXPECTED else code
-    line = f"error: {error}" if code != Exit.UNEXPECTED else f"error: {type(error).__name__}: {error}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        line = f"error: the disk is full: {error}"
-    if isinstance(error, torch.OutOfMemoryError):
-        less = "let trainer.accumulate_grad_batches=auto choose micro-batches that fit, or lower data.batch_size"
-        code, line = Exit.BAD_INPUT, f"error: a step does not fit into the memory of the GPU; {less}"
-    trace = "".join(traceback.format_exception(error))
-    if code == Exit.UNEXPECTED or show_traceback:
-        print(trace, file=sys.stderr)
-    print(line, file=sys.stderr)
-    return code, f"{trace}\n{line}\n"
-
-
-def _code(error: Exception) -> Exit:
-    kinds = {
-        CheckpointError: Exit.NO_GOOD_CHECKPOINT,
-        NonFiniteError: Exit.NOT_FINITE,
-        (ConfigError, DataError, InstantiationException): Exit.BAD_INPUT,
-        OSError: Exit.STORAGE,
-    }
-    return next((code for kind, code in kinds.items() if isinstance(error, kind)), Exit.UNEXPECTED)
-
-
 def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     quiet()
     torch.set_num_threads(cpu_threads(config["trainer"]))
@@ -134,7 +99,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     if origin is not None:
         origin.check(method, run)
     build.prepare_distance(config, method.distance)
-    evaluation = build.build_evaluation(config, data)
+    evaluation = build.build_evaluation(config, data.source)
     callbacks = build.build_callbacks(
         config,
         generator=build.build_generator(config, method.model, data.source),
@@ -201,20 +166,6 @@ def _fit(trainer: Trainer, method: Method, data: LightningDataModule, resume: Pa
             raise
         found = f"{type(error).__name__}: {error}"
         raise CheckpointError("the state of a training like this one", found, resume) from error
-
-
-def quiet() -> None:
-    """Silence notices of Lightning, and tracebacks of the logging module on a full disk."""
-    logging.raiseExceptions = False
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*`training_step` returned `None`.*",
-        ".*isinstance.treespec.*",
-        "The `srun` command is available.*",  # on every login node
-    ):
-        warnings.filterwarnings("ignore", message=message)
 
 
 def _device_name(trainer: Trainer) -> str:

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from consistency_models.optim.sharding import gathered, shard_like, shard_module
 
-__all__ = ["cpu_threads", "strategy_of"]
+__all__ = ["strategy_of"]
 
 WAIT = timedelta(hours=6)  # other processes wait while the first one scores 50,000 images; default of torch: 30 min
 
@@ -115,10 +115,3 @@ def strategy_of(trainer: dict[str, Any], folder: Path) -> Any:
     }
     name = trainer["strategy"]
     return made[name](folder, timeout=WAIT) if name in made else name
-
-
-def cpu_threads(trainer: dict[str, Any]) -> int:
-    """Return the number of threads of this process; several processes on a CPU share the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = trainer["devices"] if trainer["accelerator"] == "cpu" and isinstance(trainer["devices"], int) else 1
-    return max(1, int(os.environ.get("OMP_NUM_THREADS", cores)) // processes)

@@ -14,17 +14,13 @@ from torch import Tensor
 from consistency_models.callbacks.deferred import Deferred
 from consistency_models.callbacks.step import StepCallback
 from consistency_models.data.batch import Slot
-from consistency_models.errors import pasteable
+from consistency_models.errors import NonFiniteError, pasteable
 from consistency_models.random import BatchRandom
 from consistency_models.values import Size, checked
 
-__all__ = ["FiniteGuard", "NonFiniteError"]
+__all__ = ["FiniteGuard"]
 
 RECORD = "non_finite.jsonl"
-
-
-class NonFiniteError(RuntimeError):
-    """NaN or Inf in the loss, the gradient or the weights of a step."""
 
 
 class FiniteGuard(StepCallback):

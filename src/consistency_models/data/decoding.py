@@ -1,26 +1,21 @@
-"""Decoding of image files to uint8 arrays, in threads."""
+"""Decoding of one image file to a uint8 array."""
 
 from __future__ import annotations
 
 import io
-import os
-import threading
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageOps, features
 
-from consistency_models.data.encoded import EncodedImages
 from consistency_models.errors import DataError
 from consistency_models.values import Size, checked
 
-__all__ = ["SUFFIXES", "Decoder", "Images"]
+__all__ = ["KINDS", "SUFFIXES", "Decoder"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")  # none of them calls another program
 FORMATS += ("AVIF",) if "avif" in features.modules and features.check("avif") else ()  # Pillow 11.3 and later
@@ -28,8 +23,7 @@ FORMATS += ("JPEG2000",) if features.check("jpg_2000") else ()
 SUFFIXES = tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")))
 """Suffixes of image files: those that the installed Pillow reads in these formats."""
 KINDS = "PNG, JPEG, WebP, AVIF, BMP, TIFF, GIF, PPM and JPEG 2000"
-CHUNK = 1024  # number of images that are decoded ahead
-LARGE = 1 << 22  # pixels: larger images are decoded one at a time
+LARGE = 1 << 22  # pixels: larger images are decoded one at a time, by all worker processes together
 
 
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", "adm"]  # Pillow's names, and ADM's way
@@ -82,7 +76,7 @@ class Decoder:
     resize: Filter = "lanczos"
     value_range: tuple[float, float] | None = None
     max_pixels: Size = 50_000_000
-    _alone: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+    _alone: Any = field(default_factory=multiprocessing.Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         low, high = self.value_range or (0, 1)
@@ -135,75 +129,3 @@ class Decoder:
         return Image.fromarray(
             ((values - np.float32(black)) * np.float32(255 / (white - black))).round().astype(np.uint8)
         )
-
-
-@dataclass(frozen=True)
-class Images:
-    """Encoded images, decoded lazily.
-
-    Args:
-        encoded: the encoded images.
-        decoder: the decoder of the images.
-        skip: skip images that cannot be decoded or differ in size from the first, instead of raising.
-    """
-
-    encoded: EncodedImages
-    decoder: Decoder
-    skip: bool
-
-    def __iter__(self) -> Iterator[np.ndarray | None]:
-        """Iterate over the images in order, (C, H, W) uint8; None for a skipped image.
-
-        Raises:
-            DataError: a file cannot be decoded, images differ in size, or all images are skipped.
-        """
-        from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        progress = Progress(
-            *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), transient=True
-        )
-        task = progress.add_task(f"decoding {self.encoded.origin}", total=len(self.encoded))
-        begin, first = time.monotonic(), None
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            try:
-                for start in range(0, len(self.encoded), CHUNK):
-                    rows = range(len(self.encoded))[start : start + CHUNK]
-                    for i, image in zip(rows, pool.map(self._decode, rows)):
-                        first = first or (None if image is None else (i, image.shape))
-                        if image is not None and image.shape != first[1]:
-                            image = self._of_another_size(first, i, image)
-                        progress.advance(task)
-                        if time.monotonic() - begin > 1:
-                            progress.start()
-                        yield image
-            finally:
-                if progress.live.is_started:
-                    progress.stop()
-        if first is None:
-            raise DataError(
-                f"{self.encoded.origin}: none of {len(self.encoded)} images can be decoded; at least 1 is needed"
-            )
-
-    def _decode(self, i: int) -> np.ndarray | None:
-        try:
-            return self.decoder(self.encoded.read(i))
-        except Exception as error:  # Pillow raises many exception types for truncated files
-            if self.skip:
-                return None
-            if isinstance(error, DataError):
-                raise DataError(f"{self._path(i)} {error}") from None
-            raise DataError(
-                f"{self._path(i)} cannot be decoded ({error!s:.200}); {KINDS} are allowed: "
-                "repair or remove the file, or set data.source.bad_images=skip"
-            ) from error
-
-    def _path(self, i: int) -> str:
-        return f"{self.encoded.origin}/{self.encoded.names[i]}"
-
-    def _of_another_size(self, first: tuple[int, tuple], i: int, image: np.ndarray) -> None:
-        if not self.skip:
-            (_, height, _), (_, other, _) = first[1], image.shape
-            raise DataError(
-                f"{self._path(i)} is {other}x{other}, but {self.encoded.names[first[0]]} is {height}x{height}; "
-                "all images must have one size: set data.image_size"
-            )

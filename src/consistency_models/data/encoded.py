@@ -26,6 +26,7 @@ class EncodedImages:
             checksums that the container stores. Decoded images of an earlier run are reused if the identity is equal.
         labels: (n,) int64, the class of each image, >= 0; or None.
         class_names: names of the classes, in the order of the labels; empty if classes only have numbers.
+        num_classes: number of classes without names; by default one more than the largest label.
     """
 
     origin: str
@@ -34,6 +35,7 @@ class EncodedImages:
     identity: str
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
+    num_classes: int | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -43,4 +45,4 @@ class EncodedImages:
         """The classes in the order of the labels: their names, or 0, 1, …; empty without labels."""
         if self.labels is None:
             return ()
-        return self.class_names or range(int(self.labels.max()) + 1)
+        return self.class_names or range(self.num_classes or int(self.labels.max()) + 1)

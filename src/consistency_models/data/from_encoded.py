@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from consistency_models.data.decoded_cache import cached
-from consistency_models.data.decoding import Decoder, Images
+from consistency_models.data.blocks import Images
+from consistency_models.data.decoded_cache import Decoded, cached
+from consistency_models.data.decoding import Decoder
 from consistency_models.data.encoded import EncodedImages
 from consistency_models.data.image_set import ImageSet
 from consistency_models.errors import DataError
@@ -43,8 +44,9 @@ def image_set(
     """
     if test is not None and len(train.classes):
         test = _matched(test, train)
-    sets = [each and _decoded(name, each, decoder, bad_images == "skip", cache_dir) for each in (train, test)]
-    return replace(sets[0], test=sets[1])
+    skip = bad_images == "skip"
+    decoded = [each and cached(Images(each, decoder, skip), cache_dir) for each in (train, test)]
+    return _set(name, train, decoded[0], test and _set(name, test, decoded[1]))
 
 
 def _matched(test: EncodedImages, train: EncodedImages) -> EncodedImages:
@@ -59,11 +61,11 @@ def _matched(test: EncodedImages, train: EncodedImages) -> EncodedImages:
             "rename its folder, or add the class to the training set"
         )
     places = np.array([position.get(each, -1) for each in test.classes])
-    return replace(test, labels=places[test.labels], class_names=train.class_names)
+    return replace(test, labels=places[test.labels], class_names=train.class_names, num_classes=len(train.classes))
 
 
-def _decoded(name: str, encoded: EncodedImages, decoder: Decoder, skip: bool, cache_dir: str | Path | None) -> ImageSet:
-    images, kept = cached(Images(encoded, decoder, skip), cache_dir)
+def _set(name: str, encoded: EncodedImages, decoded: Decoded, test: ImageSet | None = None) -> ImageSet:
+    images, kept = torch.from_numpy(decoded.images), decoded.kept
     if not kept.all():
         bad = [encoded.names[i] for i in np.flatnonzero(~kept)[:3]]
         warnings.warn(
@@ -71,11 +73,17 @@ def _decoded(name: str, encoded: EncodedImages, decoder: Decoder, skip: bool, ca
             f"{', '.join(bad)}{' …' if (~kept).sum() > 3 else ''}",
             stacklevel=4,
         )
-    if encoded.labels is None:
-        return ImageSet(name, torch.from_numpy(images))
-    labels = encoded.labels[kept]
-    if empty := set(np.unique(encoded.labels)) - set(np.unique(labels)):
-        missing = min(encoded.classes[i] for i in empty)
-        raise DataError(f"{encoded.origin}: no image of class {missing} can be decoded: repair or remove its images")
-    classes, names = len(encoded.classes), encoded.class_names
-    return ImageSet(name, torch.from_numpy(images), torch.from_numpy(labels), classes, class_names=names)
+    labels, classes = None, encoded.classes
+    if encoded.labels is not None:
+        labels = encoded.labels[kept]
+        if empty := set(np.unique(encoded.labels)) - set(np.unique(labels)):
+            missing = min(classes[i] for i in empty)
+            raise DataError(
+                f"{encoded.origin}: no image of class {missing} can be decoded: repair or remove its images"
+            )
+        labels = torch.from_numpy(labels)
+    result = ImageSet(name, images, labels, len(classes), test, encoded.class_names)
+    # Cached properties: a copy of the set with other images, by `dataclasses.replace`, does not inherit them.
+    known = {"digest": decoded.digest, "sigma_data": decoded.sigma_data}
+    vars(result).update({key: value for key, value in known.items() if value is not None})
+    return result

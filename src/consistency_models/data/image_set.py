@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from consistency_models.data.batch import Batch, Slot
+from consistency_models.errors import DataError
 
 __all__ = ["ImageSet", "sigma_data"]
 
@@ -105,3 +107,24 @@ class ImageSet:
         if self.labels is not None:
             content.update(self.labels.cpu().numpy())
         return content.hexdigest()
+
+
+def check_facts(
+    source: Any,
+    name: str | None = None,
+    root: str | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    num_classes: int | None = None,
+) -> str:
+    """Compare a source with what the configuration states; return its name and path, for messages.
+
+    Raises:
+        DataError: a stated value, other than None, differs from the source.
+    """
+    origin = f"{name or source.name} ({root})" if root else name or source.name
+    facts = {"channels": source.shape[0], "image_size": source.shape[-1], "num_classes": source.num_classes}
+    for key, stated in {"channels": channels, "image_size": image_size, "num_classes": num_classes}.items():
+        if stated is not None and stated != facts[key]:
+            raise DataError(f"data.{key} is {stated}, but {origin} has {facts[key]}: set data.{key}={facts[key]}")
+    return origin

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import replace
 from typing import Literal
 
@@ -12,9 +11,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from consistency_models.data.batch import Batch
-from consistency_models.data.image_set import ImageSet
+from consistency_models.data.image_set import ImageSet, check_facts
 from consistency_models.data.mixture import Mixture
 from consistency_models.data.sampler import StepSampler
+from consistency_models.data.workers import WorkerLoader
 from consistency_models.errors import DataError
 from consistency_models.trust import loadable
 from consistency_models.values import Count, Positive, Size, Text, checked
@@ -72,11 +72,7 @@ class DataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         name = name or source.name
-        origin = f"{name} ({root})" if root else name
-        facts = {"channels": source.shape[0], "image_size": source.shape[-1], "num_classes": source.num_classes}
-        for key, stated in {"channels": channels, "image_size": image_size, "num_classes": num_classes}.items():
-            if stated is not None and stated != facts[key]:
-                raise DataError(f"data.{key} is {stated}, but {origin} has {facts[key]}: set data.{key}={facts[key]}")
+        origin = check_facts(source, name, root, image_size, channels, num_classes)
         if conditional and not source.num_classes:
             raise DataError(f"data.conditional is true, but {origin} has no classes: set data.conditional=false")
         if overfit_steps and source.n is None:
@@ -120,13 +116,12 @@ class DataModule(LightningDataModule):
         device = trainer.strategy.root_device
         resident = self._lies_on(device)
         workers = 0 if resident else self.workers
-        return DataLoader(
+        return WorkerLoader(
             self.source.to(device) if resident else self.source,
             batch_size=None,
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_leave_signals_to_the_training,
             pin_memory=device.type == "cuda" and not resident,
         )
 
@@ -146,12 +141,3 @@ class DataModule(LightningDataModule):
         if self.resident == "auto":
             return device.type == "cuda" and self.source.images.nbytes <= RESIDENT_BYTES
         return self.resident
-
-
-def _leave_signals_to_the_training(worker: int) -> None:
-    """Ignore the first of each signal; the second has its usual effect, as in the training.
-
-    Slurm sends a signal to every process of a step, and a worker that dies fails the training.
-    """
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, lambda received, frame: signal.signal(received, signal.SIG_DFL))

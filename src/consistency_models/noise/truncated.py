@@ -7,7 +7,6 @@ from typing import Annotated
 
 import torch
 from annotated_types import Gt, Lt
-from scipy.stats import t as student_t
 from torch import Tensor
 
 from consistency_models.noise.schedules import Levels
@@ -73,13 +72,16 @@ class TruncatedStudentT:
         share: BelowOne = 0.25,
         boundary_weight: NotNegative = 0.1,
     ) -> None:
+        from scipy.stats import t as student_t  # takes 0.4 s to import, which no other method needs
+
         if not sigma_min < sigma_max:
             raise ValueError(f"sigma_min must be in (0, sigma_max {sigma_max}); got {sigma_min}")
         self.transition, self.mean, self.scale, self.df = transition, mean, scale, df
         self.q, self.slope, self.steepness, self.limit = q, slope, steepness, limit
         self.first_stage, self.stages, self.share, self.boundary_weight = first_stage, stages, share, boundary_weight
         ends = (math.log(sigma_min), math.log(sigma_max))
-        self.mass = [float(student_t.cdf((end - mean) / scale, df)) for end in ends]
+        self.student_t = student_t(df)
+        self.mass = [float(self.student_t.cdf((end - mean) / scale)) for end in ends]
         if not self.mass[0] < self.mass[1]:
             raise ValueError(f"mean {mean} and scale {scale} of ln t leave nothing in [{sigma_min}, {sigma_max}]")
 
@@ -90,7 +92,7 @@ class TruncatedStudentT:
     def quantile(self, u: Tensor) -> Tensor:
         """Quantile u of the distribution of t for rows that are not at t'; float64, shape of u."""
         below, above = self.mass
-        z = student_t.ppf(below + u.double().numpy() * (above - below), self.df)
+        z = self.student_t.ppf(below + u.double().numpy() * (above - below))
         return (self.mean + self.scale * torch.from_numpy(z)).exp()
 
     def low(self, high: Tensor, stage: int) -> Tensor:

@@ -43,6 +43,7 @@ PARTS = (
     "data",
     "features",
 )  # parts of a configuration that are built from a file
+DATA_MODULE = "consistency_models.data.DataModule"  # has the mark; to look would import Lightning, which takes seconds
 MAX_SIZE, MAX_STEPS = 4096, 10_000
 FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace}
 
@@ -173,7 +174,8 @@ def _not_larger_than(weights: dict[str, Any]) -> Iterator[None]:
 class _Bounded(TorchFunctionMode):
     """Refuses new tensors of more than `numbers` values in all, before memory is allocated.
 
-    The sizes are found on the meta device, without functions that are decomposed there: that takes a second to import.
+    The sizes are found on the meta device, without functions that are decomposed there, such as `arange` with a dtype:
+    their import takes a second.
     """
 
     def __init__(self, numbers: int) -> None:
@@ -184,7 +186,8 @@ class _Bounded(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in FACTORIES:
             measure = torch.empty if function in (torch.rand, torch.randn) else function
-            self.left -= measure(*args, **{**kwargs, "device": "meta"}).numel()
+            shape = {key: value for key, value in kwargs.items() if key != "dtype"} | {"device": "meta"}
+            self.left -= measure(*args, **shape).numel()
             if self.left < 0:
                 raise CheckpointError(f"a network of up to {self.numbers:,} values", "the arguments of a larger one")
         return function(*args, **kwargs)
@@ -271,7 +274,7 @@ def _check_targets(part: str, node: Any, trust: Sequence[str]) -> None:
     if isinstance(node, dict):
         if "_target_" in node:
             target = current_target(str(node["_target_"]))
-            fixed = fixed_arguments(target, trust)
+            fixed = {} if target == DATA_MODULE else fixed_arguments(target, trust)
             if fixed is None:
                 raise CheckpointError(advice(target), f"{part} asks for {target}")
             node |= fixed

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from hydra.utils import get_method
 
-from consistency_models.app.run import quiet, report
+from consistency_models.app.outcome import quiet, report
 from consistency_models.errors import ConfigError, Exit
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage.checkpoints import CheckpointError

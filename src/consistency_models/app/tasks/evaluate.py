@@ -110,17 +110,15 @@ def evaluation_of(config: dict[str, Any], generator: Generator) -> Evaluation:
             raise ConfigError(
                 group, None, "a choice on the command line", f"add {add}", reason=f"{config['run']} names none"
             )
-    data = build.build_data(chosen, may_fetch=data is config.get("data"))
-    shape, classes = tuple(data.source.images.shape[1:]), data.source.num_classes
+    source = build.build_source(chosen, may_fetch=data is config.get("data"))
+    shape, classes = tuple(source.images.shape[1:]), source.num_classes
     if shape != generator.shape or generator.num_classes not in (0, classes):
         allowed = (
             f"images of shape {generator.shape} in {generator.num_classes or 'no'} classes, as {config['run']} makes"
         )
         raise ConfigError("data", chosen["data"]["name"], allowed, reason=f"these are {shape} in {classes}")
     names = generator.class_names
-    if names and data.source.class_names not in (names, ()):
+    if names and source.class_names not in (names, ()):
         allowed = f"images of the classes {listed(names)}, as {config['run']} makes"
-        raise ConfigError(
-            "data", chosen["data"]["name"], allowed, reason=f"these are {listed(data.source.class_names)}"
-        )
-    return build.build_evaluation(chosen, data)
+        raise ConfigError("data", chosen["data"]["name"], allowed, reason=f"these are {listed(source.class_names)}")
+    return build.build_evaluation(chosen, source)

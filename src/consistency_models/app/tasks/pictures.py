@@ -139,7 +139,7 @@ def _from_data(config: dict[str, Any], generator: Generator) -> tuple[Tensor, Te
         fix = "add task.image=FILE, or data=cifar10 data.root=FOLDER"
         reason = f"{config['run']} names no data set"
         raise ConfigError("task.image", None, "an image file or a folder", fix, reason=reason)
-    source = build.build_data({"data": data}, may_fetch=data is config.get("data")).source
+    source = build.build_source({"data": data}, may_fetch=data is config.get("data"))
     if source.shape != generator.shape:
         allowed = f"images of shape {generator.shape}, as {config['run']} makes"
         raise ConfigError("data", data["name"], allowed, reason=f"these are {source.shape}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from consistency_models.app.folder import write_atomically
-from consistency_models.app.loggers import wandb_mode
+from consistency_models.app.wandb_mode import wandb_mode
 from consistency_models.data_spec import listed
 from consistency_models.storage.small_files import read_json
 

@@ -21,7 +21,7 @@ from rich.text import Text
 from torch import Tensor
 
 from consistency_models.app.checks.strangers import check_links
-from consistency_models.app.strategy import cpu_threads
+from consistency_models.app.devices import cpu_threads
 from consistency_models.conditions import Prompt
 from consistency_models.errors import ConfigError
 from consistency_models.sampling.generator import Generator
