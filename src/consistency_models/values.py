@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
-from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen, Predicate, doc
+from annotated_types import Ge, GroupedMetadata, Gt, Le, Len, Lt, MaxLen, MinLen, Predicate, doc
 from pydantic import AllowInfNan, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
@@ -31,6 +31,7 @@ __all__ = [
     "Distinct",
     "ExistingPath",
     "Infinite",
+    "Interval",
     "NotNegative",
     "NpzFile",
     "Positive",
@@ -68,6 +69,12 @@ BelowOne = Annotated[float, Ge(0), Lt(1)]
 Sigma = Annotated[float, Gt(0), Le(1e6)]  # a noise level
 SigmaOrZero = Annotated[float, Ge(0), Le(1e6)]
 Rho = Annotated[float, Ge(0.1), Le(1000)]  # the exponent of a Karras grid
+Interval = Annotated[
+    Sequence[float],
+    Len(2, 2),
+    Predicate(lambda ends: ends[0] <= ends[1]),
+    doc("[low, high], two numbers with low <= high"),
+]
 PowerOfTwo = Annotated[int, Ge(2), Predicate(lambda n: n & (n - 1) == 0), doc("a power of two >= 2")]
 Text = Annotated[str, Predicate(str.strip)]
 Descending = Annotated[

@@ -26,6 +26,11 @@ KEYS = {
     "flip",
     "workers",
 }
+OPTIONS = {
+    "image_folder": ["data.image_size=8"],
+    "latents": ["data.image_size=8", "data.source.scale=1", "data.source.shift=0"],
+    "npz": ["data.image_size=8"],
+}
 TOLD = ("clamp", "evaluation_images", "network_classes")  # for other parts of the configuration
 
 
@@ -39,6 +44,7 @@ def root(tmp_path, pixels):
     """A folder in which every source finds its files."""
     archive(tmp_path)
     np.savez(tmp_path / "images.npz", arr_0=pixels(0)[None])
+    np.save(tmp_path / "latents.npy", np.ones((2, 8, 8, 8), np.float16))
     return write(tmp_path, {**fashion_files(), "0.png": pixels(0, 16)})
 
 
@@ -51,7 +57,7 @@ def two(tmp_path_factory, pixels):
 @pytest.mark.parametrize("name", NAMES)
 def test_makes_its_data_module(name, root, two, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "cache"))
-    config = composed(name, f"data.root={root}", *(["data.image_size=8"] if name in ("image_folder", "npz") else []))
+    config = composed(name, f"data.root={root}", *OPTIONS.get(name, []))
     if name == "npz":
         config.data.root = str(root / "images.npz")
     if "images" in config.data.source:  # a set of a paper: two images, in two classes if it has classes

@@ -10,6 +10,7 @@ from consistency_models.data.fashion_mnist import fashion_mnist
 from consistency_models.data.image_folder import image_folder
 from consistency_models.data.image_set import ImageSet, check_facts, sigma_data
 from consistency_models.data.known_set import known_set
+from consistency_models.data.latents import Latents, latents
 from consistency_models.data.mixture import GaussianMixture, Mixture
 from consistency_models.data.npz import npz_images
 from consistency_models.data.published import Published
@@ -26,6 +27,7 @@ __all__ = [
     "Decoder",
     "GaussianMixture",
     "ImageSet",
+    "Latents",
     "Mixture",
     "Published",
     "Slot",
@@ -36,6 +38,7 @@ __all__ = [
     "fashion_mnist",
     "image_folder",
     "known_set",
+    "latents",
     "npz_images",
     "sigma_data",
 ]

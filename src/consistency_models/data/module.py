@@ -10,14 +10,17 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
+from consistency_models.conditions import Prompt
 from consistency_models.data.batch import Batch
 from consistency_models.data.image_set import ImageSet, check_facts
+from consistency_models.data.latents import Latents
 from consistency_models.data.mixture import Mixture
 from consistency_models.data.sampler import StepSampler
 from consistency_models.data.workers import WorkerLoader
 from consistency_models.errors import DataError
+from consistency_models.random import BatchRandom
 from consistency_models.trust import loadable
-from consistency_models.values import Count, Positive, Size, Text, checked
+from consistency_models.values import Count, Interval, Positive, Share, Size, Text, checked
 
 __all__ = ["DataModule"]
 
@@ -33,7 +36,7 @@ class DataModule(LightningDataModule):
     small set is held on the GPU as uint8, and only indices are transferred.
 
     Args:
-        source: an `ImageSet`, or a `Mixture`, which draws new images in every step.
+        source: an `ImageSet`; `Latents`; or a `Mixture`, which draws new images in every step.
         batch_size: images of one optimiser step, over all processes and accumulated micro-batches.
         seed: the run's seed.
         sigma_data: σ_data of the preconditioning. A warning is shown if the measured σ_data differs by more than a
@@ -42,6 +45,8 @@ class DataModule(LightningDataModule):
         flip: flip each image horizontally with probability ½.
         conditional: include labels in the batches.
         resident: hold the whole set on the device; "auto" does so on CUDA up to 2 GiB.
+        guidance_w: (low, high) of w of cond + w·(cond - uncond), drawn uniformly for each caption; None draws nothing.
+        caption_dropout: share of captions that are replaced by the empty one.
         overfit_steps: number of steps whose images are repeated; 0 uses all images.
         name, root: name and path of the data in the configuration, for messages.
         image_size, channels, num_classes: values of the configuration. Values other than None are compared with the
@@ -55,7 +60,7 @@ class DataModule(LightningDataModule):
     @checked
     def __init__(
         self,
-        source: ImageSet | Mixture,
+        source: ImageSet | Latents | Mixture,
         batch_size: Size,
         seed: Count = 0,
         sigma_data: Positive | None = None,
@@ -63,6 +68,8 @@ class DataModule(LightningDataModule):
         flip: bool = False,
         conditional: bool = False,
         resident: bool | Literal["auto"] = "auto",
+        guidance_w: Interval | None = None,
+        caption_dropout: Share = 0.0,
         overfit_steps: Count = 0,
         name: Text | None = None,
         root: Text | None = None,
@@ -75,11 +82,24 @@ class DataModule(LightningDataModule):
         origin = check_facts(source, name, root, image_size, channels, num_classes)
         if conditional and not source.num_classes:
             raise DataError(f"data.conditional is true, but {origin} has no classes: set data.conditional=false")
+        if flip and getattr(source, "is_latent", False):
+            raise DataError(
+                "data.flip is true, but a flipped latent is not the latent of the flipped image: set it to false"
+            )
+        if resident is True and not hasattr(source, "to"):
+            raise DataError(
+                f"data.resident is true, but {origin} is read or drawn in each step: set data.resident=auto"
+            )
+        captioned = getattr(source, "captions", None) is not None
+        for key, value in {"guidance_w": guidance_w, "caption_dropout": caption_dropout or None}.items():
+            if value is not None and not captioned:
+                raise DataError(f"data.{key} is {value}, but {origin} has no captions: leave data.{key} out")
         if overfit_steps and source.n is None:
             raise DataError(f"data.overfit_steps is {overfit_steps}, but {origin} has no fixed images: set it to 0")
         self.source, self.batch_size, self.seed, self.sigma_data = source, batch_size, seed, sigma_data
         self.workers, self.flip, self.conditional, self.resident = workers, flip, conditional, resident
         self.overfit_steps, self.name, self.origin = overfit_steps, name, origin
+        self.guidance_w, self.caption_dropout = guidance_w, caption_dropout
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -126,17 +146,29 @@ class DataModule(LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Flip and scale the images on the device."""
+        """Flip and scale the images on the device; drop captions and draw w of each."""
         images = batch.images
         if self.flip:
             mirrored = (batch.rows.rand("flip") < 0.5).to(images.device, non_blocking=True)
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         if images.dtype == torch.uint8:
             images = images.float().div_(127.5).sub_(1)
-        return replace(batch, images=images, labels=batch.labels if self.conditional else None)
+        labels = batch.labels if self.conditional else None
+        if isinstance(batch.labels, Prompt):
+            labels = self._drawn(batch.labels, batch.rows)
+        return replace(batch, images=images, labels=labels)
+
+    def _drawn(self, prompt: Prompt, rows: BatchRandom) -> Prompt:
+        if self.caption_dropout:
+            prompt = prompt.with_dropped(rows.rand("caption") < self.caption_dropout)
+        if self.guidance_w is None:
+            return prompt
+        low, high = self.guidance_w
+        w = low + (high - low) * rows.rand("guidance")
+        return replace(prompt, guidance=w.to(prompt.text.device, non_blocking=True))
 
     def _lies_on(self, device: torch.device) -> bool:
-        if device.type == "cpu" or self.source.n is None:
+        if device.type == "cpu" or not hasattr(self.source, "to"):
             return False
         if self.resident == "auto":
             return device.type == "cuda" and self.source.images.nbytes <= RESIDENT_BYTES

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from consistency_models.losses.distances import L1, LPIPS, LInf, PseudoHuber, SquaredL2, SquaredL2At32
+from consistency_models.losses.distances import (
+    L1,
+    LPIPS,
+    ElementwiseHuber,
+    LInf,
+    PseudoHuber,
+    SquaredL2,
+    SquaredL2At32,
+)
 from consistency_models.losses.learned import LogWeight
 from consistency_models.losses.moments import MomentMatching
 from consistency_models.losses.weightings import EDM, SNR, InverseGap, SNRPlusOne, TruncatedSNR, Uniform
@@ -12,6 +20,7 @@ __all__ = [
     "L1",
     "LPIPS",
     "SNR",
+    "ElementwiseHuber",
     "InverseGap",
     "LInf",
     "LogWeight",

@@ -17,9 +17,9 @@ from torch.nn.functional import interpolate
 
 from consistency_models.storage.downloads import Weights
 from consistency_models.trust import loadable
-from consistency_models.values import NotNegative, Text, checked
+from consistency_models.values import NotNegative, Positive, Text, checked
 
-__all__ = ["L1", "LPIPS", "LInf", "PseudoHuber", "SquaredL2", "SquaredL2At32"]
+__all__ = ["L1", "LPIPS", "ElementwiseHuber", "LInf", "PseudoHuber", "SquaredL2", "SquaredL2At32"]
 
 VGG16 = Weights(
     "torchvision",
@@ -62,6 +62,28 @@ class LInf(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """d, shape (B,)."""
         return (x - y).abs().flatten(1).amax(1)
+
+
+@loadable()
+class ElementwiseHuber(nn.Module):
+    """d(x, y) = mean_i √((x_i - y_i)² + c²) - c: `PseudoHuber` of each value in place of the whole image.
+
+    (The loss "huber" of diffusers' LCM distillation scripts.)
+
+    Args:
+        c: at |x_i - y_i| = c the distance turns from quadratic to linear.
+    """
+
+    @checked
+    def __init__(self, c: Positive = 0.001) -> None:
+        super().__init__()
+        self.c = c
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """d, shape (B,)."""
+        square = (x - y).square()
+        # √(d² + c²) - c without cancellation for small d.
+        return (square / ((square + self.c**2).sqrt() + self.c)).flatten(1).mean(1)
 
 
 @loadable()

@@ -13,6 +13,7 @@ from consistency_models.noise.curricula import (
     Progressive,
     Square,
 )
+from consistency_models.noise.discrete import Discrete, alphas_cumprod
 from consistency_models.noise.pairs import ArctanLogNormal, Dyadic, Groups, LogNormalPair
 from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary, Flow, Preconditioned, TrigFlow
 from consistency_models.noise.schedules import (
@@ -25,6 +26,7 @@ from consistency_models.noise.schedules import (
     per_image,
 )
 from consistency_models.noise.segments import Phases, Segments, cosine_grid, segment_edges
+from consistency_models.noise.table_uniform import TableUniform
 from consistency_models.noise.truncated import TruncatedStudentT
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "Constant",
     "ConstantDecay",
     "Cosine",
+    "Discrete",
     "Doubling",
     "Dyadic",
     "ECTSchedule",
@@ -55,8 +58,10 @@ __all__ = [
     "Progressive",
     "Segments",
     "Square",
+    "TableUniform",
     "TrigFlow",
     "TruncatedStudentT",
+    "alphas_cumprod",
     "cosine_grid",
     "karras_grid",
     "per_image",

@@ -19,9 +19,12 @@ from consistency_models.sampling.samplers import (
     Heun,
     SegmentSampler,
 )
+from consistency_models.sampling.table import DDIM, LCM
 
 __all__ = [
+    "DDIM",
     "DPM2",
+    "LCM",
     "Ancestral",
     "Colorization",
     "Consistency",

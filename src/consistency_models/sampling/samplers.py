@@ -136,12 +136,16 @@ class Consistency:
     def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
         """Images, shape of noise."""
         f = _clipped(denoiser) if self.clip else denoiser
-        x = noise * self.sigmas[0]
+        x = self.start(noise)
         for sigma, following in pairwise((*self.sigmas, self.end)):
             x = f(x, x.new_full((len(x),), sigma))
             if following > self.sigma_min:
                 x = x + math.sqrt(following**2 - self.sigma_min**2) * randn()
         return x.clamp(-1, 1) if self.clip else x
+
+    def start(self, noise: Tensor) -> Tensor:
+        """Images at σ_1 without data, shape of noise: σ_1·noise."""
+        return noise * self.sigmas[0]
 
     @torch.no_grad()
     def descend(self, denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:

@@ -35,6 +35,16 @@ def data(config: Config, choices: Choices) -> Problems:
     if data["conditional"] and not data["num_classes"]:
         fix = "set data.num_classes" if data["num_classes"] is None else "set data.conditional=false"
         yield problem("data.conditional", True, f"false with data.num_classes={data['num_classes'] or 'null'}", fix)
+    if fact(source, "is_latent"):
+        if data["flip"]:
+            reason = "a flipped latent is not the latent of the flipped image"
+            yield problem("data.flip", True, "false", "encode flipped copies of the images", reason=reason)
+        if config["augment"].get("_target_"):
+            reason = "augmentations are defined for images, not for latents"
+            yield problem("augment", choices.get("augment"), "none", "did you mean augment=none?", reason=reason)
+    elif any(data.get(key) for key in ("guidance_w", "caption_dropout")):
+        key = next(key for key in ("guidance_w", "caption_dropout") if data.get(key))
+        yield problem(f"data.{key}", data[key], f"nothing with data={name}", reason="the images have no captions")
     if config["augment"].get("flip") and not data["flip"]:
         yield problem("augment.flip", True, "false", "or set data.flip=true", reason=f"data={name} is not mirrored")
     if data.get("overfit_steps") and fact(source, "has_closed_form"):
@@ -69,6 +79,9 @@ def features(config: Config, choices: Choices) -> Problems:
     if fact(extractor, "needs_images") and not data["clamp"]:
         allowed, fix = f"identity with data={choices.get('data')}", "did you mean features=identity?"
         yield problem("features", chosen, allowed, fix, reason="points are no images")
+    if fact(data["source"], "is_latent") and fact(extractor, "needs_classes"):
+        fix = "did you mean features=identity?"
+        yield problem("features", chosen, "identity with data=latents", fix, reason="latents are no images")
     if fact(extractor, "needs_images") and data["channels"] not in (1, 3):
         yield problem("features", chosen, f"classifier or identity with {data['channels']} channels")
     if package and importlib.util.find_spec(package) is None:

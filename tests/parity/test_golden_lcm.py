@@ -1,0 +1,110 @@
+"""LCM's and Direct CM's training steps: `ConsistencyDistillation` and `DirectConsistency` on the levels of a table."""
+
+import pytest
+import torch
+from methods.steps import method, step_of
+from parity.golden import cases, load
+from parity.tables import EXACT, TextNet, prompts, said, scalings
+from torch.testing import assert_close
+
+from consistency_models.losses import ElementwiseHuber, SquaredL2
+from consistency_models.methods.cd import ConsistencyDistillation
+from consistency_models.methods.dcm import DirectConsistency
+from consistency_models.networks.diffusers import guidance_embedding
+from consistency_models.noise import Discrete, Levels, Preconditioned, TableUniform
+from consistency_models.sampling import solvers
+from consistency_models.teachers import Guided
+
+
+@pytest.mark.parametrize(("path", "dim"), cases(r"w_embedding_(\d+)"))
+def test_embedding_of_w(path, dim):
+    case = load(path)
+    assert_close(guidance_embedding(case["w"], int(dim)), case[f"w_embedding_{dim}"], rtol=0, atol=2e-6)
+
+
+def lcm_step(path, i):
+    case = load(path)
+    args = said(case, f"{i}_args")
+    grid = TableUniform(scalings(args), args["steps"]).grid(args["steps"] + 1)
+    index = case[f"{i}_index"]
+    levels = Levels(high=grid[index + 1], low=grid[index], index=index, grid=grid)
+    return case, args, levels
+
+
+@pytest.mark.parametrize(("path", "i"), cases(r"(\d+)_grad_huber_conv1\.weight"))
+def test_step_of_lcm(path, i):
+    case, args, levels = lcm_step(path, i)
+    table = scalings(args)
+    assert_close(table.table, case[f"{i}_alphas_cumprod"], rtol=0, atol=0)
+    assert table.timestep(levels.high).tolist() == case[f"{i}_high"].tolist()
+    assert table.timestep(levels.low).tolist() == case[f"{i}_low"].tolist()
+
+    teacher = Preconditioned(TextNet(case, "teacher"), table)
+    teacher.origin = {}
+    student, target = (
+        Preconditioned(TextNet(case, name), scalings(args, boundary=10.0)) for name in ("online", "target")
+    )
+    labels = prompts(case, case["w"], case["w_embedding"])
+    lcm = method(
+        ConsistencyDistillation,
+        student,
+        Guided(teacher, None),
+        ElementwiseHuber(args["huber_c"]),
+        solver=solvers.Euler(),
+        target_ema=lambda k, K: 0.95,
+    )
+    lcm.target_copy.load_state_dict(target.state_dict())
+    step = step_of(case["x"], case["noise"], levels, labels)
+    assert_close(step.x_t * (1 + levels.high.view(-1, 1, 1, 1) ** 2).rsqrt(), case[f"{i}_noisy"], **EXACT)
+    online = lcm.online(step)
+    with torch.no_grad():
+        aim = lcm.target(step)
+        solved = lcm.solver(lambda x, s: lcm.teacher(x, s, labels), step.x_t, levels.high, levels.low)
+    scale = max(1.0, *(case[f"{i}_{name}"].abs().max().item() for name in ("solved", "prediction", "target")))
+    for ours, name in (
+        (solved * (1 + levels.low.view(-1, 1, 1, 1) ** 2).rsqrt(), "solved"),
+        (online, "prediction"),
+        (aim, "target"),
+    ):
+        assert_close(ours / scale, case[f"{i}_{name}"] / scale, msg=lambda m, name=name: f"{name}: {m}", **EXACT)
+    assert_close(SquaredL2()(online, aim).mean(), case[f"{i}_l2"], rtol=1e-6, atol=0)
+    loss = lcm.loss(step, online, aim)
+    assert_close(loss.mean(), case[f"{i}_huber"], rtol=1e-6, atol=0)
+    names, parameters = zip(*student.network.named_parameters())
+    for name, gradient in zip(names, torch.autograd.grad(loss.mean(), parameters)):
+        expected = case[f"{i}_grad_huber_{name}"]
+        largest = expected.abs().max().item()
+        assert_close(gradient, expected, rtol=1e-6, atol=1e-6 * largest, msg=lambda m, name=name: f"{name}: {m}")
+
+
+class OneHigher(Discrete):
+    """direct-cms names a level one higher than diffusers."""
+
+    def timestep(self, sigma):
+        return super().timestep(sigma) + 1
+
+
+@pytest.mark.parametrize(("path", "i"), cases(r"(\d+)_end_ddim"))
+def test_step_of_direct_cm(path, i):
+    case = load(path)
+    args, config = said(case, f"{i}_args"), said(case, "config")
+    table, N = scalings(config, kind=OneHigher), args["N"]
+    grid = TableUniform(table, N, "zero").grid(N + 1)
+    index = torch.searchsorted(grid, table.sigmas[case[f"{i}_start"] - 1]) - 1
+    levels = Levels(high=grid[index + 1], low=grid[index], index=index, grid=grid)
+    assert sorted(case[f"{i}_start_timesteps"].tolist()) == table.timestep(grid[1:]).tolist()
+
+    teacher = Preconditioned(TextNet(case, "net"), table)
+    teacher.origin = {}
+    student = Preconditioned(TextNet(case, "online"), scalings(config, boundary=10.0, kind=OneHigher))
+    direct = method(DirectConsistency, student, Guided(teacher, args["w"]), solver=solvers.Euler())
+    step = step_of(case["x"], case["noise"], levels, prompts(case))
+    assert_close(step.x_t * (1 + levels.high.view(-1, 1, 1, 1) ** 2).rsqrt(), case[f"{i}_noisy"], **EXACT)
+    online = direct.online(step)
+    with torch.no_grad():
+        end = direct.target(step)
+    scale = max(1.0, case[f"{i}_end_ddim"].abs().max().item())
+    assert_close(end / scale, case[f"{i}_end_ddim"] / scale, **EXACT)
+    assert_close(online, case[f"{i}_prediction"], rtol=1e-6, atol=1e-6 * scale)
+    assert_close(direct.loss(step, online, end).mean(), case[f"{i}_l2_ddim"], rtol=1e-6, atol=0)
+    assert direct.teacher_calls == 2 * (index + 1).sum()  # guidance calls the network twice

@@ -1,0 +1,153 @@
+"""Tables, parameterisations, timesteps and trajectories of diffusers' schedulers, in this suite's coordinates."""
+
+from functools import partial
+
+import pytest
+import torch
+from parity.golden import cases, load
+from parity.tables import EXACT, Recorded, TextNet, prompts, said, scalings
+from torch.testing import assert_close
+
+from consistency_models.noise import Preconditioned, alphas_cumprod, karras_grid
+from consistency_models.sampling import DDIM, LCM, solvers
+from consistency_models.teachers import Guided
+
+
+def rows(values):
+    return values.view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(("path", "i"), cases(r"table_(\d+)_config"))
+def test_table_is_equal_to_the_last_bit(path, i):
+    case = load(path)
+    config = said(case, f"table_{i}_config")
+    betas = config.pop("trained_betas", None)
+    table = alphas_cumprod(**config | ({"beta_schedule": betas} if betas else {}))
+    assert_close(table, case[f"table_{i}_alphas_cumprod"], rtol=0, atol=0)
+    if f"table_{i}_sigmas" in case:
+        sigmas = scalings(config | ({"trained_betas": betas} if betas else {})).sigmas
+        assert_close(sigmas, case[f"table_{i}_sigmas"].double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("path", "i"), cases(r"(\d+)_clean_epsilon"))
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_denoised_images(path, i, prediction):
+    case = load(path)
+    table = scalings(said(case, f"{i}_config"), prediction)
+    k, sigma = case["timesteps"], table.sigmas[case["timesteps"]]
+    assert_close(table.table, case[f"{i}_alphas_cumprod"], rtol=0, atol=0)
+    assert_close(table.timestep(sigma.float()), k.float(), rtol=0, atol=0)  # levels of a batch are float32
+    x = case["x"] + rows(sigma) * case["noise"]
+    assert_close(rows(table.c_in(sigma)) * x, case[f"{i}_noisy"], **EXACT)
+    velocity = (case["noise"] - rows(sigma) * case["x"]) * rows(table.c_in(sigma))
+    assert_close(velocity, case[f"{i}_velocity"], **EXACT)
+    denoised = rows(table.c_skip(sigma)) * x + rows(table.c_out(sigma)) * case["output"]
+    expected = case[f"{i}_clean_{prediction}"]
+    # Denoised images at the top of a table are as large as σ_max: the tolerance is relative to the terms.
+    scale = (rows(table.c_skip(sigma)) * x).abs().amax((1, 2, 3), keepdim=True).clamp(min=1)
+    assert_close(denoised / scale, expected / scale, **EXACT)
+
+
+@pytest.mark.parametrize(("path", "i"), cases(r"timesteps_(\d+)_args", "timesteps_0_args", without=["w"]))
+def test_timesteps_of_ddim(path, i):
+    case = load(path)
+    args, table = said(case, f"timesteps_{i}_args"), scalings(said(case, "table_0_config"))
+    spacing, offset = args["timestep_spacing"], args["steps_offset"]
+    if spacing == "linspace":
+        with pytest.raises(ValueError, match="leading, trailing"):
+            DDIM(args["steps"], table, spacing)
+        return
+    sampler = DDIM(args["steps"], table, spacing, offset if spacing == "leading" else 0)
+    assert list(sampler.timesteps) == case[f"timesteps_{i}"].tolist()
+    assert sampler.sigmas == tuple(table.sigmas[case[f"timesteps_{i}"]].tolist())
+
+
+@pytest.mark.parametrize(("path", "i"), cases(r"euler_(\d+)_args"))
+def test_timestep_of_levels_off_the_table(path, i):
+    case = load(path)
+    args, sigmas = said(case, f"euler_{i}_args"), case[f"euler_{i}_sigmas"][:-1].double()
+    table = scalings(args)
+    if args.get("use_karras_sigmas"):
+        grid = karras_grid(args["steps"], sigmas[-1].item(), sigmas[0].item())
+        assert_close(grid.flip(0), sigmas, rtol=2e-6, atol=0)
+    if args.get("use_karras_sigmas") or args.get("timestep_spacing") in ("leading", "trailing"):
+        assert_close(table.timestep(sigmas), case[f"euler_{i}_timesteps"].double(), rtol=1e-5, atol=1e-3)
+    else:  # levels between those of the table by linear interpolation: below the logarithm's
+        below = case[f"euler_{i}_timesteps"].floor().long().clamp(max=len(table.sigmas) - 2)
+        assert ((table.sigmas[below] <= sigmas * (1 + 1e-6)) & (sigmas <= table.sigmas[below + 1] * (1 + 1e-6))).all()
+    if args.get("timestep_spacing") in ("leading", "trailing"):
+        ours = DDIM(args["steps"], table, args["timestep_spacing"], args.get("steps_offset", 0))
+        assert_close(torch.tensor(ours.sigmas, dtype=torch.float64), sigmas, rtol=1e-6, atol=0)
+        start = (1 + ours.sigmas[0] ** 2) ** 0.5
+        assert start == pytest.approx(case[f"euler_{i}_init_noise_sigma"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("path", "i"), cases(r"step_(\d+)_args"))
+def test_a_step_of_ddim_is_a_step_of_euler(path, i):
+    case = load(path)
+    args = said(case, f"step_{i}_args")
+    table, k = scalings(args), args["timestep"]
+    below = k - len(table.sigmas) // args["steps"]
+    high = table.sigmas[k]
+    last = 0.0 if args["set_alpha_to_one"] else table.sigma_min
+    low = table.sigmas[below].item() if below >= 0 else last
+    x = case["sample"] * (1 + high**2).sqrt()
+    denoised = table.c_skip(high) * x + table.c_out(high) * case["output"]
+    if args["clip_sample"]:  # which is not the ODE: only the denoised image is compared
+        assert_close(denoised.clamp(-1, 1), case[f"step_{i}_clean"], **EXACT)
+        return
+    scale = max(1.0, case[f"step_{i}_clean"].abs().max().item())
+    assert_close(denoised / scale, case[f"step_{i}_clean"] / scale, **EXACT)
+    after = solvers.Euler()(lambda *_: denoised, x, high.item(), low) / (1 + low**2) ** 0.5
+    assert_close(after / scale, case[f"step_{i}_prev"] / scale, **EXACT)
+
+
+@pytest.mark.parametrize(("path", "i"), cases(r"trajectory_(\d+)_args", "empty"))
+def test_trajectory_of_the_guided_teacher(path, i):
+    case = load(path)
+    args = said(case, f"trajectory_{i}_args")
+    table = scalings(args)
+    teacher = Preconditioned(TextNet(case, "net"), table)
+    teacher.origin = {}
+    denoiser = Recorded(partial(Guided(teacher, args["guidance"]), labels=prompts(case)))
+    final = "zero" if args["set_alpha_to_one"] else "first"
+    sampler = DDIM(args["steps"], table, args["timestep_spacing"], args["steps_offset"], final)
+    assert list(sampler.timesteps) == case[f"trajectory_{i}_timesteps"].tolist()
+    end = sampler(denoiser, case["start"], None)
+    states = case[f"trajectory_{i}_states"]
+    assert_close(torch.stack([*denoiser.inputs[1:], end]), states, rtol=1e-6, atol=1e-6 * states.abs().max().item())
+    assert sampler.nfe == len(denoiser.inputs)
+
+
+@pytest.mark.parametrize(("path", "i"), cases(r"trajectory_(\d+)_args", "guidance_embedding"))
+def test_trajectory_of_lcm(path, i):
+    case = load(path)
+    args = said(case, f"trajectory_{i}_args")
+    table = scalings(args, boundary=10.0)
+    embedding = case["guidance_embedding"]
+    model = Recorded(partial(Preconditioned(TextNet(case, "net"), table), labels=prompts(case, embedding=embedding)))
+    sampler, noises = LCM(args["steps"], table, args["original_inference_steps"]), iter(case["noises"])
+    assert list(sampler.timesteps) == case[f"trajectory_{i}_timesteps"].tolist()
+    end = sampler(model, case["start"], lambda: next(noises))
+    states = case[f"trajectory_{i}_states"]
+    tolerance = {"rtol": 1e-6, "atol": 1e-6 * max(states.abs().max().item(), 1)}
+    assert_close(torch.stack(model.outputs), case[f"trajectory_{i}_denoised"], **tolerance)
+    assert_close(torch.stack([*model.inputs[1:], end]), states, **tolerance)
+
+
+@pytest.mark.parametrize(("path", "i"), cases(r"timesteps_(\d+)_args", "w"))
+def test_timesteps_of_lcm(path, i):
+    case = load(path)
+    args, table = said(case, f"timesteps_{i}_args"), scalings(said(case, "trajectory_0_args"))
+    sampler = LCM(args["steps"], table, args["original_inference_steps"], args["strength"])
+    assert list(sampler.timesteps) == case[f"timesteps_{i}"].tolist()
+
+
+@pytest.mark.parametrize(("path", "i"), cases(r"boundary_(\d+)_c_skip"))
+def test_boundary_scalings(path, i):
+    case = load(path)
+    table = scalings(said(case, "trajectory_0_args"), boundary=case[f"boundary_{i}_timestep_scaling"].item())
+    sigma, c_skip, c_out = table.sigmas, case[f"boundary_{i}_c_skip"], case[f"boundary_{i}_c_out"]
+    # f = c_skip·z + c_out·x̂0 with z = c_in·x and x̂0 = x - σ·F
+    assert_close(table.c_skip(sigma), c_skip * table.c_in(sigma) + c_out, rtol=1e-9, atol=0)
+    assert_close(table.c_out(sigma), -sigma * c_out, rtol=1e-9, atol=1e-12)
