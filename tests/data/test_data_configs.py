@@ -30,6 +30,7 @@ OPTIONS = {
     "image_folder": ["data.image_size=8"],
     "latents": ["data.image_size=8", "data.source.scale=1", "data.source.shift=0"],
     "npz": ["data.image_size=8"],
+    "webdataset": ["data.image_size=8", "data.source.urls='http://127.0.0.1/{0..1}.tar'"],
 }
 TOLD = ("clamp", "evaluation_images", "network_classes")  # for other parts of the configuration
 
@@ -67,7 +68,8 @@ def test_makes_its_data_module(name, root, two, monkeypatch):
     with open_dict(config):
         for key in TOLD:
             del config.data[key]
-        config.data.source.pop("download", None)
+        for key in ("download", "urls"):
+            config.data.source.pop(key, None)
     module = instantiate(config.data)
     assert isinstance(module, DataModule)
     assert module.name == name
