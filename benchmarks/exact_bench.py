@@ -209,9 +209,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 {args.steps} steps of 256 points; mean ± standard deviation over seeds {", ".join(map(str, seeds))}. Distances of
 solutions are in units of √d·σ_data. Distances of samples compare {2 * args.points} samples with 10,000 data points.
-Calls are counted for each image of the training, or for each sample. Training costs are CPU seconds of the training
-process with one thread, without start-up and evaluation. TCM continues the run of ECT with the same seed, and therefore
-has twice the steps of the other methods; its CPU seconds include those of ECT.
+Calls are counted for each image of the training, or for each sample; a derivative counts as one call. Training costs
+are CPU seconds of the training process with one thread, without start-up and evaluation, the minimum over the seeds.
+TCM continues the run of ECT with the same seed, and has twice the steps of the other methods; its CPU seconds
+include those of ECT.
 
     python benchmarks/exact_bench.py {" ".join(sys.argv[1:] if arguments is None else arguments)}
 

@@ -41,23 +41,23 @@ def build_teacher(config: dict[str, Any]) -> nn.Module | None:
     Raises:
         ConfigError: the images or classes of the teacher differ from those of the student, or guidance is impossible.
     """
-    data, guidance = DataSpec.of(config["data"]), config["teacher"].get("guidance", 1.0)
-    weak = config["teacher"].get("weak")
-    if not config["teacher"]["_target_"]:
+    data, options, own = DataSpec.of(config["data"]), config["teacher"], ("guidance", "weak", "interval")
+    guidance, weak, interval = options.get("guidance", 1.0), options.get("weak"), options.get("interval")
+    if not options["_target_"]:
         return None
-    teacher = instantiate({key: value for key, value in config["teacher"].items() if key not in ("guidance", "weak")})
+    teacher = instantiate({key: value for key, value in options.items() if key not in own})
     _check_fits(teacher, "teacher.path", config["teacher"]["path"], data)
     if guidance == 1:
         return teacher
     if weak is not None:
         weaker = run_teacher(weak)
         _check_fits(weaker, "teacher.weak", weak, data)
-        return Guided(teacher, guidance, weaker)
+        return Guided(teacher, guidance, weaker, interval)
     network = getattr(teacher, "network", None)
     if not data.num_classes or (network is not None and not _hides_labels(network)):
         reason = "the teacher is unconditional, or was not trained with network.label_dropout"
         raise ConfigError("teacher.guidance", guidance, "1.0, or any with teacher.weak=FOLDER", reason=reason)
-    return Guided(teacher, guidance)
+    return Guided(teacher, guidance, interval=interval)
 
 
 def _check_fits(teacher: nn.Module, key: str, path: str, data: DataSpec) -> None:
@@ -119,12 +119,21 @@ class Guided(nn.Module):
         model: D; without `weak` a class-conditional denoiser that was trained with label dropout.
         guidance: w; 1 is D, 0 is W (1 + w in the first paper). None: 1 + `Prompt.guidance`, a number for each row.
         weak: W of autoguidance, or None.
+        interval: the lowest and the highest level σ with guidance; None: all levels. Both models are called at all
+            levels, so that a step does not depend on values of the device.  (Kynkäänniemi et al., arXiv 2404.07724.)
     """
 
     calls = 2  # network calls of one call of this module
 
-    def __init__(self, model: nn.Module, guidance: float | None, weak: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        guidance: float | None,
+        weak: nn.Module | None = None,
+        interval: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
+        self.interval = None if interval is None else tuple(interval)
         self.model, self.guidance, self.weak, self.origin = model, guidance, weak, model.origin
         self.is_consistency_model = getattr(model, "is_consistency_model", False)
 
@@ -145,7 +154,11 @@ class Guided(nn.Module):
             weak = self.model(x, sigma, conditions.unconditional(self.model, labels))
         else:
             weak = self.weak(x, sigma, labels)
-        return weak + self._weight(x, labels) * (self.model(x, sigma, labels) - weak)
+        weight = self._weight(x, labels)
+        if self.interval is not None:
+            inside = (sigma >= self.interval[0]) & (sigma <= self.interval[1])
+            weight = 1 + per_image(inside.to(x.dtype), x) * (weight - 1)
+        return weak + weight * (self.model(x, sigma, labels) - weak)
 
     def _weight(self, x: torch.Tensor, labels: torch.Tensor | Prompt | None) -> torch.Tensor | float:
         if self.guidance is not None:

@@ -63,6 +63,7 @@ def every_option():
         groups = ("loss", "curriculum", "sampler", *(() if "trigflow" in _text(name) else ("preconditioning",)))
         others, model = " ".join(_turn(group, i) for group in groups), _with_model(name)
         yield f"{model} schedule={schedule} {others} network={network} {augment} data=cifar10 data.root={{root}}"
+    yield from (f"model=meanflow sampler={name}" for name in GROUPS["sampler"] if name.startswith("flow_map"))
     for network in sorted(set(GROUPS["network"]) - set(networks)):
         size = re.search(r"\d+$", network)[0]
         yield f"network={network} data=image_folder data.root={{root}} data.image_size={size}"
@@ -94,7 +95,8 @@ def written_options():
 
 
 def _turn(group, i):
-    return f"{group}={GROUPS[group][i % len(GROUPS[group])]}"
+    options = [option for option in GROUPS[group] if not option.startswith("flow_map")]  # those need two times
+    return f"{group}={options[i % len(options)]}"
 
 
 def _with_model(model):

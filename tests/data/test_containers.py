@@ -17,7 +17,7 @@ from consistency_models.data import DataError, image_folder, known_set
 from consistency_models.data.containers import encoded_sets
 from consistency_models.data.lmdb_file import lmdb_sets
 from consistency_models.data.parquet import parquet_sets
-from consistency_models.data.ranges import Index
+from consistency_models.data.ranges import Places
 from consistency_models.data.tars import tar_sets
 
 arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -112,7 +112,7 @@ def test_the_list_of_a_tar_is_stored(tmp_path, pixels, monkeypatch):
     first = image_folder(path, cache_dir=cache).digest
     monkeypatch.setattr("consistency_models.data.tars._members", None)  # reading the tar again would fail
     assert image_folder(path, cache_dir=cache).digest == first
-    (stored,) = cache.glob("index_*.npz")
+    (stored,) = cache.glob("*.ranges.npz")
     stored.write_bytes(stored.read_bytes()[:-30])
     monkeypatch.undo()
     assert image_folder(path, cache_dir=cache).digest == first
@@ -321,14 +321,14 @@ def test_a_file_that_is_cut_off_after_the_start(containers):
         train.read(5)
 
 
-def test_an_index_that_was_changed_is_built_again(tmp_path, pixels):
+def test_a_list_that_was_changed_is_built_again(tmp_path, pixels):
     path, cache = tar(tmp_path / "a.tar", shard([0], pixels)), tmp_path / "cache"
     image_folder(path, cache_dir=cache)
-    (stored,) = cache.glob("index_*.npz")
-    np.savez(stored, names=np.array([object()]), part=np.zeros(1))
+    (stored,) = cache.glob("*.ranges.npz")
+    np.savez(stored, text=np.array([object()]), part=np.zeros(1))
     assert image_folder(path, cache_dir=cache).n == 1
 
 
-def test_an_index_without_members():
-    assert Index.of([]).names == []
-    assert Index.of([]).offset.shape == (0,)
+def test_a_list_without_members():
+    assert len(Places.of([]).names) == 0
+    assert Places.of([]).offset.shape == (0,)

@@ -46,6 +46,12 @@ KNOWN = [  # commands, and the teacher's calls an image; the calls of Direct CM 
     ("model=alphaflow model.stop=0.01 model.clip=4", 0),
     (f"model=ayf {EXACT}", 1),
     ("model=facm", 0),
+    ("model=facm model.two_times=false sampler=consistency_from_zero model.difference=1e-3", 0),
+    ("model=imf", 0),
+    (
+        "model=imf data.conditional=true model.guidance_input=2 model.label_dropout=0.3 network.augment_dim=3",
+        0,
+    ),
     (f"model=facm {EXACT}", 1),
     ("model=shortcut", 0),
     ("model=imm", 0),

@@ -8,10 +8,12 @@ from torch.testing import assert_close
 
 from consistency_models.methods.alphaflow import AlphaFlow
 from consistency_models.methods.ayf import AlignYourFlow
+from consistency_models.methods.facm import FlowAnchoredConsistency
 from consistency_models.methods.flow_map import gap
 from consistency_models.methods.meanflow import MeanFlow
+from consistency_models.methods.sct import ContinuousConsistencyTraining
 from consistency_models.networks.mlp import MLP
-from consistency_models.noise.preconditioning import Flow, Preconditioned
+from consistency_models.noise.preconditioning import Flow, Preconditioned, TrigFlow
 from consistency_models.noise.schedules import Levels, per_image
 from consistency_models.random import BatchRandom
 from consistency_models.sampling.samplers import FlowMapSampler
@@ -66,7 +68,7 @@ def marginal_velocity(step):
 
 def random_mlp(**arguments):
     torch.manual_seed(0)
-    network = MLP(2, 1, two_times=True, width=16, **arguments).double()
+    network = MLP(2, 1, **{"two_times": True, "width": 16, **arguments}).double()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3)
     return network
@@ -87,7 +89,7 @@ def test_the_target_of_the_exact_map_is_the_map():
     """u + (t - r)·du/dt = v, with the marginal velocity."""
     made = step(equal=[1])
     meanflow = exact(MeanFlow)
-    meanflow.velocity = marginal_velocity
+    meanflow.velocities = lambda step: (marginal_velocity(step),) * 2
     assert_close(meanflow.target(made), meanflow.online(made), rtol=1e-9, atol=1e-9)
 
 
@@ -111,6 +113,37 @@ def test_the_derivative_against_differences():
         return meanflow.u(made, z * per_image(1 + sigma, z), sigma, made.levels.end)
 
     assert_close(du_dt, (at(t + h, z + h * v) - at(t - h, z - h * v)) / (2 * h), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [MeanFlow, AlignYourFlow, FlowAnchoredConsistency, ContinuousConsistencyTraining])
+def test_differences_have_the_second_order_that_they_state(kind):
+    """Value and derivative; with dropout, whose masks are those of the online pass."""
+    made, errors = step(), []
+    sct = kind is ContinuousConsistencyTraining
+    teacher = {"teacher": exact_denoiser} if kind is AlignYourFlow else {}
+    trained = {}
+    for h in (None, 0.02, 0.01):
+        model = Preconditioned(random_mlp(two_times=not sct, dropout=0.3), TrigFlow() if sct else Flow())
+        trained[h] = method(kind, model, **teacher, difference=h)
+    found = {}
+    for h, each in trained.items():
+        each.train()
+        sigma, arguments = made.levels.high, {} if sct else {"end": made.levels.end}
+        function = lambda x, sigma, each=each, arguments=arguments: each.model.raw(x, sigma, **arguments)  # noqa: E731
+        found[h] = each.derivative(made, function, (made.x_t, sigma), (made.noise, torch.ones_like(sigma)))
+    for exact, *approximate in zip(*found.values()):
+        errors = [(each - exact).abs().max() for each in approximate]
+        assert errors[0] > 1e-8
+        assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+
+
+def test_differences_in_float32():
+    made, network = step(dtype=torch.float32), random_mlp().float()
+    v = made.noise - made.x
+    expected = trained_on(MeanFlow, network).derivative_along(made, v)
+    found = trained_on(MeanFlow, network, difference=1e-3).derivative_along(made, v)
+    assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
+    assert (found[1] - expected[1]).abs().max() < 2e-3 * expected[1].abs().max()
 
 
 def test_the_derivative_sees_the_dropout_of_the_online_pass():
@@ -147,15 +180,6 @@ def test_the_adaptive_weight_has_no_gradient():
     loss = meanflow.loss(made, online, torch.zeros_like(online))
     assert_close(loss, torch.full_like(loss, 4 / 4.5))
     assert_close(torch.autograd.grad(loss.sum(), online)[0], torch.full_like(online, 2 / 4.5))
-
-
-def test_own_velocity_gives_the_exact_map_its_own_target_whatever_the_data_point():
-    """The derivative no longer contains n - x0: its part of the target is the same for all pairs behind one x_t."""
-    made = step()
-    meanflow = exact(MeanFlow, own_velocity=True)
-    correction = meanflow.target(made) - (made.noise - made.x)
-    expected = meanflow.online(made) - marginal_velocity(made)
-    assert_close(correction, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5, 1e-4])
@@ -238,7 +262,7 @@ def test_guidance_leaves_the_network_in_train_mode():
     meanflow.train()
     made = step()
     made.labels = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1, 2]]
-    assert (meanflow.velocity(made) != made.noise - made.x).any()
+    assert (meanflow.velocities(made)[0] != made.noise - made.x).any()
     assert meanflow.model.network.training
 
 

@@ -20,6 +20,8 @@ GUIDED = ("model=meanflow", "model.label_dropout=0.3", "model.omega=0.5", "model
 DERIVATIVES = {
     "meanflow": GUIDED,
     "alphaflow": ("model=alphaflow", "model.stop=0.1"),  # from the second step on by the derivative
+    "imf": ("model=imf", "model.guidance_input=1", "model.label_dropout=0.3", "network.augment_dim=3"),
+    "facm": ("model=facm", "model.two_times=false", "sampler=consistency_from_zero", "model.difference=1e-3"),
     "ayf": ("model=ayf", "teacher=exact", "data=mixture", "model.warmup_steps=1", "model.tangent_norm=0.1"),
     "transformer": ("model=meanflow", "network=dit", "network.depth=2", "network.heads=2"),
 }
@@ -92,7 +94,7 @@ def test_micro_batches_take_the_step_of_the_batch(one_process, tmp_path):
     assert_same_step(tmp_path, one_process)
 
 
-OTHERS = ("alphaflow", "facm", "shortcut", "imm", "ayf")
+OTHERS = ("alphaflow", "imf", "facm", "shortcut", "imm", "ayf")
 
 
 @pytest.mark.parametrize("model", OTHERS)

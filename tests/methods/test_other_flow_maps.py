@@ -17,6 +17,7 @@ from consistency_models.noise.pairs import ArctanLogNormal, Dyadic, Groups
 from consistency_models.noise.preconditioning import EDM, Flow, Preconditioned
 from consistency_models.noise.schedules import Levels, per_image
 from consistency_models.random import BatchRandom
+from consistency_models.teachers import Guided
 
 
 def to_zero(**arguments):
@@ -37,6 +38,30 @@ def test_the_anchor_is_flow_matching():
     made.online = facm.online(made).detach()
     assert torch.equal(facm.target(made).chunk(2)[1], made.noise - made.x)
     assert_close(made.online.chunk(2)[1], facm.u(made, made.x_t, made.levels.high, made.levels.high))
+
+
+def test_the_anchor_of_a_network_of_one_time_has_the_times_below_0():
+    """-t in our clock, which is 2 - τ = 1 + t in that of the paper; near the data it is the velocity at t = 0."""
+    made, network = to_zero(), random_mlp(two_times=False)
+    facm = trained_on(FlowAnchoredConsistency, network)
+    consistent, anchor = facm.online(made).chunk(2)
+    t = made.levels.high / (1 + made.levels.high)
+    z = made.x_t * per_image(1 - t, made.x_t)
+    assert_close(consistent, network(z, t))
+    assert_close(anchor, network(z, -t))
+
+
+def test_guidance_of_a_teacher_in_an_interval():
+    made, strong, weak = to_zero(), exact_denoiser, lambda x, *_: 0.5 * x
+    strong.origin = None
+    guided = Guided(strong, 1.6, weak, interval=(0.5, 2.0))
+    levels = made.levels.high
+    found = guided(made.x_t, levels)
+    inside = (levels >= 0.5) & (levels <= 2)
+    assert 0 < inside.sum() < len(inside)
+    strong, weak = strong(made.x_t, levels), weak(made.x_t)
+    expected = weak + per_image(1 + 0.6 * inside, weak) * (strong - weak)
+    assert_close(found, expected)
 
 
 def test_without_weight_and_clip_facm_is_meanflow_to_the_end():

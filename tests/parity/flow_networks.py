@@ -1,11 +1,22 @@
-"""Networks of two times that files under beyond/ were made with, and random numbers that are stored."""
+"""Networks of two times that files under beyond/ were made with, random numbers that are stored, and steps of cases."""
 
+import json
 from dataclasses import dataclass, field
 
 import torch
+from methods.steps import step_of
+from parity.golden import F64
 from torch import nn
 
+from consistency_models.noise.schedules import Levels
 from consistency_models.random import BatchRandom
+
+EXACT = {"rtol": F64["rtol"], "atol": F64["atol"]}
+
+
+def setting_of(case, name):
+    """The arguments of a case."""
+    return json.loads(case["cases_json"])[int(name.removeprefix("case"))]
 
 
 def weights_of(case, name):
@@ -82,3 +93,19 @@ def stored(total, step=0, **draws):
 def sigma_of(t):
     """σ of the flow-matching time t."""
     return t / (1 - t)
+
+
+def flow_step(x, noise, t, r, labels=None, step=0):
+    """The training step from t to r."""
+    made = step_of(x, noise, Levels(sigma_of(t), sigma_of(r), sigma_of(r)), labels)
+    made.rows = stored(len(x), step)
+    return made
+
+
+def loss_of(trained, step):
+    """Online output, target, and the loss of each image."""
+    online = trained.online(step)
+    step.online = online.detach()
+    with torch.no_grad():
+        target = trained.target(step)
+    return online, target, trained.loss(step, online, target)

@@ -4,49 +4,22 @@ import json
 
 import pytest
 import torch
-from methods.steps import method, step_of
-from parity.flow_networks import ConvNet, FlatNet, sigma_of, stored
-from parity.golden import F64, cases, check_gradients, load
+from methods.steps import method
+from parity.flow_networks import EXACT, ConvNet, FlatNet, flow_step, loss_of, setting_of, sigma_of, stored
+from parity.golden import cases, check_gradients, load
 from torch.nn.functional import one_hot
 from torch.testing import assert_close
 
-from consistency_models.losses.distances import PseudoHuber
-from consistency_models.losses.moments import MomentMatching
 from consistency_models.methods.alphaflow import AlphaFlow
 from consistency_models.methods.ayf import AlignYourFlow
-from consistency_models.methods.facm import FlowAnchoredConsistency
-from consistency_models.methods.imm import InductiveMomentMatching
 from consistency_models.methods.meanflow import MeanFlow
-from consistency_models.methods.shortcut import Shortcut
-from consistency_models.noise.pairs import Dyadic, Groups, LogNormalPair
-from consistency_models.noise.preconditioning import EDM, Flow, Preconditioned
-from consistency_models.noise.schedules import Levels
+from consistency_models.noise.pairs import LogNormalPair
+from consistency_models.noise.preconditioning import Flow, Preconditioned
 from consistency_models.optim.ema import ema_update
 from consistency_models.sampling.samplers import FlowMapSampler
 from consistency_models.teachers import Guided
 
-EXACT = {"rtol": F64["rtol"], "atol": F64["atol"]}
 F32 = {"rtol": 1e-4, "atol": 1e-5}
-
-
-def setting_of(case, name):
-    return json.loads(case["cases_json"])[int(name.removeprefix("case"))]
-
-
-def flow_step(x, noise, t, r, labels=None, step=0):
-    """The training step from t to r."""
-    made = step_of(x, noise, Levels(sigma_of(t), sigma_of(r), sigma_of(r)), labels)
-    made.rows = stored(len(x), step)
-    return made
-
-
-def loss_of(trained, step):
-    """Online output, target, and the loss of each image."""
-    online = trained.online(step)
-    step.online = online.detach()
-    with torch.no_grad():
-        target = trained.target(step)
-    return online, target, trained.loss(step, online, target)
 
 
 @pytest.mark.parametrize(("path", "name"), cases(r"(case\d+)_loss", r"u_target", r"law_v0_t"))
@@ -144,13 +117,62 @@ def test_guided_meanflow(path, name):
     assert torch.equal(labels, told.float())
     step = flow_step(case["x0"], case["noise"], t, r, labels)
     with torch.no_grad():
-        assert_close(trained.velocity(step), case[f"{name}_v_guided"], **EXACT)
+        assert_close(trained.velocities(step)[0], case[f"{name}_v_guided"], **EXACT)
     online, target, loss = loss_of(trained, step)
     assert_close(online, case[f"{name}_u"], **EXACT)
     assert_close(target, case[f"{name}_u_target"], **EXACT)
     assert_close(loss, case[f"{name}_loss"], **EXACT)
     assert_close(loss.mean(), case[f"{name}_mean_official"], **EXACT)
     check_gradients(loss, network, case, f"{name}_grad_", **EXACT)
+
+
+class OfIMF(ConvNet):
+    """Improved MeanFlow's network: it is called with ω, where ours gives 1 - 1/ω."""
+
+    def forward(self, x, t, labels=None, augment=None, end=None):
+        omega = 1 / (1 - augment[:, :1])
+        return super().forward(x, t, labels, torch.cat([omega, augment[:, 1:]], 1), end)
+
+
+@pytest.mark.parametrize(("path", "name"), cases(r"(case\d+)_loss_v", r"uniform_omega"))
+def test_improved_meanflow(path, name):
+    """The derivative of a row whose class is dropped is along the velocity of its class."""
+    case, setting = load(path), setting_of(load(path), name)
+    network, total = OfIMF(case, "net"), len(case["x0"])
+    trained = method(
+        MeanFlow,
+        Preconditioned(network, Flow()),
+        power=setting["norm_p"],
+        eps=setting["norm_eps"],
+        label_dropout=setting["class_dropout_prob"],
+        own_velocity=True,
+        guidance_input=setting["cfg_beta"],
+    )
+    schedule = LogNormalPair(setting["P_mean"], setting["P_std"], equal=setting["data_proportion"])
+    guidance = torch.stack([case["uniform_omega"], case["uniform_tmin"], case["uniform_tmax"]], 1)
+    draws = {"levels": case["normal_t"], "ends": case["normal_r"], "hidden_labels": case["uniform_drop"]}
+    rows = stored(total, guidance=guidance, **draws)
+    levels, t, r = schedule(rows, 0, 1), case[f"{name}_t"], case[f"{name}_r"]
+    assert_close(levels.high, sigma_of(t).float(), rtol=1e-6, atol=0)
+    assert_close(levels.end, sigma_of(r).float(), rtol=1e-6, atol=0)
+    labels = trained.encode_labels(case["label"], rows)
+    assert torch.equal(labels, one_hot(case[f"{name}_label_in"], network.num_classes + 1)[:, :-1].float())
+    step = flow_step(case["x0"], case["noise"], t, r, labels)
+    step.rows, step.classes = rows, case["label"]
+    step.augment = trained.inputs(step)
+    for found, key in zip(step.augment.unbind(1), ("omega", "t_min", "t_max")):
+        assert_close(1 / (1 - found) if key == "omega" else found, case[f"{name}_{key}"], **EXACT)
+    with torch.no_grad():
+        guided, along = trained.velocities(step)
+    assert_close(guided, case[f"{name}_v_guided"], **EXACT)
+    assert_close(along, case[f"{name}_tangent"], **EXACT)
+    assert_close(trained.derivative_along(step, along)[1], case[f"{name}_du_dt"], **EXACT)
+    online, _, loss = loss_of(trained, step)
+    for found, key in zip(online.chunk(2, 1), ("u", "v_head")):
+        assert_close(found, case[f"{name}_{key}"], **EXACT)
+    assert_close(loss, case[f"{name}_loss_u"] + case[f"{name}_loss_v"], **EXACT)
+    assert_close(loss.mean(), case[f"{name}_mean_official"], **EXACT)
+    assert check_gradients(loss, network, case, f"{name}_grad_", **EXACT) == len(list(network.parameters()))
 
 
 @pytest.mark.parametrize(("path", "name"), cases(r"(case\d+)_weight", r"alphas"))
@@ -194,128 +216,4 @@ def test_ayf(path, name):
     assert_close(online, case[f"{name}_F"], **EXACT)
     assert_close(target, case[f"{name}_target"], **EXACT)
     assert_close(loss, case[f"{name}_loss"], **EXACT)
-    check_gradients(loss, network, case, f"{name}_grad_", **EXACT)
-
-
-class Reversed(ConvNet):
-    """FACM's network in our clock: it is called at 1 - t and 1 - r, and predicts x0 - noise."""
-
-    def forward(self, x, t, labels=None, augment=None, r=None):
-        return -super().forward(x, 1 - t, labels, augment, 1 - r)
-
-
-def of_two_times(parameters):
-    """FACM's own cases with a network of two times: its copies of other methods, and one time, are not offered."""
-    path, name = parameters.values
-    setting = setting_of(load(path), name)
-    return setting["kind"] == "facm" and setting["two"]
-
-
-@pytest.mark.parametrize(("path", "name"), [*filter(of_two_times, cases(r"(case\d+)_loss_fm", r"ada"))])
-def test_facm(path, name):
-    case, setting = load(path), setting_of(load(path), name)
-    network = Reversed(case, "net_two")
-    trained = method(
-        FlowAnchoredConsistency, Preconditioned(network, Flow(gap=False)), power=setting["p"], tangent_clip=1.0
-    )
-    labels = one_hot(case["label"].long(), network.num_classes).double()
-    step = flow_step(case["x0"], case["noise"], 1 - case["t"], torch.zeros_like(case["t"]), labels)
-    if setting["distill"] or setting["cfgw"] != 1:  # guidance in an interval, which ours does not have
-        trained.velocity = lambda step: -case[f"{name}_v"]
-    else:
-        assert_close(trained.velocity(step), -case[f"{name}_v"], **EXACT)
-    online, target, loss = loss_of(trained, step)
-    assert_close(online.chunk(2)[0], -case[f"{name}_F"], **EXACT)
-    assert_close(target.chunk(2)[0], -case[f"{name}_target"], **EXACT)
-    assert_close(trained.derivative_along(step, -case[f"{name}_v"])[1], case[f"{name}_dF_dt"], **EXACT)
-    assert_close(loss, case[f"{name}_loss"], **EXACT)
-    check_gradients(loss, network, case, f"{name}_grad_", **EXACT)
-
-
-class OfShortcut(ConvNet):
-    """Shortcut's network in our clock: it is called at 1 - t and log2(1/d), and predicts x0 - noise."""
-
-    def forward(self, x, t, labels=None, augment=None, d=None):
-        return -super().forward(x, 1 - t, labels, augment, -d.log2().round())
-
-
-@pytest.mark.parametrize(("path", "name"), cases(r"(case\d+)_loss", r"noise_bootstrap"))
-def test_shortcut(path, name):
-    """Time 1 is 1 - 1e-13 here, whose level is finite; images and noise lie as in the official batch."""
-    case, setting = load(path), setting_of(load(path), name)
-    network, slow = OfShortcut(case, "net"), OfShortcut(case, "ema" if setting["bootstrap_ema"] else "net")
-    count, total = int(case[f"{name}_bootstrap_rows"]), len(case["x0"])
-    x = torch.cat([case["x0"][:count], case["x0"][: total - count]])
-    noise = torch.cat([case["noise_bootstrap"][:count], case["noise"][: total - count]])
-    t, d = (1 - case[f"{name}_t"]).clamp(max=1 - 1e-13), 2.0 ** -case[f"{name}_log2d"].double()
-    schedule = Dyadic(setting["denoise_timesteps"], 1 / setting["bootstrap_every"])
-    official = case["int_bootstrap"], case["int_flow"]
-    sections = 2 ** case[f"{name}_log2d"].long()
-    draws = torch.cat([official[0][:count], official[1][: total - count]]) % sections
-    levels = schedule(stored(total, levels=(draws + 0.5) / sections), 0, 1)
-    assert_close(levels.high, sigma_of(t).clamp(max=1e4).float(), rtol=1e-6, atol=0)
-    labels = one_hot(case[f"{name}_label"].long(), network.num_classes + 1)[:, :-1].double()
-    step = flow_step(x, noise, t, t - d, labels)
-    trained = method(
-        Shortcut, Preconditioned(network, Flow()), cfg_scale=setting["cfg_scale"] if setting["bootstrap_cfg"] else 1.0
-    )
-    trained.schedule, trained.target_ema = schedule, True
-    trained.target_copy = Preconditioned(slow, Flow())
-    step.x_t = trained.network_input(step)
-    assert_close(step.x_t * (1 - t)[:, None, None, None], case[f"{name}_x_t"], **EXACT)
-    _, target, loss = loss_of(trained, step)
-    assert_close(target, -case[f"{name}_v"], **EXACT)
-    assert_close(loss, case[f"{name}_loss"], **EXACT)
-    check_gradients(loss, network, case, f"{name}_grad_", **EXACT)
-
-
-class OfIMM:
-    """Scalings of the two forms of IMM: EDM's ("simple_edm"), or flow matching's with noise scaled by sigma_data."""
-
-    def __init__(self, form, sigma_data):
-        self.edm, self.form, self.sigma_data = EDM(sigma_data), form, sigma_data
-
-    def time(self, sigma):
-        return sigma / (sigma + self.sigma_data)
-
-    def c_skip(self, sigma):
-        return self.edm.c_skip(sigma) if self.form == "simple_edm" else 1 - self.time(sigma)
-
-    def c_out(self, sigma):
-        return -self.edm.c_out(sigma) if self.form == "simple_edm" else -self.time(sigma) * self.sigma_data
-
-    def c_in(self, sigma):
-        return self.edm.c_in(sigma)
-
-    c_noise = time
-
-    def c_end(self, sigma, end):
-        return self.time(end)
-
-
-@pytest.mark.parametrize(("path", "name"), cases(r"(case\d+)_mmd", r"unit_noise"))
-def test_imm(path, name):
-    case, setting = load(path), setting_of(load(path), name)
-    sigma_data, group, network = case["sigma_data"].item(), int(case["group"]), FlatNet(case, "net")
-    schedule = Groups(group, setting["k"], setting["T"], setting["eps"], sigma_data)
-    for found, key in zip(schedule.times(case["uniform_t"], case["uniform_s"]), "trs"):
-        assert_close(found, case[f"{name}_{key}"], **EXACT)
-    t, r, s = (case[f"{name}_{key}"].repeat_interleave(group) for key in "trs")
-    trained = method(
-        *(InductiveMomentMatching, Preconditioned(network, OfIMM(setting["form"], sigma_data))),
-        distance=PseudoHuber(0.0),
-        weighting=MomentMatching(setting["a"], setting["b"], sigma_data),
-        group=group,
-        sigma_data=sigma_data,
-    )
-    levels = Levels(*(sigma_data * sigma_of(time) for time in (t, r, s)))
-    step = step_of(case["x0"], case["unit_noise"], levels)
-    online, target, loss = loss_of(trained, step)
-    at_s = (1 - s)[:, None, None, None]
-    assert_close(step.x_t * (1 - t)[:, None, None, None], case[f"{name}_x_t"], **EXACT)
-    assert_close(online * at_s, case[f"{name}_f_st"], **EXACT)
-    assert_close(target * at_s, case[f"{name}_f_sr"], **EXACT)
-    assert_close(trained.weighting(levels)[::group], case[f"{name}_weight"], **EXACT)
-    assert_close(loss[::group], case[f"{name}_loss"], **EXACT)
-    assert_close(loss.mean(), case[f"{name}_mean"], **EXACT)
     check_gradients(loss, network, case, f"{name}_grad_", **EXACT)

@@ -66,6 +66,8 @@ class Validation(StepCallback):
     def validate(self, trainer: Trainer, method: LightningModule) -> None:
         """Score the first average of the weights on the first process; the others wait, or take part if sharded."""
         improved = False
+        if trainer.world_size > 1:
+            self.evaluation.share_reference()
         if trainer.is_global_zero or method.sharded:
             ema = next(c for c in trainer.callbacks if isinstance(c, WeightEMA))
             with ema.applied(method):

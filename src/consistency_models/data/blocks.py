@@ -120,7 +120,7 @@ class Images:
 
 @dataclass(frozen=True)
 class _Blocks:
-    """The data set of a loader of blocks: `_Blocks[k]` decodes the images `rows[k]`, or returns the error of one."""
+    """The data set of a loader of blocks: `_Blocks[k]` decodes the images `rows[k]`."""
 
     images: Images
     first: tuple[int, tuple[int, int, int]]
@@ -129,15 +129,12 @@ class _Blocks:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, k: int) -> tuple[np.ndarray, np.ndarray] | DataError:
+    def __getitem__(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         pixels = np.empty((len(self.rows[k]), *self.first[1]), np.uint8)
         kept = np.zeros(len(pixels), bool)
         count = 0
         for place, i in enumerate(self.rows[k]):
-            try:
-                image = self.images.decoded(i, self.first)
-            except DataError as error:
-                return error
+            image = self.images.decoded(i, self.first)
             if image is not None:
                 kept[place], pixels[count] = True, image
                 count += 1

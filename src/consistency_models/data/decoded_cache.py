@@ -93,6 +93,7 @@ def cached(images: Images, cache_dir: str | Path | None) -> Decoded:
 def _key(images: Images) -> str:
     encoded, decoder = images.encoded, images.decoder
     options = [decoder.image_size, decoder.channels, decoder.resize, decoder.value_range, decoder.max_pixels]
+    options += ["draft"] if decoder.draft else []
     content = [os.path.abspath(encoded.origin), options, images.skip, encoded.identity]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 

@@ -66,6 +66,8 @@ class Decoder:
         value_range: (black, white) of grey images with more than 8 bits; None: (0, 65535) for integers and (0, 1) for
             floating-point numbers.
         max_pixels: files with more pixels are refused before they are decoded.
+        draft: decode JPEG files at a half, a quarter or an eighth of their size, the smallest that is at least four
+            times `image_size`. This is faster, and changes pixels by a few of 255 values.
 
     Raises:
         ValueError: value_range is not ascending.
@@ -76,6 +78,7 @@ class Decoder:
     resize: Filter = "lanczos"
     value_range: tuple[float, float] | None = None
     max_pixels: Size = 50_000_000
+    draft: bool = False
     _alone: Any = field(default_factory=multiprocessing.Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +103,8 @@ class Decoder:
                     f"has {image.width}x{image.height} = {pixels:,} pixels; {self.max_pixels:,} are allowed: "
                     f"scale it down, or set data.source.max_pixels={pixels}"
                 )
+            if self.draft and self.image_size is not None:
+                image.draft(None, (4 * self.image_size, 4 * self.image_size))
             with self._alone if pixels > LARGE else nullcontext():
                 return self._pixels(image)
 

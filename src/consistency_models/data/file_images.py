@@ -15,7 +15,7 @@ from consistency_models.data.files import Files
 from consistency_models.data.layout import classes_of, image_names, ordered
 from consistency_models.errors import DataError
 
-__all__ = ["encoded_images"]
+__all__ = ["ReadNamed", "encoded_images"]
 
 
 def encoded_images(files: Files) -> EncodedImages:
@@ -31,7 +31,7 @@ def encoded_images(files: Files) -> EncodedImages:
         )
     stamps = json.dumps([(name, files.stamps[name]) for name in names])
     identity = hashlib.blake2b(stamps.encode(), digest_size=16).hexdigest()
-    images = EncodedImages(files.origin, names, _ReadNamed(files.read, names), identity)
+    images = EncodedImages(files.origin, names, ReadNamed(files.read, names), identity)
     classes = classes_of(files, names)
     if classes is None:
         return images
@@ -43,9 +43,12 @@ def encoded_images(files: Files) -> EncodedImages:
 
 
 @dataclass(frozen=True)
-class _ReadNamed:
+class ReadNamed:
+    """`ReadNamed(read, names)(i)` is the content of the file names[i]."""
+
     read: Callable[[str], bytes]
     names: Sequence[str]
 
     def __call__(self, i: int) -> bytes:
+        """Read image i."""
         return self.read(self.names[i])

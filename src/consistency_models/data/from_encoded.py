@@ -14,6 +14,7 @@ from consistency_models.data.decoded_cache import Decoded, cached
 from consistency_models.data.decoding import Decoder
 from consistency_models.data.encoded import EncodedImages
 from consistency_models.data.image_set import ImageSet
+from consistency_models.data.lazy_images import LazyImages
 from consistency_models.errors import DataError
 
 __all__ = ["image_set"]
@@ -26,6 +27,7 @@ def image_set(
     decoder: Decoder,
     bad_images: str,
     cache_dir: str | Path | None,
+    storage: str = "decoded",
 ) -> ImageSet:
     """Build the data set of encoded images. Every source of encoded images ends in this call.
 
@@ -38,15 +40,31 @@ def image_set(
             warns with their number.
         cache_dir: folder of the cache of decoded images, which later runs reuse; None holds the images in memory.
 
+        storage: "decoded" decodes all images once; "encoded" decodes images whenever they are used.
+
     Raises:
-        DataError: an image cannot be used, sizes differ, no image of a class can be decoded, or the test set has a
-            class that the training set does not have.
+        DataError: an image cannot be used, sizes differ, no image of a class can be decoded, the test set has a class
+            that the training set does not have, or images are to be skipped but not decoded once.
     """
     if test is not None and len(train.classes):
         test = _matched(test, train)
     skip = bad_images == "skip"
+    if storage == "encoded":
+        if skip:
+            raise DataError(
+                "data.source.bad_images=skip needs data.source.storage=decoded: bad images are found by decoding all "
+                "images once; set data.source.bad_images=error"
+            )
+        second = test and _lazy_set(name, Images(test, decoder, skip), None)
+        return _lazy_set(name, Images(train, decoder, skip), second)
     decoded = [each and cached(Images(each, decoder, skip), cache_dir) for each in (train, test)]
     return _set(name, train, decoded[0], test and _set(name, test, decoded[1]))
+
+
+def _lazy_set(name: str, images: Images, test: ImageSet | None) -> ImageSet:
+    encoded = images.encoded
+    labels = None if encoded.labels is None else torch.from_numpy(encoded.labels)
+    return ImageSet(name, LazyImages(images), labels, len(encoded.classes), test, encoded.class_names)
 
 
 def _matched(test: EncodedImages, train: EncodedImages) -> EncodedImages:

@@ -27,6 +27,8 @@ def image_folder(
     name: Text = "image_folder",
     value_range: tuple[float, float] | None = None,
     max_pixels: Size = 50_000_000,
+    draft: bool = False,
+    storage: Literal["decoded", "encoded"] = "decoded",
 ) -> ImageSet:
     """Load the images below a folder, or in a zip, tars, parquet files or an LMDB, see `containers.encoded_sets`.
 
@@ -37,15 +39,17 @@ def image_folder(
 
     Args:
         root: a folder or an archive.
-        image_size, channels, resize, value_range, max_pixels: see `Decoder`.
+        image_size, channels, resize, value_range, max_pixels, draft: see `Decoder`.
         bad_images: treatment of files that cannot be decoded or differ in size from the others: "error" raises, "skip"
             warns with their number.
         cache_dir: folder of the cache of decoded images, which later runs reuse; None holds the images in memory.
         name: name of the data set.
+        storage: "decoded" decodes all images once; "encoded" decodes the images of each batch, in the workers of the
+            `DataModule`, for sets that are too large to be decoded. The batches are the same.
 
     Raises:
         DataError: root is missing or holds no images, a class is empty, a file cannot be used, or sizes differ.
     """
-    decoder = Decoder(image_size, channels, resize, value_range and tuple(value_range), max_pixels)
+    decoder = Decoder(image_size, channels, resize, value_range and tuple(value_range), max_pixels, draft)
     train, test = encoded_sets(root, cache_dir)
-    return image_set(name, train, test, decoder, bad_images, cache_dir)
+    return image_set(name, train, test, decoder, bad_images, cache_dir, storage)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from consistency_models.data.batch import Batch, Slot
+from consistency_models.data.lazy_images import LazyImages
 from consistency_models.errors import DataError
 
 __all__ = ["ImageSet", "sigma_data"]
@@ -35,7 +36,7 @@ class ImageSet:
 
     Args:
         name: name of the set in messages and in the names of metrics.
-        images: (n, C, H, W) uint8, on any device, in memory or mapped from a file.
+        images: (n, C, H, W) uint8, on any device, in memory or mapped from a file; or decoded at each access.
         labels: (n,) int64 in [0, num_classes), or None.
         num_classes: number of classes; 0 without labels.
         test: the test set, or None if the data set has none.
@@ -46,7 +47,7 @@ class ImageSet:
     """
 
     name: str
-    images: Tensor
+    images: Tensor | LazyImages
     labels: Tensor | None = None
     num_classes: int = 0
     test: ImageSet | None = None
@@ -84,6 +85,11 @@ class ImageSet:
         )
 
     @property
+    def is_decoded(self) -> bool:
+        """Whether the images are pixels in memory or in a file."""
+        return isinstance(self.images, Tensor)
+
+    @property
     def n(self) -> int:
         """Number of images."""
         return len(self.images)
@@ -95,14 +101,19 @@ class ImageSet:
 
     @cached_property
     def sigma_data(self) -> float:
-        """σ_data, measured on the images."""
-        return sigma_data(self.images)
+        """σ_data, measured on the images; on 256 of them if each has to be decoded."""
+        return sigma_data(self.images) if self.is_decoded else sigma_data(self.images, at_most=256)
 
     @cached_property
     def digest(self) -> str:
-        """Hash of images and labels, independent of the place from which they were read."""
+        """Hash of images and labels, independent of the place from which they were read.
+
+        Images that are decoded at each access are represented by `LazyImages.identity`.
+        """
         content = hashlib.blake2b(str(tuple(self.images.shape)).encode(), digest_size=16)
-        for chunk in self.images.split(4096):
+        if not self.is_decoded:
+            content.update(self.images.identity.encode())
+        for chunk in self.images.split(4096) if self.is_decoded else ():
             content.update(chunk.cpu().contiguous().numpy())
         if self.labels is not None:
             content.update(self.labels.cpu().numpy())

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from annotated_types import MinLen
 
 from consistency_models.data.containers import encoded_sets
@@ -33,17 +34,19 @@ def known_set(
     resize: Filter = "adm",
     bad_images: Literal["error", "skip"] = "error",
     cache_dir: Text | Path | None = None,
+    draft: bool = False,
+    storage: Literal["decoded", "encoded"] = "decoded",
 ) -> ImageSet:
     """Load the images of a published data set, after checking that all of them are there.
 
     Args:
         root: the folder or archive of the data set, see `image_folder`.
-        image_size, resize: see `Decoder`.
+        image_size, resize, draft: see `Decoder`.
         name: name of the data set.
         images: number of training images; several numbers if copies of the data set differ. None: any number.
         classes: number of classes. 0 or None: folders are no classes.
         prepare: the way to prepare the files, for messages.
-        bad_images, cache_dir: see `image_folder`.
+        bad_images, cache_dir, storage: see `image_folder`.
 
     Raises:
         DataError: root has another number of images or classes, or an image cannot be used. The message states
@@ -53,9 +56,9 @@ def known_set(
         train, test = encoded_sets(root, cache_dir)
     except DataError as error:
         raise DataError(f"{error}. {name}: {prepare}") from error
-    found = len(train.classes) if classes else 0
-    expected = " or ".join(f"{count:,}" for count in images or (len(train),))
+    found = len(np.unique(train.labels)) if classes and train.labels is not None else 0
     if len(train) not in (images or (len(train),)) or found != (classes or 0):
+        expected = " or ".join(f"{count:,}" for count in images or (len(train),))
         in_classes = f" in {classes:,} classes" if classes else ""
         but = f" in {found:,} classes" if classes else ""
         raise DataError(
@@ -64,4 +67,4 @@ def known_set(
         )
     if not classes:
         train, test = (each and replace(each, labels=None, class_names=()) for each in (train, test))
-    return image_set(name, train, test, Decoder(image_size, 3, resize), bad_images, cache_dir)
+    return image_set(name, train, test, Decoder(image_size, 3, resize, draft=draft), bad_images, cache_dir, storage)

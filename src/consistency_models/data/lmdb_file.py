@@ -19,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 
 from consistency_models.data.encoded import EncodedImages
 from consistency_models.data.layout import split_sets
-from consistency_models.data.ranges import Index, Ranges, indexed, stamp_of
+from consistency_models.data.ranges import Places, Ranges, identity_of, indexed
 from consistency_models.errors import DataError
 
 __all__ = ["lmdb_sets"]
@@ -60,16 +60,16 @@ def lmdb_sets(root: Path, cache_dir: str | Path | None) -> tuple[EncodedImages, 
 
 def _set(folder: Path, cache_dir: str | Path | None) -> EncodedImages:
     path = str(folder / "data.mdb")
-    index = indexed([path], cache_dir, lambda: Index.of(_values(path)))
-    if not index.names:
+    places = indexed([path], cache_dir, lambda: Places.of(_values(path)))
+    if not places.names:
         raise DataError(f"{folder} holds no image: set data.root to another LMDB")
     return EncodedImages(
-        str(folder), index.names, Ranges([path], index.part, index.offset, index.size), stamp_of([path])
+        str(folder), places.names, Ranges([path], places.part, places.offset, places.size), identity_of([path])
     )
 
 
 def _values(path: str) -> Iterator[tuple[str, int, int, int, int]]:
-    """Rows of the `Index`, in the order of the keys.
+    """Rows of the `Places`, in the order of the keys.
 
     Raises:
         DataError: the file is damaged, or of another kind.
@@ -81,7 +81,7 @@ def _values(path: str) -> Iterator[tuple[str, int, int, int, int]]:
             count = 0
             for key, offset, length in _leaves(file, size, tree):
                 count += 1
-                yield key.decode("utf-8", "backslashreplace").replace("\n", "\\n"), 0, offset, length, -1
+                yield key.decode("utf-8", "backslashreplace"), 0, offset, length, -1
             if count != tree.entries:
                 raise ValueError(f"it has {count} values and states {tree.entries}")
     except (OSError, ValueError, struct.error) as error:

@@ -82,14 +82,14 @@ class DataModule(LightningDataModule):
         origin = check_facts(source, name, root, image_size, channels, num_classes)
         if conditional and not source.num_classes:
             raise DataError(f"data.conditional is true, but {origin} has no classes: set data.conditional=false")
-        if flip and getattr(source, "is_latent", False):
-            raise DataError(
-                "data.flip is true, but a flipped latent is not the latent of the flipped image: set it to false"
+        if getattr(source, "is_latent", False) and (flip or resident is True):
+            key = "flip" if flip else "resident"
+            reason = (
+                "a flipped latent is not the latent of the flipped image" if flip else "latents are read from files"
             )
-        if resident is True and not hasattr(source, "to"):
-            raise DataError(
-                f"data.resident is true, but {origin} is read or drawn in each step: set data.resident=auto"
-            )
+            raise DataError(f"data.{key} is true, but {reason}: leave data.{key} out")
+        if resident is True and not getattr(source, "is_decoded", True):
+            raise DataError(f"data.resident is true, but the images of {origin} are not decoded: set it to false")
         captioned = getattr(source, "captions", None) is not None
         for key, value in {"guidance_w": guidance_w, "caption_dropout": caption_dropout or None}.items():
             if value is not None and not captioned:
@@ -112,13 +112,15 @@ class DataModule(LightningDataModule):
         return self.source.num_classes if self.conditional else 0
 
     def setup(self, stage: str) -> None:
-        """Warn if the σ_data of the configuration differs from the measured σ_data."""
+        """Warn if σ_data of the configuration is not the measured one, or if images are decoded without workers."""
         measured = self.source.sigma_data
         if self.sigma_data is not None and abs(self.sigma_data - measured) > 0.1 * measured:
             rank_zero_warn(
                 f"data.sigma_data is {self.sigma_data}, but {self.origin} measures {measured:.3f}: "
                 f"the preconditioning is off; set data.sigma_data={measured:.3f}"
             )
+        if not self.workers and not getattr(self.source, "is_decoded", True):
+            rank_zero_warn(f"the training process decodes the images of {self.origin}: set data.workers to 1 or more")
 
     def train_dataloader(self) -> DataLoader:
         """Endless micro-batches of this process, starting at the trainer's global step."""
@@ -168,7 +170,7 @@ class DataModule(LightningDataModule):
         return replace(prompt, guidance=w.to(prompt.text.device, non_blocking=True))
 
     def _lies_on(self, device: torch.device) -> bool:
-        if device.type == "cpu" or not hasattr(self.source, "to"):
+        if device.type == "cpu" or not hasattr(self.source, "to") or not getattr(self.source, "is_decoded", True):
             return False
         if self.resident == "auto":
             return device.type == "cuda" and self.source.images.nbytes <= RESIDENT_BYTES

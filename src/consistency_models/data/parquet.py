@@ -13,7 +13,7 @@ import numpy as np
 from consistency_models.data.encoded import EncodedImages
 from consistency_models.data.files import FILE_BYTES
 from consistency_models.data.layout import split_sets
-from consistency_models.data.ranges import stamp_of
+from consistency_models.data.ranges import identity_of
 from consistency_models.errors import DataError
 
 __all__ = ["parquet_sets"]
@@ -65,7 +65,7 @@ def _set(root: Path, paths: list[Path]) -> EncodedImages:
     read = _ReadRow([str(path) for path in paths], columns, groups, starts)
     classes = _classes(root, labels, int(starts[-1]))
     names = names if classes is not None and classes.max() < len(names) else ()
-    return EncodedImages(str(root), _Names(read), read, stamp_of(paths), classes, tuple(names))
+    return EncodedImages(str(root), _Names(read), read, identity_of(paths), classes, tuple(names))
 
 
 def _open(path: str | Path) -> Any:

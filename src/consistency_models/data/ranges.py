@@ -1,4 +1,4 @@
-"""Encoded images as ranges of bytes of large files, and an index of the ranges that is built once.
+"""Encoded images as ranges of bytes of large files, and their list, which is made once.
 
 A container such as a tar or an LMDB lists its images somewhere in gigabytes. The first run reads the list and stores it
 as arrays. Later runs, and the other processes of a run, load the arrays. Image i is then one read at a known place, so
@@ -19,42 +19,43 @@ import numpy as np
 from filelock import FileLock
 
 from consistency_models.data.files import FILE_BYTES
+from consistency_models.data.index import Names
 from consistency_models.errors import DataError
 
-__all__ = ["Index", "Ranges", "indexed", "stamp_of"]
+__all__ = ["Places", "Ranges", "identity_of", "indexed"]
 
 log = logging.getLogger(__name__)
 
-ARRAYS = {"names": np.uint8, "part": np.int32, "offset": np.int64, "size": np.int64, "label": np.int64}
+ARRAYS = {"part": np.int32, "offset": np.int64, "size": np.int64, "label": np.int64}
 
 
 @dataclass(frozen=True)
-class Index:
+class Places:
     """Places of the members of some files.
 
     Args:
-        names: name of each member, without line breaks.
+        names: name of each member.
         part: (n,) number of its file.
         offset, size: (n,) its range of bytes.
         label: (n,) its class, or -1.
     """
 
-    names: list[str]
+    names: Names
     part: np.ndarray
     offset: np.ndarray
     size: np.ndarray
     label: np.ndarray
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[str, int, int, int, int]]) -> Index:
-        """Build the index of rows (name, part, offset, size, label)."""
+    def of(cls, rows: Iterable[tuple[str, int, int, int, int]]) -> Places:
+        """Collect rows (name, part, offset, size, label)."""
         names: list[str] = []
         columns = [array("q") for _ in range(4)]
         for name, *numbers in rows:
             names.append(name)
             for column, number in zip(columns, numbers):
                 column.append(number)
-        return cls(names, *(np.array(column, kind) for column, kind in zip(columns, list(ARRAYS.values())[1:])))
+        return cls(Names.of(names), *(np.array(column, kind) for column, kind in zip(columns, ARRAYS.values())))
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Ranges:
 
     Args:
         paths: the files.
-        part, offset, size: see `Index`.
+        part, offset, size: see `Places`.
     """
 
     paths: Sequence[str]
@@ -89,17 +90,17 @@ class Ranges:
         return content
 
 
-def stamp_of(paths: Iterable[str | Path]) -> str:
+def identity_of(paths: Iterable[str | Path]) -> str:
     """Hash of absolute paths, sizes and times of files."""
     stats = [(os.path.abspath(path), os.stat(path)) for path in paths]
     content = "\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
-def indexed(paths: Sequence[str], cache_dir: str | Path | None, build: Callable[[], Index]) -> Index:
-    """Return the stored index of these files, or build and store it. One process builds, and the others wait.
+def indexed(paths: Sequence[str], cache_dir: str | Path | None, build: Callable[[], Places]) -> Places:
+    """Return the stored places of these files, or build and store it. One process builds, and the others wait.
 
-        cache_dir/index_KEY.npz         KEY depends on paths, sizes and times of the files
+        cache_dir/KEY.ranges.npz         KEY depends on paths, sizes and times of the files
 
     Args:
         paths: the files.
@@ -111,7 +112,7 @@ def indexed(paths: Sequence[str], cache_dir: str | Path | None, build: Callable[
     """
     if cache_dir is None:
         return build()
-    file = Path(cache_dir).expanduser() / f"index_{stamp_of(paths)}.npz"
+    file = Path(cache_dir).expanduser() / f"{identity_of(paths)}.ranges.npz"
     if (found := _stored(file)) is not None:
         return found
     try:
@@ -122,26 +123,26 @@ def indexed(paths: Sequence[str], cache_dir: str | Path | None, build: Callable[
             log.info(
                 "%s: reading the list of its images, once", paths[0] if len(paths) == 1 else os.path.commonpath(paths)
             )
-            index = build()
+            places = build()
             temporary = file.with_suffix(".new.npz")
-            names = np.frombuffer("\n".join(index.names).encode(), np.uint8)
-            np.savez(temporary, names=names, **{name: getattr(index, name) for name in list(ARRAYS)[1:]})
+            columns = {name: getattr(places, name) for name in ARRAYS}
+            np.savez(temporary, text=places.names.text, ends=places.names.ends, **columns)
             os.replace(temporary, file)
-            return index
+            return places
     except OSError as error:
         log.warning("data.source.cache_dir: %s: the list of the images is read again by the next run", error)
         return build()
 
 
-def _stored(file: Path) -> Index | None:
-    """Load an index. Returns None if the file does not exist or is damaged."""
+def _stored(file: Path) -> Places | None:
+    """Load stored places. Returns None if the file does not exist or is damaged."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            content = {name: arrays[name] for name in ARRAYS}
-        names = content.pop("names").tobytes().decode().split("\n") if len(content["part"]) else []
-        if any(content[name].shape != (len(names),) for name in content):
+            columns = {name: arrays[name] for name in ARRAYS}
+            names = Names(arrays["text"], arrays["ends"])
+        if any(column.shape != (len(names),) for column in columns.values()):
             raise ValueError("its arrays have different lengths")
-        return Index(names, **content)
+        return Places(names, **columns)
     except FileNotFoundError:
         return None
     except Exception as error:  # numpy raises many exception types for damaged files

@@ -19,7 +19,7 @@ from consistency_models.data.encoded import EncodedImages
 from consistency_models.data.file_images import encoded_images
 from consistency_models.data.files import Files, is_litter
 from consistency_models.data.layout import image_names, log_left_out, sets_of, split_sets
-from consistency_models.data.ranges import Index, Ranges, indexed
+from consistency_models.data.ranges import Places, Ranges, indexed
 from consistency_models.errors import DataError
 
 __all__ = ["tar_sets"]
@@ -47,8 +47,8 @@ def tar_sets(root: Path, cache_dir: str | Path | None) -> tuple[EncodedImages, E
 
 def _set(paths: list[Path], root: Path, cache_dir) -> tuple[EncodedImages, EncodedImages | None]:
     names = list(map(str, paths))
-    index = indexed(names, cache_dir, lambda: Index.of(_members(names)))
-    files, labels = _files(root, names, index)
+    places = indexed(names, cache_dir, lambda: Places.of(_members(names)))
+    files, labels = _files(root, names, places)
     log_left_out(files)
     if labels:
         train, test = files, None
@@ -57,20 +57,20 @@ def _set(paths: list[Path], root: Path, cache_dir) -> tuple[EncodedImages, Encod
     return _encoded(train, names, labels), test and _encoded(test, names, {})
 
 
-def _files(root: Path, paths: list[str], index: Index) -> tuple[Files, dict[str, int]]:
+def _files(root: Path, paths: list[str], places: Places) -> tuple[Files, dict[str, int]]:
     """The members of the tars as files, and the classes of the keys of WebDataset."""
     stats = [os.stat(path) for path in paths]
     versions = [f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats]
     stamps, labels = {}, {}
-    for row, name in enumerate(index.names):
-        file = int(index.part[row])
-        if index.label[row] >= 0:
-            labels[_key(name)] = int(index.label[row])
+    for row, name in enumerate(places.names):
+        file = int(places.part[row])
+        if places.label[row] >= 0:
+            labels[_key(name)] = int(places.label[row])
         elif name in stamps:
             other = paths[int(stamps[name].split()[0])]
             raise DataError(f"{other} and {paths[file]} both hold {name}: rename it, or set data.root to one of them")
         else:
-            stamps[name] = f"{file} {index.offset[row]} {index.size[row]} {versions[file]}"
+            stamps[name] = f"{file} {places.offset[row]} {places.size[row]} {versions[file]}"
     folders = {parent.as_posix() for name in stamps for parent in PurePosixPath(name).parents} - {"."}
 
     def read(name: str) -> bytes:
@@ -106,7 +106,7 @@ def _key(name: str) -> str:
 
 
 def _members(paths: list[str]) -> Iterator[tuple[str, int, int, int, int]]:
-    """Rows of the `Index` of tar files."""
+    """Rows of the `Places` of tar files."""
     for number, path in enumerate(paths):
         try:
             with open(path, "rb") as file:
@@ -126,7 +126,7 @@ def _of_tar(file: io.BufferedIOBase, base: int, end: int, inside: str = "") -> I
             tar.members = []  # otherwise tarfile keeps an object for every member
             name = PurePosixPath(member.name.replace("\\", "/").strip("/")).as_posix()
             start = base + member.offset_data
-            if not member.isreg() or member.issparse() or "\n" in name or any(map(is_litter, name.split("/"))):
+            if not member.isreg() or member.issparse() or any(map(is_litter, name.split("/"))):
                 continue
             if start + member.size > end:
                 raise tarfile.ReadError(f"{name} is cut off")

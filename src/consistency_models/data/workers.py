@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from consistency_models.errors import DataError
 
@@ -19,20 +21,36 @@ def available_cores() -> int:
 
 
 class WorkerLoader(DataLoader):
-    """A DataLoader whose workers leave signals to the training, and whose data set returns a `DataError` as an item.
+    """A DataLoader whose workers leave signals to the training, and whose DataErrors have their own message.
 
-    A DataError that a worker raises would reach the training with the traceback of the worker in its message. A
-    DataError that a worker returns is raised in this process with its own message.
+    A DataError that a worker raises would reach the training with the traceback of the worker in its message. The
+    workers therefore return a DataError as an item, and this process raises the item.
     """
 
-    def __init__(self, *arguments, **settings) -> None:
-        super().__init__(*arguments, worker_init_fn=_leave_signals_to_the_training, **settings)
+    def __init__(self, dataset: Any, **settings: Any) -> None:
+        super().__init__(_ReturningErrors(dataset), worker_init_fn=_leave_signals_to_the_training, **settings)
 
     def __iter__(self) -> Iterator:
         for item in super().__iter__():
             if isinstance(item, DataError):
                 raise item
             yield item
+
+
+@dataclass(frozen=True)
+class _ReturningErrors:
+    dataset: Any
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, request: Any) -> Any:
+        try:
+            return self.dataset[request]
+        except DataError as error:
+            if get_worker_info() is None:
+                raise
+            return error
 
 
 def _leave_signals_to_the_training(worker: int) -> None:

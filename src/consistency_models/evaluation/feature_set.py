@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FeatureSet", "distances", "sum_of_distances"]
+__all__ = ["FeatureSet", "Moments", "distances", "sum_of_distances"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +71,42 @@ class FeatureSet:
     @cached_property
     def _radii(self) -> dict[int, Tensor]:
         return {}
+
+
+class Moments:
+    """Mean and covariance of points, in one pass, summed in float64.
+
+    Sets of n_a and n_b points with means μ_a, μ_b and scatters S = Σ (x - μ)(x - μ)ᵀ together have, with δ = μ_b - μ_a,
+
+        μ = μ_a + δ·n_b/(n_a + n_b)        S = S_a + S_b + δδᵀ·n_a·n_b/(n_a + n_b)
+
+    so that no large sums are subtracted.  (Chan, Golub & LeVeque, Am. Stat. 37, 1983, Eq. 2.1.)
+    """
+
+    def __init__(self) -> None:
+        self.n, self.mean, self.scatter = 0, None, None
+
+    def add(self, points: Tensor) -> None:
+        """Add points (B, F), on any device that has float64."""
+        rows = points.double()
+        mean = rows.mean(0)
+        rows = rows - mean
+        self.merge(len(rows), mean, rows.T @ rows)
+
+    def merge(self, n: int, mean: Tensor, scatter: Tensor) -> None:
+        """Add n > 0 points with this mean (F,) and scatter (F, F)."""
+        if not self.n:
+            self.n, self.mean, self.scatter = n, mean, scatter
+            return
+        delta, total = mean - self.mean, self.n + n
+        self.scatter += scatter
+        self.scatter += torch.outer(delta, delta) * (self.n * n / total)
+        self.mean, self.n = self.mean + delta * (n / total), total
+
+    @property
+    def statistics(self) -> dict[str, np.ndarray]:
+        """μ and the covariance S/(n - 1), as `FeatureSet.statistics`."""
+        return {"mu": self.mean.cpu().numpy(), "sigma": (self.scatter / (self.n - 1)).cpu().numpy()}
 
 
 def distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:

@@ -7,14 +7,17 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import torch.distributed as dist
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from consistency_models.errors import DataError
 from consistency_models.evaluation.feature_set import FeatureSet
 from consistency_models.evaluation.features import to_float
+from consistency_models.evaluation.real_features import Share, merged, share_of, subset
 from consistency_models.evaluation.references import Reference, identity_of
 from consistency_models.random import seed_of
 from consistency_models.storage.cache import cached, source_fingerprint
@@ -92,6 +95,9 @@ class Evaluation:
         batch_size: images in one call of the extractor.
         device: device of the extractor; auto selects a GPU if there is one.
         reference_bytes: limit of the memory for the arrays of an npz file: see `Reference.of`.
+        reference_points: largest number of real images whose features are kept. Of a larger set, mean and covariance
+            are those of all images, summed in one pass. Metrics that compare with single real images, and floors, use
+            a random subset of this size, which the names of their scores state (train100000).
 
     Attributes:
         progress: None, or `progress(what, done, total)`, called after each batch of features.
@@ -110,13 +116,15 @@ class Evaluation:
         batch_size: Size = 512,
         device: Literal["auto", "cpu", "cuda"] = "cpu",
         reference_bytes: Size | None = None,
+        reference_points: Annotated[int, Ge(2)] = 100_000,
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.data, self.metrics, self.batch_size, self.device = data, metrics, batch_size, torch.device(device)
         self.source = Reference.of(data, reference, reference_bytes)
-        self.make_extractor = extractor
+        self.make_extractor, self.reference_points = extractor, reference_points
         self.progress: Callable[[str, int, int], None] | None = None
+        self._is_shared = self._collect = False
 
     @cached_property
     def extractor(self) -> nn.Module:
@@ -151,24 +159,82 @@ class Evaluation:
         """Identity of the feature space: see `identity_of`."""
         return identity_of(self.extractor)
 
+    def share_reference(self) -> None:
+        """Compute the features of the real images together with all processes of a training, once.
+
+        Every process must call this method. Each extracts the features of its share of the images; the first process
+        collects and caches them.
+        """
+        if self._is_shared or (self.source.images is not None and len(self.source.images) < 2):
+            return
+        self._is_shared = True
+        is_needed = [False]
+        if dist.get_rank() == 0:
+            self._collect = True
+            try:
+                self.reference  # noqa: B018
+            finally:
+                if self._collect:  # the features are in the cache, or not needed
+                    dist.broadcast_object_list(is_needed)
+                self._collect = False
+        else:
+            dist.broadcast_object_list(is_needed)
+            if is_needed[0]:
+                dist.gather_object(self._share(dist.get_rank(), dist.get_world_size()))
+
+    def _share(self, rank: int = 0, ranks: int = 1) -> Share:
+        images, done = self.source.images, 0
+
+        def extract(batch: Tensor) -> Tensor:
+            nonlocal done
+            features, done = self._extract(batch), done + len(batch)
+            if self.progress is not None:
+                self.progress(self.source.name, min(done * ranks, len(images)), len(images))
+            return features
+
+        return share_of(images, extract, self.batch_size, self.reference_points, rank, ranks)
+
+    def _shares(self) -> list[Share]:
+        """The features of this process and, in `share_reference`, of the others."""
+        if not self._collect:
+            return [self._share()]
+        self._collect, ranks = False, dist.get_world_size()
+        dist.broadcast_object_list([True])
+        shares: list[Any] = [None] * ranks
+        dist.gather_object(self._share(0, ranks), shares)
+        return shares
+
+    @property
+    def _subset(self) -> tuple[int, ...]:
+        """(reference_points,) if the reference has more images, otherwise ()."""
+        n = 0 if self.source.images is None else len(self.source.images)
+        return (self.reference_points,) if n > self.reference_points else ()
+
     def _features_of_source(self) -> FeatureSet:
         source = self.source
-
-        def compute() -> FeatureSet:
-            return self.features(source.images, source.labels, source.name)
-
-        def compute_tensors() -> dict[str, Tensor]:
-            features = compute()
-            statistics = {name: torch.from_numpy(value) for name, value in features.statistics.items()}
-            return {"points": features.points} | statistics
+        chosen = subset(len(source.images), self.reference_points)
+        labels = source.labels if chosen is None or source.labels is None else source.labels[chosen]
 
         if not self.extractor.state_dict():  # features without a network are cheap and are not cached
-            return compute()
-        tensors = cached("features", (source.digest, self.space), compute_tensors)
+            points, moments = merged(self._shares())
+            return FeatureSet(points, labels, self.extractor, moments and moments.statistics)
+
+        def compute() -> dict[str, Tensor]:
+            points, moments = merged(self._shares())
+            statistics = (FeatureSet(points) if moments is None else moments).statistics
+            return {"points": points} | {name: torch.from_numpy(value) for name, value in statistics.items()}
+
+        tensors = cached("features", (source.digest, self.space, *self._subset), compute)
         moments = {name: value.numpy() for name, value in tensors.items() if name != "points"}
-        return FeatureSet(tensors["points"], source.labels, self.extractor, moments)
+        return FeatureSet(tensors["points"], labels, self.extractor, moments)
 
     @torch.no_grad()
+    def _extract(self, batch: Tensor) -> Tensor:
+        """Features of one batch, in full float32, without autocast and TensorFloat-32."""
+        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+        with exact, torch.autocast(self.device.type, enabled=False):
+            return self.extractor(to_float(batch))
+
     def features(self, images: Tensor, labels: Tensor | None = None, what: str = "images") -> FeatureSet:
         """Compute the features of images (n, C, H, W), uint8 or float in [-1, 1], and return them on the CPU.
 
@@ -176,13 +242,11 @@ class Evaluation:
         device.
         """
         batches, done = [], 0
-        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-        with exact, torch.autocast(self.device.type, enabled=False):
-            for batch in images.split(self.batch_size):
-                batches.append(self.extractor(to_float(batch)).cpu())
-                done += len(batch)
-                if self.progress is not None:
-                    self.progress(what, done, len(images))
+        for batch in images.split(self.batch_size):
+            batches.append(self._extract(batch).cpu())
+            done += len(batch)
+            if self.progress is not None:
+                self.progress(what, done, len(images))
         return FeatureSet(torch.cat(batches), labels, self.extractor)
 
     def scores(self, images: Tensor, labels: Tensor | None, steps: int) -> list[Score]:
@@ -215,6 +279,7 @@ class Evaluation:
         metrics = self._applicable(self.reference)
         code = source_fingerprint(FeatureSet, *map(type, metrics))
         key = (self.source.digest, self.space, splits, [(metric.name, vars(metric)) for metric in metrics], code)
+        key += self._subset
         values = cached("floor", key, lambda: {"values": [self._split(metrics, split) for split in range(splits)]})
         n = len(self.reference) // 2
         return [
@@ -235,12 +300,13 @@ class Evaluation:
         return [m for m in self.metrics if (labelled or not m.needs_labels) and (has_points or not m.needs_points)]
 
     def _score(self, metric, value: float, n: int, steps: int | None = None) -> Score:
+        used = self._subset if metric.needs_points or steps is None else ()
         return Score(
             metric=metric.name,
             value=value,
             n=n,
             features=self.extractor.name,
-            reference=self.source.name,
+            reference="".join(map(str, (self.source.name, *used))),
             reference_digest=self.source.digest,
             steps=steps,
             is_distance=metric.is_distance,

@@ -39,7 +39,7 @@ class AlphaFlow(MeanFlow):
         ValueError: not 0 <= start < stop <= 1, or clamp outside [0, ½).
     """
 
-    needs_levels = "pairs of times"
+    second_head = False
 
     @checked
     def __init__(
@@ -70,7 +70,7 @@ class AlphaFlow(MeanFlow):
         if alpha == 0:
             target = super().target(step)
         else:
-            target = v = self.velocity(step)
+            target = v = self.velocities(step)[0]
             if alpha < 1:
                 t = step.levels.high / (1 + step.levels.high)
                 moved = alpha * gap(step.levels)

@@ -26,6 +26,7 @@ class AlignYourFlow(FlowMap):
         warmup_steps: H, the number of steps in which q grows; 0: q = q_max from the start.
         q_max: the largest q, in [0, 1]; values below 1 regularise towards straight paths.
         tangent_norm: c; None: g is not normalised, which is better in few dimensions.
+        difference: share of the level for derivatives by differences (`Method.difference`); None: forward mode.
         arguments: as for `FlowMap`, with a teacher, optionally with guidance or autoguidance.
 
     Raises:
@@ -38,10 +39,21 @@ class AlignYourFlow(FlowMap):
 
     @checked
     def __init__(
-        self, *, warmup_steps: Count = 10_000, q_max: Share = 0.99, tangent_norm: Positive | None = 0.1, **arguments
+        self,
+        *,
+        warmup_steps: Count = 10_000,
+        q_max: Share = 0.99,
+        tangent_norm: Positive | None = 0.1,
+        difference: Positive | None = None,
+        **arguments,
     ) -> None:
         super().__init__(**arguments)
-        self.warmup_steps, self.q_max, self.tangent_norm = warmup_steps, q_max, tangent_norm
+        self.warmup_steps, self.q_max, self.tangent_norm, self.difference = (
+            warmup_steps,
+            q_max,
+            tangent_norm,
+            difference,
+        )
 
     def velocity(self, step: Step) -> Tensor:
         """The teacher's dz/dt = (x - D)/σ - D, shape of x."""

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from consistency_models import conditions
 from consistency_models.conditions import Prompt
+from consistency_models.methods.differences import central_difference
 from consistency_models.noise.preconditioning import Preconditioned
 from consistency_models.noise.schedules import Levels
 from consistency_models.optim.ema import ema_update
@@ -41,10 +42,11 @@ class Step:
         x_t: the images at the high level t, x + t·noise (`Method.network_input`).
         levels: the noise levels s = `levels.low` < t = `levels.high`, shape (B,).
         labels: the condition: one-hot classes (B, classes), a `Prompt`, or None.
-        augment: labels of the augmentation (B, augment_dim), or None.
+        augment: labels of the augmentation and other inputs of the network (B, augment_dim), or None (`Method.inputs`).
         progress: k / K in [0, 1), the completed share of training.
         rows: rows of the global batch, with their random numbers.
         online: the output that is trained, without gradient; set before `Method.target` is called.
+        classes: the argument of `Method.encode_labels`, which may drop rows: classes (B,), a `Prompt`, or None.
     """
 
     x: Tensor
@@ -56,6 +58,7 @@ class Step:
     progress: float
     rows: BatchRandom
     online: Tensor | None = None
+    classes: Any = None
 
     def at(self, s: Tensor) -> Tensor:
         """x + s·noise for levels s of shape (B,): the same images and noise at another level."""
@@ -101,6 +104,12 @@ class Method(LightningModule):
     """Required value of the schedule's `draws`; None: any schedule."""
     needs_network_of: str | None = None
     """Required value of the preconditioning's `predicts`; None: any preconditioning."""
+    second_head: bool = False
+    """True: the method can train a second output of the network, see `network.outputs`."""
+    difference: float | None = None
+    """Share h by which `derivative` moves the level for a central difference; None: derivatives in forward mode."""
+    needs_two_times: bool = False
+    """True: the method calls the network with two times."""
     teacher_is_consistent: bool = False
     """True: the teacher is a consistency model, which returns the end of a trajectory; False: a diffusion model."""
 
@@ -158,6 +167,13 @@ class Method(LightningModule):
 
     # Hooks
 
+    def inputs(self, step: Step) -> Tensor | None:
+        """Additional inputs of the network (B, augment_dim), or None: the labels of the augmentation in `step.augment`.
+
+        A method whose network takes more numbers, such as a scale of guidance, returns them behind these labels.
+        """
+        return step.augment
+
     def network_input(self, step: Step) -> Tensor:
         """The input of the online network, shape of x: x_t = x + t·noise."""
         return step.at(step.levels.high)
@@ -197,22 +213,29 @@ class Method(LightningModule):
     def derivative(
         self, step: Step, function: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """The value of `function` at the primals, and its derivative along the tangents, in forward mode.
+        """The value of `function` at the primals, and its derivative along the tangents.
 
         Both are computed without gradient, in float32 (float64 if the primals are float64), and with the dropout masks
-        of this step. Attention uses the math kernel, because the fused kernels have no forward-mode derivative.
-        Networks run eagerly, without compilation and without DDP's wrapper.
+        of this step, in forward mode, or by differences if the method sets `difference`. Attention uses the math
+        kernel, because the fused kernels have no forward-mode derivative. Networks run eagerly, without compilation and
+        without DDP's wrapper.
 
         Args:
             step: the training step.
             function: for instance `lambda x, sigma: self.model(x, sigma, step.labels)`.
-            primals, tangents: tensors of equal shapes.
+            primals, tangents: tensors of equal shapes; the last primal is the level (B,).
         """
         dtype = torch.promote_types(step.x.dtype, torch.float32)
         primals, tangents = (tuple(each.to(dtype) for each in part) for part in (primals, tangents))
-        step.rows.seed_dropout()
+
+        def seeded(*arguments: Tensor) -> Tensor:
+            step.rows.seed_dropout()
+            return function(*arguments)
+
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), torch.autocast(step.x.device.type, enabled=False):
-            value, derivative, *_ = torch.func.jvp(function, primals, tangents)
+            if self.difference is not None:
+                return central_difference(seeded, primals, tangents, self.difference)
+            value, derivative, *_ = torch.func.jvp(seeded, primals, tangents)
         return value, derivative
 
     # The step
@@ -232,7 +255,9 @@ class Method(LightningModule):
             augment=augment,
             progress=k / K,
             rows=rows,
+            classes=batch.labels,
         )
+        step.augment = self.inputs(step)
         self.teacher_calls = 0
         step.x_t = self.network_input(step)
         # The pass with gradient comes first: autocast caches weights, and a copy cached under no_grad has no gradient.

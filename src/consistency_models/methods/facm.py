@@ -3,7 +3,8 @@
     τ = 1 - t        g = u⁻ - v + t·du⁻/dt at r = 0, along (v, 1)        target = u⁻ - (1 - τ^p)·clip(g, -1, 1)
     L(θ) = cos(½πτ)·m / stop_gradient(m + ε)^½ + mean(u_t - v)² + mean(1 - cos(u_t, v))
 
-m is the mean of (u(z, t, 0) - target)², u_t = u(z, t, t) the anchor, and the cosine is taken over channels.
+m is the mean of (u(z, t, 0) - target)², and the cosine is taken over channels. The anchor u_t is u(z, t, t), or in a
+network of one time u at the time 2 - τ = 1 + t, which no level has: the network is called with -t in place of t.
 (Peng et al., FACM: Flow-Anchored Consistency Models, arXiv 2507.03738; settings of the official code.)
 """
 
@@ -24,31 +25,51 @@ __all__ = ["FlowAnchoredConsistency"]
 
 
 class FlowAnchoredConsistency(FlowMap):
-    """LightningModule for FACM with a network of two times, from data or from a teacher.
+    """LightningModule for FACM with a network of one time or of two, from data or from a teacher.
 
-    The online output and the target have 2·B rows: those of the consistency model, then those of the anchor. The anchor
-    of a network of one time, at the time 1 + t, is not implemented.
+    The online output and the target have 2·B rows: those of the consistency model, then those of the anchor.
 
     Args:
         power: p.
         eps: ε of the adaptive weight.
         tangent_clip: largest absolute value of g.
-        arguments: as for `FlowMap`; the schedule's end is 0.
+        difference: share of the level for derivatives by differences (`Method.difference`); None: forward mode.
+        arguments: as for `FlowMap`; the schedule's end is 0, and the network may have one time.
 
     Raises:
         ValueError: power, eps or tangent_clip is not positive.
     """
 
     needs_teacher = None
-
+    needs_two_times = False
     needs_levels = "steps that end at 0"
 
     @checked
     def __init__(
-        self, *, power: Positive = 0.5, eps: Positive = 1e-3, tangent_clip: Positive = 1.0, **arguments
+        self,
+        *,
+        power: Positive = 0.5,
+        eps: Positive = 1e-3,
+        tangent_clip: Positive = 1.0,
+        difference: Positive | None = None,
+        **arguments,
     ) -> None:
         super().__init__(**arguments)
-        self.power, self.eps, self.tangent_clip = power, eps, tangent_clip
+        self.power, self.eps, self.tangent_clip, self.difference = power, eps, tangent_clip, difference
+
+    def u(self, step: Step, x: Tensor, sigma: Tensor, end: Tensor) -> Tensor:
+        """u(z, t, r), or u(z, t, 0) of a network of one time; shape of x."""
+        if self.model.two_times:
+            return super().u(step, x, sigma, end)
+        return self.model.raw(x, sigma, step.labels, step.augment)[:, : x.shape[1]]
+
+    def anchor(self, step: Step) -> Tensor:
+        """u_t, shape of x."""
+        t, x, scalings = step.levels.high, step.x_t, self.model.preconditioning
+        if self.model.two_times:
+            return self.u(step, x, t, t)
+        z, time = per_image(scalings.c_in(t), x) * x, scalings.c_noise(t)
+        return self.model.network(z, -time, step.labels, step.augment)[:, : x.shape[1]]
 
     def velocity(self, step: Step) -> Tensor:
         """v, shape of x: n - x0, or the teacher's (x - D)/σ - D."""
@@ -58,10 +79,10 @@ class FlowAnchoredConsistency(FlowMap):
         return (step.x_t - denoised) / per_image(step.levels.high, denoised) - denoised
 
     def online(self, step: Step) -> Tensor:
-        """u(z, t, 0) and u(z, t, t) with the same dropout masks, shape (2·B, ...)."""
+        """u(z, t, 0) and the anchor with the same dropout masks, shape (2·B, ...)."""
         consistent = super().online(step)
         step.rows.seed_dropout()
-        return torch.cat([consistent, self.u(step, step.x_t, step.levels.high, step.levels.high)])
+        return torch.cat([consistent, self.anchor(step)])
 
     def target(self, step: Step) -> Tensor:
         """The target of u(z, t, 0), and v, shape (2·B, ...)."""

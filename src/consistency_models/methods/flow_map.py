@@ -42,6 +42,7 @@ class FlowMap(Method):
     """
 
     needs_network_of = "a velocity"
+    needs_two_times = True
 
     def u(self, step: Step, x: Tensor, sigma: Tensor, end: Tensor) -> Tensor:
         """u(z, t, r) for x at level sigma (B,), to the level end (B,); shape of x."""

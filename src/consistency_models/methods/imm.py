@@ -37,6 +37,7 @@ class InductiveMomentMatching(Method):
             the rows.
     """
 
+    needs_two_times = True
     needs_levels = "levels that a group shares"
 
     @checked

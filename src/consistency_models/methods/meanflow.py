@@ -5,6 +5,10 @@
 
 With guidance v is ω·v + (1 - ω - κ)·u(z, t, t | no class) + κ·u(z, t, t | class) in target and derivative.
 (Geng et al., Mean Flows for One-step Generative Modeling, arXiv 2505.13447, Eq. 6 to 11, Sec. 4.2 and 4.3.)
+
+Improved MeanFlow: du/dt is along w(z, t, t | class), where w is a second output of the network, trained with the loss
+of u on the target v; and v is v + (1 - 1/ω)·(w(z, t, t | class) - w(z, t, t | no class)), with ω as an input.
+(Geng et al., Improved Mean Flows, arXiv 2512.02012, and the official code.)
 """
 
 from __future__ import annotations
@@ -14,11 +18,11 @@ from dataclasses import replace
 from typing import Annotated
 
 import torch
-from annotated_types import Len
+from annotated_types import Gt, Len
 from torch import Tensor
 
 from consistency_models.methods.base import Step
-from consistency_models.methods.flow_map import FlowMap, gap
+from consistency_models.methods.flow_map import FlowMap, end_of, gap
 from consistency_models.noise.schedules import per_image
 from consistency_models.random import BatchRandom
 from consistency_models.values import NotNegative, Positive, Share, checked
@@ -26,8 +30,13 @@ from consistency_models.values import NotNegative, Positive, Share, checked
 __all__ = ["MeanFlow"]
 
 
+def at_all_times(scale: Tensor) -> Tensor:
+    """The inputs of a guidance of 1 - 1/ω = scale (B,) in the interval [0, 1], shape (B, 3)."""
+    return torch.stack([scale, torch.zeros_like(scale), torch.ones_like(scale)], 1)
+
+
 class MeanFlow(FlowMap):
-    """LightningModule for MeanFlow.
+    """LightningModule for MeanFlow and improved MeanFlow.
 
     Args:
         power, eps: p and ε of the adaptive weight; p = 0 is the sum of squares.
@@ -36,15 +45,21 @@ class MeanFlow(FlowMap):
         omega, kappa: ω and κ of the guidance, whose effective scale is ω/(1 - κ); (1, 0) is no guidance. Rows whose
             class is dropped use v without guidance.
         interval: range of the times t, in [0, 1], at which v is guided.
-        own_velocity: improved MeanFlow: the derivative is along u(z, t, t) of the network instead of v. The target of
-            the loss, the distance of u + (t - r)·du/dt to v, then depends on no network (arXiv 2512.02012).
+        own_velocity: the derivative is along the network's own velocity of the class, not along v. If the network has
+            two outputs, this velocity is the second, w, otherwise u(z, t, t). The target of the loss, the distance of
+            u + (t - r)·du/dt to v, then depends on no network.
+        guidance_input: β: 1 - 1/ω and the interval are the last three inputs of the network. ω has the density ω^-β on
+            [1, omega_max], the interval is U[0, ½] to U[½, 1], and [0, 1] where r = t. None: they are constants.
+        omega_max: the largest ω that `guidance_input` draws.
+        difference: share of the level for derivatives by differences (`Method.difference`); None: forward mode.
         arguments: as for `FlowMap`.
 
     Raises:
-        ValueError: power, eps or label_dropout is out of range, or the interval is not ascending.
+        ValueError: an argument is out of range, or the interval is not ascending.
     """
 
     needs_levels = "pairs of times"
+    second_head = True
 
     @checked
     def __init__(
@@ -57,13 +72,17 @@ class MeanFlow(FlowMap):
         kappa: float = 0.0,
         interval: Annotated[Sequence[Share], Len(2, 2)] = (0.0, 1.0),
         own_velocity: bool = False,
+        guidance_input: NotNegative | None = None,
+        omega_max: Annotated[float, Gt(1)] = 8.0,
+        difference: Positive | None = None,
         **arguments,
     ) -> None:
         super().__init__(**arguments)
         if not interval[0] <= interval[1]:
             raise ValueError(f"need an ascending interval; got {interval}")
-        self.power, self.eps, self.label_dropout = power, eps, label_dropout
+        self.power, self.eps, self.label_dropout, self.difference = power, eps, label_dropout, difference
         self.omega, self.kappa, self.interval, self.own_velocity = omega, kappa, tuple(interval), own_velocity
+        self.guidance_input, self.omega_max = guidance_input, omega_max
 
     def encode_labels(self, labels: Tensor | None, rows: BatchRandom) -> Tensor | None:
         """One-hot labels; zeros for rows whose class is dropped."""
@@ -75,29 +94,63 @@ class MeanFlow(FlowMap):
         shown = (torch.arange(rows.total)[rows.local_slice] >= hidden).float()
         return labels * shown.to(labels.device, non_blocking=True)[:, None]
 
-    def velocity(self, step: Step) -> Tensor:
-        """v = n - x0, with the guidance of `omega`, `kappa` and `interval`; shape of x, without gradient."""
-        v, t, classes = step.noise - step.x, step.levels.high, step.labels
-        if (self.omega, self.kappa) == (1, 0) or classes is None:
-            return v
-        training = self.model.training
-        self.model.eval()  # no dropout in the guidance
-        hidden, shown = (
-            self.u(replace(step, labels=labels), step.x_t, t, t) for labels in (torch.zeros_like(classes), classes)
-        )
+    def inputs(self, step: Step) -> Tensor | None:
+        """The labels of the augmentation; with `guidance_input`, followed by 1 - 1/ω and the interval."""
+        if self.guidance_input is None:
+            return step.augment
+        u, low, high = step.rows.rand("guidance", 3, dtype=torch.float64).unbind(1)
+        b = 1 - self.guidance_input
+        omega = self.omega_max**u if b == 0 else (1 + u * (self.omega_max**b - 1)) ** (1 / b)
+        drawn = torch.stack([1 - 1 / omega, low / 2, (1 + high) / 2], 1).to(step.x, non_blocking=True)
+        equal = end_of(step.levels) == step.levels.high
+        drawn = torch.where(equal[:, None], at_all_times(drawn[:, 0]), drawn)
+        return drawn if step.augment is None else torch.cat([step.augment, drawn], 1)
+
+    def own(self, step: Step, labels: Tensor | None, scale: Tensor) -> Tensor:
+        """The network's velocity at (z, t), without dropout, with the input 1 - 1/ω = scale (B,); shape of x."""
+        training, t, augment = self.model.training, step.levels.high, step.augment
+        if augment is not None and self.guidance_input is not None:
+            augment = torch.cat([augment[:, :-3], at_all_times(scale)], 1)
+        self.model.eval()
+        F = self.model.raw(step.x_t, t, labels, augment, t)
         self.model.train(training)
-        guided = self.omega * v + (1 - self.omega - self.kappa) * hidden + self.kappa * shown
-        time = t / (1 + t)
-        inside = (time >= self.interval[0]) & (time <= self.interval[1]) & (classes.sum(1) > 0)
-        return torch.where(per_image(inside, v), guided, v)
+        return F.split(step.x.shape[1], 1)[-1 if self.own_velocity else 0]
+
+    def velocities(self, step: Step) -> tuple[Tensor, Tensor]:
+        """v = n - x0 with guidance, and the velocity of the derivative; both of the shape of x, without gradient."""
+        v, t, labels, omega = step.noise - step.x, step.levels.high / (1 + step.levels.high), step.labels, self.omega
+        kappa, low, high = (torch.full_like(t, value) for value in (self.kappa, *self.interval))
+        if self.guidance_input is not None:
+            assert step.augment is not None
+            omega, (kappa, low, high) = 1.0, step.augment[:, -3:].unbind(1)
+        if self.own_velocity and step.classes is not None:
+            labels = super().encode_labels(step.classes, step.rows)  # the derivative takes the classes that are dropped
+        inside = (t >= low) & (t <= high)
+        guided = step.labels is not None and (self.guidance_input is not None or (omega, self.kappa) != (1, 0))
+        shown = self.own(step, labels, kappa.where(inside, 0)) if guided or self.own_velocity else v
+        if step.labels is not None and guided:
+            hidden, k = self.own(step, None, torch.zeros_like(kappa)), per_image(kappa, v)
+            inside = per_image(inside & (step.labels.sum(1) > 0), v)
+            v = torch.where(inside, omega * v + (1 - omega - k) * hidden + k * shown, v)
+        return v, shown if self.own_velocity else v
+
+    def online(self, step: Step) -> Tensor:
+        """u(z, t, r), shape of x; with `own_velocity` all channels of the network, i.e. followed by w if it has w."""
+        if not self.own_velocity:
+            return super().online(step)
+        return self.model.raw(step.x_t, step.levels.high, step.labels, step.augment, end_of(step.levels))
 
     def target(self, step: Step) -> Tensor:
-        """v - (t - r)·du/dt, shape of x."""
-        v, t = self.velocity(step), step.levels.high
-        along = self.u(step, step.x_t, t, t) if self.own_velocity else v
-        return v - per_image(gap(step.levels), v) * self.derivative_along(step, along)[1]
+        """v - (t - r)·du/dt, shape of x; followed by v, the target of w, if the online output is followed by w."""
+        v, along = self.velocities(step)
+        target = v - per_image(gap(step.levels), v) * self.derivative_along(step, along)[1]
+        outputs = 1 if step.online is None else step.online.shape[1] // v.shape[1]
+        return torch.cat([target, *[v] * (outputs - 1)], 1)
 
     def loss(self, step: Step, online: Tensor, target: Tensor) -> Tensor:
-        """s/(s + ε)^p with s the distance times the number of values of an image; shape (B,)."""
-        s = super().loss(step, online, target) * online[0].numel()
-        return s / (s.detach() + self.eps) ** self.power
+        """s/(s + ε)^p with s the distance times the number of values of an image, summed over u and w; shape (B,)."""
+        total = torch.zeros_like(step.levels.high)
+        for u, goal in zip(*(each.split(step.x.shape[1], 1) for each in (online, target))):
+            s = super().loss(step, u, goal) * u[0].numel()
+            total = total + s / (s.detach() + self.eps) ** self.power
+        return total

@@ -33,6 +33,7 @@ class ContinuousConsistencyTraining(Method):
         tangent_rms: True: divide g by the root of its mean square plus c; False: by its norm over the image plus c.
         tangent_clip: largest absolute value in ĝ; None: no limit.
         warmup_steps: H; 0: r = 1 from the start.
+        difference: share of the level for derivatives by differences (`Method.difference`); None: forward mode.
         arguments: as for `Method`; the preconditioning is `TrigFlow` or `EDM`, the weighting `EDM`, which is 1/c_out².
 
     Raises:
@@ -50,6 +51,7 @@ class ContinuousConsistencyTraining(Method):
         tangent_rms: bool = False,
         tangent_clip: Positive | None = None,
         warmup_steps: Count = 10_000,
+        difference: Positive | None = None,
         **arguments,
     ) -> None:
         super().__init__(**arguments)
@@ -62,7 +64,7 @@ class ContinuousConsistencyTraining(Method):
         if tangent_rms and tangent_norm is None:
             raise ValueError("tangent_rms=True chooses a norm: it needs a number tangent_norm; got None")
         self.sign = 1 if isinstance(preconditioning, TrigFlow) else -1
-        self.log_weight, self.warmup_steps = log_weight, warmup_steps
+        self.log_weight, self.warmup_steps, self.difference = log_weight, warmup_steps, difference
         self.tangent_norm, self.tangent_rms, self.tangent_clip = tangent_norm, tangent_rms, tangent_clip
 
     def slope(self, step: Step) -> Tensor:

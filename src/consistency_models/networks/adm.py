@@ -54,6 +54,7 @@ class DhariwalUNet(nn.Module):
         double_norm, attention_norm: normalise scale and shift, or q, k and v, see `UNetBlock`.
         checkpointing: do not store activations within blocks; the backward pass recomputes them.
         two_times: take a second noise label, whose features enter through a linear layer that is initialised to 0.
+        outputs: number of images in the result, one behind the other in the channels; 2: with a second head.
 
     Raises:
         ValueError: image_size cannot be halved as often as channel_mult has levels; double_norm without adaptive_scale.
@@ -84,6 +85,7 @@ class DhariwalUNet(nn.Module):
         attention_norm: bool = False,
         checkpointing: bool = False,
         two_times: bool = False,
+        outputs: Size = 1,
     ) -> None:
         super().__init__()
         check_levels(image_size, channel_mult)
@@ -140,7 +142,7 @@ class DhariwalUNet(nn.Module):
                 self.dec[f"{key}_block{i}"] = block(c + widths.pop(), c_out, resolution, resolution in attn_resolutions)
                 c = c_out
         self.out_norm = group_norm(c)
-        self.out_conv = Conv2d(c, out_channels or channels, 3)
+        self.out_conv = Conv2d(c, outputs * (out_channels or channels), 3)
 
         self._init_weights()
 
@@ -176,7 +178,7 @@ class DhariwalUNet(nn.Module):
         augment: Tensor | None = None,
         end_label: Tensor | None = None,
     ) -> Tensor:
-        """F(x), shape (B, out_channels, size, size).
+        """F(x), shape (B, outputs·out_channels, size, size).
 
         Args:
             x: shape (B, channels, size, size).

@@ -154,6 +154,7 @@ class DiT(nn.Module):
         embedding: maps 256 to a module from times (B,) to features (B, 256).
         checkpointing: do not store activations within blocks; the backward pass recomputes them.
         two_times: take a second noise label, through an embedding whose last layer is initialised to 0.
+        outputs: number of images in the result, one behind the other in the channels; 2: with a second head.
 
     Raises:
         ValueError: patch_size does not divide image_size, or heads or 4 does not divide width.
@@ -177,6 +178,7 @@ class DiT(nn.Module):
         embedding: Callable[[int], nn.Module] = FEATURES,
         checkpointing: bool = False,
         two_times: bool = False,
+        outputs: Size = 1,
     ) -> None:
         super().__init__()
         if image_size % patch_size or width % heads or width % 4:
@@ -184,7 +186,8 @@ class DiT(nn.Module):
                 "need image_size divisible by patch_size, and width by heads and by 4; "
                 f"got image_size {image_size}, patch_size {patch_size}, width {width}, heads {heads}"
             )
-        self.image_size, self.channels, self.out_channels = image_size, channels, out_channels or channels
+        self.image_size, self.channels = image_size, channels
+        self.out_channels = outputs * (out_channels or channels)
         self.num_classes, self.augment_dim, self.two_times = num_classes, augment_dim, two_times
         self.patch_size, self.label_dropout, self.checkpointing = patch_size, label_dropout, checkpointing
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(channels, width, patch_size, patch_size)})
@@ -234,7 +237,7 @@ class DiT(nn.Module):
         augment: Tensor | None = None,
         end_label: Tensor | None = None,
     ) -> Tensor:
-        """F(x), shape (B, out_channels, size, size).
+        """F(x), shape (B, outputs·out_channels, size, size).
 
         Args:
             x: shape (B, channels, size, size).

@@ -29,6 +29,7 @@ class MLP(nn.Module):
         width: number of hidden units.
         depth: number of residual layers.
         two_times: take a second noise label, through a second W_e that is initialised to 0.
+        outputs: number of images in the result, one behind the other in the channels; 2: with a second head.
     """
 
     freqs: Tensor
@@ -45,17 +46,18 @@ class MLP(nn.Module):
         width: Size = 128,
         depth: Count = 3,
         two_times: bool = False,
+        outputs: Size = 1,
     ) -> None:
         super().__init__()
         self.image_size, self.channels = image_size, channels
         self.num_classes, self.augment_dim = num_classes, augment_dim
-        self.dropout, self.two_times = dropout, two_times
+        self.dropout, self.two_times, self.outputs = dropout, two_times, outputs
         size = channels * image_size**2
         self.register_buffer("freqs", 0.5 * 2 ** torch.linspace(0, 4, 8), persistent=False)
         self.embed = Linear(1 + 2 * len(self.freqs) + num_classes + augment_dim, width)
         self.first = nn.Linear(size, width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.last = nn.Linear(width, size)
+        self.last = nn.Linear(width, outputs * size)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
         if two_times:
@@ -75,7 +77,10 @@ class MLP(nn.Module):
         augment: Tensor | None = None,
         end_label: Tensor | None = None,
     ) -> Tensor:
-        """F(x), of the shape of x, for noise_label (B,), one-hot labels, augmentation labels and end_label (B,)."""
+        """F(x), shape (B, outputs·channels, size, size), for noise_label (B,), one-hot labels, augmentation labels.
+
+        A network of two times also takes end_label (B,).
+        """
         c = self.features(noise_label)
         labels, augment = condition(labels, self.num_classes, c), condition(augment, self.augment_dim, c)
         emb = self.embed(torch.cat([c, labels, augment], 1))
@@ -84,4 +89,4 @@ class MLP(nn.Module):
         h = self.first(x.flatten(1)) + emb
         for layer in self.layers:
             h = h + layer(F.dropout(F.silu(h), self.dropout, self.training))
-        return self.last(F.silu(h)).view_as(x)
+        return self.last(F.silu(h)).view(len(x), self.outputs * x.shape[1], *x.shape[2:])

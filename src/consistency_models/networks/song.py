@@ -62,6 +62,7 @@ class SongUNet(nn.Module):
         double_norm: normalise scale and shift, see `UNetBlock`.
         checkpointing: do not store activations within blocks; the backward pass recomputes them.
         two_times: take a second noise label, whose features enter through a linear layer that is initialised to 0.
+        outputs: number of images in the result, one behind the other in the channels; 2: with a second head.
 
     Raises:
         ValueError: image_size cannot be halved as often as channel_mult has levels; double_norm without adaptive_scale.
@@ -96,6 +97,7 @@ class SongUNet(nn.Module):
         double_norm: bool = False,
         checkpointing: bool = False,
         two_times: bool = False,
+        outputs: Size = 1,
     ) -> None:
         super().__init__()
         check_levels(image_size, channel_mult)
@@ -104,7 +106,7 @@ class SongUNet(nn.Module):
         self.num_classes, self.augment_dim, self.two_times = num_classes, augment_dim, two_times
         self.num_blocks, self.label_dropout, self.checkpointing = num_blocks, label_dropout, checkpointing
         self.resolutions = [image_size >> level for level in range(levels)]
-        out_channels = out_channels or channels
+        out_channels = outputs * (out_channels or channels)
         noise_channels, emb_channels = model_channels * channel_mult_noise, model_channels * channel_mult_emb
 
         def block(c_in: int, c_out: int, resolution: int, attn: bool = False, resample: str | None = None) -> UNetBlock:
@@ -204,7 +206,7 @@ class SongUNet(nn.Module):
         augment: Tensor | None = None,
         end_label: Tensor | None = None,
     ) -> Tensor:
-        """F(x), shape (B, out_channels, size, size).
+        """F(x), shape (B, outputs·out_channels, size, size).
 
         Args:
             x: shape (B, channels, size, size).

@@ -5,10 +5,11 @@
 `denoiser(x, sigma)` takes σ of shape (B,), and of a model of two times also `end`, the level where the step ends;
 `noise` and what `randn()` returns are standard normal, shape (B, ...). The state has the dtype of `noise`. `sigmas` are
 the levels, descending, from which a step starts; `nfe` counts the denoiser calls. With `clip`, each output
-of the denoiser and the images are clamped to [-1, 1]. Two facts of a class, true where they are written:
+of the denoiser and the images are clamped to [-1, 1]. Facts of a class, true where they are written:
 
     of_consistency_models    one call gives the end of a trajectory: a model with this sampler is a consistency model
     one_time                 `end` is not handed to the denoiser: not for models of two times
+    needs_two_times          `end` is handed to the denoiser: only for models of two times
 
     sampler.descend(denoiser, x, sigma) -> images
 
@@ -24,7 +25,7 @@ from itertools import pairwise
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 from torch import Tensor
 
 from consistency_models.noise.schedules import karras_grid
@@ -209,7 +210,11 @@ class FlowMapSampler:
         sigmas: the levels at which the model is called, descending, in place of steps and sigma_max.
         gamma: γ in [0, 1].
         clip: clamp D to [-1, 1].
+        inputs: additional inputs of the network, the same for all images, such as the scale of guidance of improved
+            MeanFlow; None: zeros.
     """
+
+    needs_two_times = True
 
     @checked
     def __init__(
@@ -219,12 +224,13 @@ class FlowMapSampler:
         sigmas: Descending | None = None,
         gamma: Share = 0.0,
         clip: bool = False,
+        inputs: Annotated[Sequence[float], MinLen(1)] | None = None,
     ) -> None:
         if sigmas is None:
             times = (sigma_max / (1 + sigma_max) * (1 - i / steps) for i in range(1, steps))
             sigmas = (sigma_max, *(t / (1 - t) for t in times))
         self.sigmas, self.gamma, self.clip = tuple(map(float, sigmas)), gamma, clip
-        self.nfe = len(self.sigmas)
+        self.nfe, self.inputs = len(self.sigmas), inputs
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
@@ -244,7 +250,8 @@ class FlowMapSampler:
         return x.clamp(-1, 1) if self.clip else x
 
     def _jump(self, denoiser: Callable[..., Tensor], x: Tensor, high: float, low: float) -> Tensor:
-        denoised = denoiser(x, x.new_full((len(x),), high), end=x.new_full((len(x),), low))
+        given = {} if self.inputs is None else {"augment": x.new_tensor(self.inputs).expand(len(x), -1)}
+        denoised = denoiser(x, x.new_full((len(x),), high), end=x.new_full((len(x),), low), **given)
         denoised = denoised.clamp(-1, 1) if self.clip else denoised
         return denoised + low / high * (x - denoised)
 

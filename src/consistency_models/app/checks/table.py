@@ -23,6 +23,7 @@ from consistency_models.values import (
     Positive,
     Share,
     Sigma,
+    SigmaOrZero,
     Size,
     Text,
     Weights,
@@ -34,7 +35,7 @@ NOT_ARGUMENTS = {
     "model": ("name", "segments", "phases", "two_times"),
     "data": ("network_classes", "clamp", "evaluation_images", "class_names"),
     "data.source": ("download", "urls"),
-    "teacher": ("guidance", "weak"),
+    "teacher": ("guidance", "weak", "interval"),
     "trainer": ("max_images",),
 }
 """Keys of a group that are no arguments of its object, because other parts of the configuration use them."""
@@ -127,6 +128,7 @@ TRAIN: dict[str, Any] = PATHS | {
     "teacher.path": Text | None,
     "teacher.guidance": NotNegative,
     "teacher.weak": Text | None,
+    "teacher.interval": Annotated[Sequence[SigmaOrZero], Len(2, 2)] | None,
     "init._target_": Target | None,
     "init.path": Text | None,
     "network.num_classes": Count | None,  # null if the data set has an unknown number: see relations.data

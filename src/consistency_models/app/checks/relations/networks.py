@@ -52,10 +52,17 @@ def network(config: Config, choices: Choices) -> Problems:
 
 
 def two_times(config: Config, choices: Choices) -> Problems:
-    """A method of two times has a network and a sampler of two times."""
-    if not config["model"].get("two_times"):
-        return
+    """A method of two times has a network and a sampler of two times, and a method of one time a sampler of one."""
     model, target = f"model={choices.get('model')}", config["network"]["_target_"]
+    if not config["model"].get("two_times"):
+        if fact(config["model"], "needs_two_times"):
+            yield problem("model.two_times", False, "true", reason=f"{model} calls the network with two times")
+        elif fact(config["sampler"], "needs_two_times") and target.startswith("consistency_models."):
+            options = [name for name, node in choices.options("sampler") if not fact(node, "needs_two_times")]
+            reason = f"it calls the network with two times, and {model} has a network of one"
+            fix = f"did you mean sampler={options[0]}?" if options else ""
+            yield problem("sampler", choices.get("sampler"), ", ".join(options), fix, reason=reason)
+        return
     if target.startswith("consistency_models.") and not config["network"].get("two_times"):
         allowed = "a network with the argument two_times: small, ddpmpp, ncsnpp, adm, dit, mlp"
         reason = f"{model} calls the network with two times, and {target.rpartition('.')[2]} takes one"
@@ -66,8 +73,12 @@ def two_times(config: Config, choices: Choices) -> Problems:
 
 
 def method(config: Config, choices: Choices) -> Problems:
-    """An RMS norm requires a norm, and ranges are ascending."""
-    model = config["model"]
+    """An RMS norm requires a norm, ranges are ascending, and a second output of the network is trained."""
+    model, outputs = config["model"], config["network"].get("outputs", 1)
+    most = 2 if fact(model, "second_head") and model.get("own_velocity", True) else 1
+    if outputs > most:
+        fix, reason = "choose model=imf", f"model={choices.get('model')} does not train a further output"
+        yield problem("network.outputs", outputs, "1 or 2" if most == 2 else "1", fix, reason=reason)
     if model.get("tangent_rms") and model.get("tangent_norm") is None:
         fix = "set model.tangent_norm=0.1"
         reason = "it says how the norm is taken"

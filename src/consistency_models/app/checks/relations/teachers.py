@@ -42,8 +42,14 @@ def teacher(config: Config, choices: Choices) -> Problems:
 
 
 def guidance(config: Config, choices: Choices) -> Problems:
-    """A weaker teacher requires guidance, and guidance by classes requires classes."""
+    """A weaker teacher and an interval require guidance, and guidance by classes requires classes."""
     teacher, model = config["teacher"], config["model"]
+    interval = teacher.get("interval")
+    if interval is not None and teacher.get("guidance") == 1:
+        reason = "with teacher.guidance=1 no level has guidance"
+        yield problem("teacher.interval", interval, "null", "or set teacher.guidance, e.g. to 2", reason=reason)
+    elif interval is not None and not interval[0] <= interval[1]:
+        yield problem("teacher.interval", interval, "two ascending levels", "did you swap them?")
     if teacher.get("weak") is not None:
         if teacher.get("guidance") == 1:
             reason = "with teacher.guidance=1 the weaker teacher is not used"
@@ -53,7 +59,12 @@ def guidance(config: Config, choices: Choices) -> Problems:
         if model.get(key, none) != none and not config["data"]["network_classes"]:
             fix = "set data.conditional=true"
             yield problem(f"model.{key}", model[key], f"{none}", fix, reason="the network takes no classes")
-    if (model.get("omega", 1), model.get("kappa", 0)) != (1, 0) and not model.get("label_dropout", 0):
+    given = model.get("guidance_input")
+    if given is not None and not config["data"]["network_classes"]:
+        allowed, reason = "null", "the network takes no classes"
+        yield problem("model.guidance_input", given, allowed, "set data.conditional=true", reason=reason)
+    guided = given is not None or (model.get("omega", 1), model.get("kappa", 0)) != (1, 0)
+    if guided and not model.get("label_dropout", 0):
         reason = "guidance calls the network without a class, which label dropout trains"
         yield problem("model.label_dropout", model.get("label_dropout"), "a number in (0, 1]", reason=reason)
 
