@@ -122,5 +122,5 @@ def _of_data(data):
     if base := re.search(r"^defaults:\s*(?:- |\[)(?!override)(\w+)", text, re.MULTILINE):  # a data set like another
         return _of_data(base[1]).replace(base[1], data, 1)
     extra = " data.root={root}" if "root: ???" in text else ""
-    extra += " data.source.urls='https://example.org/a-{0..9}.tar'" if "urls: ???" in text else ""
+    extra += " 'data.source.urls=\"https://example.org/a-{0..9}.tar\"'" if "urls: ???" in text else ""
     return f"data={data}{extra}" + (" data.image_size=32" if "image_size: ???" in text else "")

@@ -312,7 +312,12 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("data=cifar10 data.root={root}s", "data.root", "that exists", "did you mean data.root="),
     ("data=webdataset data.image_size=32", "data.source.urls", "http(s)://", "it must be given"),
     ("data=webdataset data.image_size=32 data.source.urls=ftp://a/b.tar", "data.source.urls", "http(s)://", ""),
-    ("data=webdataset data.image_size=32 data.source.urls='https://a/{a,b}.tar'", "data.source.urls", "{000..099}", ""),
+    (
+        "data=webdataset data.image_size=32 'data.source.urls=\"https://a/{a,b}.tar\"'",
+        "data.source.urls",
+        "{000..099}",
+        "",
+    ),
     ("data=image_folder data.root={root}", "data.image_size", WHOLE, "it must be given"),
     ("data=image_folder data.root={root} data.image_size=32 data.conditional=true", "data.conditional", "false", "set"),
     ("data=image_folder data.root={root} data.image_size=32 data.channels=2", "data.channels", "1, 3", ""),

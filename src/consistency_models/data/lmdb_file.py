@@ -1,8 +1,8 @@
 """Images in an LMDB, as LSUN publishes them: every value is an encoded image.
 
 The list of the images is read here, by a walk over the pages of the file whose numbers are all checked. The library
-lmdb maps the file and follows its numbers as they are: of 60 files with changed bytes, 14 ended the process by a signal
-that no program can handle as an error. Tests compare with the library.
+lmdb maps the file and follows its numbers as they are, so that a damaged file can end the process by a signal. Tests
+compare with the library.
 
 Layout (LMDB 0.9, 64 bits, little-endian): pages of equal size. Page 0 and 1 are meta pages, of which the one with the
 higher transaction is valid. A branch or leaf page has 16 bytes of header and the places of its nodes; a large value
