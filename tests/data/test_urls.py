@@ -66,4 +66,4 @@ def test_nothing_is_fetched_without_leave(tmp_path, monkeypatch, changes, may_fe
     monkeypatch.setattr(fetching.urllib.request, "urlopen", lambda *_, **__: pytest.fail("asked the network"))
     with pytest.raises((DataError, InstantiationException)):
         build_data(config_of(tmp_path / "cache", "http://127.0.0.1/a.tar", **changes), may_fetch=may_fetch)
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache/data").exists()

@@ -100,6 +100,8 @@ def build_source(config: dict[str, Any], may_fetch: bool = False) -> Any:
         own = described.get("root")
         if may_fetch and described.get("download") and own in (None, os.path.abspath(folder)):
             _download(_published(described), folder)
+        if described.get("urls"):  # other sources with published files know their folder
+            described = {**described, "root": own or str(folder)}
     if _published(described) is not None:  # no arguments: sources do not download
         described = {key: value for key, value in described.items() if key not in ("download", "urls")}
     source = instantiate(described)
