@@ -32,6 +32,7 @@ COLUMNS = {
     "images": "{images:,}",
     "seconds": "{seconds:.3g}",
     "images/s": "{images_per_second:.3g}",
+    "CPU seconds": "{cpu_seconds:.3g}",
     "peak memory above the imports, MB": "{megabytes:.0f}",
 }
 
@@ -58,6 +59,12 @@ def peak() -> float:
     return sum(resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
+def cpu_seconds() -> float:
+    """Seconds on a core of this process and of its ended children, which do not depend on other work of the machine."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
 def measure(part: str, folder: Path, workers: int) -> dict[str, Any]:
     """Measure one part in this process."""
     from torch.utils.data import DataLoader
@@ -67,23 +74,29 @@ def measure(part: str, folder: Path, workers: int) -> dict[str, Any]:
     from consistency_models.data.batch import Slot
     from consistency_models.data.sampler import StepSampler
 
-    before, began = peak(), time.perf_counter()
+    before, began, used = peak(), time.perf_counter(), cpu_seconds()
     if part == "torchvision":
         loader = DataLoader(datasets.ImageFolder(folder, transforms.PILToTensor()), batch_size=256, num_workers=workers)
         images = sum(len(batch) for batch, _ in loader)
     elif part == "batches":
         from consistency_models.data.workers import WorkerLoader
 
-        source, batches = image_folder(folder, storage="encoded", cache_dir=folder.parent / "cache"), 40
+        source = image_folder(folder, storage="encoded", cache_dir=folder.parent / "cache")
+        batches = min(40, -(-source.n // 256))
         sampler = StepSampler(source.n, 256, seed=0)
         requests: list[Slot] = [slot for slot, _ in zip(sampler, range(batches))]
-        began = time.perf_counter()
+        began, used = time.perf_counter(), cpu_seconds()
         images = sum(map(len, WorkerLoader(source, batch_size=None, sampler=requests, num_workers=workers)))
     else:
         source = image_folder(folder, cache_dir=folder.parent / "cache")
         images, _ = source.n, (source.digest, source.sigma_data)
     seconds = time.perf_counter() - began
-    return {"images": images, "seconds": seconds, "megabytes": peak() - before}
+    return {
+        "images": images,
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds() - used,
+        "megabytes": peak() - before,
+    }
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -114,7 +127,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         first, last = (*[row for row in rows if row["part"] == part] * 2,)[-2:]
         if first["images"] < last["images"]:
             share = (LARGE - first["images"]) / (last["images"] - first["images"])
-            line = {name: first[name] + share * (last[name] - first[name]) for name in ("seconds", "megabytes")}
+            line = {
+                name: first[name] + share * (last[name] - first[name])
+                for name in ("seconds", "cpu_seconds", "megabytes")
+            }
             rows.append({"part": f"{part} (line)", "images": LARGE, **line})
     for row in rows:
         row["images_per_second"] = row["images"] / row["seconds"]

@@ -1,14 +1,20 @@
-"""Jobs run in this process, as train.py runs them: compose, resolve, train."""
+"""Jobs run in this process, as train.py runs them: compose, resolve, train. Or train.py in two forked processes."""
 
+import multiprocessing
+import os
 import re
+import socket
+import sys
 from pathlib import Path
 
 import hydra
 import yaml
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from consistency_models.app.checks.relations import needs_teacher
 from consistency_models.app.folder import RunFolder
+from consistency_models.app.main import main
 from consistency_models.app.run import run_job
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +53,11 @@ def run(folder, *overrides, **extra):
     return run_job(config, folder)[0]
 
 
+def on_points(method):
+    """A network for data=mixture, for the methods of conf/ that choose a network of images."""
+    return ["network=mlp"] if "override /network" in (ROOT / f"conf/model/{method}.yaml").read_text() else []
+
+
 def distilling():
     """The methods of conf/ that cannot do without a teacher."""
     for file in sorted((ROOT / "conf/model").glob("*.yaml")):
@@ -54,3 +65,42 @@ def distilling():
         node = yaml.safe_load((ROOT / f"conf/schedule/{schedule[1]}.yaml").read_text()) if schedule else {}
         if needs_teacher(yaml.safe_load(file.read_text()) | {"schedule": node}):
             yield file.stem
+
+
+def run_two(folder, *arguments, path=()):
+    """Run train.py in two processes, as torchrun starts them; they are forked from one that has imported torch.
+
+    Args:
+        folder: the run folder.
+        arguments: of train.py, with trainer=ddp or trainer=fsdp on two CPUs.
+        path: folders in which Python finds further packages.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["jobs"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    log = folder.with_suffix(".log")
+    own = (*arguments, f"hydra.run.dir={folder}")
+    pair = [context.Process(target=_train, args=(rank, environment, log, path, own), daemon=True) for rank in (0, 1)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join(300)
+    codes = [process.exitcode for process in pair]
+    for process in pair:
+        process.kill()
+    assert codes == [0, 0], f"{codes}\n{log.read_text()}"
+
+
+def _train(rank, environment, log, path, arguments):
+    os.environ.clear()
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
+    rank_zero_only.rank = rank  # Lightning reads RANK when it is imported
+    os.chdir(log.parent)
+    with open(log, "a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    sys.path[:0] = path
+    sys.argv = ["train.py", *arguments]
+    sys.exit(main("train", ROOT))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from jobs import ROOT, TINY, run
+from jobs import ROOT, TINY, run, run_two
 
 from consistency_models import load
 from consistency_models.errors import Exit
@@ -24,7 +24,14 @@ STEPS = (
     "evaluation.n=32",
 )
 CT = ("model=ct", "data=digits", "network.model_channels=8", "evaluation.ode_points=0")  # has a slow target network
-SCT = ("model=sct", "data=mixture", "network.width=8", "callbacks.samples.points=16", "evaluation.ode_points=8")
+MIXTURE = ("data=mixture", "network.width=8", "callbacks.samples.points=16", "evaluation.ode_points=8")
+SLOW = {
+    "sct": ("model=sct", *MIXTURE),
+    "meanflow": ("model=meanflow", *MIXTURE),
+    "alphaflow": ("model=alphaflow", *MIXTURE),
+    "ayf": ("model=ayf", "teacher=exact", *MIXTURE),
+    "shortcut": ("model=shortcut", *MIXTURE),  # the second process has no rows of two half steps
+}
 
 
 def train(folder, *arguments):
@@ -63,11 +70,13 @@ def assert_equal_within(tolerance, folder, other):
             assert float(row[name]) == pytest.approx(float(wanted[name]), rel=tolerance, abs=tolerance)
 
 
-@pytest.mark.parametrize("method", [CT, pytest.param(SCT, marks=pytest.mark.slow)], ids=["ct", "sct"])
+@pytest.mark.parametrize(
+    "method", [pytest.param(CT, id="ct"), *(pytest.param(SLOW[n], marks=pytest.mark.slow, id=n) for n in SLOW)]
+)
 def test_sharded_steps_are_those_of_one_process(method, tmp_path):
     """Forward-mode derivatives among them; the checkpoint is loaded without processes."""
     assert run(tmp_path / "one", *STEPS, *method, "trainer=cpu") == Exit.DONE
-    train(tmp_path / "two", *STEPS, *method, *SHARDED)
+    run_two(tmp_path / "two", *STEPS, *method, *SHARDED)
     assert_equal_within(1e-6, tmp_path / "two", tmp_path / "one")
     assert len(list((tmp_path / "two/samples").glob("*.png"))) >= 2
     samples = [load(tmp_path / name).sample(4, steps=1, seed=0) for name in ("one", "two")]

@@ -85,7 +85,7 @@ def test_a_face_has_what_it_lists(room):
 
 
 def test_numerics_import_no_lightning_hydra_or_wandb():
-    heavy = {"lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb"}
+    heavy = {"lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb", "diffusers", "peft", "transformers"}
     code = (
         "import sys, consistency_models\n"
         "assert 'torch' not in sys.modules, 'import consistency_models imports torch'\n"

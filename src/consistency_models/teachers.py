@@ -24,6 +24,7 @@ from consistency_models.values import Distinct, Text, Weights, checked, facts
 __all__ = [
     "Guided",
     "build_teacher",
+    "diffusers_teacher",
     "exact_teacher",
     "official_teacher",
     "run_teacher",
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 def build_teacher(config: dict[str, Any]) -> nn.Module | None:
     """Build the teacher, with classifier-free guidance or guidance by the weaker model of the run `teacher.weak`.
 
+    The guidance null is that of each caption, 1 + w, if the data draw w.
+
     Raises:
         ConfigError: the images or classes of the teacher differ from those of the student, or guidance is impossible.
     """
@@ -47,14 +50,15 @@ def build_teacher(config: dict[str, Any]) -> nn.Module | None:
         return None
     teacher = instantiate({key: value for key, value in options.items() if key not in own})
     _check_fits(teacher, "teacher.path", config["teacher"]["path"], data)
-    if guidance == 1:
+    if guidance == 1 or (guidance is None and config["data"].get("guidance_w") is None):
         return teacher
     if weak is not None:
         weaker = run_teacher(weak)
         _check_fits(weaker, "teacher.weak", weak, data)
         return Guided(teacher, guidance, weaker, interval)
     network = getattr(teacher, "network", None)
-    if not data.num_classes or (network is not None and not _hides_labels(network)):
+    takes_text = getattr(network, "takes_text", False)
+    if not takes_text and (not data.num_classes or (network is not None and not _hides_labels(network))):
         reason = "the teacher is unconditional, or was not trained with network.label_dropout"
         raise ConfigError("teacher.guidance", guidance, "1.0, or any with teacher.weak=FOLDER", reason=reason)
     return Guided(teacher, guidance, interval=interval)
@@ -64,9 +68,12 @@ def _check_fits(teacher: nn.Module, key: str, path: str, data: DataSpec) -> None
     network = getattr(teacher, "network", None)
     if network is None:  # a closed form fits the data by construction
         return
+    takes_text = getattr(network, "takes_text", False)
     for name in ("image_size", "channels"):
         value, own = getattr(network, name), getattr(data, name)
-        if value != own:
+        if value != own and takes_text and name == "image_size":
+            log.warning("%s=%s was trained at data.image_size=%d; this training uses %d", key, path, value, own)
+        elif value != own:
             allowed, reason = f"a model of images of data.{name}={own}", f"this one was made for {value}"
             raise ConfigError(key, path, allowed, reason=reason)
     if network.num_classes != data.num_classes:
@@ -94,6 +101,16 @@ def official_teacher(path: Text, kinds: Annotated[Sequence[Text], MinLen(1), Dis
         raise ConfigError(
             "teacher.path", path, f"a file of kind {', '.join(kinds)}", reason=f"this one is {loaded.kind}"
         )
+    loaded.model.origin = {"path": str(path), "digest": loaded.digest}
+    loaded.model.is_consistency_model = _samples_consistency_models(loaded.recipe["sampler"])
+    return loaded.model
+
+
+@facts(reads="a pipeline", needs_package="diffusers")
+@checked
+def diffusers_teacher(path: Text) -> nn.Module:
+    """Load the U-Net of a diffusers pipeline from its folder, with the scalings of the scheduler."""
+    loaded = pretrained.load_pipeline(path)
     loaded.model.origin = {"path": str(path), "digest": loaded.digest}
     loaded.model.is_consistency_model = _samples_consistency_models(loaded.recipe["sampler"])
     return loaded.model
@@ -139,8 +156,13 @@ class Guided(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        """The `sigma_max` of the model."""
+        """The network of the model."""
         return self.model.network
+
+    @property
+    def preconditioning(self) -> Any:
+        """The scalings of the model."""
+        return self.model.preconditioning
 
     def forward(
         self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | Prompt | None = None
@@ -198,6 +220,8 @@ def weights_of_teacher(model: nn.Module, teacher: nn.Module | None, path: None =
     if teacher is None or not any(True for _ in teacher.parameters()):
         log.info("init=teacher: the teacher has no weights; the network is initialised at random")
         return
+    if getattr(model.network, "lora", None) is not None:  # the weights of adapters are shared with the teacher
+        return
     _copy(teacher, model, "teacher")
 
 
@@ -220,13 +244,17 @@ def weights_of_pretrained(model: nn.Module, path: Text | Path, teacher: nn.Modul
 def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
     """Copy weights to a network. Weights for augmentation labels are skipped if the network has no such labels, as ECT.
 
-    The layers of a second time are not changed if the source has one time; they are initialised to zero.
+    The layers of a second time are not changed if the source has one time; they are initialised to zero. The same holds
+    for the layers that a network names as `starts_at_zero`.
     """
     weights, wanted = source.network.state_dict(), model.network.state_dict()
+    new = tuple(getattr(model.network, "starts_at_zero", ()))
+    weights |= {name: wanted[name] for name in wanted.keys() - weights.keys() if name.startswith(new)}
     if "map_augment.weight" not in wanted:
         weights.pop("map_augment.weight", None)
     if not getattr(source.network, "two_times", False):
-        weights |= {name: tensor for name, tensor in wanted.items() if name.partition(".")[0].endswith("_end")}
+        ends = {name for name in wanted if any(part.endswith("_end") for part in name.split("."))}
+        weights |= {name: wanted[name] for name in ends}
     for tensor in wanted | weights:
         shape, own_shape = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
         if shape != own_shape:

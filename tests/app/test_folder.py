@@ -2,13 +2,18 @@
 
 import errno
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 
 import pytest
 
 from consistency_models.app import folder as module
 from consistency_models.app.folder import RunFolder, make_new_folder
+from consistency_models.errors import Exit
 
 
 def test_each_of_many_runs_of_one_second_makes_a_folder_of_its_own(tmp_path):
@@ -39,3 +44,48 @@ def test_a_folder_that_was_moved_away_is_made_again(tmp_path):
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     run.mark("DONE")
     assert [path.name for path in Path(tmp_path / "run").iterdir()] == ["DONE"]
+
+
+def test_a_run_ends_when_another_process_has_taken_its_folder(tmp_path, monkeypatch):
+    """And only then: not by another state, and not where the folder has been moved away."""
+    codes = SimpleQueue()
+    monkeypatch.setattr(module, "WATCH", 0.01)
+    monkeypatch.setattr(os, "_exit", codes.put)
+    run = RunFolder(tmp_path / "run")
+    run.begin()
+    with run.watched():
+        for change in (lambda: run.mark("STOPPED"), lambda: run.path.rename(tmp_path / "elsewhere"), run.begin):
+            change()
+            with pytest.raises(Empty):
+                codes.get(timeout=0.1)
+        run.mark("RUNNING", f"{os.getpid()}\nanother node 01234567\n")
+        assert codes.get(timeout=100) == Exit.STOPPED
+
+
+@pytest.mark.parametrize(("job", "restarts", "free"), [("7", "1", True), ("7", "0", False), ("8", "1", False)])
+def test_only_a_requeued_job_takes_its_folder_over(job, restarts, free, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 0)
+    run = RunFolder(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    run.begin()
+    before = (tmp_path / "RUNNING").read_text()
+    monkeypatch.setattr(module, "TOKEN", "of this process")
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    trains = ExitStack()
+    assert trains.enter_context(run.claimed())
+
+    found = []
+
+    def claim():
+        with RunFolder(tmp_path).claimed() as is_free:
+            found.append(is_free)
+
+    requeued = Thread(target=claim)
+    requeued.start()
+    with trains:
+        while requeued.is_alive() and (tmp_path / "RUNNING").read_text() == before:
+            time.sleep(0.01)
+    requeued.join()
+    assert found == [free]
+    assert ((tmp_path / "RUNNING").read_text() == before) is not free

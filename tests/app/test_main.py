@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import signal
 import sys
 from pathlib import Path
 from unittest.mock import Mock
@@ -12,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.main import main
-from consistency_models.errors import pasteable
+from consistency_models.errors import Exit, pasteable
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,6 +72,16 @@ def test_two_processes_do_not_train_in_one_folder(command, tmp_path, monkeypatch
     assert not (tmp_path / "run/config.yaml").exists()
     with run.claimed() as free:
         assert free
+
+
+def test_a_signal_to_a_process_that_waits_for_the_folder_leaves_the_other_running(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("consistency_models.app.folder.PATIENCE", 0)
+    run = RunFolder(tmp_path / "run")
+    run.begin()
+    monkeypatch.setattr("consistency_models.app.outcome.report", lambda *_: signal.raise_signal(signal.SIGTERM))
+    with run.claimed():
+        assert command("train", f"hydra.run.dir={tmp_path}/run")[0] == Exit.STOPPED
+    assert run.state == "RUNNING"
 
 
 @pytest.mark.parametrize("more", [(), ("train=false", "test=true")])

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from jobs import ROOT, config_of, distilling
+from jobs import ROOT, config_of, distilling, on_points
 
 from consistency_models.app.build import build_data, build_method
 from consistency_models.app.plan import cost, plan
@@ -21,7 +21,8 @@ SMALL = ("network.model_channels=32", "data.batch_size=32")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_a_plan(method):
     teacher = ["teacher=exact"] if method in NEEDS_TEACHER else []
-    config = config_of("unused", f"model={method}", "data=mixture", "data.conditional=true", *teacher)
+    chosen = [f"model={method}", "data=mixture", *on_points(method), "data.conditional=true", *teacher]
+    config = config_of("unused", *chosen)
     found = cost(config)
     assert found.flops > 0
     assert found.parameters >= 50_000

@@ -1,10 +1,13 @@
 """Every script runs on the smallest settings, prints its table, and writes what it prints."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import derivative
 import gpu
 import host_reads
+import image_files
 import pytest
 import quality_report
 import random_numbers
@@ -193,3 +196,21 @@ def test_a_process_draws_its_own_rows(tmp_path, capsys):
     )
     one, four = found["rows"]
     assert one["megabytes"] == one["megabytes_whole"] == 4 * four["megabytes"]
+
+
+def test_image_files_extrapolate_to_a_large_set(tmp_path, capsys, monkeypatch):
+    def run(command, **options):
+        if "--measure" not in command:  # a question about the machine
+            return real(command, **options)
+        part, folder = command[command.index("--measure") + 1 :][:2]
+        measured.append(part)
+        return SimpleNamespace(stdout=json.dumps(image_files.measure(part, Path(folder), workers=0)))
+
+    measured, real = [], image_files.subprocess.run
+    monkeypatch.setattr(image_files.subprocess, "run", run)  # starting a process costs seconds
+    monkeypatch.setattr(image_files.time, "sleep", lambda seconds: None)
+    found = found_by(image_files, tmp_path, capsys, "--images", "110", "120", "--size", "8", "--threads", "1")
+    assert measured == [*image_files.PARTS] * 2
+    lines = {row["part"]: row["images"] for row in found["rows"] if row["part"].endswith("(line)")}
+    assert lines == dict.fromkeys(["first (line)", "start (line)", "torchvision (line)"], image_files.LARGE)
+    assert all(row["seconds"] > 0 for row in found["rows"][: 2 * len(image_files.PARTS)])

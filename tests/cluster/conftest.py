@@ -16,13 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from jobs import ROOT
 
 CONFIGURATION = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
+FirstJobId={job}  # ports follow from the numbers of jobs, and other workers of the tests run other clusters
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 SlurmUser=root
@@ -89,8 +89,11 @@ class Cluster:
         key = self.folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o600)
+        job = 1 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
         host = socket.gethostname().partition(".")[0]
-        (self.folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=self.folder, ports=ports))
+        (self.folder / "slurm.conf").write_text(
+            CONFIGURATION.format(host=host, folder=self.folder, ports=ports, job=job)
+        )
         munged = [
             f"--{name}={self.folder}/munge.{name.partition('-')[0]}" for name in ("socket", "key-file", "pid-file")
         ]
@@ -173,9 +176,7 @@ class Cluster:
     def restarted(self, job, restarts):
         """Wait until the job waits in the queue again, and start it at once: Slurm makes it wait for two minutes."""
         self.wait(job, "PENDING", restarts)
-        time.sleep(
-            2
-        )  # Slurm revokes the credentials of all starts within the second of the requeue: "Job credential revoked"
+        time.sleep(2)  # Slurm revokes the credentials of starts within the second of the requeue
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def trains(self, job):
@@ -207,9 +208,8 @@ def slurm(tmp_path):
     (tmp_path / "slurm").symlink_to(ROOT / "slurm")
     folder = tmp_path / "cluster"
     folder.mkdir()
-    with FileLock("/tmp/consistency-models-cluster.lock"):  # the jobs of several clusters would slow down one another
-        cluster = Cluster(folder, tmp_path)
-        try:
-            yield cluster.start()
-        finally:
-            cluster.stop()
+    cluster = Cluster(folder, tmp_path)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()

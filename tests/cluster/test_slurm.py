@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import signal
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,27 +36,37 @@ def assert_same(one, other):
         assert one == other
 
 
-@pytest.mark.parametrize("logger", ["csv", "default"])
-def test_a_preempted_job_ends_as_one_that_was_not(logger, slurm):
-    jobs = [
-        slurm.submit(f"logger={logger}", "trainer.max_steps=2000", options=[f"--nodelist={n}"]) for n in ("n1", "n2")
+def process_of(running):
+    """The process in the text of RUNNING."""
+    return int(running.split()[0])
+
+
+def test_a_preempted_job_ends_as_one_that_was_not(slurm):
+    """With each logger; both jobs of the first node are preempted at once."""
+    with_csv, with_wandb, other = jobs = [
+        slurm.submit(f"logger={logger}", "trainer.max_steps=2000", options=[f"--nodelist={node}"])
+        for logger, node in (("csv", "n1"), ("default", "n1"), ("csv", "n2"))
     ]
-    slurm.trains(jobs[0])
+    preempted = (with_csv, with_wandb)
+    for job in preempted:
+        slurm.trains(job)
     slurm.preempt("n1")
-    slurm.restarted(jobs[0], 1)
-    folder = slurm.folder_of(jobs[0])
-    assert (folder / "STOPPED").read_text().startswith("stopped by SIGTERM after step ")
-    assert read(folder / "checkpoints/last.ckpt")["step"] < 2000
+    for job in preempted:
+        slurm.restarted(job, 1)
+        assert (slurm.folder_of(job) / "STOPPED").read_text().startswith("stopped by SIGTERM after step ")
+        assert read(slurm.folder_of(job) / "checkpoints/last.ckpt")["step"] < 2000
     for job in jobs:
         slurm.wait(job, "COMPLETED")
         assert (slurm.folder_of(job) / "DONE").exists()
         assert steps_of(slurm.folder_of(job)) == list(range(1, 2001))
-    ends = [read(slurm.folder_of(job) / "checkpoints/last.ckpt") for job in jobs]
-    for part in ("step", "model", "ema", "target", "optimizer"):
-        assert_same(*(end[part] for end in ends))
-    if logger == "default":
-        identity = (folder / "wandb_id").read_text()
-        assert len(list(folder.glob(f"wandb/offline-run-*-{identity}"))) == 2
+    end = read(slurm.folder_of(other) / "checkpoints/last.ckpt")
+    for job in preempted:
+        same = read(slurm.folder_of(job) / "checkpoints/last.ckpt")
+        for part in ("step", "model", "ema", "target", "optimizer"):
+            assert_same(same[part], end[part])
+    folder = slurm.folder_of(with_wandb)
+    identity = (folder / "wandb_id").read_text()
+    assert len(list(folder.glob(f"wandb/offline-run-*-{identity}"))) == 2
 
 
 def test_a_signal_while_the_job_starts(slurm):
@@ -91,40 +103,54 @@ def test_a_process_that_dies_by_a_signal_is_started_again_but_not_without_end(sl
     slurm.trains(job)
     running = slurm.folder_of(job) / "RUNNING"
     first = running.read_text()
-    os.kill(int(first), signal.SIGKILL)
+    os.kill(process_of(first), signal.SIGKILL)
     slurm.restarted(job, 1)
-    slurm.until(lambda: running.read_text() not in ("", first))
-    os.kill(int(running.read_text()), signal.SIGKILL)
+    slurm.until(lambda: running.read_text() != first)
+    os.kill(process_of(running.read_text()), signal.SIGKILL)
     slurm.wait(job, "FAILED", 1)
 
 
-def test_of_an_array_only_the_stopped_task_is_started_again(slurm):
-    array = slurm.submit("logger=csv", "trainer.max_steps=1500", options=["--array=0-1"])
+def test_a_job_that_is_stopped_before_each_save_is_not_requeued_without_end(slurm):
+    """As where the time limit is shorter than the time of --signal."""
+    job = slurm.submit("logger=csv", "trainer.max_steps=5", options=["--export=ALL,MAX_RESTARTS=0"])
+    slurm.wait(job, "RUNNING")
+    slurm.until(lambda: slurm.signal(job, "USR1") or slurm.job(job)["JobState"] == "FAILED")
+    assert "not requeued: 0 restarts without a new checkpoint" in slurm.logs()
+
+
+def assert_two_processes(folder, steps, parts):
+    """Both processes trained each step once, and logged as one run in so many parts."""
+    assert steps_of(folder) == list(range(1, steps + 1))
+    assert json.loads((folder / "summary.json").read_text())["device"] == "2 x cpu"
+    assert len(list(folder.glob("wandb/offline-run-*"))) == parts
+
+
+def test_of_an_array_of_two_processes_each_only_the_stopped_task_is_started_again(slurm):
+    """One node with two tasks. The jobs have neighbouring numbers, from which the ports of their processes follow."""
+    options = ["--array=0-1", "--ntasks-per-node=2"]
+    array = slurm.submit("logger=default", "trainer.max_steps=1000", options=options)
     tasks = [f"{array}_{task}" for task in (0, 1)]
     for task in tasks:
         slurm.trains(task)
     stopped = next(task for task in tasks if slurm.job(task)["JobId"] == array)  # its number is that of the array
     slurm.signal(stopped, "USR1")
     slurm.restarted(stopped, 1)
+    assert "after step " in (slurm.folder_of(stopped) / "STOPPED").read_text()
     for task in tasks:
         slurm.wait(task, "COMPLETED")
         assert slurm.job(task)["Restarts"] == str(int(task == stopped))
         assert json.loads((slurm.folder_of(task) / "summary.json").read_text())["seed"] == int(task[-1])
+        assert_two_processes(slurm.folder_of(task), 1000, parts=1 + (task == stopped))
 
 
-@pytest.mark.parametrize(("nodes", "tasks"), [(2, 1), (1, 2)])
-def test_two_processes_stop_and_continue_together(nodes, tasks, slurm):
-    options = [f"--nodes={nodes}", f"--ntasks-per-node={tasks}"]
-    job = slurm.submit("logger=default", "trainer.max_steps=1000", options=options)
+def test_two_nodes_stop_and_continue_together(slurm):
+    job = slurm.submit("logger=default", "trainer.max_steps=1000", options=["--nodes=2"])
     slurm.trains(job)
     slurm.signal(job, "USR1")
     slurm.restarted(job, 1)
-    folder = slurm.folder_of(job)
-    assert "after step " in (folder / "STOPPED").read_text()
+    assert "after step " in (slurm.folder_of(job) / "STOPPED").read_text()
     slurm.wait(job, "COMPLETED")
-    assert steps_of(folder) == list(range(1, 1001))
-    assert json.loads((folder / "summary.json").read_text())["device"] == "2 x cpu"
-    assert len(list(folder.glob("wandb/offline-run-*"))) == 2
+    assert_two_processes(slurm.folder_of(job), 1000, parts=2)
 
 
 def test_the_job_of_a_node_that_fails_continues_on_another(slurm):
@@ -139,10 +165,42 @@ def test_the_job_of_a_node_that_fails_continues_on_another(slurm):
     assert steps_of(slurm.folder_of(job)) == list(range(1, 1501))
 
 
-def test_a_sweep_by_submitit(slurm):
-    launcher = ("hydra/launcher=submitit_slurm", "hydra.launcher.partition=low", "hydra.launcher.timeout_min=30")
-    training = (*slurm.tiny, "logger=csv", "trainer.max_steps=5")
-    slurm.run("python", "train.py", "-m", "seed=0,1", *launcher, *training)
-    (sweep,) = slurm.work.glob("runs/*/*/jobs.csv")
-    with open(sweep) as file:
+def test_a_training_that_outlives_the_daemon_of_its_node_leaves_the_folder_to_the_requeued_job(slurm):
+    """Slurm gives up the node; training, step and script live on there, and know nothing of it."""
+    job = slurm.submit("logger=csv", "trainer.max_steps=20000")
+    slurm.trains(job)
+    folder, node = slurm.folder_of(job), slurm.job(job)["NodeList"]
+    first = (folder / "RUNNING").read_text()
+    assert slurm.kill(f"slurmd -N {node}") == 1
+    slurm.restarted(job, 1)
+    slurm.until(lambda: (folder / "RUNNING").read_text() != first)
+    assert slurm.processes("train.py")
+    slurm.until(lambda: not Path(f"/proc/{process_of(first)}").exists())
+    step = read(folder / "checkpoints/last.ckpt")["step"]
+    slurm.until(lambda: read(folder / "checkpoints/last.ckpt")["step"] > step)
+    now = slurm.job(job)
+    assert (now["JobState"], now["Restarts"]) == ("RUNNING", "1")
+    assert now["NodeList"] != node
+    slurm.signal(job, "USR1")
+    slurm.wait(job, "PENDING", 2)
+    assert steps_of(folder) == list(range(1, 1 + read(folder / "checkpoints/last.ckpt")["step"]))
+
+
+def test_jobs_of_submitit_resume_after_a_preemption_and_after_submitit_s_own_signal(slurm):
+    launcher = ("hydra/launcher=submitit_slurm", "hydra.launcher.partition=low", "hydra.launcher.cpus_per_task=2")
+    arguments = ("-m", "seed=0,1", *launcher, *slurm.tiny, "logger=csv", "trainer.max_steps=1500")
+    with subprocess.Popen(["python", "train.py", *arguments], cwd=slurm.work, env=slurm.environment) as sweep:
+        slurm.until(lambda: len(list(slurm.work.glob("runs/*/*/*/checkpoints/last.ckpt"))) == 2)
+        preempted, other = (
+            slurm.run("squeue", "-h", "-r", "-o", "%i", f"--nodelist={node}").strip() for node in ("n1", "n2")
+        )
+        slurm.preempt("n1")
+        slurm.signal(other, "USR2")
+        for job in (preempted, other):
+            slurm.restarted(job, 1)
+        assert sweep.wait(timeout=300) == 0
+    (rows,) = slurm.work.glob("runs/*/*/jobs.csv")
+    with open(rows) as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["DONE", "DONE"]
+    for job in (0, 1):
+        assert steps_of(rows.parent / f"{job}") == list(range(1, 1501))

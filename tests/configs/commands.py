@@ -5,7 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
-from jobs import distilling
+from jobs import distilling, on_points
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -14,6 +14,8 @@ GROUPS = {
     for folder in sorted(CONF.iterdir())
     if folder.is_dir() and folder.name not in ("hydra", "task") and any(folder.glob("*.yaml"))
 }
+OF_TABLES = {"schedule": ("table",), "sampler": ("lcm", "ddim"), "preconditioning": ("lcm", "table")}
+"""Options that need one another: the levels of a discrete table."""
 ANYWHERE = ("callbacks", "ema", "learning_rate", "logger", "optimizer", "paths", "trainer", "weighting")
 """Groups whose options need nothing of other groups."""
 
@@ -29,6 +31,7 @@ class DummyFiles:
             "pickle": folder / "official.pkl",
             "text": folder / "notes.txt",
             "empty": folder / "empty",
+            "pipeline": folder / "pipeline",
         }
         self.names["root"].mkdir()
         self.names["ckpt"].parent.mkdir(parents=True)
@@ -36,6 +39,8 @@ class DummyFiles:
         self.names["pickle"].write_bytes(b"not looked at")
         self.names["text"].write_text("no checkpoint")
         self.names["empty"].mkdir()
+        self.names["pipeline"].mkdir()
+        (self.names["pipeline"] / "model_index.json").write_text("{}")
 
     def split(self, line):
         """The arguments of a command line in which {root} and the like stand for these files."""
@@ -51,10 +56,10 @@ def every_option():
     trained = sorted({*itertools.product(GROUPS["model"], trained_on), *pairs})
     for i, (model, data) in enumerate(trained):
         yield " ".join([_with_model(model), _of_data(data), *(_turn(group, i) for group in ANYWHERE)])
-    networks = [name for name in GROUPS["network"] if not re.search(r"(64|128|256)$", name)]
+    networks = [name for name in GROUPS["network"] if not re.search(r"(diffusers|lora|64|128|256)$", name)]
     of_two_times = [name for name in GROUPS["schedule"] if "two_times: true" in _text(_model_of("schedule", name))]
     yield from (f"{_with_model(_model_of('schedule', name))} schedule={name}" for name in of_two_times)
-    schedules = [name for name in GROUPS["schedule"] if name not in of_two_times]
+    schedules = [name for name in GROUPS["schedule"] if name not in (*of_two_times, *OF_TABLES["schedule"])]
     lines = max(len(networks), len(schedules), len(GROUPS["loss"]))
     for i in range(lines):
         schedule, network = (names[i % len(names)] for names in (schedules, networks))
@@ -64,7 +69,7 @@ def every_option():
         others, model = " ".join(_turn(group, i) for group in groups), _with_model(name)
         yield f"{model} schedule={schedule} {others} network={network} {augment} data=cifar10 data.root={{root}}"
     yield from (f"model=meanflow sampler={name}" for name in GROUPS["sampler"] if name.startswith("flow_map"))
-    for network in sorted(set(GROUPS["network"]) - set(networks)):
+    for network in sorted(set(GROUPS["network"]) - {*networks, "diffusers", "diffusers_lora"}):
         size = re.search(r"\d+$", network)[0]
         yield f"network={network} data=image_folder data.root={{root}} data.image_size={size}"
     yield from (f"{_with_model(_model_of('solver', solver))} solver={solver}" for solver in GROUPS["solver"])
@@ -72,6 +77,13 @@ def every_option():
         debug = "" if data.startswith("mixture") else _turn("debug", i)
         yield f"{_of_data(data)} features=identity {debug}".rstrip()
     yield from (f"init=random teacher=none features={features}" for features in GROUPS["features"])
+    yield "model=lcm data=latents data.root={root} data.image_size=8 teacher=diffusers teacher.path={pipeline}"
+    yield (
+        "model=lcm network=diffusers_lora model.target_ema=null model.w_embedding=null data=latents data.root={root} "
+        "data.image_size=8 teacher=diffusers teacher.path={pipeline}"
+    )
+    yield f"{_with_model('lcm')} schedule=table sampler=ddim preconditioning=table network=small"
+    yield "model=ict network=diffusers init=pretrained init.path={pipeline}"
     yield "teacher=exact data=mixture model=cd init=run init.path={ckpt}"
     yield "teacher=run teacher.path={run} model=cd init=teacher"
     yield "teacher=edm teacher.path={pickle} teacher.guidance=2 model=cd init=pretrained init.path={pickle}"
@@ -82,11 +94,17 @@ def every_option():
 def of_experiment(experiment):
     """The command line of an experiment, with the paths that it asks for."""
     text = (CONF / f"experiment/{experiment}.yaml").read_text()
-    chosen = re.findall(r"override /(teacher|init): (\w+)", text)
-    paths = {group: "{run}" if option == "run" else "{pickle}" for group, option in chosen}
-    return " ".join(
-        [f"experiment={experiment} data.root={{root}}", *(f"{group}.path={path}" for group, path in paths.items())]
-    )
+    files = {
+        "run": "{run}",
+        "diffusers": "{pipeline}",
+        **dict.fromkeys(("edm", "ect", "openai", "pretrained"), "{pickle}"),
+    }
+    paths = [
+        f"{group}.path={files[option]}"
+        for group, option in re.findall(r"override /(teacher|init): (\w+)", text)
+        if option in files
+    ]
+    return " ".join([f"experiment={experiment} data.root={{root}}", *paths])
 
 
 def written_options():
@@ -95,12 +113,15 @@ def written_options():
 
 
 def _turn(group, i):
-    options = [option for option in GROUPS[group] if not option.startswith("flow_map")]  # those need two times
+    """An option that needs no other one: neither two times nor a table."""
+    others = OF_TABLES.get(group, ())
+    options = [option for option in GROUPS[group] if not option.startswith("flow_map") and option not in others]
     return f"{group}={options[i % len(options)]}"
 
 
 def _with_model(model):
-    return f"model={model}" + (" teacher=run teacher.path={run}" if model in distilling() else "")
+    network = " network=mlp" if on_points(model) else ""  # lcm: the network of a folder otherwise
+    return f"model={model}{network}" + (" teacher=run teacher.path={run}" if model in distilling() else "")
 
 
 def _model_of(group, option):

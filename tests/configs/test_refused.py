@@ -346,6 +346,7 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("trainer=fsdp trainer.accumulate_grad_batches=auto", "trainer.accumulate_grad_batches", "a number with", ""),
     ("trainer=fsdp trainer.precision=16-mixed", "trainer.precision", "32-true, bf16-mixed with trainer=fsdp", ""),
     ("trainer=fsdp compile=true", "compile", "false with trainer=fsdp", ""),
+    ("model=tract data=mixture teacher=exact trainer=fsdp", "trainer.strategy", "auto, ddp with model.phases", ""),
     ("trainer.num_nodes=2", "trainer.num_nodes", "1 with trainer.strategy=auto", "add trainer=ddp"),
     ("trainer.accelerator=mps trainer.strategy=ddp trainer.devices=2", "trainer.devices", "1 with", ""),
     ("trainer.max_images=10", "trainer.max_images", "at least data.batch_size=64", ""),
@@ -400,7 +401,6 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("network=dit network.heads=5", "network.width", "a multiple of 4 and of network.heads=5", ""),
     ("network=dit data=mixture", "network.patch_size", "a divisor of data.image_size=1", ""),
     # two times
-    ("model=meanflow network=edm2", "network", "two_times: small", "did you mean network=small?"),
     ("model=meanflow network=openai_adm", "network", "two_times: small", "did you mean network=small?"),
     ("model=meanflow ++network.two_times=false", "network", "takes one", ""),
     ("model=meanflow preconditioning=edm", "preconditioning", "predicts a velocity", ""),

@@ -52,8 +52,9 @@ def folder(tmp_path_factory):
         config = {"trainer": {"max_steps": 100, "max_images": None}, "data": {"batch_size": 64}}
         (folder / name / "config.yaml").write_text(yaml.safe_dump(config))
         (folder / name / "STOPPED").write_text("")
-    for name in ("PHOTOS", "NEW"):
+    for name in ("PHOTOS", "NEW", "ENCODED", "PIPELINE"):
         (folder / name).mkdir()
+    (folder / "PIPELINE/model_index.json").write_text("{}")
     for name in ("FILE", "FILE.pkl"):
         (folder / name).write_bytes(b"not read")
     with pytest.MonkeyPatch.context() as patch:

@@ -38,6 +38,7 @@ KNOWN = [  # commands, and the teacher's calls an image; the calls of Direct CM 
     ("model=ect", 0),
     ("model=sct", 0),
     ("model=sct preconditioning=edm recipe=sct_digits model.tangent_rms=true model.tangent_clip=1", 0),
+    (f"model=lcm network=mlp {EXACT}", 1),
     (f"model=scd {EXACT}", 1),
     (f"model=tcm {EXACT}", 1),
     ("model=meanflow", 0),

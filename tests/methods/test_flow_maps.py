@@ -221,6 +221,23 @@ def test_the_exact_map_is_a_fixed_point_of_ayf():
     assert_close(ayf.target(made), ayf.online(made), rtol=1e-6, atol=1e-6)
 
 
+def test_at_the_exact_map_the_lagrangian_form_holds_too():
+    """d(end of the map)/dr is the teacher's velocity at the end."""
+    made, h = step(), 1e-5
+    ayf = exact(AlignYourFlow, teacher=exact_denoiser)
+    r = made.levels.end / (1 + made.levels.end)
+
+    def end_point(r):
+        sigma_r = r / (1 - r)
+        t = made.levels.high / (1 + made.levels.high)
+        u = ayf.u(made, made.x_t, made.levels.high, sigma_r)
+        return per_image(1 - t, u) * made.x_t - per_image(t - r, u) * u
+
+    there = step_of(0 * made.x, 0 * made.x, Levels(made.levels.end, made.levels.end))
+    there.x_t = end_point(r) / per_image(1 - r, made.x)
+    assert_close((end_point(r + h) - end_point(r - h)) / (2 * h), ayf.velocity(there), rtol=1e-6, atol=1e-6)
+
+
 def test_ayf_pulls_by_less_than_one_whatever_the_error():
     made = step()
     ayf = trained_on(AlignYourFlow, random_mlp(), teacher=lambda x, *_: 1e3 * x)

@@ -1,11 +1,8 @@
 """Trainings of flow maps: bf16, compiled networks, micro-batches, two processes, a second time that starts at zero."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from jobs import GRADIENT_STEP, ROOT, TINY, config_of, run
+from jobs import GRADIENT_STEP, TINY, config_of, run, run_two
 
 import consistency_models
 from consistency_models.app.build import build_method
@@ -110,10 +107,7 @@ def test_micro_batches_of_the_others(model, tmp_path):
 
 
 def test_two_processes_take_the_step_of_one(one_process, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), *STEP, f"hydra.run.dir={tmp_path / 'two'}"]
-    command += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_two(tmp_path / "two", *STEP, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
     assert_same_step(tmp_path / "two", one_process)
 
 

@@ -7,7 +7,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).parents[2] / "conf" / "network"
-NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+OF_FOLDERS = {"diffusers", "diffusers_lora"}  # networks whose architecture is that of a folder
+NAMES = sorted({path.stem for path in CONF.glob("*.yaml")} - OF_FOLDERS)
 BASES = [
     name for name in NAMES if "defaults" not in OmegaConf.load(CONF / f"{name}.yaml")
 ]  # others change numbers only

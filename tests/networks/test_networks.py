@@ -3,7 +3,9 @@
 import pytest
 import torch
 from hydra.errors import InstantiationException
-from networks.files import BASES, NAMES, config, tiny
+from hydra.utils import instantiate
+from networks.files import BASES, NAMES, TINY, config, tiny
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from consistency_models.networks.layers import UNetBlock
@@ -192,6 +194,26 @@ def test_augmentation_labels_matter_and_none_means_zeros(name):
     x, c, labels = inputs(network)
     assert relative(network(x, c, labels, torch.ones(3, 9)), network(x, c, labels)) > 1e-4
     torch.testing.assert_close(network(x, c, labels, torch.zeros(3, 9)), network(x, c, labels))
+
+
+@pytest.mark.parametrize("name", [name for name in BASES if "two_times" in config(name).network])
+def test_a_second_time_starts_at_zero_and_a_second_output_follows_the_first(name):
+    one, node = tiny(name), config(name, image_size=16).network
+    changes = TINY[node._target_.rpartition(".")[2]] | {"two_times": True, "outputs": 2}
+    two, (x, c, labels) = instantiate(node, **changes).eval(), inputs(one)
+    own = {key: value for key, value in one.state_dict().items() if two.state_dict()[key].shape == value.shape}
+    two.load_state_dict(own, strict=False)
+    new = {key: parameter for key, parameter in two.named_parameters() if key not in own}
+    for key, parameter in new.items():
+        if "_end" not in key:
+            nn.init.normal_(parameter)  # the last layer, which is 0 in some networks
+    out = two(x, c, labels, None, c / 2)
+    assert out.shape == (3, 2 * x.shape[1], *x.shape[2:])
+    torch.testing.assert_close(two(x, c, labels, None, c / 3), out)
+    for key, parameter in new.items():
+        if "_end" in key:
+            nn.init.normal_(parameter)
+    assert relative(two(x, c, labels, None, c / 3), two(x, c, labels, None, c / 2)) > 1e-4
 
 
 @pytest.mark.parametrize(("encoder", "decoder"), [("skip", "skip"), ("residual", "skip"), ("skip", "standard")])

@@ -7,6 +7,8 @@ from parity.golden import cases, load
 from torch import nn
 from torch.testing import assert_close
 
+from consistency_models.data import GaussianMixture
+from consistency_models.methods.meanflow import MeanFlow
 from consistency_models.methods.sct import ContinuousConsistencyTraining
 from consistency_models.noise.preconditioning import EDM, Flow, Preconditioned, TrigFlow
 from consistency_models.noise.schedules import Levels, LogNormal, per_image
@@ -117,3 +119,57 @@ def test_jumps_and_average_velocities(path):
         found = sampler._jump(model, x[row : row + 1], sigma[row].item(), end[row].item())
         assert_close(found, file["x_end"][row : row + 1], **tolerance)
         assert asked == [(sigma[row].item(), end[row].item())]
+
+
+class FlowMapOfGaussian(nn.Module):
+    """u(z, t, t - r) of data N(mean, std²): x_r = (1 - r)/(1 - t)·… in the coordinates of flow matching."""
+
+    two_times, num_classes = True, 0
+
+    def __init__(self, mean, std):
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def forward(self, z, t, labels=None, augment=None, gap=None):
+        t, h = t[:, None], gap[:, None]
+        r = t - h
+
+        def deviation(time):
+            return ((1 - time) ** 2 * self.std**2 + time**2).sqrt()
+
+        end = (1 - r) * self.mean + (z - (1 - t) * self.mean) * deviation(r) / deviation(t)
+        return (z - end) / h
+
+
+@pytest.mark.parametrize("path", cases(r"du_dt", r"mean", r"std"))
+def test_the_average_velocity_of_gaussian_data_is_its_own_target(path):
+    """u + (t - r)·du/dt = v, by MeanFlow's derivative and target; and D is the consistency function where s = 0."""
+    file = load(path)
+    known = torch.isfinite(file["du_dt"]).all(1)
+    x, sigma, end, v, u, du_dt = (file[name][known] for name in ("x", "sigma", "sigma_end", "v", "u", "du_dt"))
+    meanflow = method(MeanFlow, Preconditioned(FlowMapOfGaussian(file["mean"], file["std"]), Flow()))
+    step = step_of(x - sigma[:, None] * v, v, Levels(sigma, end, end))
+    step.x, step.noise, step.x_t, step.rows = 0 * v, v, x, BatchRandom(0, 0, len(x), slice(0, len(x)))
+    near = {"rtol": 1e-8, "atol": 1e-8}
+    assert_close(meanflow.online(step), u, **near)
+    assert_close(meanflow.derivative_along(step, v)[1], du_dt, **near)
+    assert_close(meanflow.target(step), u, **near)
+    f = meanflow.model(x, sigma, end=torch.zeros_like(sigma))
+    assert_close(f, file["f"][known], **near)
+
+
+@pytest.mark.parametrize("path", cases(r"du_dt", r"means", r"weights"))
+def test_the_average_velocity_of_a_mixture(path):
+    """By the suite's own mixture and its solution of the ODE."""
+    file = load(path)
+    x, sigma, end = (file[name] for name in ("x", "sigma", "sigma_end"))
+    mixture = GaussianMixture(file["weights"], file["means"], file["stds"])
+    denoised = mixture.denoised(x, sigma)
+    v = (x - denoised) / sigma[:, None] - denoised
+    t, r = (level / (1 + level) for level in (sigma, end))
+    u = (x / (1 + sigma)[:, None] - mixture.flow(x, sigma, end, tolerance=1e-11) / (1 + end)[:, None]) / (t - r)[
+        :, None
+    ]
+    assert_close(v, file["v"], rtol=1e-8, atol=1e-8)
+    assert_close(u, file["u"], rtol=1e-8, atol=1e-8)
+    assert_close((v - u) / (t - r)[:, None], file["du_dt"], rtol=1e-8, atol=1e-8)

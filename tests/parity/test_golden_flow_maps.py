@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from methods.steps import method
+from methods.steps import method, step_of
 from parity.flow_networks import EXACT, ConvNet, FlatNet, flow_step, loss_of, setting_of, sigma_of, stored
 from parity.golden import cases, check_gradients, load
 from torch.nn.functional import one_hot
@@ -15,6 +15,7 @@ from consistency_models.methods.ayf import AlignYourFlow
 from consistency_models.methods.meanflow import MeanFlow
 from consistency_models.noise.pairs import LogNormalPair
 from consistency_models.noise.preconditioning import Flow, Preconditioned
+from consistency_models.noise.schedules import Levels
 from consistency_models.optim.ema import ema_update
 from consistency_models.sampling.samplers import FlowMapSampler
 from consistency_models.teachers import Guided
@@ -75,6 +76,14 @@ def test_sampler(path, grid):
         sigmas = [sigma_of(t) for t in times[1:-1]]
         z = FlowMapSampler(sigmas=sigmas)(Preconditioned(network, Flow()), z / (1 - second) / sigmas[0], None)
     assert_close(z, case[grid], **EXACT)
+
+
+@pytest.mark.parametrize("path", cases(r"sample_official_1", r"latent"))
+def test_one_step_is_the_map_from_time_1_to_0(path):
+    case = load(path)
+    one = torch.ones(len(case["latent"]), dtype=torch.float64)
+    found = case["latent"] - ConvNet(case, "net")(case["latent"], one, end=one)
+    assert_close(found, case["sample_official_1"], **EXACT)
 
 
 @pytest.mark.parametrize("path", cases(r"ema_trajectory"))
@@ -217,3 +226,25 @@ def test_ayf(path, name):
     assert_close(target, case[f"{name}_target"], **EXACT)
     assert_close(loss, case[f"{name}_loss"], **EXACT)
     check_gradients(loss, network, case, f"{name}_grad_", **EXACT)
+
+
+@pytest.mark.parametrize("path", cases(r"lmd_point"))
+def test_the_lagrangian_form_of_ayf(path):
+    """The end of the map, its derivative by r, and the teacher's velocity there."""
+    case = load(path)
+    teacher = Preconditioned(FlatNet(case, "teacher"), Flow(gap=False))
+    teacher.origin = None
+    trained = method(AlignYourFlow, Preconditioned(FlatNet(case, "net"), Flow(gap=False)), teacher)
+    step = flow_step(case["x0"], case["noise"], case["t"], case["r"])
+    t, end = case["t"].view(-1, 1, 1, 1), step.levels.end
+
+    def end_point(end):
+        r = (end / (1 + end)).view(-1, 1, 1, 1)
+        return (1 - t) * step.x_t - (t - r) * trained.u(step, step.x_t, step.levels.high, end)
+
+    point, by_r = trained.derivative(step, end_point, (end,), ((1 + end) ** 2,))
+    assert_close(point, case["lmd_point"], **EXACT)
+    assert_close(by_r, case["lmd_velocity_of_map"], **EXACT)
+    there = step_of(0 * point, 0 * point, Levels(end, end, end))
+    there.x_t = point * (1 + end).view(-1, 1, 1, 1)
+    assert_close(trained.velocity(there), case["lmd_teacher_there"], **EXACT)

@@ -42,7 +42,8 @@ def test_step_of_lcm(path, i):
     teacher = Preconditioned(TextNet(case, "teacher"), table)
     teacher.origin = {}
     student, target = (
-        Preconditioned(TextNet(case, name), scalings(args, boundary=10.0)) for name in ("online", "target")
+        Preconditioned(TextNet(case, name), scalings(args, boundary=args.get("timestep_scaling", 10.0)))
+        for name in ("online", "target")
     )
     labels = prompts(case, case["w"], case["w_embedding"])
     lcm = method(

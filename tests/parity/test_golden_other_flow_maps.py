@@ -1,5 +1,7 @@
 """FACM, Shortcut and IMM against their official code, or the paper's formulas where there is none."""
 
+from functools import partial
+
 import pytest
 import torch
 from methods.steps import method, step_of
@@ -17,6 +19,7 @@ from consistency_models.methods.shortcut import Shortcut
 from consistency_models.noise.pairs import Dyadic, Groups
 from consistency_models.noise.preconditioning import EDM, Flow, Preconditioned
 from consistency_models.noise.schedules import Levels
+from consistency_models.sampling.samplers import FlowMapSampler
 from consistency_models.teachers import Guided
 
 
@@ -139,6 +142,21 @@ def test_shortcut(path, name):
     assert_close(target, -case[f"{name}_v"], **EXACT)
     assert_close(loss, case[f"{name}_loss"], **EXACT)
     check_gradients(loss, network, case, f"{name}_grad_", **EXACT)
+
+
+@pytest.mark.parametrize(("path", "steps"), cases(r"sample_(\d+)", r"noise_bootstrap"))
+def test_samples_of_shortcut(path, steps):
+    """The jumps of our sampler but for the first, which starts at t = 1, where σ is infinite."""
+    case, n = load(path), int(steps)
+    network = OfShortcut(case, "net")
+    labels = one_hot(case["label"].long(), network.num_classes).double()
+    z, d = case["noise"], torch.full((len(case["noise"]),), 1 / n, dtype=torch.float64)
+    z = z - network(z, torch.ones_like(d), labels, None, d) / n
+    if n > 1:
+        sigmas = [sigma_of(1 - i / n) for i in range(1, n)]
+        model = partial(Preconditioned(network, Flow()), labels=labels)
+        z = FlowMapSampler(sigmas=sigmas)(model, z * n / sigmas[0], None)
+    assert_close(z, case[f"sample_{steps}"], **EXACT)
 
 
 class OfIMM:

@@ -66,18 +66,23 @@ def test_timesteps_of_ddim(path, i):
 def test_timestep_of_levels_off_the_table(path, i):
     case = load(path)
     args, sigmas = said(case, f"euler_{i}_args"), case[f"euler_{i}_sigmas"][:-1].double()
-    table = scalings(args)
-    if args.get("use_karras_sigmas"):
+    table, karras = scalings(args), args.get("use_karras_sigmas", False)
+    on_table = args.get("timestep_spacing") in ("leading", "trailing") and not karras
+    if karras:
         grid = karras_grid(args["steps"], sigmas[-1].item(), sigmas[0].item())
         assert_close(grid.flip(0), sigmas, rtol=2e-6, atol=0)
-    if args.get("use_karras_sigmas") or args.get("timestep_spacing") in ("leading", "trailing"):
+    if karras or on_table:
         assert_close(table.timestep(sigmas), case[f"euler_{i}_timesteps"].double(), rtol=1e-5, atol=1e-3)
     else:  # levels between those of the table by linear interpolation: below the logarithm's
         below = case[f"euler_{i}_timesteps"].floor().long().clamp(max=len(table.sigmas) - 2)
         assert ((table.sigmas[below] <= sigmas * (1 + 1e-6)) & (sigmas <= table.sigmas[below + 1] * (1 + 1e-6))).all()
-    if args.get("timestep_spacing") in ("leading", "trailing"):
+    if on_table:
         ours = DDIM(args["steps"], table, args["timestep_spacing"], args.get("steps_offset", 0))
         assert_close(torch.tensor(ours.sigmas, dtype=torch.float64), sigmas, rtol=1e-6, atol=0)
+        if (
+            args["timestep_spacing"] == "trailing"
+        ):  # EulerDiscreteScheduler starts there at σ_1·n, DDIMScheduler does not
+            return
         start = (1 + ours.sigmas[0] ** 2) ** 0.5
         assert start == pytest.approx(case[f"euler_{i}_init_noise_sigma"].item(), rel=1e-6)
 
@@ -109,10 +114,13 @@ def test_trajectory_of_the_guided_teacher(path, i):
     table = scalings(args)
     teacher = Preconditioned(TextNet(case, "net"), table)
     teacher.origin = {}
+    timesteps = case[f"trajectory_{i}_timesteps"]
+    if (timesteps.diff() != -(len(table.sigmas) // args["steps"])).any():
+        pytest.skip("the steps do not end at the next timestep: the network is told another level than z has")
     denoiser = Recorded(partial(Guided(teacher, args["guidance"]), labels=prompts(case)))
     final = "zero" if args["set_alpha_to_one"] else "first"
     sampler = DDIM(args["steps"], table, args["timestep_spacing"], args["steps_offset"], final)
-    assert list(sampler.timesteps) == case[f"trajectory_{i}_timesteps"].tolist()
+    assert list(sampler.timesteps) == timesteps.tolist()
     end = sampler(denoiser, case["start"], None)
     states = case[f"trajectory_{i}_states"]
     assert_close(torch.stack([*denoiser.inputs[1:], end]), states, rtol=1e-6, atol=1e-6 * states.abs().max().item())
@@ -123,7 +131,7 @@ def test_trajectory_of_the_guided_teacher(path, i):
 def test_trajectory_of_lcm(path, i):
     case = load(path)
     args = said(case, f"trajectory_{i}_args")
-    table = scalings(args, boundary=10.0)
+    table = scalings(args, boundary=args.get("timestep_scaling", 10.0))
     embedding = case["guidance_embedding"]
     model = Recorded(partial(Preconditioned(TextNet(case, "net"), table), labels=prompts(case, embedding=embedding)))
     sampler, noises = LCM(args["steps"], table, args["original_inference_steps"]), iter(case["noises"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from torch.nn.functional import one_hot
 
 from consistency_models.app.checks.table import NOT_ARGUMENTS
 from consistency_models.callbacks.images_seen import ImagesSeen
+from consistency_models.conditions import Prompt
 from consistency_models.data import Published, check_facts
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError, DataError
@@ -23,6 +26,7 @@ from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.features import to_float
 from consistency_models.evaluation.ode_error import SIGMAS, HeunSolution, ODEError
 from consistency_models.evaluation.protocol import SMALLEST_TO_SPLIT
+from consistency_models.noise.discrete import Discrete
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage.fetching import fetch
 from consistency_models.storage.loading import build_model, instantiate
@@ -32,6 +36,7 @@ if TYPE_CHECKING:  # evaluation and sampling run without Lightning
     from lightning import Callback, LightningDataModule, Trainer
 
     from consistency_models.methods.base import Method
+from consistency_models.networks.lora import share_base
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +51,7 @@ __all__ = [
     "build_trainer",
     "chosen_data",
     "prepare_distance",
+    "prompts_of",
     "total_steps",
     "with_absolute_root",
 ]
@@ -158,6 +164,9 @@ def build_method(
     """
     model = build_model(config) if model is None else model
     teacher = build_teacher(config)
+    check_range(config, teacher)
+    if getattr(model.network, "lora", None) is not None:
+        _share_base(config, model, teacher)
     if config["init"]["_target_"]:
         instantiate(config["init"], model=model, teacher=teacher)
     for network in filter(None, (model.network, getattr(teacher, "network", None))):
@@ -179,11 +188,46 @@ def build_method(
     )
 
 
+def _share_base(config: dict[str, Any], model: nn.Module, teacher: nn.Module | None) -> None:
+    """Give the student with adapters the weights of the teacher."""
+    try:
+        share_base(model.network, getattr(teacher, "network", None))
+    except ValueError as error:
+        allowed = "the folder or the run of a U-Net of diffusers with the layers of the student"
+        raise ConfigError("teacher.path", config["teacher"].get("path"), allowed, reason=str(error)) from error
+
+
+def check_range(config: dict[str, Any], teacher: nn.Module | None) -> None:
+    """Check that the schedule draws no levels beyond the table of a teacher, where the teacher has no timestep.
+
+    Raises:
+        ConfigError: the ends of the schedule lie outside.
+    """
+    table, schedule = getattr(teacher, "preconditioning", None), config["schedule"]
+    if not isinstance(table, Discrete):
+        return
+    for group, node in (("schedule", schedule), ("schedule.spacing", schedule.get("spacing") or {})):
+        for key, bound, sign in (("sigma_min", table.sigma_min, -1), ("sigma_max", table.sigma_max, 1)):
+            value = node.get(key)
+            if value is not None and sign * value > sign * bound * (1 + sign * 1e-4):
+                allowed = f"{table.sigma_min:.5g} to {table.sigma_max:.5g}, the levels of the teacher's table"
+                fix = f"set {group}.{key}={bound:.5g}, as for the preconditioning and the sampler"
+                raise ConfigError(f"{group}.{key}", value, allowed, fix)
+
+
+def prompts_of(data: dict[str, Any], source: Any) -> Prompt | None:
+    """Return the prompts of a source for samples and metrics; w of each is the middle of `data.guidance_w`."""
+    prompts, bounds = getattr(source, "prompts", None), data.get("guidance_w")
+    if prompts is None or bounds is None:
+        return prompts
+    return replace(prompts, guidance=torch.full((len(prompts),), sum(bounds) / 2))
+
+
 def build_generator(config: dict[str, Any], model: nn.Module, source: Any = None) -> Generator:
     """Build the generator that samples from the model in training, with the prompts of the source."""
     data, sampler = DataSpec.of(config["data"]), instantiate(config["sampler"])
     lowest = config["model"].get("transition") or 0.0
-    prompts = getattr(source, "prompts", None)
+    prompts = prompts_of(config["data"], source)
     return Generator(model, data.shape, sampler, data.num_classes, data.clamp, data.class_names, lowest, prompts)
 
 
@@ -232,25 +276,31 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
 
     The solution is exact if the data set has one (a mixture), otherwise a fine solution of the teacher's ODE. A
     consistency model as teacher has no ODE: its output is no mean of images. A model with a transition is measured at
-    levels above the transition. A source of captioned data has `prompts`, the prompts of its first images.
+    levels above the transition; the ODE of a table at levels of the table. A source of captioned data has `prompts`,
+    the prompts of its first images.
     """
     points, data = config["evaluation"]["ode_points"], DataSpec.of(config["data"])
     is_denoiser = teacher is not None and not getattr(teacher, "is_consistency_model", False)
     lowest = (config.get("model") or {}).get("transition") or 0.0
+    ends = {"sigma_min": 0.002, "sigma_max": 80.0}
     sigmas = [sigma for sigma in SIGMAS if sigma >= lowest]
+    if isinstance(table := getattr(teacher, "preconditioning", None), Discrete):
+        ends = {"sigma_min": table.sigma_min, "sigma_max": table.sigma_max}
+        sigmas = torch.logspace(*map(math.log10, ends.values()), 11, dtype=torch.float64)[1:].tolist()
     if not points or len(sigmas) < 2 or not (hasattr(source, "consistency") or is_denoiser):
         return None
 
     def measure(device: torch.device | str) -> ODEError:
         images = to_float(source.images[:points]).to(device)
         labels = one_hot(source.labels[:points], data.num_classes).float() if data.num_classes else None
-        prompts = getattr(source, "prompts", None)
-        labels = labels if prompts is None else prompts[:points]
+        prompts = prompts_of(config["data"], source)
+        if prompts is not None:
+            images, labels = images[: len(prompts)], prompts[: len(images)]
         labels = None if labels is None else labels.to(device)
         exact = getattr(source, "consistency", None)
-        solution = exact or HeunSolution(teacher.to(device).eval(), config["evaluation"]["ode_steps"])
+        solution = exact or HeunSolution(teacher.to(device).eval(), config["evaluation"]["ode_steps"], **ends)
         cache_key = source.digest if exact else None
-        return ODEError(solution, images, labels, data.sigma_data, sigmas, cache_key=cache_key)
+        return ODEError(solution, images, labels, data.sigma_data, sigmas, ends["sigma_min"], cache_key=cache_key)
 
     return measure
 

@@ -6,22 +6,28 @@ import json
 import os
 import platform
 import secrets
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
+from consistency_models.errors import Exit
 from consistency_models.storage.small_files import read_yaml
 
 __all__ = ["RunFolder", "is_run_of", "make_new_folder", "newest_unfinished", "write_atomically"]
 
 PATIENCE = 10.0  # seconds: helpers of a killed process may hold its lock for some time
+HANDOVER = 300.0  # seconds: another node may see a changed file late, since NFS caches folders for up to a minute
+WATCH = 5.0  # seconds between two looks at RUNNING
+TOKEN = secrets.token_hex(4)  # distinguishes this process from a process of the same number in another container
 STATES = ("RUNNING", "DONE", "FAILED", "STOPPED")
 PACKAGES = ("torch", "lightning", "hydra-core", "wandb", "torchmetrics", "torch-fidelity", "consistency-models")
 
@@ -83,12 +89,49 @@ class RunFolder:
                     os.replace(self.path / other, self.path / state)
         write_atomically(self.path / state, text)
 
+    def begin(self) -> None:
+        """Set the state RUNNING, with the process, host and Slurm job of this training."""
+        self.mark("RUNNING", _this_process())
+
     @contextmanager
-    def claimed(self) -> Iterator[bool]:
-        """Lock the folder during the block; yields False if another process trains in this folder."""
+    def watched(self) -> Iterator[None]:
+        """Exit this process at once, with code 75, when the file RUNNING names another process.
+
+        A node that Slurm gave up may go on training while the requeued job starts elsewhere. A thread looks every
+        `WATCH` seconds, so that a process that waits for a dead node exits, too. Exiting is as safe as a kill.
+        """
+        ended = Event()
+
+        def watch() -> None:
+            while not ended.wait(WATCH):
+                with suppress(OSError):  # the folder may have been moved
+                    if (self.path / "RUNNING").read_text() != _this_process():
+                        os._exit(int(Exit.STOPPED))
+
+        Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    @contextmanager
+    def claimed(self, patience: float | None = None) -> Iterator[bool]:
+        """Lock the folder during the block; yields False if another process trains in this folder.
+
+        A requeued Slurm job takes the folder over from an earlier start of the same job: see `watched`.
+
+        Args:
+            patience: seconds to wait for the lock; None: `PATIENCE`.
+        """
         lock = FileLock(self.path / ".running")
         try:
-            lock.acquire(timeout=PATIENCE)
+            try:
+                lock.acquire(timeout=PATIENCE if patience is None else patience)
+            except Timeout:
+                if patience is not None or not self._is_of_earlier_start():
+                    raise
+                self.begin()
+                lock.acquire(timeout=HANDOVER)
         except Timeout:
             yield False
             return
@@ -99,6 +142,13 @@ class RunFolder:
             yield True
         finally:
             lock.release()
+
+    def _is_of_earlier_start(self) -> bool:
+        """Whether the process in RUNNING belongs to an earlier start of this Slurm job."""
+        with suppress(OSError):
+            requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+            return requeued and _slurm_job() in (self.path / "RUNNING").read_text().splitlines()
+        return False
 
     @property
     def state(self) -> str | None:
@@ -127,6 +177,14 @@ class RunFolder:
         """Write summary.json, with the versions on this machine and the state of the source."""
         content = {"schema": 1, "run": str(self.path), **summary, "git": git_state(), "versions": versions()}
         write_atomically(self.path / "summary.json", json.dumps(content, indent=2, default=str) + "\n")
+
+
+def _this_process() -> str:
+    return f"{os.getpid()}\n{socket.gethostname()} {TOKEN}\n{_slurm_job()}\n"
+
+
+def _slurm_job() -> str:
+    return f"Slurm job {os.environ.get('SLURM_JOB_ID', 'none')}"
 
 
 def is_run_of(folder: str | Path, overrides: Sequence[str]) -> bool:

@@ -44,8 +44,9 @@ def main(task: str, root: Path) -> int:
         multirun = sys.modules.get("consistency_models.app.multirun")  # may not be imported yet
         folder = multirun.Multirun.run_folder if multirun else None
         if folder is not None and folder.state in (None, "RUNNING"):
-            with suppress(OSError):  # a full disk
-                folder.mark("STOPPED", f"{text}\n")
+            with suppress(OSError), folder.claimed(patience=0) as free:  # a full disk; another process may train in it
+                if free:
+                    folder.mark("STOPPED", f"{text}\n")
         return int(Exit.STOPPED)
 
 

@@ -10,6 +10,8 @@ import gc
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -143,8 +145,10 @@ def broadcast_from_rank0(text: str) -> str:
         from lightning.fabric.plugins.environments import SLURMEnvironment
         from torch.distributed import TCPStore
 
-        slurm = SLURMEnvironment()  # the training's own store takes this port later
-        store = TCPStore(slurm.main_address, slurm.main_port + 1, is_master=_rank() == 0, wait_for_workers=False)
+        slurm = SLURMEnvironment()
+        # The training takes main_port = 15000 + the last four digits of the job, and so do other jobs on this node.
+        port = 15_000 + slurm.main_port % 10_000  # that of a job 5000 later
+        store = TCPStore(slurm.main_address, port, is_master=_rank() == 0, wait_for_workers=False)
         _stores.append(store)
     else:
         return text
@@ -183,9 +187,21 @@ def run_or_resume_job(run: Callable[[dict[str, Any]], Outcome], config: dict[str
     if rank_zero_only.rank == 0:
         sweep.note(job, overrides, int(code))
     free_memory()
+    if code == Exit.STOPPED and _is_preempted():
+        import submitit
+
+        signal.raise_signal(signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"])  # submitit requeues the job
     if code == Exit.STOPPED and Multirun.folder is not None:
         sys.exit(int(code))  # a signal to a job of this process stops all its jobs
     return code, metric
+
+
+def _is_preempted() -> bool:
+    """Whether this is a job of submitit that Slurm still counts as running. After scancel, Slurm does not."""
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        return False
+    squeue = ("squeue", "--noheader", "--format=%T", f"--job={os.environ['SLURM_JOB_ID']}")
+    return subprocess.run(squeue, capture_output=True, text=True, check=False).stdout.strip() == "RUNNING"
 
 
 def monitored_metric(folder: Path) -> float | None:

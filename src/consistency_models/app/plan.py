@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from consistency_models.app.build import build_method
+from consistency_models.app.pipelines import with_pipeline
 from consistency_models.callbacks.memory import PeakMemory, peak_of
 from consistency_models.data.batch import Batch
 from consistency_models.methods.base import Method
@@ -22,7 +23,7 @@ from consistency_models.noise.preconditioning import Preconditioned
 from consistency_models.random import BatchRandom
 from consistency_models.storage.loading import instantiate
 
-__all__ = ["DEVICES", "SHARE", "Cost", "cost", "plan"]
+__all__ = ["DEVICES", "SHARE", "Cost", "cost", "cost_of", "plan"]
 
 GIB = 2**30
 SHARE = 0.35
@@ -67,6 +68,7 @@ class Cost:
 
 def plan(config: dict[str, Any]) -> str:
     """Return a table of the costs of a training from its resolved configuration."""
+    config = with_pipeline(config)
     step_cost, batch_size = cost(config), config["data"]["batch_size"]
     steps = config["trainer"]["max_steps"]
     if config["trainer"]["max_images"]:
@@ -110,6 +112,11 @@ def cost(config: dict[str, Any]) -> Cost:
     model = Preconditioned(network, instantiate(config["preconditioning"]))
     with warnings.catch_warnings(action="ignore"):  # torch warns about copies of fake tensors (target networks)
         method = build_method(config | {"init": {"_target_": None}, "compile": False}, model=model).train()
+    return cost_of(method, config)
+
+
+def cost_of(method: Method, config: dict[str, Any]) -> Cost:
+    """Compute the cost of a step of this method, whose networks may have fake tensors."""
     modules = [method, *filter(None, method._teacher)]
     unit = method.rows_together
     with FlopCounterMode(display=False) as flops:
@@ -122,7 +129,8 @@ def cost(config: dict[str, Any]) -> Cost:
         traces.append(memory.trace)
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     averages = len(instantiate(config["ema"]).names) if (config.get("callbacks") or {}).get("ema") else 0
-    weights = sum(p.nbytes for module in modules for p in (*module.parameters(), *module.buffers()))
+    tensors = {id(p): p for module in modules for p in (*module.parameters(), *module.buffers())}  # shared ones once
+    weights = sum(tensor.nbytes for tensor in tensors.values())
     later = (2 + averages) * sum(parameter.nbytes for parameter in trained)
     return Cost(sum(p.numel() for p in trained), flops.get_total_flops() / (2 * unit), weights + later, unit, traces)
 
@@ -131,7 +139,9 @@ def _step(method: Method, config: dict[str, Any], images: int) -> None:
     """Run forward and backward of a micro-batch in the middle of training, with fake tensors."""
     data, total = config["data"], max(config["data"]["batch_size"], images)
     x = torch.zeros(images, data["channels"], data["image_size"], data["image_size"])
-    labels = torch.zeros(images, dtype=torch.int64) if data["network_classes"] else None
+    labels: Any = torch.zeros(images, dtype=torch.int64) if data["network_classes"] else None
+    if hasattr(method.model.network, "blank"):
+        labels = method.model.network.blank(images)
     rows = BatchRandom(config["seed"], method.total_steps // 2, total, slice(0, images))
     method.training_step(Batch(x, labels, rows), 0).backward()
 

@@ -33,6 +33,7 @@ class Origin(NamedTuple):
         shapes: name -> shape of the tensors of the model and of the method's own networks.
         has_target: whether the target network is a copy.
         is_training: whether the file has the state of an optimiser; an export has none.
+        teacher: path and digest of the teacher; empty without a teacher.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Origin(NamedTuple):
     shapes: dict[str, tuple[int, ...]]
     has_target: bool
     is_training: bool
+    teacher: dict[str, str]
 
     def images_seen(self, config: dict[str, Any]) -> ImagesSeen:
         """Return the count of images that continues from this checkpoint."""
@@ -54,8 +56,8 @@ class Origin(NamedTuple):
         Raises:
             ConfigError: another network, an export, a target network on one side only, or no steps left.
         """
-        own = {n: v for n, v in method.state_dict().items() if not n.startswith(("model.", "target_copy."))}
-        here = {name: tuple(value.shape) for name, value in {**method.model.state_dict(), **own}.items()}
+        state = {name: value for name, value in method.state_dict().items() if not name.startswith("target_copy.")}
+        here = {name.removeprefix("model."): tuple(value.shape) for name, value in state.items()}
         differing = sorted(name for name in self.shapes | here if self.shapes.get(name) != here.get(name))
         if differing:
             name = differing[0]
@@ -66,6 +68,14 @@ class Origin(NamedTuple):
                 "use the network and data settings of that run (its config.yaml)",
                 reason=f"{len(differing)} tensors differ, first {name}: "
                 f"{self.shapes.get(name, 'missing')} in the file, {here.get(name, 'missing')} here",
+            )
+        base = getattr(method._teacher[0], "origin", {})
+        if getattr(method.model.network, "lora", None) is not None and self.teacher != base:
+            reason = (
+                f"its adapters belong to {self.teacher.get('path')}, SHA-256 {str(self.teacher.get('digest'))[:12]}"
+            )
+            raise ConfigError(
+                "ckpt_path", self.path, f"adapters of {base.get('path')}", "or set teacher.path", reason=reason
             )
         start = f"or start a new training from its weights: init=run {pasteable('init.path', self.path)}"
         if not self.is_training:
@@ -158,4 +168,5 @@ def origin_of(path: Path) -> Origin:
             },
             has_target=content["target"] is not None,
             is_training=bool(content["trainer"]),
+            teacher=content["teacher"] or {},
         )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import resource
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from consistency_models.app.devices import cpu_threads
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.loggers import MetricsCSV, build_loggers, finish_wandb
 from consistency_models.app.outcome import quiet, report
+from consistency_models.app.pipelines import with_pipeline
 from consistency_models.app.resume import find_checkpoint, origin_of
 from consistency_models.callbacks.checkpoint_format import CheckpointFormat
 from consistency_models.callbacks.forecast import Forecast
@@ -51,8 +51,9 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
     try:
         with stoppable():
             if main:
-                run.mark("RUNNING", f"{os.getpid()}\n")
-            metric = _train(config, run)
+                run.begin()
+            with run.watched() if main else nullcontext():
+                metric = _train(config, run)
             if main:
                 run.mark("DONE")
         code = Exit.DONE
@@ -83,6 +84,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     quiet()
     torch.set_num_threads(cpu_threads(config["trainer"]))
     started = time.perf_counter()
+    config = with_pipeline(config)
     resume = find_checkpoint(config)
     origin = origin_of(resume) if resume is not None else None
     images_seen = origin.images_seen(config) if origin is not None else ImagesSeen(config["data"]["batch_size"])
@@ -161,7 +163,14 @@ def _fit(trainer: Trainer, method: Method, data: LightningDataModule, resume: Pa
     try:
         trainer.fit(method, datamodule=data, ckpt_path=resume)
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        own = (ConfigError, DataError, CheckpointError, NonFiniteError, torch.OutOfMemoryError)
+        own = (
+            ConfigError,
+            DataError,
+            CheckpointError,
+            NonFiniteError,
+            torch.OutOfMemoryError,
+            torch.distributed.DistError,
+        )
         if resume is None or first_step or isinstance(error, own):
             raise
         found = f"{type(error).__name__}: {error}"

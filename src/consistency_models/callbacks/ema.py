@@ -17,7 +17,7 @@ __all__ = ["WeightEMA"]
 
 
 class WeightEMA(StepCallback):
-    """Updates averages of the model's parameters, one for each decay:  θ̄ ← β θ̄ + (1 - β) θ  after each optimiser step.
+    """Updates averages of the trained parameters, one for each decay:  θ̄ ← β θ̄ + (1 - β) θ  after each optimiser step.
 
     The averages start at the initial weights; buffers are not averaged. A checkpoint stores the averages as named plain
     tensors.
@@ -38,7 +38,8 @@ class WeightEMA(StepCallback):
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
         """Initialise the averages from the weights, or from the checkpoint."""
         super().on_train_start(trainer, method)
-        self.names, self.parameters = zip(*method.model.named_parameters())
+        trained = [item for item in method.model.named_parameters() if item[1].requires_grad]
+        self.names, self.parameters = zip(*trained)
         for name in self.profile.names:
             saved = self._restored.get(name)
             start = method.weights

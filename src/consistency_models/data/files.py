@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -71,25 +71,24 @@ class Files:
         for folder, names in _walk(root, left_out, times):
             relative = _portable(os.path.relpath(folder, root))
             folders |= {relative} - {"."}
+            start = "" if relative == "." else f"{relative}/"
             for name in names:
-                path = os.path.join(folder, name)
-                key = _portable(os.path.relpath(path, root))
+                path, key = os.path.join(folder, name), start + _portable(name)
                 stamps[key] = stamp_of(path)
                 if stamps[key] == NO_FILE:
                     left_out[key] = stamps.pop(key)
                     continue
                 if os.sep == "/" and "\\" in path:
                     unusual[key] = path
-        folders |= {parent.as_posix() for key in stamps for parent in PurePosixPath(key).parents} - {"."}
+        folders |= _parents(stamps)
         read = FolderReader(str(root), unusual)
         return cls(str(root), dict(sorted(stamps.items())), frozenset(folders), read, left_out, times)
 
     @classmethod
     def _of_zip(cls, root: Path) -> Files:
         times = {str(root): time_of(root)}
-        read, folders = ZipReader(root), set()
-        for name in [*read.members, *read.folders]:
-            folders |= {parent.as_posix() for parent in PurePosixPath(name).parents} - {"."}
+        read = ZipReader(root)
+        folders = _parents([*read.members, *read.folders])
         stamps = {name: f"{member.file_size} {member.CRC:08x}" for name, member in sorted(read.members.items())}
         return cls(str(root), stamps, frozenset(folders | read.folders), read, {}, times)
 
@@ -282,6 +281,12 @@ def time_of(path: str | Path) -> str:
     """Time and inode of a folder, or of a file that is only replaced as a whole."""
     status = os.stat(path)
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+
+
+def _parents(names: Iterable[str]) -> set[str]:
+    """All folders that the names of files lie in."""
+    folders = {name.rpartition("/")[0] for name in names} - {""}
+    return folders | {parent.as_posix() for folder in folders for parent in PurePosixPath(folder).parents} - {"."}
 
 
 def _portable(name: str) -> str:

@@ -3,7 +3,8 @@
 safetensors   one file with weights and configuration; consistency_models.load reads it
 onnx          the generator of one step: noise (and classes) to images, for any batch size
 hub           a folder for the Hugging Face Hub: model card, weights, configuration, samples
-diffusers     a folder for diffusers' ConsistencyModelPipeline (network=openai_adm only)
+diffusers     a folder for diffusers: ConsistencyModelPipeline (network=openai_adm), or the pipeline of the teacher
+              (network=diffusers), or adapters for load_lora_weights (network=diffusers_lora)
 checkpoint    a checkpoint of this project, for eval.py, teacher=run and load
 """
 
@@ -31,12 +32,17 @@ def main() -> Exit:
     parser.add_argument("--format", choices=FORMATS, default="safetensors")
     parser.add_argument("--weights", help="model, or the name of an average; by default the first average")
     parser.add_argument("--license", help="of the weights, for the card of --format hub: mit, cc-by-nc-sa-4.0, …")
+    parser.add_argument("--pipeline", help="of --format diffusers: the pipeline to copy VAE and text encoders from")
+    parser.add_argument("--merge", action="store_true", help="of --format diffusers: add adapters to the weights")
     given = parser.parse_args()
-    extra = {"license": given.license} if given.format == "hub" else {}
+    options = {"hub": ("license",), "diffusers": ("pipeline", "merge")}
+    extra = {key: getattr(given, key) for key in options.get(given.format, ())}
     try:
-        if given.license and not extra:
-            reason = f"--format={given.format} writes no model card"
-            raise ConfigError("--license", given.license, "a license with --format hub", reason=reason)
+        for kind, keys in options.items():
+            for key in keys:
+                if getattr(given, key) and kind != given.format:
+                    reason = f"--format={given.format} has no use for it"
+                    raise ConfigError(f"--{key}", getattr(given, key), f"with --format {kind}", reason=reason)
         generator = load(given.run.removeprefix("run="), given.weights)
         getattr(export, f"to_{given.format}")(generator, given.out, **extra)
     except (ValueError, ImportError, OSError) as error:

@@ -1,5 +1,6 @@
-"""Export of a consistency model to a folder for diffusers' ConsistencyModelPipeline.
+"""Export of a consistency model to a folder for diffusers: ConsistencyModelPipeline, or the pipeline of a teacher.
 
+Students with a U-Net of diffusers are exported by `pipelines.to_pipeline`. For all others
 `ConsistencyModelPipeline.from_pretrained(FOLDER)` samples the same images from the same noise. The pipeline supports
 one network and one preconditioning, those of OpenAI's files: `OpenAIUNet` with residual resampling, and `Boundary`.
 EDM's ADM has the same architecture, but embeds ln(σ)/4 where diffusers embeds 250·ln(σ); weights cannot compensate.
@@ -13,6 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from consistency_models.errors import import_extra
+from consistency_models.export.pipelines import to_pipeline
+from consistency_models.networks.diffusers import UNet
 from consistency_models.networks.openai_adm import AttentionBlock, OpenAIUNet, ResBlock
 from consistency_models.noise.preconditioning import Boundary
 from consistency_models.sampling.generator import Generator
@@ -25,14 +28,26 @@ TOP = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "ti
 TOP |= {"class_embedding": "label_emb", "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
 
 
-def to_diffusers(generator: Generator, folder: Path | str) -> None:
+def to_diffusers(
+    generator: Generator, folder: Path | str, pipeline: Path | str | None = None, merge: bool = False
+) -> None:
     """Write the folder; it is created if it does not exist.
 
+    Args:
+        generator: result of `consistency_models.load`.
+        folder: folder to write.
+        pipeline, merge: see `pipelines.to_pipeline`, for students with a U-Net of diffusers only.
+
     Raises:
-        ValueError: diffusers has no such network or preconditioning.
+        ValueError: diffusers has no such network or preconditioning, or an argument has no use for this network.
         ModuleNotFoundError: the extra `export` is not installed.
         OSError: it cannot be written.
     """
+    if isinstance(generator.model.network, UNet):
+        to_pipeline(generator, folder, pipeline, merge)
+        return
+    if pipeline is not None or merge:
+        raise ValueError("--pipeline and --merge are for students with a U-Net of diffusers (network=diffusers)")
     diffusers = import_extra("diffusers")
     network, scalings = generator.model.network, generator.model.preconditioning
     if type(network) is not OpenAIUNet or type(scalings) is not Boundary:

@@ -60,10 +60,12 @@ def to_onnx(generator: Generator, path: Path | str) -> None:
     file beside it, with the ending `.data`.
 
     Raises:
-        ValueError: the sampler has no single step, or draws noise in it.
+        ValueError: the sampler has no single step, or draws noise in it, or the network takes text.
         ModuleNotFoundError: the extra `export` is not installed.
         OSError: it cannot be written.
     """
+    if getattr(generator.model.network, "takes_text", False):
+        raise ValueError("an ONNX graph takes classes, and this network takes text: choose --format diffusers")
     for module in ("onnx", "onnxscript"):
         import_extra(module)
     device = next(generator.model.parameters()).device

@@ -10,8 +10,9 @@ seeds and the logged values. Callbacks handle weights for evaluation, checkpoint
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from consistency_models import conditions
 from consistency_models.conditions import Prompt
 from consistency_models.methods.differences import central_difference
+from consistency_models.networks.lora import shared_names
 from consistency_models.noise.preconditioning import Preconditioned
 from consistency_models.noise.schedules import Levels
 from consistency_models.optim.ema import ema_update
@@ -67,7 +69,8 @@ class Step:
 
 def frozen_copy(model: nn.Module) -> nn.Module:
     """Copy a model without gradients. The copy is compiled if the model is, because deepcopy drops the compilation."""
-    copied = copy.deepcopy(model).requires_grad_(False)
+    frozen = {id(p): p for p in model.parameters() if not p.requires_grad}  # the base of adapters is not copied
+    copied = copy.deepcopy(model, frozen).requires_grad_(False)
     for module, twin in zip(model.modules(), copied.modules()):
         if module._compiled_call_impl is not None:
             twin.compile()
@@ -159,11 +162,12 @@ class Method(LightningModule):
         self.losses_by_level: list[Tensor] = []  # (2, B) of each micro-batch of this step: levels, and losses
 
     def list_weights(self) -> None:
-        """List the parameters of the model and of its slow copy, or the slices of this process if they are sharded."""
+        """List the trained parameters of the model and of its slow copy, or the slices of this process."""
         # Lists, because collecting the parameters from the modules takes as long as averaging them.
-        self.weights: list[Tensor] = local_shards(self.model.parameters())
+        trained = [parameter.requires_grad for parameter in self.model.parameters()]
+        self.weights: list[Tensor] = local_shards(compress(self.model.parameters(), trained))
         if self.target_ema is not None:
-            self.target_weights: list[Tensor] = local_shards(self.target_copy.parameters())
+            self.target_weights: list[Tensor] = local_shards(compress(self.target_copy.parameters(), trained))
 
     # Hooks
 
@@ -288,6 +292,23 @@ class Method(LightningModule):
         self.losses_by_level.append(torch.stack([high.float(), loss.float()]))
 
     # Lightning's part
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch overloads it
+        """The state of the module without the base of adapters, which is the teacher's."""
+        state, shared = super().state_dict(*args, **kwargs), shared_names(self)
+        return {name: value for name, value in state.items() if name not in shared}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load the state. The base of adapters is not in it.
+
+        Raises:
+            RuntimeError: another name is missing, or a name is unknown.
+        """
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = set(result.missing_keys) - shared_names(self)
+        if strict and (missing or result.unexpected_keys):
+            raise RuntimeError(f"missing: {sorted(missing)[:5]}, unknown: {result.unexpected_keys[:5]}")
+        return result
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build the optimiser of all trainable parameters. Its learning rate is set at each step."""

@@ -65,9 +65,10 @@ class Shortcut(FlowMap):
     def target(self, step: Step) -> Tensor:
         """Two half steps in the bootstrap rows, v in the others; shape of x."""
         v = (1 - FLOOR) * step.noise - step.x
-        if not (count := self.schedule.bootstrapped(step.rows)):
+        count = self.schedule.bootstrapped(step.rows)
+        if not count and not self.sharded:
             return v
-        first = slice(count)
+        first = slice(max(count, 1))  # a sharded network is called by all processes, also by one without such rows
         labels, augment = (None if each is None else each[first] for each in (step.labels, step.augment))
         rows = replace(step, labels=labels, augment=augment)
         t = step.levels.high[first] / (1 + step.levels.high[first])
@@ -76,4 +77,4 @@ class Shortcut(FlowMap):
         u_1 = self.half_step(rows, z, t, d, shortest)
         z_2 = (z - per_image(d / 2, z) * u_1).clamp(-self.clip, self.clip)
         u_2 = self.half_step(rows, z_2, t - d / 2, d, shortest)
-        return torch.cat([((u_1 + u_2) / 2).clamp(-self.clip, self.clip), v[count:]])
+        return torch.cat([((u_1 + u_2) / 2).clamp(-self.clip, self.clip)[:count], v[count:]])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from consistency_models.conditions import Prompt
 from consistency_models.errors import import_extra
+from consistency_models.networks.lora import LoRA
 from consistency_models.trust import loadable
 from consistency_models.values import Size, checked
 
@@ -23,7 +24,7 @@ __all__ = ["CLASSES", "UNet", "guidance_embedding"]
 CLASSES = ("UNet2DModel", "UNet2DConditionModel")
 """The classes that a folder may name."""
 
-OTHER_INPUTS = {"class_embed_type": None, "num_class_embeds": None, "encoder_hid_dim_type": None}
+OTHER_INPUTS: dict[str, Any] = {"class_embed_type": None, "num_class_embeds": None, "encoder_hid_dim_type": None}
 OTHER_INPUTS |= {"time_embedding_type": "positional", "attention_type": "default"}
 """Keys with the value that they must have: with another one the network takes inputs that this suite does not give."""
 
@@ -36,7 +37,7 @@ def guidance_embedding(w: Tensor, dim: int) -> Tensor:
     """
     half = dim // 2
     step = torch.log(torch.tensor(10000.0)) / (half - 1)
-    omega = torch.exp(torch.arange(half, dtype=torch.float32) * -step).to(w.device)
+    omega = torch.exp(torch.arange(half, dtype=torch.float32, device=w.device) * -step)
     angles = (w.float() * 1000.0)[:, None] * omega[None]
     return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
 
@@ -50,26 +51,33 @@ class UNet(nn.Module):
     network with the weights of the folder is the network of the folder: the layer of w, and those of a second time.
 
     Args:
-        config: content of the U-Net's `config.json`, with `_class_name`, one of `CLASSES`.
+        config: content of the U-Net's `config.json`, with `_class_name`, one of `CLASSES`. A run replaces None by that
+            of the folder `teacher.path` or `init.path`; no network is built without it.
         time_cond_proj_dim: width of the embedding of `Prompt.guidance`, 256 for LCM; None: as in the config, in general
             no such input.
         two_times: the network takes a second noise label, for methods of two times.
         checkpointing: recompute activations in the backward pass, in train mode.
+        lora: adapters, which alone are trained; the other weights are those of the teacher, see `lora.share_base`.
 
     Raises:
         ValueError: the config names another class, unknown keys, or inputs that this suite does not give.
         ModuleNotFoundError: the extra `latent` is not installed.
     """
 
+    needs_package = "diffusers"
+    starts_at_zero = ("unet.time_embedding.cond_proj.", "unet.class_embedding.")
+
     @checked
     def __init__(
         self,
-        config: dict[str, Any],
+        config: dict[str, Any] | None = None,
         time_cond_proj_dim: Size | None = None,
         two_times: bool = False,
         checkpointing: bool = False,
+        lora: LoRA | None = None,
     ) -> None:
         super().__init__()
+        config = config or {}
         name, given = config.get("_class_name"), {key: config[key] for key in config if not key.startswith("_")}
         if name not in CLASSES:
             raise ValueError(f"network.config names the class {name!r:.80}; allowed are {', '.join(CLASSES)}")
@@ -80,15 +88,20 @@ class UNet(nn.Module):
         if time_cond_proj_dim and not self.takes_text:
             raise ValueError(f"network.time_cond_proj_dim needs a network with text; this one is {name}")
         added |= {"class_embed_type": "timestep"} if two_times else {}
-        self.unet: nn.Module = network(**given | added)
+        self.unet: Any = network(**given | added)
         self.two_times, self.w_dim = two_times, added.get("time_cond_proj_dim")
         if self.w_dim and not given.get("time_cond_proj_dim"):
-            nn.init.zeros_(self.unet.time_embedding.cond_proj.weight)  # type: ignore[union-attr]  # of diffusers
+            nn.init.zeros_(self.unet.time_embedding.cond_proj.weight)
         if two_times:
-            for parameter in self.unet.class_embedding.linear_2.parameters():  # type: ignore[union-attr]
+            for parameter in self.unet.class_embedding.linear_2.parameters():
                 nn.init.zeros_(parameter)
         if checkpointing:
-            self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+            self.unet.enable_gradient_checkpointing()
+        self.lora = lora
+        if lora is not None:
+            if time_cond_proj_dim or two_times:
+                raise ValueError("network.lora needs time_cond_proj_dim=null and two_times=false: the base lacks them")
+            lora.inject(self.unet)
         self.width = given.get("cross_attention_dim", 1280)
         self.text_time = given.get("addition_embed_type") == "text_time"
         self.image_size, self.channels, self.num_classes = _size(given), given.get("in_channels", 4), 0
@@ -101,8 +114,8 @@ class UNet(nn.Module):
         """
         if not self.takes_text:
             return None
-        parts = ("pooled", "sizes") if self.text_time else ()
-        parts += ("guidance",) if self.w_dim else ()
+        used = {"pooled": self.text_time, "sizes": self.text_time, "guidance": self.w_dim}
+        parts = [part for part, needed in used.items() if needed]
         if not isinstance(labels, Prompt):
             raise ValueError(f"this network takes text: labels must be a Prompt; got {type(labels).__name__}")
         if missing := [part for part in parts if getattr(labels, part) is None]:
@@ -111,6 +124,19 @@ class UNet(nn.Module):
             width = labels.text.shape[-1]
             raise ValueError(f"this network takes text embeddings of width {self.width}; got {width}")
         return labels
+
+    def blank(self, rows: int) -> Prompt | None:
+        """Prompts of zeros with 77 tokens, for estimates of costs; None without text."""
+        if not self.takes_text:
+            return None
+        text = torch.zeros(77, self.width)
+        parts: dict[str, Tensor] = {"empty": text}
+        if self.text_time:
+            pooled = torch.zeros(
+                self.unet.add_embedding.linear_1.in_features - 6 * self.unet.config.addition_time_embed_dim
+            )
+            parts |= {"pooled": pooled.expand(rows, -1), "sizes": torch.zeros(rows, 6), "empty_pooled": pooled}
+        return Prompt(text.expand(rows, -1, -1), guidance=torch.zeros(rows), **parts)
 
     def unconditional(self, labels: Prompt | None) -> Prompt | None:
         """The prompts with the empty text; None without text."""

@@ -181,6 +181,9 @@ class UNet(nn.Module):
         label_balance: float,
         concat_balance: float,
         checkpointing: bool,
+        embedding: Callable[[int], nn.Module] | None,
+        two_times: bool,
+        outputs: int,
         **blocks,
     ) -> None:
         super().__init__()
@@ -198,8 +201,11 @@ class UNet(nn.Module):
             return Block(c_in, c_out, emb_channels, heads=heads, dropout=drop, **kwargs, **blocks)
 
         self.out_gain = nn.Parameter(torch.zeros([]))
-        self.emb_fourier = MPFourier(noise_channels)
+        self.emb_fourier = MPFourier(noise_channels) if embedding is None else embedding(noise_channels)
+        self.emb_scale = 1.0 if embedding is None else sqrt(2)  # to unit mean square
         self.emb_noise = MPConv(noise_channels, emb_channels, 0)
+        self.noise_end = MPConv(noise_channels, emb_channels, 0) if two_times else None
+        self.gain_end = nn.Parameter(torch.zeros([])) if two_times else None
         self.emb_label = MPConv(num_classes, emb_channels, 0) if num_classes else None
 
         self.enc, widths = nn.ModuleDict(), []
@@ -230,11 +236,13 @@ class UNet(nn.Module):
                 attn = resolution in attn_resolutions
                 self.dec[f"{key}_block{i}"] = block(c + widths.pop(), c_out, resolution, attn, encoder=False)
                 c = c_out
-        self.out_conv = MPConv(c, channels, 3)
+        self.out_conv = MPConv(c, outputs * channels, 3)
 
-    def forward(self, x: Tensor, noise_label: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, noise_label: Tensor, labels: Tensor | None, end_label: Tensor | None = None) -> Tensor:
         """See `EDM2.forward`."""
-        emb = self.emb_noise(self.emb_fourier(noise_label))
+        emb = self.emb_noise(self.emb_scale * self.emb_fourier(noise_label))
+        if self.noise_end is not None and self.gain_end is not None:
+            emb = emb + self.noise_end(self.emb_scale * self.emb_fourier(end_label), self.gain_end)
         labels = condition(labels, self.num_classes, emb, self.label_dropout if self.training else 0.0)
         if self.emb_label is not None:
             emb = mp_sum(emb, self.emb_label(labels * sqrt(self.num_classes)), self.label_balance)
@@ -280,6 +288,10 @@ class EDM2(nn.Module):
         clip_act: outputs of blocks are clamped to [-clip_act, clip_act]; null for no clamp.
         logvar_channels: width of the uncertainty head, 128 as published; 0 for no head, if the loss does not train it.
         checkpointing: do not store activations within blocks; the backward pass recomputes them.
+        embedding: maps a width to a module from noise labels (B,) to features (B, width) of mean square ½, such as a
+            `PositionalEmbedding`; None: EDM2's Fourier features, at which continuous-time consistency models diverge.
+        two_times: take a second noise label, whose layer has a gain that is initialised to 0.
+        outputs: number of images in the result, one behind the other in the channels; 2: with a second head.
 
     Raises:
         ValueError: image_size cannot be halved as often as channel_mult has levels, or the filter's length is
@@ -312,17 +324,20 @@ class EDM2(nn.Module):
         clip_act: Positive | None = 256,
         logvar_channels: Count = 0,
         checkpointing: bool = False,
+        embedding: Callable[[int], nn.Module] | None = None,
+        two_times: bool = False,
+        outputs: Size = 1,
     ) -> None:
         super().__init__()
         check_levels(image_size, channel_mult)
         if len(resample_filter) % 2:
             raise ValueError(f"resample_filter must have an even length; got {list(resample_filter)}")
         self.image_size, self.channels = image_size, channels
-        self.num_classes, self.augment_dim = num_classes, augment_dim
+        self.num_classes, self.augment_dim, self.two_times = num_classes, augment_dim, two_times
         self.unet = UNet(
             *(image_size, channels, num_classes, dropout, dropout_resolution, label_dropout, model_channels),
             *(channel_mult, num_blocks, attn_resolutions, head_channels, channel_mult_noise, channel_mult_emb),
-            *(label_balance, concat_balance, checkpointing),
+            *(label_balance, concat_balance, checkpointing, embedding, two_times, outputs),
             resample_filter=resample_filter,
             res_balance=res_balance,
             attn_balance=attn_balance,
@@ -337,12 +352,20 @@ class EDM2(nn.Module):
         return self.logvar_linear(self.logvar_fourier(noise_label))[:, 0]
 
     def forward(
-        self, x: Tensor, noise_label: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x: Tensor,
+        noise_label: Tensor,
+        labels: Tensor | None = None,
+        augment: Tensor | None = None,
+        end_label: Tensor | None = None,
     ) -> Tensor:
-        """F(x), of the shape of x, for noise_label (B,) and one-hot labels (augment must be None)."""
+        """F(x), shape (B, outputs·channels, size, size), for noise_label (B,) and one-hot labels.
+
+        augment must be None; end_label (B,) is only for a network of two times.
+        """
         condition(augment, 0, noise_label)
         if self.training and torch.is_grad_enabled():
             for module in self.modules():
                 if isinstance(module, MPConv):
                     module.force_norm()
-        return self.unet(x, noise_label, labels)
+        return self.unet(x, noise_label, labels, end_label)

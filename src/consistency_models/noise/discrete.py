@@ -99,39 +99,49 @@ class Discrete:
     (Latent Consistency Models, arXiv 2310.04378, with the timestep scaling of diffusers' LCMScheduler.)
 
     Args:
-        beta_schedule: name of the table, or its T values of β.
-        beta_start, beta_end: ends of a named table.
-        num_train_timesteps: T of a named table.
-        prediction_type: what the network predicts.
+        beta_schedule: name of the table, or its T values of β; None: Stable Diffusion's, scaled_linear.
+        beta_start, beta_end: ends of a named table; None: 0.00085 and 0.012.
+        num_train_timesteps: T of a named table; None: 1000.
+        prediction_type: what the network predicts; None: epsilon.
         boundary: τ, 10 for LCM; None: a denoiser.
     """
 
     predicts = "what a scheduler's prediction_type names"
+    has_table = True
 
     @checked
     def __init__(
         self,
-        beta_schedule: Table = "scaled_linear",
-        beta_start: Beta = 0.00085,
-        beta_end: Beta = 0.012,
-        num_train_timesteps: Annotated[int, Ge(2), Le(10_000)] = 1000,
-        prediction_type: Prediction = "epsilon",
+        beta_schedule: Table | None = None,
+        beta_start: Beta | None = None,
+        beta_end: Beta | None = None,
+        num_train_timesteps: Annotated[int, Ge(2), Le(10_000)] | None = None,
+        prediction_type: Prediction | None = None,
         boundary: Positive | None = None,
     ) -> None:
-        self.table = alphas_cumprod(beta_schedule, beta_start, beta_end, num_train_timesteps)
+        schedule, ends = beta_schedule or "scaled_linear", (beta_start or 0.00085, beta_end or 0.012)
+        self.table = alphas_cumprod(schedule, *ends, num_train_timesteps or 1000)
         self.sigmas = (1 / self.table.double() - 1).sqrt()  # ascending, float64
-        self.prediction_type, self.boundary = prediction_type, boundary
+        self.prediction_type, self.boundary = prediction_type or "epsilon", boundary
         self.sigma_min, self.sigma_max = self.sigmas[0].item(), self.sigmas[-1].item()
+        self._elsewhere: dict[torch.device, Tensor] = {}  # copies of the levels, so that a step copies nothing
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """k(σ), any shape, in the dtype of σ."""
-        exact = torch.float32 if sigma.device.type == "mps" else torch.float64
-        levels = self.sigmas.to(sigma.device, exact, non_blocking=True)
-        log, within = levels.log(), sigma.to(exact).clamp(self.sigma_min, self.sigma_max)
+        levels = self._levels(sigma.device)
+        log, within = levels.log(), sigma.to(levels.dtype).clamp(self.sigma_min, self.sigma_max)
         below = (torch.searchsorted(levels, within.detach().contiguous(), right=True) - 1).clamp(0, len(levels) - 2)
         k = below + (within.log() - log[below]) / (log[below + 1] - log[below])
         offset = (k.round() - k).detach()  # added, so that the derivative remains
         return (k + torch.where(offset.abs() < 1e-3, offset, 0.0)).to(sigma.dtype)
+
+    def _levels(self, device: torch.device) -> Tensor:
+        if device.type == "cpu":
+            return self.sigmas
+        if device not in self._elsewhere:
+            dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+            self._elsewhere[device] = self.sigmas.to(device, dtype)
+        return self._elsewhere[device]
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         """k(σ)."""

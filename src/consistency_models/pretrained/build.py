@@ -31,6 +31,7 @@ class Pretrained:
         num_classes: width of the labels; 0 for an unconditional model.
         digest: sha256 of the file.
         steps: published step counts.
+        clamp: the model makes images in [-1, 1]; False for latents.
         recipe: constructors of `network`, `preconditioning` and `sampler` with their keyword arguments; empty for a
             network that the caller passed.
     """
@@ -46,6 +47,7 @@ class Pretrained:
     digest: str
     steps: tuple[int, ...]
     recipe: dict[str, partial] = field(default_factory=dict)
+    clamp: bool = True
 
 
 def fill(make: Callable[[], nn.Module], weights: dict[str, Tensor]) -> nn.Module:

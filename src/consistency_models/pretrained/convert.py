@@ -33,7 +33,7 @@ def checkpoint_of(path: Path | str) -> dict[str, Any]:
                 "channels": loaded.channels,
                 "image_size": loaded.image_size,
                 "network_classes": loaded.num_classes,
-                "clamp": True,
+                "clamp": loaded.clamp,
             },
             "evaluation": {"steps": list(loaded.steps), "n": 2000},
         },
@@ -50,4 +50,5 @@ def checkpoint_of(path: Path | str) -> dict[str, Any]:
 def _node(part: partial, path: Path | str) -> dict[str, Any]:
     if "${" in str(part.keywords):  # an interpolation could read the user's environment
         raise CheckpointError("arguments without ${", str(part.keywords), path)
-    return {"_target_": f"{part.func.__module__}.{part.func.__qualname__}", **part.keywords}
+    inner = {key: _node(value, path) if isinstance(value, partial) else value for key, value in part.keywords.items()}
+    return {"_target_": f"{part.func.__module__}.{part.func.__qualname__}", **inner}

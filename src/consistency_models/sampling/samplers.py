@@ -54,6 +54,7 @@ class Consistency:
         sigma_min: level of the output of f: 0.002 with the boundary preconditioning, 0 for ECT's models.
         clip: clamp the output of f to [-1, 1].
         end: level of the images; by default `sigma_min`, and no noise is added after the last call.
+        unit_variance: start at √(1 + σ_1²)·noise instead of σ_1·noise, as the pipelines of diffusers do.
 
     Raises:
         ValueError: not sigma_min <= end < the last of sigmas.
@@ -68,6 +69,7 @@ class Consistency:
         sigma_min: SigmaOrZero = 0.002,
         clip: bool = False,
         end: SigmaOrZero | None = None,
+        unit_variance: bool = False,
     ) -> None:
         sigmas, end = tuple(map(float, sigmas)), sigma_min if end is None else end
         if not 0 <= sigma_min <= end < sigmas[-1]:
@@ -75,7 +77,7 @@ class Consistency:
                 f"need 0 <= sigma_min <= end < sigmas; got sigma_min {sigma_min}, end {end}, sigmas {sigmas}"
             )
         self.sigmas, self.sigma_min, self.clip, self.end = sigmas, sigma_min, clip, end
-        self.nfe = len(sigmas)
+        self.nfe, self.unit_variance = len(sigmas), unit_variance
 
     @classmethod
     @loadable()
@@ -137,16 +139,12 @@ class Consistency:
     def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
         """Images, shape of noise."""
         f = _clipped(denoiser) if self.clip else denoiser
-        x = self.start(noise)
+        x = noise * (math.sqrt(1 + self.sigmas[0] ** 2) if self.unit_variance else self.sigmas[0])
         for sigma, following in pairwise((*self.sigmas, self.end)):
             x = f(x, x.new_full((len(x),), sigma))
             if following > self.sigma_min:
                 x = x + math.sqrt(following**2 - self.sigma_min**2) * randn()
         return x.clamp(-1, 1) if self.clip else x
-
-    def start(self, noise: Tensor) -> Tensor:
-        """Images at σ_1 without data, shape of noise: σ_1·noise."""
-        return noise * self.sigmas[0]
 
     @torch.no_grad()
     def descend(self, denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:

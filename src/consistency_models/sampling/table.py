@@ -27,10 +27,6 @@ from consistency_models.values import Count, Size, checked
 __all__ = ["DDIM", "LCM"]
 
 
-def _start(noise: Tensor, sigma: float) -> Tensor:
-    return noise * math.sqrt(1 + sigma**2)
-
-
 @loadable()
 class LCM(Consistency):
     """x ← f(x, σ_1) from √(1 + σ_1²)·n; then for every further level x ← f(x + σ_i·z, σ_i): LCMScheduler's sampler.
@@ -70,11 +66,7 @@ class LCM(Consistency):
         # numpy's linspace is that of LCMScheduler; its rounding decides the level.
         chosen = np.floor(np.linspace(0, len(levels), steps, endpoint=False)).astype(np.int64)
         self.timesteps = tuple(levels[torch.from_numpy(chosen)].tolist())
-        super().__init__(scalings.sigmas[list(self.timesteps)].tolist(), sigma_min=0.0, clip=clip)
-
-    def start(self, noise: Tensor) -> Tensor:
-        """√(1 + σ_1²)·noise."""
-        return _start(noise, self.sigmas[0])
+        super().__init__(scalings.sigmas[list(self.timesteps)].tolist(), sigma_min=0.0, clip=clip, unit_variance=True)
 
 
 @loadable()
@@ -128,7 +120,7 @@ class DDIM:
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
         """Images, shape of noise."""
-        return self.descend(denoiser, _start(noise, self.sigmas[0]), self.sigmas[0])
+        return self.descend(denoiser, noise * math.sqrt(1 + self.sigmas[0] ** 2), self.sigmas[0])
 
     @torch.no_grad()
     def descend(self, denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from torch.overrides import TorchFunctionMode
 
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import CheckpointError, import_extra, naming
+from consistency_models.networks.lora import share_base, shared_names
 from consistency_models.noise.preconditioning import Preconditioned
 from consistency_models.pretrained.convert import checkpoint_of
+from consistency_models.pretrained.diffusers import is_pipeline
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage.checkpoints import digest_of, is_marked, read
 from consistency_models.storage.moved_names import current_config, current_target
@@ -44,6 +46,7 @@ PARTS = (
     "features",
 )  # parts of a configuration that are built from a file
 DATA_MODULE = "consistency_models.data.DataModule"  # has the mark; to look would import Lightning, which takes seconds
+BASE = ".base_layer."  # in the names of the weights below adapters
 MAX_SIZE, MAX_STEPS = 4096, 10_000
 FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace}
 
@@ -56,8 +59,13 @@ def instantiate(node: Any, **arguments: Any) -> Any:
 
 
 def build_model(config: dict[str, Any]) -> nn.Module:
-    """Build the preconditioned network of a configuration, with fresh weights."""
-    return Preconditioned(instantiate(config["network"]), instantiate(config["preconditioning"]))
+    """Build the preconditioned network of a configuration, with fresh weights.
+
+    A network with adapters is built on the meta device: its weights are those of another model, see `share_base`.
+    """
+    with torch.device("meta") if config["network"].get("lora") else nullcontext():
+        network = instantiate(config["network"])
+    return Preconditioned(network, instantiate(config["preconditioning"]))
 
 
 def load(
@@ -70,7 +78,7 @@ def load(
 
     Args:
         path: a checkpoint file, a run folder (its `checkpoints/last.ckpt`), a `*.safetensors` file or Hub folder of
-            `consistency_models.export`, or an official `*.pkl` or `*.pt` of others (see `pretrained`).
+            `consistency_models.export`, or an official `*.pkl`, `*.pt` or pipeline folder of others (see `pretrained`).
         weights: which weights: "model", or the name of an average such as "0.999" (a decay may be given as the number);
             by default the first average.
         device: device of the model.
@@ -90,7 +98,7 @@ def load(
     with naming(path, "a model with its weights, and how it is sampled from"):
         config = current_config(checked_config(content["config"], trust))
         average = {} if chosen == "model" else content["ema"][chosen]
-        model = filled_model(config, {**content["model"], **average})
+        model = filled_model(config, {**content["model"], **average}, _base_of(content, config))
         generator = _generator_of(config, model.to(device).eval().requires_grad_(False))
     generator.weights, generator.config = chosen, config
     generator.origin = content["origin"]
@@ -122,17 +130,43 @@ def _generator_of(config: dict[str, Any], model: nn.Module) -> Generator:
     return generator
 
 
-def filled_model(config: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
+def _base_of(content: dict[str, Any], config: dict[str, Any]) -> nn.Module | None:
+    """Load the model whose weights the adapters of a checkpoint need; None if the file has all weights.
+
+    Raises:
+        CheckpointError: the model is gone, or its weights have changed.
+    """
+    if not config["network"].get("lora") or any(BASE in name for name in content["model"]):
+        return None
+    base, expected = content.get("teacher") or {}, "the base of the adapters, which the checkpoint names"
+    path = base.get("path")
+    if not isinstance(path, str) or not Path(path).exists():
+        raise CheckpointError(expected, f"no file or folder {path}: put it back, or export adapters with --merge")
+    generator = load(path)
+    if generator.origin["digest"] != base.get("digest"):
+        changed = f"{path} with SHA-256 {generator.origin['digest'][:12]}, not {str(base.get('digest'))[:12]}"
+        raise CheckpointError(expected, changed)
+    return generator.model
+
+
+def filled_model(config: dict[str, Any], weights: dict[str, Any], base: nn.Module | None = None) -> nn.Module:
     """Build the preconditioned network of a configuration and load these weights, which must be exactly its own.
+
+    Args:
+        config: the configuration.
+        weights: all weights, or those of the adapters.
+        base: the model whose weights are shared with a network with adapters.
 
     Raises:
         CheckpointError: a name or a shape differs, or the network is larger than its weights.
     """
-    with _not_larger_than(weights):
+    with _not_larger_than(weights if base is None else {**base.state_dict(), **weights}):
         model = build_model(config)
-    expected, found = (
-        {name: tuple(value.shape) for name, value in side.items()} for side in (model.state_dict(), weights)
-    )
+    shared = set() if base is None else shared_names(model)
+    if base is not None:
+        share_base(model.network, base.network)
+    own = {name: value for name, value in model.state_dict().items() if name not in shared}
+    expected, found = ({name: tuple(value.shape) for name, value in side.items()} for side in (own, weights))
     for name in {**expected, **found}:
         if expected.get(name) != found.get(name):
             raise CheckpointError(f"{name} of shape {expected.get(name)}", f"{found.get(name)}")
@@ -140,9 +174,11 @@ def filled_model(config: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
         if getattr(model.preconditioning, name)(torch.ones(2)).shape != (2,):  # once: a number may be of a wrong type
             raise CheckpointError(f"a preconditioning with {name} of one number for each level", model.preconditioning)
     for module in model.modules():
-        if not 0 <= getattr(module, "dropout", 0.0) < 1:
-            raise CheckpointError("dropout in [0, 1)", f"{module.dropout}")
-    model.load_state_dict(weights)
+        rate = module.p if isinstance(module, nn.Dropout) else vars(module).get("dropout", 0.0)
+        if not 0 <= rate < 1:
+            raise CheckpointError("dropout in [0, 1)", f"{rate}")
+    # Weights on the meta device have no memory of their own.
+    model.load_state_dict(weights, strict=not shared, assign=any(p.is_meta for p in model.parameters()))
     return model
 
 
@@ -194,11 +230,13 @@ class _Bounded(TorchFunctionMode):
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """The checkpoint file of a run folder, a folder for the Hub or a file name."""
+    """The checkpoint file of a run folder, a folder for the Hub or a file name; the folder of a diffusers pipeline."""
     path = Path(path).expanduser()
     exported = path / "model.safetensors"
     if exported.is_file():
         return exported
+    if is_pipeline(path):
+        return path
     return path / "checkpoints" / "last.ckpt" if path.is_dir() else path
 
 
@@ -206,7 +244,7 @@ def _content(path: Path) -> dict[str, Any]:
     """The content of a file that `load` takes: configuration, weights, and their origin."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    if path.suffix in (".pkl", ".pt") and not is_marked(path):
+    if path.is_dir() or (path.suffix in (".pkl", ".pt") and not is_marked(path)):
         return checkpoint_of(path)
     content = read(path)
     return content | {"origin": content.get("origin", {}) | {"path": str(path), "digest": digest_of(path)}}

@@ -11,7 +11,7 @@ from consistency_models.app.checks.rules import nearest
 from consistency_models.errors import ConfigError, Exit, pasteable
 from consistency_models.storage.small_files import open_regular
 
-__all__ = ["has_checkpoint", "wrong_checkpoint", "wrong_path"]
+__all__ = ["has_checkpoint", "is_pipeline", "wrong_checkpoint", "wrong_path", "wrong_pipeline"]
 
 ARTIFACT = re.compile(r"wandb:[^/:\s]+/[^/:\s]+/[^/:\s]+:[^/:\s]+")
 MARK = b"sha256:"
@@ -52,6 +52,20 @@ def wrong_path(key: str, path: str, what: str) -> list[ConfigError]:
     fix = f"did you mean {pasteable(key, meant)}?" if meant else ""
     reason = f"{existing or '.'} has no {first or path}"
     return [problem(key, path, f"{what} that exists", fix, reason=reason)]
+
+
+def is_pipeline(path: str | Path) -> bool:
+    """Whether the path is a folder of a diffusers pipeline."""
+    return (Path(path).expanduser() / "model_index.json").is_file()
+
+
+def wrong_pipeline(key: str, path: str) -> list[ConfigError]:
+    """Return the problem of a path that should be a folder of a diffusers pipeline."""
+    what = "a folder of a diffusers pipeline, with model_index.json"
+    if (wrong := wrong_path(key, path, what)) or str(path).startswith("wandb:") or is_pipeline(path):
+        return wrong
+    fix = "`hf download NAME --local-dir FOLDER` fetches one from the Hub"
+    return [problem(key, path, what, fix, reason="there is no model_index.json")]
 
 
 def wrong_checkpoint(key: str, path: str) -> list[ConfigError]:

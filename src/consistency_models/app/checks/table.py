@@ -19,6 +19,7 @@ from consistency_models.values import (
     Count,
     Descending,
     Distinct,
+    Interval,
     NotNegative,
     Positive,
     Share,
@@ -32,7 +33,7 @@ from consistency_models.values import (
 __all__ = ["EVAL", "FREE", "NOT_ARGUMENTS", "TRAIN", "kind_of"]
 
 NOT_ARGUMENTS = {
-    "model": ("name", "segments", "phases", "two_times"),
+    "model": ("name", "segments", "phases", "two_times", "w_embedding", "guidance_w"),
     "data": ("network_classes", "clamp", "evaluation_images", "class_names"),
     "data.source": ("download", "urls"),
     "teacher": ("guidance", "weak", "interval"),
@@ -124,9 +125,11 @@ TRAIN: dict[str, Any] = PATHS | {
     "model.segments": Size,
     "model.phases": Annotated[Sequence[Size], MinLen(1)],
     "model.two_times": bool,
+    "model.w_embedding": Size | None,
+    "model.guidance_w": Interval | None,
     "teacher._target_": Target | None,
     "teacher.path": Text | None,
-    "teacher.guidance": NotNegative,
+    "teacher.guidance": NotNegative | None,  # null: of each caption, with data.guidance_w
     "teacher.weak": Text | None,
     "teacher.interval": Annotated[Sequence[SigmaOrZero], Len(2, 2)] | None,
     "init._target_": Target | None,

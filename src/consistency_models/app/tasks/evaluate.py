@@ -40,7 +40,7 @@ def run(config: dict[str, Any], generator: Generator) -> None:
     """Score images of `run` at the step counts `steps`, or at the levels `sigmas`."""
     samplers, sets = samplers_of(config, generator), index_sets(config, generator.config["evaluation"]["n"])
     evaluation, results, pictures = evaluation_of(config, generator), [], {}
-    generator.prompts = getattr(evaluation.data, "prompts", None)
+    generator.prompts = build.prompts_of(build.chosen_data(config, generator.config), evaluation.data)
     with Producer(config, generator) as producer, progress_bar() as progress:
         for sampler in samplers:
             steps, scores, spent = len(sampler.sigmas), [], 0.0

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 __all__ = ["ode_errors"]
 
-TEACHERS = ("consistency_models.teachers.run_teacher", "consistency_models.teachers.official_teacher")
+TEACHERS = tuple(f"consistency_models.teachers.{name}_teacher" for name in ("run", "official", "diffusers"))
 
 
 def ode_errors(

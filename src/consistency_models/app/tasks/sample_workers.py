@@ -67,7 +67,7 @@ def _consistency(generator: Generator, sigmas: list[float]) -> Consistency:
         own = generator.make_sampler(steps=len(sigmas))
         if isinstance(own, Consistency):
             fix = ""
-            return Consistency(sigmas, own.sigma_min, own.clip)
+            return Consistency(sigmas, own.sigma_min, own.clip, unit_variance=own.unit_variance)
         allowed = f"null with the sampler {type(own).__name__}"
         reason = "only a consistency sampler takes arbitrary levels"
     except ValueError as error:
@@ -96,7 +96,7 @@ def results_folder(run: str) -> Path:
     if file.parent.name == "checkpoints":
         folder = file.parent.parent
     elif Path(run).expanduser().is_dir():
-        folder = file.parent
+        folder = file if file.is_dir() else file.parent
     check_links("run", folder, ("evaluation", "wandb"))
     folder /= "evaluation"
     folder.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,10 @@ def run(
             tried: dict[int, float] = {}
 
             def value(i: int, tried: dict[int, float] = tried) -> float:
-                result = score(Consistency([*sigmas, levels[i]], own.sigma_min, own.clip), f"σ = {levels[i]:.4g}")
+                result = score(
+                    Consistency([*sigmas, levels[i]], own.sigma_min, own.clip, unit_variance=own.unit_variance),
+                    f"σ = {levels[i]:.4g}",
+                )
                 tried[i], names[:] = result.value, [result.name]
                 return result.value if result.is_distance else -result.value
 

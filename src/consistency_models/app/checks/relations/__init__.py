@@ -5,8 +5,8 @@ All take the resolved configuration, which has passed the rules for single keys,
 
 from consistency_models.app.checks.relations.choices import Choices
 from consistency_models.app.checks.relations.images import augment, data, features
-from consistency_models.app.checks.relations.levels import curriculum, levels, preconditioning, schedule, steps
-from consistency_models.app.checks.relations.networks import method, network, two_times
+from consistency_models.app.checks.relations.levels import curriculum, levels, preconditioning, schedule, steps, table
+from consistency_models.app.checks.relations.networks import method, network, text, two_times
 from consistency_models.app.checks.relations.running import checkpoint, outputs, solver, trainer
 from consistency_models.app.checks.relations.scoring import sample_sets, scored_run, ways
 from consistency_models.app.checks.relations.teachers import guidance, init, needs_teacher, teacher
@@ -14,7 +14,21 @@ from consistency_models.app.checks.relations.teachers import guidance, init, nee
 __all__ = ["EVAL", "TRAIN", "Choices", "needs_teacher"]
 
 TRAIN = (
-    *(teacher, guidance, two_times, preconditioning, init, levels, schedule, method, steps, curriculum, network),
+    *(
+        teacher,
+        guidance,
+        text,
+        two_times,
+        preconditioning,
+        init,
+        levels,
+        schedule,
+        table,
+        method,
+        steps,
+        curriculum,
+        network,
+    ),
     *(data, augment, features, trainer, outputs, solver, checkpoint),
 )
 EVAL = (scored_run, sample_sets, ways)

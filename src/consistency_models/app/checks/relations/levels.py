@@ -9,7 +9,7 @@ from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.relations.choices import Choices, Config, Problems
 from consistency_models.app.checks.targets import fact
 
-__all__ = ["curriculum", "levels", "preconditioning", "schedule", "steps"]
+__all__ = ["curriculum", "levels", "preconditioning", "schedule", "steps", "table"]
 
 
 def levels(config: Config, choices: Choices) -> Problems:
@@ -45,6 +45,20 @@ def levels(config: Config, choices: Choices) -> Problems:
             yield problem("schedule.mean", schedule["mean"], allowed, fix, reason="no level is ever drawn")
 
 
+def table(config: Config, choices: Choices) -> Problems:
+    """A schedule or sampler on the levels of a table has scalings with a table."""
+    for group in ("schedule", "sampler"):
+        scalings = config[group].get("scalings")
+        if scalings is not None and not fact(scalings, "has_table"):
+            chosen, names = (
+                choices.get("preconditioning"),
+                [option for option, node in choices.options("preconditioning") if fact(node, "has_table")],
+            )
+            reason = f"{group}={choices.get(group)} takes its levels from a table"
+            yield problem("preconditioning", chosen, ", ".join(names), f"or choose another {group}", reason=reason)
+            return
+
+
 def schedule(config: Config, choices: Choices) -> Problems:
     """The schedule draws the levels that the method needs, and its stages or phases are consistent."""
     schedule, chosen, model = config["schedule"], choices.get("schedule"), choices.get("model")
@@ -74,7 +88,7 @@ def schedule(config: Config, choices: Choices) -> Problems:
     sections, top = schedule.get("sections"), schedule.get("sigma_max", math.inf)
     if sections is not None and not sections < top:
         yield problem("schedule.sigma_max", top, f"more than schedule.sections={sections}")
-    if not schedule.get("lowest", 0) < schedule.get("highest", 1):
+    if "highest" in schedule and not schedule.get("lowest", 0) < schedule["highest"]:
         yield problem("schedule.highest", schedule["highest"], f"more than schedule.lowest={schedule.get('lowest')}")
     if fact(schedule, "multiples") and {"steps", "segments"} <= schedule.keys():
         chain = [*schedule["steps"], schedule["segments"]]
@@ -100,8 +114,11 @@ def preconditioning(config: Config, choices: Choices) -> Problems:
 
 
 def steps(config: Config, choices: Choices) -> Problems:
-    """A model of S segments is sampled in S steps."""
+    """A model of S segments is sampled in S steps, and LCM's sampler chooses among the levels of the training."""
     segments, wanted = config["sampler"].get("segments"), config["evaluation"]["steps"]
     if segments is not None and any(count != segments for count in wanted):
         fix = f"did you mean evaluation.steps=[{segments}]?"
         yield problem("evaluation.steps", wanted, f"[{segments}] with model.segments={segments}", fix)
+    levels = config["sampler"].get("original_steps")
+    if levels is not None and max(wanted) > levels:
+        yield problem("evaluation.steps", wanted, f"at most {levels}, which is sampler.original_steps")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from itertools import pairwise
 
+from consistency_models.app.checks.files import is_pipeline
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.relations.choices import Choices, Config, Problems
 from consistency_models.app.checks.targets import fact
 from consistency_models.values import show
 
-__all__ = ["method", "network", "two_times"]
+__all__ = ["method", "network", "text", "two_times"]
 
 
 def network(config: Config, choices: Choices) -> Problems:
@@ -51,6 +53,40 @@ def network(config: Config, choices: Choices) -> Problems:
             yield problem("network.model_channels", base, "a multiple of 32", reason=reason)
 
 
+def text(config: Config, choices: Choices) -> Problems:
+    """A U-Net of diffusers has a folder that describes it, and w of each caption is drawn if it is an input."""
+    network = config["network"]
+    for group in ("network", "teacher"):
+        package = fact(config[group], "needs_package")
+        if package and importlib.util.find_spec(package) is None:
+            fix = "install it with pip install 'consistency-models[latent]'"
+            yield problem(group, choices.get(group), "another", fix, reason=f"the package {package} is not installed")
+            return
+    reported = fact(config["teacher"], "reads") == "a pipeline"  # a wrong path is reported as such
+    if fact(network, "starts_at_zero") and network.get("config") is None and not reported:
+        paths = (config[group].get("path") for group in ("teacher", "init") if config[group]["_target_"])
+        if not any(path and is_pipeline(path) for path in paths):
+            allowed, fix = "the content of unet/config.json", "add teacher=diffusers teacher.path=FOLDER"
+            reason = "neither teacher.path nor init.path is a folder of a diffusers pipeline"
+            yield problem("network.config", None, allowed, fix, reason=reason)
+    if network.get("lora"):
+        if not config["teacher"]["_target_"]:
+            fix, reason = "add teacher=diffusers teacher.path=FOLDER", "adapters share the weights of the teacher"
+            yield problem("teacher", choices.get("teacher"), "diffusers, run", fix, reason=reason)
+        if network.get("time_cond_proj_dim") or network.get("two_times"):
+            key = "time_cond_proj_dim" if network.get("time_cond_proj_dim") else "two_times"
+            reason = "adapters share the weights of the teacher, which has no such input"
+            fix = "add model.w_embedding=null" if key == "time_cond_proj_dim" else ""
+            yield problem(f"network.{key}", network[key], "null or false with network.lora", fix, reason=reason)
+        if config["trainer"]["strategy"] == "fsdp":
+            reason = "weights that are shared with the teacher cannot be divided"
+            yield problem("trainer.strategy", "fsdp", "auto, ddp with network.lora", reason=reason)
+    if network.get("time_cond_proj_dim") and config["data"].get("guidance_w") is None:
+        fix = "add data.guidance_w=[LOW,HIGH], w = guidance - 1 of a pipeline: LCM has [5,15] for SD, [3,15] for SDXL"
+        reason = "network.time_cond_proj_dim makes w of each caption an input"
+        yield problem("data.guidance_w", None, "two numbers", fix, reason=reason)
+
+
 def two_times(config: Config, choices: Choices) -> Problems:
     """A method of two times has a network and a sampler of two times, and a method of one time a sampler of one."""
     model, target = f"model={choices.get('model')}", config["network"]["_target_"]
@@ -64,7 +100,7 @@ def two_times(config: Config, choices: Choices) -> Problems:
             yield problem("sampler", choices.get("sampler"), ", ".join(options), fix, reason=reason)
         return
     if target.startswith("consistency_models.") and not config["network"].get("two_times"):
-        allowed = "a network with the argument two_times: small, ddpmpp, ncsnpp, adm, dit, mlp"
+        allowed = "a network with the argument two_times: small, ddpmpp, ncsnpp, adm, edm2, dit, mlp"
         reason = f"{model} calls the network with two times, and {target.rpartition('.')[2]} takes one"
         yield problem("network", choices.get("network"), allowed, "did you mean network=small?", reason=reason)
     if fact(config["sampler"], "one_time"):

@@ -41,6 +41,9 @@ def trainer(config: Config, choices: Choices) -> Problems:
         if config["compile"]:
             reason = "compiled networks were not tried with sharded weights"
             yield problem("compile", True, "false with trainer=fsdp", reason=reason)
+        if "phases" in config["model"]:
+            reason = "the teacher of a phase is a copy of the weights, and divided weights are not copied"
+            yield problem("trainer.strategy", "fsdp", "auto, ddp with model.phases", reason=reason)
     group = config["model"].get("group", 1)
     if batch % parts == 0 and batch // parts % group:
         reason = f"a micro-batch has {batch // parts} images, and groups of model.group={group} are not divided"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from consistency_models.app.checks.files import wrong_checkpoint, wrong_path
+from consistency_models.app.checks.files import is_pipeline, wrong_checkpoint, wrong_path
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.relations.choices import Choices, Config, Problems
 from consistency_models.values import show
@@ -19,7 +19,8 @@ def scored_run(config: Config, choices: Choices) -> Problems:
         fix = f"wandb artifact get {config['run'].removeprefix('wandb:')} fetches it"
         yield problem("run", config["run"], "a run folder or a checkpoint file, on this machine", fix)
         return
-    if path.suffix not in (".pkl", ".pt", ".safetensors") and not (path / "model.safetensors").is_file():
+    exported = (path / "model.safetensors").is_file() or is_pipeline(path)
+    if path.suffix not in (".pkl", ".pt", ".safetensors") and not exported:
         yield from wrong_checkpoint("run", config["run"])
         return
     yield from wrong_path("run", config["run"], "a run folder, a checkpoint file, an official file or an export")

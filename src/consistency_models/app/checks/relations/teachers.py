@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from consistency_models.app.checks.files import wrong_checkpoint, wrong_path
+from functools import partial
+
+from consistency_models.app.checks.files import wrong_checkpoint, wrong_path, wrong_pipeline
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.relations.choices import Choices, Config, Problems
 from consistency_models.app.checks.targets import fact
@@ -12,6 +14,7 @@ __all__ = ["guidance", "init", "needs_teacher", "teacher"]
 FILES = {
     "a run": "a finished run: its folder or a checkpoint file",
     "an official file": "an official checkpoint, a file",
+    "a pipeline": "a folder of a diffusers pipeline",
 }
 
 
@@ -28,7 +31,10 @@ def teacher(config: Config, choices: Choices) -> Problems:
     reads = fact(config["teacher"], "reads", "a file")
     if needs and not given:
         fix = "add teacher=run teacher.path=FOLDER, where FOLDER is a finished run of model=teacher"
-        allowed, reason = "run, edm, openai, ect, or exact with data=mixture", f"model={model} distils a teacher"
+        allowed, reason = (
+            "diffusers, run, edm, openai, ect, or exact with data=mixture",
+            f"model={model} distils a teacher",
+        )
         yield problem("teacher", chosen, allowed, fix, reason=reason)
     elif given and needs is False:
         yield problem("teacher", chosen, "none", "or choose model=cd", reason=f"model={model} uses no teacher")
@@ -88,9 +94,10 @@ def _wrong_file(key: str, path: str | None, reads: str) -> Problems:
     Args:
         key: of the path.
         path: the value of the key.
-        reads: "a run", "an official file", or "a file" that may be left out.
+        reads: "a run", "an official file", "a pipeline", or "a file" that may be left out.
     """
     if not path and reads in FILES:
         yield problem(key, None, FILES[reads], f"add {key}=…")
     elif path:
-        yield from wrong_checkpoint(key, path) if reads == "a run" else wrong_path(key, path, "a file")
+        kinds = {"a run": wrong_checkpoint, "a pipeline": wrong_pipeline}
+        yield from kinds.get(reads, partial(wrong_path, what="a file"))(key, path)

@@ -1,0 +1,102 @@
+"""Trainings on latents with captions: adapters and all weights, resumed, accumulated, loaded."""
+
+import hashlib
+import shutil
+
+import pytest
+import torch
+from jobs import GRADIENT_STEP, run
+from latents.conftest import LORA
+from resume.test_resume import assert_same, contents, crash
+
+from consistency_models import load
+from consistency_models.errors import CheckpointError, Exit
+from consistency_models.networks.lora import shared_names
+from consistency_models.storage.checkpoints import read
+
+TENSORS = 158  # A and B of 79 layers
+
+
+def test_a_checkpoint_of_adapters_holds_the_adapters_only(lora_run, full_run, sd_folder):
+    content = read(lora_run / "checkpoints/last.ckpt")
+    assert len(content["model"]) == len(content["ema"]["0.5"]) == TENSORS
+    assert content["target"] is None
+    assert all(".lora_" in name for name in content["model"])
+    weights = sd_folder / "unet/diffusion_pytorch_model.safetensors"
+    assert content["teacher"] == {
+        "path": str(sd_folder),
+        "digest": hashlib.sha256(weights.read_bytes()).hexdigest(),
+    }
+    sizes = [(folder / "checkpoints/last.ckpt").stat().st_size for folder in (lora_run, full_run)]
+    assert sizes[0] < sizes[1] / 5
+
+
+def test_adapters_are_resumed_bit_identically(lora_run, arguments, tmp_path):
+    assert run(tmp_path, *arguments(*LORA), callbacks=crash(3)) == Exit.UNEXPECTED
+    assert run(tmp_path, *arguments(*LORA, f"ckpt_path={tmp_path}")) == Exit.DONE
+    assert_same(contents(lora_run), contents(tmp_path))
+
+
+def test_all_weights_are_resumed_bit_identically(full_run, arguments, tmp_path):
+    assert run(tmp_path, *arguments(), callbacks=crash(3)) == Exit.UNEXPECTED
+    assert run(tmp_path, *arguments(f"ckpt_path={tmp_path}")) == Exit.DONE
+    assert_same(contents(full_run), contents(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def one_step(arguments, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one_step")
+    assert run(folder, *arguments(*LORA, *GRADIENT_STEP)) == Exit.DONE
+    return read(folder / "checkpoints/last.ckpt")["model"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["trainer.accumulate_grad_batches=2"],
+        pytest.param(["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], marks=pytest.mark.slow),
+    ],
+    ids=["micro-batches", "two-processes"],
+)
+def test_the_same_step(more, one_step, arguments, tmp_path):
+    if "trainer=ddp" in more:
+        import subprocess
+        import sys
+
+        from jobs import ROOT
+
+        line = [*arguments(*LORA, *GRADIENT_STEP, *more), f"hydra.run.dir={tmp_path}"]
+        subprocess.run([sys.executable, ROOT / "train.py", *line], check=True, cwd=tmp_path, timeout=300)
+    else:
+        assert run(tmp_path, *arguments(*LORA, *GRADIENT_STEP, *more)) == Exit.DONE
+    found = read(tmp_path / "checkpoints/last.ckpt")["model"]
+    for name, value in one_step.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_adapters_are_loaded_onto_the_base(lora_run, sd_folder):
+    student, teacher = load(lora_run).model, load(sd_folder).model
+    weights = dict(teacher.network.unet.named_parameters())
+    shared = shared_names(student.network)
+    assert len(shared) == len(weights)
+    for name, parameter in student.network.named_parameters():
+        if name in shared:
+            assert torch.equal(parameter, weights[name.removeprefix("unet.").replace(".base_layer.", ".")]), name
+
+
+def test_a_base_that_is_gone_or_changed(lora_run, arguments, sd_folder, tmp_path):
+    moved = tmp_path / "sd"
+    shutil.copytree(sd_folder, moved)
+    line = [*arguments(*LORA, "trainer.max_steps=1"), f"teacher.path={moved}"]
+    assert run(tmp_path / "run", *line) == Exit.DONE
+    load(tmp_path / "run")
+    from safetensors.torch import load_file, save_file
+
+    weights = moved / "unet/diffusion_pytorch_model.safetensors"
+    save_file({name: value + 1e-3 for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"the base of the adapters.*not "):
+        load(tmp_path / "run")
+    assert run(tmp_path / "run", *line, "trainer.max_steps=2", f"ckpt_path={tmp_path / 'run'}") == Exit.BAD_INPUT
+    shutil.rmtree(moved)
+    with pytest.raises(CheckpointError, match="put it back"):
+        load(tmp_path / "run")
