@@ -34,4 +34,5 @@ def test_adapters_of_sdxl(images, sdxl_folder, arguments, tmp_path, monkeypatch)
     text, _, pooled, _ = pipeline.encode_prompt(prompts, device="cpu", do_classifier_free_guidance=False)
     sizes = torch.tensor([[16.0, 16, 0, 0, 16, 16]] * 2)
     ours = student.sample(2, steps=2, labels=Prompt(text, pooled, sizes))
-    torch.testing.assert_close(found, ours, rtol=0, atol=1e-5)
+    # Latents of random weights are as large as 10: 1e-5 of the largest.
+    torch.testing.assert_close(found, ours, rtol=0, atol=1e-5 * max(1.0, ours.abs().max().item()))
