@@ -66,7 +66,7 @@ class Case:
         patches = [
             patch.object(self.data, "train_dataloader", lambda: timed_loader(loader(), watch)),
             watch.around(self.data, "on_after_batch_transfer", "data"),
-            watch.around(method.model, "forward", "student", torch.is_grad_enabled),
+            watch.around(method, "online", "student"),
             watch.around(method, "target", "target"),
             watch.around(method, "network_input", "target"),
             watch.around(torch.Tensor, "backward", "backward"),

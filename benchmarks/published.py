@@ -137,8 +137,8 @@ def verdict(by_seed: Mapping[str, Sequence[float]]) -> str:
     return f"{words}: {mean:+.3g} ± {error:.2g}, {len(means)} seeds"
 
 
-def chapter(path: Path) -> Iterator[str]:
-    """Yield the Markdown lines of one sweep: question, figure, cells and verdicts."""
+def chapter(path: Path, out: Path) -> Iterator[str]:
+    """Yield the Markdown lines of one sweep: question, figure in `out`, cells and verdicts."""
     name = path.resolve().parent.name
     runs = read_runs([path])
     cells = cells_of(runs)
@@ -146,7 +146,7 @@ def chapter(path: Path) -> Iterator[str]:
     yield from ("", f"## {name}", "", *(f"> {line}" for line in question if not line.startswith("  ")), "")
     yield f"    python train.py sweeps={name}"
     yield ""
-    figure = OUT / "sweeps" / f"{name}.png"
+    figure = out / "sweeps" / f"{name}.png"
     save_quality(figure, {cell.name: cell.results for cell in cells})
     yield f"![quality against network calls](sweeps/{name}.png)"
     yield from ("", *table(cells), "", "| published | here: difference of the means |", "|---|---|")
@@ -173,14 +173,15 @@ def main() -> None:
     """Write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path, help="folders of finished sweeps")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder to write to; by default docs/results")
     args = parser.parse_args()
-    (OUT / "sweeps").mkdir(parents=True, exist_ok=True)
+    (args.out / "sweeps").mkdir(parents=True, exist_ok=True)
     lines = ["# The published ablations, at the size of a CPU", "", "This command writes this page:", ""]
     lines += ["    python benchmarks/published.py runs/*/*", "", *RULE, ""]
     lines += [f"{date.today()}, {platform.machine()}, torch {torch.__version__}. Discussion: [sweeps](../sweeps.md)."]
     for folder in sorted(args.folders, key=lambda path: list(PUBLISHED).index(path.resolve().parent.name)):
-        lines += chapter(folder)
-    (OUT / "sweeps.md").write_text("\n".join(lines) + "\n")
+        lines += chapter(folder, args.out)
+    (args.out / "sweeps.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

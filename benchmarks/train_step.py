@@ -5,6 +5,7 @@
     python benchmarks/train_step.py --overrides data=cifar10 network=small data.batch_size=64 --levers bf16
     python benchmarks/train_step.py --models ict --overrides data=cifar10 network=ddpmpp data.batch_size=512 \\
         --levers bf16 bf16+channels_last bf16+channels_last+compile
+    python benchmarks/train_step.py --models sct meanflow --levers differences     # forward mode against differences
 
 Each lever is compared with the same training without levers in the same run; each round runs all levers in turn. A
 round is a separate training, whose first steps do not count. The time of a part is the median over all steps of all
@@ -35,6 +36,7 @@ LEVERS = {
     "no_log": ["callbacks.metrics.every_n_steps=1000000000"],
     "no_ema": ["callbacks.ema=null"],
     "workers": ["data.workers=1"],
+    "differences": ["model.difference=1e-3"],
     "on_host": ["+data.resident=false"],
 }
 

@@ -185,7 +185,7 @@ def _written(lines: list[str], node: yaml.Node) -> str:
     first, last = node.start_mark, node.end_mark
     if first.line == last.line:
         return lines[first.line][first.column : last.column].strip()
-    return " ".join(str(yaml.safe_load("\n".join(lines[first.line : last.line]))).split())
+    return str(yaml.safe_load(yaml.serialize(node)))  # of several lines
 
 
 def _comment(lines: list[str], node: yaml.Node) -> str:

@@ -180,3 +180,13 @@ def test_pixels_of_a_folder_are_distilled(tmp_path):
     assert load(tmp_path / "own").sample(2, steps=4).shape == (2, 1, 8, 8)
     ends = ("schedule.sigma_min=0.0101", "preconditioning.sigma_min=0.0101", "network.model_channels=8")
     assert run(tmp_path / "other", *common, "model=cd", "init=random", *ends) == Exit.DONE
+
+
+@pytest.mark.parametrize("experiment", ["sd15_lcm_lora", "sdxl_dcm_lora"])
+def test_published_settings_train(experiment, encoded, sd_folder, tmp_path):
+    """With the tiny pipeline, its latents and small batches."""
+    small = ("data.image_size=8", "data.batch_size=2", "trainer.max_steps=1", "schedule.steps=4")
+    paths = (f"experiment={experiment}", f"data.root={encoded}", f"teacher.path={sd_folder}")
+    assert run(tmp_path, *paths, *TINY, *small) == Exit.DONE
+    (row,) = rows(tmp_path)
+    assert 0 < float(row["train/loss"]) < float("inf")

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 import torch
 from methods.steps import step_of
-from parity.golden import F64
+from parity.golden import F64, check_gradients
 from torch import nn
+from torch.nn.functional import one_hot
 
 from consistency_models.noise.schedules import Levels
 from consistency_models.random import BatchRandom
@@ -93,6 +94,20 @@ def stored(total, step=0, **draws):
 def sigma_of(t):
     """σ of the flow-matching time t."""
     return t / (1 - t)
+
+
+def labels_of(case, network, key="label"):
+    """One-hot classes of a file; None if the file or the network has none."""
+    if key not in case or not network.num_classes:
+        return None
+    return one_hot(case[key].long(), network.num_classes + 1)[:, :-1].double()
+
+
+def check_all_gradients(loss, network, case, name):
+    """Every gradient that the file has of a case, of d mean(loss)/d parameter."""
+    prefix = f"{name}_grad_"
+    expected = sum(key.startswith(prefix) for key in case)
+    assert check_gradients(loss, network, case, prefix, **EXACT) == expected
 
 
 def flow_step(x, noise, t, r, labels=None, step=0):

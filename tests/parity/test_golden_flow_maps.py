@@ -5,8 +5,18 @@ import json
 import pytest
 import torch
 from methods.steps import method, step_of
-from parity.flow_networks import EXACT, ConvNet, FlatNet, flow_step, loss_of, setting_of, sigma_of, stored
-from parity.golden import cases, check_gradients, load
+from parity.flow_networks import (
+    EXACT,
+    ConvNet,
+    FlatNet,
+    check_all_gradients,
+    flow_step,
+    loss_of,
+    setting_of,
+    sigma_of,
+    stored,
+)
+from parity.golden import cases, load
 from torch.nn.functional import one_hot
 from torch.testing import assert_close
 
@@ -36,7 +46,7 @@ def test_meanflow(path, name):
     assert_close(target, case["u_target"], **EXACT)
     assert_close(trained.derivative_along(step, case["v"])[1], case["du_dt"], **EXACT)
     assert_close(loss, case[f"{name}_loss"], **EXACT)
-    assert check_gradients(loss, network, case, f"{name}_grad_", **EXACT) == len(list(network.parameters()))
+    check_all_gradients(loss, network, case, name)
     denoised = trained.model(step.x_t, step.levels.high, None, None, step.levels.end)
     assert_close(denoised, case["denoised"], **EXACT)
 
@@ -132,7 +142,7 @@ def test_guided_meanflow(path, name):
     assert_close(target, case[f"{name}_u_target"], **EXACT)
     assert_close(loss, case[f"{name}_loss"], **EXACT)
     assert_close(loss.mean(), case[f"{name}_mean_official"], **EXACT)
-    check_gradients(loss, network, case, f"{name}_grad_", **EXACT)
+    check_all_gradients(loss, network, case, name)
 
 
 class OfIMF(ConvNet):
@@ -181,7 +191,7 @@ def test_improved_meanflow(path, name):
         assert_close(found, case[f"{name}_{key}"], **EXACT)
     assert_close(loss, case[f"{name}_loss_u"] + case[f"{name}_loss_v"], **EXACT)
     assert_close(loss.mean(), case[f"{name}_mean_official"], **EXACT)
-    assert check_gradients(loss, network, case, f"{name}_grad_", **EXACT) == len(list(network.parameters()))
+    check_all_gradients(loss, network, case, name)
 
 
 @pytest.mark.parametrize(("path", "name"), cases(r"(case\d+)_weight", r"alphas"))
@@ -195,7 +205,7 @@ def test_alpha_flow(path, name):
     assert_close(online, case[f"{name}_u"], **EXACT)
     assert_close(target, case[f"{name}_target"], **EXACT)
     assert_close(loss, case[f"{name}_loss"], **EXACT)
-    check_gradients(loss, network, case, f"{name}_grad_", **EXACT)
+    check_all_gradients(loss, network, case, name)
 
 
 @pytest.mark.parametrize("path", cases(r"schedule_alpha"))
@@ -225,7 +235,7 @@ def test_ayf(path, name):
     assert_close(online, case[f"{name}_F"], **EXACT)
     assert_close(target, case[f"{name}_target"], **EXACT)
     assert_close(loss, case[f"{name}_loss"], **EXACT)
-    check_gradients(loss, network, case, f"{name}_grad_", **EXACT)
+    check_all_gradients(loss, network, case, name)
 
 
 @pytest.mark.parametrize("path", cases(r"lmd_point"))

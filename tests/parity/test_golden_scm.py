@@ -57,11 +57,14 @@ class Run:
         self.prefix, self.setting = settings(loaded)[int(number)]
         file = {key: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v for key, v in loaded.items()}
         x0, sigma, sigma_data, setting = file["x0"], file["sigma"], loaded["sigma_data"].item(), self.setting
-        one_hot = torch.eye(len(file["net.emb.weight"]), dtype=dtype)
+        classes = len(file.get("net.emb.weight", ())) if "label" in file else 0
+        one_hot = torch.eye(classes, dtype=dtype) if classes else None
         # The files' networks stand in EDM's scalings, whose F has the other sign.
         self.network = ConvNet(file, "net", sign=-1 if scalings is TrigFlow else 1).to(dtype)
         inner = Preconditioned(ConvNet(file, "teacher").to(dtype), EDMByAngle(sigma_data))
-        null, guidance, clip = one_hot[file["null_label"]], setting["guidance"], setting.get("clip", False)
+        labels = one_hot[file["label"]] if classes else None
+        guidance, clip = setting.get("guidance"), setting.get("clip", False)
+        null = one_hot[file["null_label"]] if guidance is not None else None
 
         def teacher(x, level, labels):
             if guidance is None:
@@ -72,14 +75,14 @@ class Run:
             METHODS[setting["mode"]],
             Preconditioned(self.network, scalings(sigma_data)),
             teacher if setting["mode"] == "cd" else None,
-            weighting=Weight(sigma_data, setting["prior"], setting["divide"] and x0[0].numel()),
+            weighting=Weight(sigma_data, setting.get("prior", False), setting.get("divide") and x0[0].numel()),
             log_weight=LogVariance(file["phi"], sigma_data),
             tangent_norm=None if clip else setting["c"],
-            tangent_rms=setting["invariant"] and not clip,
+            tangent_rms=setting.get("invariant", False) and not clip,
             tangent_clip=1.0 if clip else None,
             warmup_steps=WARMUP,
         )
-        self.step = step_of(x0, file["noise"], Levels(sigma, torch.zeros_like(sigma)), one_hot[file["label"]])
+        self.step = step_of(x0, file["noise"], Levels(sigma, torch.zeros_like(sigma)), labels)
         self.step.rows = BatchRandom(0, setting["it"], len(x0), slice(0, len(x0)))
         self.online = self.method.online(self.step)
         self.step.online = self.online.detach()
@@ -134,5 +137,5 @@ def check_parts(case, slope, raw, tolerance):
     case.expect(by_angle * dF, "dF_dt", **tolerance)
     case.expect(angle.cos() * angle.sin() * by_angle * dF, "jvp", **tolerance)
     case.expect(by_angle * dD, "df_dt", **tolerance)
-    if case.setting["guidance"] is None:
+    if case.setting.get("guidance") is None:
         assert_close(dD, case.file[f"{case.setting['mode']}_dD_dsigma"], **tolerance)

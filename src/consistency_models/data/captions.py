@@ -56,11 +56,12 @@ def listed(images: str | Path, takes_text: bool, skip: bool) -> tuple[Work, list
     files, test = sets_of(files)
     if test is not None:
         log.warning("%s is not encoded: encode it as a folder of its own", test.origin)
-    log_left_out(files)
     names = image_names(files)
     if not names:
         raise DataError(f"{files.origin} holds no image")
     captions = captions_of(files, names) if takes_text else None
+    if captions is None:
+        log_left_out(files)
     if captions is not None:
         without = [name for name in names if name not in captions]
         if without and not skip:

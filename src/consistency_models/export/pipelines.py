@@ -26,8 +26,10 @@ from consistency_models.sampling.generator import Generator
 __all__ = ["merged_weights", "to_pipeline"]
 
 NOT_COPIED = ("*.bin", "*.ckpt", "*.pt", "*.pkl", "*.msgpack", "*.h5", "*.onnx*", ".*")
-ADAPTERS = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "use_dora", "rank_pattern")
-ADAPTERS += ("alpha_pattern",)
+ADAPTERS = (
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "use_dora"),
+    *("rank_pattern", "alpha_pattern"),
+)
 """What diffusers reads of the description of adapters."""
 
 CARD = """# {title}
@@ -119,7 +121,7 @@ def merged_weights(unet: nn.Module) -> dict[str, Tensor]:
         if hasattr(module, "lora_A"):
             key, layer = f"{name}.base_layer.weight", module
             with torch.no_grad():
-                weights[key] = weights[key] + layer.get_delta_weight(ADAPTER)  # type: ignore[operator]  # of peft
+                weights[key] = weights[key] + layer.get_delta_weight(ADAPTER)
     return {name.replace(".base_layer.", "."): value.cpu().contiguous() for name, value in weights.items()}
 
 

@@ -293,7 +293,7 @@ class Method(LightningModule):
 
     # Lightning's part
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch overloads it
         """The state of the module without the base of adapters, which is the teacher's."""
         state, shared = super().state_dict(*args, **kwargs), shared_names(self)
         return {name: value for name, value in state.items() if name not in shared}

@@ -22,7 +22,7 @@ def central_difference(
     Args:
         function: f.
         primals, tangents: p and ṗ, tensors of equal shapes; the last are the level t (B,) and its rate ṫ (B,).
-        h: share of the level. In float32 the rounding error of the derivative is about 1e-7/h of its size.
+        h: share of the level. In float32 the rounding error of the derivative is about 1e-7/h of the value of f.
     """
     dtype = primals[-1].dtype
     delta = h * primals[-1].double() / tangents[-1].double().abs()

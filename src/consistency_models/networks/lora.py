@@ -89,7 +89,7 @@ def _adapted(unet: nn.Module) -> list[Any]:
     return [module for module in unet.modules() if hasattr(module, "lora_A")]
 
 
-def share_base(network: nn.Module, base: nn.Module | None) -> None:
+def share_base(network: Any, base: Any) -> None:
     """Replace the frozen parameters and the buffers of `network` by those of `base`: the same objects, no copies.
 
     Args:
@@ -99,8 +99,7 @@ def share_base(network: nn.Module, base: nn.Module | None) -> None:
     Raises:
         ValueError: the layers differ.
     """
-    own: Any = network
-    twins = dict(own.unet.named_modules())
+    own, twins = network, dict(network.unet.named_modules())
     theirs = dict(base.unet.named_modules()) if isinstance(getattr(base, "unet", None), nn.Module) else {}
     for name, module in theirs.items():
         twin = twins.get(name)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from documented import PAGES, ROOT, blocks, commands
 from hydra._internal.utils import get_args_parser
-from pages import PAGES, ROOT, blocks, commands
 
 from consistency_models.app.checks import Composer, check
 
@@ -39,27 +39,29 @@ def composers(as_in_main):
     return composers
 
 
-@pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory):
+def leave_run(folder):
+    """A run folder, as far as a check looks at it."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints/last.ckpt").write_bytes(b"PK" + b"sha256:" + b"0" * 64)
+    (folder / "overrides.yaml").write_text("[]")
+    config = {"trainer": {"max_steps": 100, "max_images": None}, "data": {"batch_size": 64}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "STOPPED").write_text("")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
     """The folder of a reader: run folders and files, as far as a check looks at them."""
-    folder = tmp_path_factory.mktemp("reader")
     for name in ("train.py", "eval.py", "benchmarks", "conf", "examples", "slurm", "tests", "src"):
-        (folder / name).symlink_to(ROOT / name)
+        (tmp_path / name).symlink_to(ROOT / name)
     for name in (*(f"runs/{run}" for run in RUNS), "FOLDER"):
-        (folder / name / "checkpoints").mkdir(parents=True)
-        (folder / name / "checkpoints/last.ckpt").write_bytes(b"PK" + b"sha256:" + b"0" * 64)
-        (folder / name / "overrides.yaml").write_text("[]")
-        config = {"trainer": {"max_steps": 100, "max_images": None}, "data": {"batch_size": 64}}
-        (folder / name / "config.yaml").write_text(yaml.safe_dump(config))
-        (folder / name / "STOPPED").write_text("")
-    for name in ("PHOTOS", "NEW", "ENCODED", "PIPELINE"):
-        (folder / name).mkdir()
-    (folder / "PIPELINE/model_index.json").write_text("{}")
+        leave_run(tmp_path / name)
+    for name in ("PHOTOS", "NEW", "ENCODED", "LATENTS", "IMAGENET", "PIPELINE"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "PIPELINE/model_index.json").write_text("{}")
     for name in ("FILE", "FILE.pkl"):
-        (folder / name).write_bytes(b"not read")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        yield folder
+        (tmp_path / name).write_bytes(b"not read")
+    monkeypatch.chdir(tmp_path)
 
 
 def checked(task, words, composers):
@@ -69,6 +71,9 @@ def checked(task, words, composers):
         return
     composer = Composer(task, ROOT / "conf", given.config_dir) if given.config_dir else composers[task]
     check(task, composer, given.overrides, given.multirun)
+    for override in given.overrides:
+        if override.startswith("hydra.run.dir="):
+            leave_run(Path(override.partition("=")[2]))
 
 
 def parsed(words, patch):
@@ -108,6 +113,10 @@ def accepted(words, composers, patch):
             assert all(Path(word).exists() for word in rest if word.startswith("tests/")), words
         case ["python", "-m", "venv", *_] | ["source", _]:
             pass
+        case ["mkdir", "-p", path]:
+            Path(path).mkdir(parents=True, exist_ok=True)
+        case ["cat", ">", path, text]:
+            Path(path).write_text(text)
         case ["python", "-", script]:
             compile(script, "here-document", "exec")
         case ["python", *rest]:
