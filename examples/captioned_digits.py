@@ -166,7 +166,7 @@ def ode_error(student: Path | None, folder: Path, n: int) -> float:
     from consistency_models.data import latents
     from consistency_models.noise.discrete import Discrete
     from consistency_models.sampling.table import LCM
-    from consistency_models.teachers import Guided
+    from consistency_models.teachers import Guided, diffusers_teacher
 
     prompts = latents(folder / "latents").prompts[:n]
     teacher = load(folder / "teacher")
@@ -178,7 +178,7 @@ def ode_error(student: Path | None, folder: Path, n: int) -> float:
         ends = one_step.sample(n, labels=prompts, sampler=LCM(steps=1, scalings=scalings))
     else:
         ends = load(student).sample(n, steps=1, labels=prompts)
-    teacher.model = Guided(teacher.model, GUIDANCE)
+    teacher.model = Guided(diffusers_teacher(str(folder / "teacher")), GUIDANCE)
     return (ends - teacher.sample(n, steps=50, labels=prompts)).square().mean().item()
 
 
@@ -218,7 +218,7 @@ def main() -> None:
     given = parser.parse_args()
     folder, started = given.folder.resolve(), time.perf_counter()
     torch.set_num_threads(1)
-    vae_steps, teacher_steps, student_steps, n = (40, 100, 50, 100) if given.quick else (200, 1500, 500, 500)
+    vae_steps, teacher_steps, student_steps, n = (40, 100, 50, 100) if given.quick else (200, 1000, 400, 500)
     write_images(folder / "images")
     write_pipeline(folder / "teacher", vae_steps)
     command("-m", "consistency_models.data.encode", folder / "teacher", folder / "images", folder / "latents")

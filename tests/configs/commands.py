@@ -51,8 +51,10 @@ class DummyFiles:
 
 def every_option():
     """Command lines in which every option of every group occurs, with partners that it makes sense with."""
-    trained_on = sorted({*GROUPS["budget"], *(recipe.split("_", 1)[1] for recipe in GROUPS["recipe"])})
-    for i, (model, data) in enumerate(itertools.product(GROUPS["model"], trained_on)):
+    pairs = [tuple(recipe.split("_", 1)) for recipe in GROUPS["recipe"]]
+    trained_on = {*GROUPS["budget"], *(data for _, data in pairs if "{root}" not in _of_data(data))}
+    trained = sorted({*itertools.product(GROUPS["model"], trained_on), *pairs})
+    for i, (model, data) in enumerate(trained):
         yield " ".join([_with_model(model), _of_data(data), *(_turn(group, i) for group in ANYWHERE)])
     networks = [name for name in GROUPS["network"] if not re.search(r"(diffusers|lora|64|128|256)$", name)]
     of_two_times = [name for name in GROUPS["schedule"] if "two_times: true" in _text(_model_of("schedule", name))]
@@ -86,13 +88,23 @@ def every_option():
     yield "teacher=run teacher.path={run} model=cd init=teacher"
     yield "teacher=edm teacher.path={pickle} teacher.guidance=2 model=cd init=pretrained init.path={pickle}"
     yield from (f"teacher={kind} teacher.path={{pickle}} model=cd" for kind in ("ect", "openai"))
-    for experiment in GROUPS["experiment"]:
-        line = f"experiment={experiment} data.root={{root}}"
-        text = (CONF / f"experiment/{experiment}.yaml").read_text()
-        line += " init.path={run}" if "override /init: run" in text else ""
-        teacher = re.search(r"override /teacher: (run|diffusers)", text)
-        folder = {"run": "{run}", "diffusers": "{pipeline}"}[teacher[1]] if teacher else None
-        yield f"{line} teacher.path={folder}" if folder else line
+    yield from map(of_experiment, GROUPS["experiment"])
+
+
+def of_experiment(experiment):
+    """The command line of an experiment, with the paths that it asks for."""
+    text = (CONF / f"experiment/{experiment}.yaml").read_text()
+    files = {
+        "run": "{run}",
+        "diffusers": "{pipeline}",
+        **dict.fromkeys(("edm", "ect", "openai", "pretrained"), "{pickle}"),
+    }
+    paths = [
+        f"{group}.path={files[option]}"
+        for group, option in re.findall(r"override /(teacher|init): (\w+)", text)
+        if option in files
+    ]
+    return " ".join([f"experiment={experiment} data.root={{root}}", *paths])
 
 
 def written_options():
@@ -131,4 +143,5 @@ def _of_data(data):
     if base := re.search(r"^defaults:\s*(?:- |\[)(?!override)(\w+)", text, re.MULTILINE):  # a data set like another
         return _of_data(base[1]).replace(base[1], data, 1)
     extra = " data.root={root}" if "root: ???" in text else ""
+    extra += " 'data.source.urls=\"https://example.org/a-{0..9}.tar\"'" if "urls: ???" in text else ""
     return f"data={data}{extra}" + (" data.image_size=32" if "image_size: ???" in text else "")

@@ -29,6 +29,8 @@ KEYS = {
 OPTIONS = {
     "image_folder": ["data.image_size=8"],
     "latents": ["data.image_size=8", "data.source.scale=1", "data.source.shift=0"],
+    "npz": ["data.image_size=8"],
+    "webdataset": ["data.image_size=8", "data.source.urls='http://127.0.0.1/a.tar'"],
 }
 TOLD = ("clamp", "evaluation_images", "network_classes")  # for other parts of the configuration
 
@@ -42,6 +44,7 @@ def composed(name, *overrides):
 def root(tmp_path, pixels):
     """A folder in which every source finds its files."""
     archive(tmp_path)
+    np.savez(tmp_path / "images.npz", arr_0=pixels(0)[None])
     np.save(tmp_path / "latents.npy", np.ones((2, 8, 8, 8), np.float16))
     return write(tmp_path, {**fashion_files(), "0.png": pixels(0, 16)})
 
@@ -56,6 +59,8 @@ def two(tmp_path_factory, pixels):
 def test_makes_its_data_module(name, root, two, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "cache"))
     config = composed(name, f"data.root={root}", *OPTIONS.get(name, []))
+    if name == "npz":
+        config.data.root = str(root / "images.npz")
     if "images" in config.data.source:  # a set of a paper: two images, in two classes if it has classes
         config = composed(name, f"data.root={two}", "data.source.images=[2]")
         config.data.num_classes = 2 if config.data.num_classes else 0
@@ -63,7 +68,8 @@ def test_makes_its_data_module(name, root, two, monkeypatch):
     with open_dict(config):
         for key in TOLD:
             del config.data[key]
-        config.data.source.pop("download", None)
+        for key in ("download", "urls"):
+            config.data.source.pop(key, None)
     module = instantiate(config.data)
     assert isinstance(module, DataModule)
     assert module.name == name

@@ -86,6 +86,21 @@ def test_sdxl_has_pooled_text_sizes_and_zeros(sdxl_folder, images, tmp_path):
     assert prompt.sizes[3].tolist() == [32, 64, 0, 8, 16, 16]
 
 
+def test_pictures_of_latents(sd_folder, images, tmp_path):
+    out = tmp_path / "out"
+    encode(sd_folder, images, out, size=16)
+    pipeline, x = pipeline_of(sd_folder), latents(out, sample=False).images[:2]
+    with torch.no_grad():
+        expected = pipeline.vae.decode(x / pipeline.vae.config.scaling_factor).sample.clamp(-1, 1)
+    torch.testing.assert_close(latents(out, decoder=str(sd_folder)).pictures(x), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(latents(out, decoder=str(sd_folder / "vae")).pictures(x), expected, rtol=0, atol=1e-5)
+    colours = latents(out).pictures(x)
+    assert colours.shape == (2, 3, 8, 8)
+    assert colours.abs().max() <= 1
+    with pytest.raises(DataError, match="holds nothing"):
+        latents(out, decoder=str(tmp_path / "nowhere"))
+
+
 def test_captions_of_metadata(sd_folder, images, tmp_path):
     for path in images.glob("*.txt"):
         path.unlink()

@@ -110,6 +110,19 @@ def test_double_normalisation(name):
         tiny(name, adaptive_scale=False, double_norm=True)
 
 
+def test_normalised_attention_does_not_depend_on_the_scale_of_its_projection():
+    torch.manual_seed(0)
+    x, emb = torch.randn(2, 32, 4, 4), torch.randn(2, 8)
+    for norm in (True, False):
+        block = UNetBlock(32, 32, 8, heads=2, attention_norm=norm).eval()
+        torch.nn.init.normal_(block.proj.weight)
+        before = block(x, emb)
+        with torch.no_grad():
+            block.qkv.weight *= 10
+            block.qkv.bias *= 10
+        assert torch.allclose(block(x, emb), before, atol=1e-4) == norm
+
+
 @pytest.mark.parametrize("name", BASES)
 def test_checkpointing_changes_no_gradient(name):
     if "checkpointing" not in config(name).network:

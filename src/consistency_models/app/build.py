@@ -106,8 +106,10 @@ def build_source(config: dict[str, Any], may_fetch: bool = False) -> Any:
         own = described.get("root")
         if may_fetch and described.get("download") and own in (None, os.path.abspath(folder)):
             _download(_published(described), folder)
-    if _published(described) is not None:  # `download` is no argument: sources do not download
-        described = {key: value for key, value in described.items() if key != "download"}
+        if described.get("urls"):  # other sources with published files know their folder
+            described = {**described, "root": own or str(folder)}
+    if _published(described) is not None:  # no arguments: sources do not download
+        described = {key: value for key, value in described.items() if key not in ("download", "urls")}
     source = instantiate(described)
     check_facts(source, **{key: data.get(key) for key in ("name", "root", "image_size", "channels", "num_classes")})
     return source
@@ -129,6 +131,8 @@ def chosen_data(config: dict[str, Any], run_config: dict[str, Any]) -> dict[str,
 
 
 def _published(source: dict[str, Any]) -> Published | None:
+    if source.get("urls"):
+        return Published.of_pattern(source["urls"])
     return getattr(get_object(source["_target_"]), "published", None)
 
 

@@ -58,6 +58,7 @@ class SampleGrids(StepCallback):
             points,
         )
         self.generator, self.evaluation, self.settings = generator, evaluation, settings
+        self.pictures = getattr(evaluation.data, "pictures", None)  # of latents
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Draw every `every_n_steps` steps and at the end."""
@@ -68,7 +69,7 @@ class SampleGrids(StepCallback):
     def draw(self, trainer: Trainer, method: LightningModule, step: int) -> None:
         """Sample with every step count, save the pictures, and pass them to the loggers that support images."""
         ema = next(c for c in trainer.callbacks if isinstance(c, WeightEMA))
-        n = self.columns * self.rows if self.generator.clamp else self.points
+        n = self.columns * self.rows if self.generator.clamp or self.pictures else self.points
         with ema.applied(method) as weights:
             samples = {
                 steps: self.generator.sample(n, steps=steps, seed=self.settings["seed"])
@@ -90,7 +91,9 @@ class SampleGrids(StepCallback):
 
     def save(self, path: Path, images: dict[str, Tensor], title: str) -> None:
         """Save a grid of images, a comparison of several grids, or a scatter plot of points beside the data."""
-        if not self.generator.clamp:
+        if self.pictures is not None:
+            images = {name: self.pictures(latents) for name, latents in images.items()}
+        elif not self.generator.clamp:
             save_scatter(path, {"data": self.evaluation.data.images[: self.points], **images}, title)
             return
         names = self.generator.names(self.generator.labels(torch.arange(self.columns * self.rows)))

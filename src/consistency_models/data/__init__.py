@@ -12,6 +12,7 @@ from consistency_models.data.image_set import ImageSet, check_facts, sigma_data
 from consistency_models.data.known_set import known_set
 from consistency_models.data.latents import Latents, latents
 from consistency_models.data.mixture import GaussianMixture, Mixture
+from consistency_models.data.npz import npz_images
 from consistency_models.data.published import Published
 from consistency_models.data.sampler import StepSampler
 from consistency_models.errors import DataError
@@ -38,6 +39,7 @@ __all__ = [
     "image_folder",
     "known_set",
     "latents",
+    "npz_images",
     "sigma_data",
 ]
 

@@ -7,12 +7,14 @@ import io
 import pickle
 import tarfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
+from consistency_models.data.files import content_of
 from consistency_models.data.image_folder import image_folder
 from consistency_models.data.image_set import ImageSet
 from consistency_models.data.published import Published, published
@@ -22,7 +24,7 @@ from consistency_models.values import Text, checked, facts
 
 __all__ = ["cifar10"]
 
-ARCHIVE = "cifar-10-python.tar.gz"
+ARCHIVE, UNPACKED = "cifar-10-python.tar.gz", "cifar-10-batches-py"
 URL = "https://www.cs.toronto.edu/~kriz/" + ARCHIVE
 MD5 = "c58f30108f718f92721af3b95e74349a"
 FILES = Published("cifar10", {URL: f"md5:{MD5}"}, "170 MB")
@@ -41,10 +43,11 @@ def cifar10(
     bad_images: Literal["error", "skip"] = "error",
     cache_dir: Text | Path | None = None,
 ) -> ImageSet:
-    """CIFAR-10, read from the archive or from a folder or zip with train/CLASS/* and test/CLASS/*.
+    """CIFAR-10, read from the archive, packed or unpacked, or from image files in train/CLASS/* and test/CLASS/*.
 
     Args:
-        root: the archive, its folder, or the folder or zip of image files. None: the archive that was fetched to
+        root: the archive; its folder; the folder cifar-10-batches-py into which torchvision unpacks it, or the folder
+            of that folder; or a folder or zip of image files. None: the archive that was fetched to
             `cache_dir/data/cifar10`.
         bad_images: treatment of image files that cannot be used, see `image_folder`.
         cache_dir: see `root`. Decoded image files are also cached here, see `image_folder`.
@@ -56,10 +59,13 @@ def cifar10(
     archive = folder if folder.is_file() else folder / ARCHIVE
     if archive.is_file() and archive.name.endswith((".tar.gz", ".tgz", ".tar")):
         return _of_archive(archive)
+    unpacked = folder if folder.name == UNPACKED else folder / UNPACKED
+    if unpacked.is_dir():
+        return _of_batches(unpacked, {name: _file(unpacked / name) for name in TRAIN + TEST})
     if folder.is_file() or (folder.is_dir() and any(path.is_dir() for path in folder.iterdir())):
         return image_folder(folder, 32, bad_images=bad_images, cache_dir=cache_dir, name="cifar10")
     raise DataError(
-        f"{folder}: found neither {ARCHIVE} nor train/CLASS/* and test/CLASS/*: "
+        f"{folder}: found neither {ARCHIVE} nor {UNPACKED} nor train/CLASS/* and test/CLASS/*: "
         f"set data.root to the archive or to such a folder or zip, or {FILES.advice}"
     )
 
@@ -80,7 +86,20 @@ def _of_archive(archive: Path) -> ImageSet:
                     content[name] = tar.extractfile(member).read()
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         raise DataError(f"{archive} cannot be read ({error}): fetch it again, {URL}, MD5 {MD5}") from error
-    images, labels = zip(*(_batch(archive, name, content.get(name)) for name in TRAIN + TEST))
+    return _of_batches(archive, content)
+
+
+def _file(path: Path) -> bytes | None:
+    """Read one of the unpacked files. Returns None if it is missing, no regular file, or too large."""
+    try:
+        content = content_of(path)
+    except (OSError, DataError):
+        return None
+    return content if len(content) <= BATCH_BYTES else None
+
+
+def _of_batches(origin: Path, content: Mapping[str, bytes | None]) -> ImageSet:
+    images, labels = zip(*(_batch(origin, name, content.get(name)) for name in TRAIN + TEST))
     test = ImageSet("cifar10", images[-1], labels[-1], 10, None, NAMES)
     return ImageSet("cifar10", torch.cat(images[:-1]), torch.cat(labels[:-1]), 10, test, NAMES)
 

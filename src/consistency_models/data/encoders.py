@@ -87,6 +87,12 @@ class Encoders:
         return torch.cat([posterior.mean, posterior.std], 1).cpu()
 
     @torch.no_grad()
+    def decoded(self, latents: Tensor) -> Tensor:
+        """Decode latents (B, C, h, w) in the space of the VAE: images (B, 3, H, W), about in [-1, 1], on the CPU."""
+        parts = [self._vae.decode(part.to(self.device)).sample.cpu() for part in latents.split(8)]
+        return torch.cat(parts)
+
+    @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Encode texts: {"text": (B, L, width)}, and for Stable Diffusion XL "pooled": (B, width); float32."""
         pipeline: Any = self._pipeline

@@ -1,14 +1,14 @@
-"""A data set from any folder or zip of images."""
+"""A data set from any folder or archive of images."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
+from consistency_models.data.containers import encoded_sets
 from consistency_models.data.decoding import Decoder, Filter
 from consistency_models.data.from_encoded import image_set
 from consistency_models.data.image_set import ImageSet
-from consistency_models.data.index import listed
 from consistency_models.trust import loadable
 from consistency_models.values import Size, Text, checked
 
@@ -30,7 +30,7 @@ def image_folder(
     draft: bool = False,
     storage: Literal["decoded", "encoded"] = "decoded",
 ) -> ImageSet:
-    """Load the images below a folder or in a zip.
+    """Load the images below a folder, or in a zip, tars, parquet files or an LMDB, see `containers.encoded_sets`.
 
     Classes are the first-level folders, sorted by name, or by number if all names are digits. A file `dataset.json` in
     EDM's format overrides them: {"labels": [[file, class], …]}, or null for no classes. Images without folders have no
@@ -38,7 +38,7 @@ def image_folder(
     `val` are the training and the test set: see `layout.sets_of`.
 
     Args:
-        root: a folder or a zip.
+        root: a folder or an archive.
         image_size, channels, resize, value_range, max_pixels, draft: see `Decoder`.
         bad_images: treatment of files that cannot be decoded or differ in size from the others: "error" raises, "skip"
             warns with their number.
@@ -51,5 +51,5 @@ def image_folder(
         DataError: root is missing or holds no images, a class is empty, a file cannot be used, or sizes differ.
     """
     decoder = Decoder(image_size, channels, resize, value_range and tuple(value_range), max_pixels, draft)
-    train, test = listed(root, cache_dir)
+    train, test = encoded_sets(root, cache_dir)
     return image_set(name, train, test, decoder, bad_images, cache_dir, storage)

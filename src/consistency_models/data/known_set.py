@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import MinLen
 
+from consistency_models.data.containers import encoded_sets
 from consistency_models.data.decoding import Decoder, Filter
 from consistency_models.data.from_encoded import image_set
 from consistency_models.data.image_set import ImageSet
-from consistency_models.data.index import listed
 from consistency_models.errors import DataError
 from consistency_models.trust import loadable
 from consistency_models.values import Count, Size, Text, checked, facts
@@ -49,11 +49,11 @@ def known_set(
         bad_images, cache_dir, storage: see `image_folder`.
 
     Raises:
-        DataError: root has another number of images or classes, or is refused by `image_folder`. The message states
+        DataError: root has another number of images or classes, or an image cannot be used. The message states
             what was expected, what was found, and `prepare`.
     """
     try:
-        train, test = listed(root, cache_dir)
+        train, test = encoded_sets(root, cache_dir)
     except DataError as error:
         raise DataError(f"{error}. {name}: {prepare}") from error
     found = len(np.unique(train.labels)) if classes and train.labels is not None else 0

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from consistency_models.conditions import Prompt
 from consistency_models.data.batch import Batch, Slot
+from consistency_models.data.encoders import Encoders
 from consistency_models.data.files import Files, content_of
 from consistency_models.data.layout import classes_of
 from consistency_models.data.mapped_arrays import MappedArray, ZippedArrays
@@ -74,6 +75,7 @@ class Latents:
         sample_size: number of latents of the fixed sample, `images` and `labels`; metrics compare generated latents
             with the fixed sample.
         sums: checksums of the files, if there are any.
+        decoder: folder of the pipeline or of the VAE that decodes pictures of samples, or None.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Latents:
     class_names: tuple[str, ...] = ()
     sample_size: int = 2000
     sums: bytes = b""
+    decoder: str | None = None
     is_latent = True
     test = None
 
@@ -135,6 +138,13 @@ class Latents:
         within = std.double().square().mean() if self.sample else 0.0
         return (mean.double().var(correction=0) + within).sqrt().item()
 
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] of latents x; without a decoder the first three channels as colours."""
+        if self.decoder is None:
+            colours = latents[:, torch.arange(3).clamp(max=self.shape[0] - 1)]
+            return (colours / (3 * self.sigma_data)).clamp(-1, 1)
+        return _vae(self.decoder).decoded(latents / self.scale + self.shift).clamp(-1, 1)
+
     @cached_property
     def digest(self) -> str:
         """Hash of the fixed sample, its classes, and the checksums of the files."""
@@ -157,6 +167,7 @@ def latents(
     sample_size: Size = 2000,
     num_classes: Count | None = None,
     name: Text = "latents",
+    decoder: Text | None = None,
 ) -> Latents:
     """Open encoded images.
 
@@ -172,6 +183,8 @@ def latents(
         sample_size: see `Latents`.
         num_classes: number of classes; None: the classes of the files. Classes may be missing in a part of a data set.
         name: name of the data set.
+        decoder: folder of a pipeline, or of an AutoencoderKL, that decodes pictures of samples; None shows the first
+            three channels of latents as colours.
 
     Raises:
         DataError: the files are missing, damaged or incomplete, or differ from the arguments.
@@ -218,6 +231,8 @@ def latents(
         raise DataError(
             f"{root} has {count} classes, but data.num_classes is {num_classes}: set data.num_classes={count}"
         )
+    if decoder is not None:
+        _vae(decoder)  # raises before a training begins
     sums = content_of(root / "SHA256SUMS") if (root / "SHA256SUMS").is_file() else b""
     return Latents(
         name=name,
@@ -232,7 +247,13 @@ def latents(
         class_names=tuple(about.get("class_names") or ()) if classes is not None else (),
         sample_size=sample_size,
         sums=sums,
+        decoder=decoder,
     )
+
+
+def _vae(decoder: str) -> Encoders:
+    folder = Path(decoder).expanduser()
+    return Encoders(folder / "vae" if (folder / "vae").is_dir() else folder)
 
 
 def _about(root: Path) -> dict[str, Any]:

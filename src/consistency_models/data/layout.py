@@ -6,15 +6,19 @@ import json
 import logging
 import re
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 from consistency_models.data.decoding import SUFFIXES
 from consistency_models.data.files import Files
 from consistency_models.errors import DataError
 
-__all__ = ["classes_of", "image_names", "log_left_out", "ordered", "sets_of"]
+__all__ = ["classes_of", "image_names", "log_left_out", "ordered", "sets_of", "split_sets"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ENDING = r"(ing)?[ _-]?(set|split|data|images?|imgs?)?[ _-]?\d{0,4}"
 TRAIN = re.compile(rf"(train|trn){ENDING}", re.IGNORECASE)
@@ -66,6 +70,23 @@ def sets_of(files: Files) -> tuple[Files, Files | None]:
     left = f"; not used: {', '.join(unused)}" if unused else ""
     log.info("%s: %s is the training set, %s the test set%s", files.origin, train[0], held_out[chosen - 1], left)
     return sets[0], sets[chosen]
+
+
+def split_sets(containers: Sequence[T], name_of: Callable[[T], str]) -> tuple[list[T], list[T]]:
+    """Return the containers of the training set and of the test set, by the words of their names.
+
+    In train-00000-of-00040 and bedroom_val_lmdb, words are separated by -, _ and dots. `test` has priority over `val`,
+    which is then not used. Without containers of both sets, all containers are the training set.
+    """
+    words = [[word for word in re.split(r"[-_.]", name_of(each)) if word] for each in containers]
+    train = [each for each, parts in zip(containers, words) if any(map(TRAIN.fullmatch, parts))]
+    for kind in HELD_OUT:
+        held_out = [each for each, parts in zip(containers, words) if any(map(kind.fullmatch, parts))]
+        if train and held_out:
+            names = ", ".join(map(name_of, train[:2])), ", ".join(map(name_of, held_out[:2]))
+            log.info("%s … is the training set, %s … the test set", *names)
+            return train, held_out
+    return list(containers), []
 
 
 def _unwrapped(files: Files, keep_class: bool = False) -> Files:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from consistency_models.data.npz import check_sizes
 from consistency_models.errors import DataError
 from consistency_models.storage.small_files import open_regular
 
@@ -74,7 +74,7 @@ class Reference:
         images = moments = None
         if not zipfile.is_zipfile(path):
             raise ValueError(f"the file is a single array of shape {np.load(path, mmap_mode='r').shape}")
-        _check_sizes(path, most_bytes)
+        check_sizes(path, ARRAYS, most_bytes, "features.reference_bytes")
         with np.load(path, allow_pickle=False) as file:
             if "arr_0" in file:
                 array = file["arr_0"]
@@ -93,28 +93,6 @@ class Reference:
             if images is None and moments is None:
                 raise ValueError(f"the file holds {', '.join(file.files) or 'nothing'}")
         return cls(path.stem, digest, images, None, moments)
-
-
-def _check_sizes(path: Path, most_bytes: int | None) -> None:
-    """Check the sizes in the headers of an npz file's arrays before an array is read.
-
-    Raises:
-        ValueError: an array is larger than its member of the file, or all arrays together exceed the limit.
-    """
-    most = (64 << 20) + 16 * path.stat().st_size if most_bytes is None else most_bytes
-    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    with zipfile.ZipFile(path) as archive:
-        members = [member for member in archive.infolist() if member.filename in ARRAYS]
-        if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
-            raise ValueError("the compression is not deflate")  # zipfile unpacks others without a limit
-        if (total := sum(member.file_size for member in members)) > most:
-            fix = f"set features.reference_bytes={total} if that is the expected size"
-            raise ValueError(f"the file unpacks to {total:,} bytes, more than {most:,}; {fix}")
-        for member in members:
-            with archive.open(member) as file:
-                shape, _, dtype = headers[np.lib.format.read_magic(file)](file)
-            if math.prod(shape) * dtype.itemsize > member.file_size:
-                raise ValueError(f"{member.filename} is of shape {shape}, but has only {member.file_size:,} bytes")
 
 
 def identity_of(extractor: nn.Module) -> str:

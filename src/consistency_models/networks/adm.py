@@ -51,7 +51,7 @@ class DhariwalUNet(nn.Module):
         attn_resolutions: resolutions with attention; the middle block always has attention.
         head_channels: channels of an attention head; a block with fewer channels has no attention, as published.
         adaptive_scale: True: the embedding scales and shifts (AdaGN); False: the embedding shifts.
-        double_norm: normalise scale and shift, see `UNetBlock`.
+        double_norm, attention_norm: normalise scale and shift, or q, k and v, see `UNetBlock`.
         checkpointing: do not store activations within blocks; the backward pass recomputes them.
         two_times: take a second noise label, whose features enter through a linear layer that is initialised to 0.
         outputs: number of images in the result, one behind the other in the channels; 2: with a second head.
@@ -82,6 +82,7 @@ class DhariwalUNet(nn.Module):
         head_channels: Size = 64,
         adaptive_scale: bool = True,
         double_norm: bool = False,
+        attention_norm: bool = False,
         checkpointing: bool = False,
         two_times: bool = False,
         outputs: Size = 1,
@@ -105,6 +106,7 @@ class DhariwalUNet(nn.Module):
                 dropout=dropout if resolution <= (dropout_resolution or image_size) else 0.0,
                 adaptive_scale=adaptive_scale,
                 double_norm=double_norm,
+                attention_norm=attention_norm,
             )
 
         self.map_noise = PositionalEmbedding(model_channels, endpoint=False)

@@ -227,6 +227,8 @@ class UNetBlock(nn.Module):
         adaptive_scale: True: the embedding scales and shifts (AdaGN); False: the embedding shifts.
         double_norm: replace 1 + scale and shift by p(scale) and p(shift), p(y) = y/√(mean y² + 1e-8) over channels.
             (sCM, arXiv 2410.11081, Sec. 4.1.)
+        attention_norm: replace q, k and v of each head and pixel by p(q), p(k) and p(v).
+            (EDM2, arXiv 2312.02696, App. B.)
 
     Raises:
         ValueError: double_norm without adaptive_scale.
@@ -246,12 +248,13 @@ class UNetBlock(nn.Module):
         resample_proj: bool = False,
         adaptive_scale: bool = True,
         double_norm: bool = False,
+        attention_norm: bool = False,
     ) -> None:
         super().__init__()
         if double_norm and not adaptive_scale:
             raise ValueError("double_norm=True normalises scale and shift: it needs adaptive_scale=True; got False")
         self.heads, self.dropout, self.skip_scale = heads, dropout, skip_scale
-        self.adaptive_scale, self.double_norm = adaptive_scale, double_norm
+        self.adaptive_scale, self.double_norm, self.attention_norm = adaptive_scale, double_norm, attention_norm
         self.norm0 = group_norm(in_channels, eps)
         self.conv0 = Conv2d(in_channels, out_channels, 3, resample, resample_filter)
         self.affine = Linear(emb_channels, out_channels * (2 if adaptive_scale else 1))
@@ -279,10 +282,11 @@ class UNetBlock(nn.Module):
         h = self.conv1(F.dropout(h, self.dropout, self.training))
         x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
         if self.heads:
-            q, k, v = self.qkv(self.norm2(x)).unflatten(1, (self.heads, -1, 3)).unbind(3)  # order (head, dim, 3)
+            qkv = self.qkv(self.norm2(x)).unflatten(1, (self.heads, -1, 3))  # order (head, dim, 3)
+            q, k, v = (_pixel_norm(qkv, 2) if self.attention_norm else qkv).unbind(3)
             x = (self.proj(attention(q, k, v)) + x) * self.skip_scale
         return x
 
 
-def _pixel_norm(y: Tensor) -> Tensor:
-    return y * (y.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+def _pixel_norm(y: Tensor, dim: int = 1) -> Tensor:
+    return y * (y.square().mean(dim, keepdim=True) + 1e-8).rsqrt()

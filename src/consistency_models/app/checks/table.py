@@ -35,7 +35,7 @@ __all__ = ["EVAL", "FREE", "NOT_ARGUMENTS", "TRAIN", "kind_of"]
 NOT_ARGUMENTS = {
     "model": ("name", "segments", "phases", "two_times", "w_embedding", "guidance_w"),
     "data": ("network_classes", "clamp", "evaluation_images", "class_names"),
-    "data.source": ("download",),
+    "data.source": ("download", "urls"),
     "teacher": ("guidance", "weak", "interval"),
     "trainer": ("max_images",),
 }
@@ -66,6 +66,11 @@ def _is_range(value: str) -> bool:
 
 Seeds = Annotated[str, Predicate(_is_range), doc("FIRST-LAST, two or more images, such as 0-49999")]
 Mode = Literal["auto", "online", "offline", "disabled"]
+Urls = Annotated[
+    str,
+    Predicate(re.compile(r"https?://[^\s{}]+(\{\d{1,9}\.\.\d{1,9}\}[^\s{}]*)*\.(tar|parquet)").fullmatch),
+    doc("http(s)://….tar or .parquet, with ranges such as {000..099}"),
+]
 StepCounts = Annotated[Sequence[Size], MinLen(1), Distinct]
 Images = Annotated[int, Ge(2)]
 PATHS: dict[str, Any] = {"paths.runs": Text, "paths.output": Text}
@@ -139,6 +144,7 @@ TRAIN: dict[str, Any] = PATHS | {
     "data.clamp": bool,
     "data.evaluation_images": Images,
     "data.source.download": bool,
+    "data.source.urls": Urls,
     "data.source.dimension": Annotated[int, Ge(2)],  # of a mixture, whose pictures show two coordinates
     "augment.flip": bool,
     "evaluation.steps": StepCounts,
