@@ -53,7 +53,9 @@ SDXL = {  # stable-diffusion-xl-base-1.0, unet/config.json
 def measured(config: dict, size: int, checkpointing: bool) -> str:
     """A line of the table."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        teacher, network = UNet(config), UNet(config, checkpointing=checkpointing, lora=LoRA())
+        teacher = UNet(config)
+    with torch.device("meta"):
+        network = UNet(config, checkpointing=checkpointing, lora=LoRA())
     share_base(network, teacher)
     base = Preconditioned(teacher, Discrete())
     base.origin = {}

@@ -80,8 +80,10 @@ def _rooms() -> Iterator[tuple[str, str]]:
         modules = [(name, PACKAGE / f"{room}/{name}.py") for name in _public(file)]
         alike = [f"{name}.{name}" if name in _public(module) else name for name, module in modules if module.exists()]
         rest = [f"::: {PACKAGE.name}.{room}.{name}\n    options: {{show_root_heading: true}}\n" for name in alike]
+        values = file.stem != "__init__"  # a module may define values, such as types, that have no docstring
+        shown = f"::: {PACKAGE.name}.{room}\n    options: {{show_if_no_docstring: {str(values).lower()}}}\n"
         if modules:
-            yield room, "\n".join([f"# {room}\n\n::: {PACKAGE.name}.{room}\n", *rest])
+            yield room, "\n".join([f"# {room}\n\n{shown}", *rest])
 
 
 def _public(file: Path) -> list[str]:

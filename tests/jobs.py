@@ -67,24 +67,29 @@ def distilling():
             yield file.stem
 
 
+def forked(function, *arguments):
+    """Start a function in a process that is forked from one that has imported torch, which takes six seconds less."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["jobs"])
+    process = context.Process(target=function, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
 def run_two(folder, *arguments, path=()):
-    """Run train.py in two processes, as torchrun starts them; they are forked from one that has imported torch.
+    """Run train.py in two processes, as torchrun starts them.
 
     Args:
         folder: the run folder.
         arguments: of train.py, with trainer=ddp or trainer=fsdp on two CPUs.
         path: folders in which Python finds further packages.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["jobs"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     log = folder.with_suffix(".log")
     own = (*arguments, f"hydra.run.dir={folder}")
-    pair = [context.Process(target=_train, args=(rank, environment, log, path, own), daemon=True) for rank in (0, 1)]
-    for process in pair:
-        process.start()
+    pair = [forked(_train, rank, environment, log, path, own) for rank in (0, 1)]
     for process in pair:
         process.join(300)
     codes = [process.exitcode for process in pair]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from pages import ROOT, blocks
+from documented import ROOT, blocks
 
 TUTORIALS = sorted((ROOT / "docs/tutorials").glob("*.md"))
 SHORTENED = """

@@ -5,11 +5,13 @@ import shutil
 
 import pytest
 import torch
-from jobs import GRADIENT_STEP, run
+from jobs import GRADIENT_STEP, config_of, run
 from latents.conftest import LORA
 from resume.test_resume import assert_same, contents, crash
 
 from consistency_models import load
+from consistency_models.app.pipelines import with_pipeline
+from consistency_models.app.plan import cost
 from consistency_models.errors import CheckpointError, Exit
 from consistency_models.networks.lora import shared_names
 from consistency_models.storage.checkpoints import read
@@ -100,3 +102,11 @@ def test_a_base_that_is_gone_or_changed(lora_run, arguments, sd_folder, tmp_path
     shutil.rmtree(moved)
     with pytest.raises(CheckpointError, match="put it back"):
         load(tmp_path / "run")
+
+
+def test_a_plan_counts_the_shared_weights_once(arguments, sd_folder, tmp_path):
+    config = with_pipeline(config_of(tmp_path, *arguments(*LORA)))
+    found = cost(config)
+    teacher = sum(parameter.nbytes for parameter in load(sd_folder).model.parameters())
+    assert found.parameters == 36928
+    assert found.fixed_bytes == teacher + 4 * 4 * 36928  # adapters, two moments, one average

@@ -1,5 +1,6 @@
 """Faults for tests: a callback that spoils one step of a training, on the processes that it is told to."""
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -8,11 +9,12 @@ import sys
 from pathlib import Path
 
 import torch
-from jobs import config_of
+from jobs import config_of, forked
 from lightning import Callback
 from torch import nn
 
 from consistency_models.app.folder import RunFolder
+from consistency_models.app.job import main
 from consistency_models.callbacks import micro_batches
 
 
@@ -107,6 +109,14 @@ def job(folder, *arguments, callbacks=None, processes=1):
     config = config_of(folder, *arguments, *two)
     config["callbacks"] |= callbacks or {}
     RunFolder(folder).write_config(config, arguments)
+    if processes == 1:
+        reader, writer = multiprocessing.Pipe(duplex=False)  # a fault may forbid to write files
+        alone = forked(_job, folder, writer)
+        writer.close()
+        with open(os.dup(reader.fileno())) as file:
+            error = file.read()
+        alone.join(300)
+        return alone.exitcode, error
     command = [sys.executable, "-m", "consistency_models.app.job", "--job", str(folder), str(os.getpid())]
     own = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     paths = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -115,3 +125,10 @@ def job(folder, *arguments, callbacks=None, processes=1):
     )
     error = job.communicate(timeout=300)[1]  # ends when the last process has closed it
     return job.returncode, error
+
+
+def _job(folder, error):
+    os.dup2(error.fileno(), sys.stderr.fileno())
+    error.close()
+    sys.argv = ["job.py", "--job", str(folder), str(os.getppid())]
+    sys.exit(main())

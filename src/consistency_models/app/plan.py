@@ -107,7 +107,7 @@ def plan(config: dict[str, Any]) -> str:
 def cost(config: dict[str, Any]) -> Cost:
     """Compute the cost of a step of this configuration."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode:
+    with torch.device("meta") if config["network"].get("lora") else mode:  # peft moves adapters, fake tensors cannot
         network = instantiate(config["network"])
     model = Preconditioned(network, instantiate(config["preconditioning"]))
     with warnings.catch_warnings(action="ignore"):  # torch warns about copies of fake tensors (target networks)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from documented import PAGES, ROOT, blocks, commands
 from hydra._internal.utils import get_args_parser
-from pages import PAGES, ROOT, blocks, commands
 
 from consistency_models.app.checks import Composer, check
 
