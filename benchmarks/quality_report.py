@@ -49,7 +49,7 @@ def _table(rows: Sequence[Row]) -> str:
     for choice, seeds in _seeds(rows).items():
         same = [row for row in rows if row["choice"] == choice]
         values = {n: [row["fd"][str(n)] for row in same if str(n) in row["fd"]] for n in counts}
-        cells = {f"FD, {n} steps": _spread(values[n]) for n in counts}
+        cells = {f"FD, {n} step{'s' * (n > 1)}": _spread(values[n]) for n in counts}
         cells = {"choice": f"`{choice}`", "steps of training": same[0]["of_steps"], "seeds": len(seeds)} | cells
         lines.append((statistics.fmean(values[counts[0]] or [float("inf")]), cells))
     lines.sort(key=lambda line: line[0])

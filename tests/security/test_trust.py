@@ -108,6 +108,11 @@ VALUES = {
     **{"params": [nn.Parameter(torch.zeros(2))], "mean": 0.0, "p": 0.1, "dropout": 0.0, "weights": None},
     **{"img_channels": 1, "attention_resolutions": [8], "schedule": Linear(), "xflip": 1.0, "logvar_channels": 8},
     **{"extractor": lambda data: nn.Identity(), "sigma_data": 0.5, "max_images": 100, "warmup_images": 0},
+    **{"scalings": consistency_models.noise.Discrete()},
+    "config": {
+        **{"_class_name": "UNet2DModel", "sample_size": 8, "block_out_channels": [32], "layers_per_block": 1},
+        **{"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]},
+    },
 }
 
 
@@ -128,7 +133,7 @@ def arguments_of(name, item, root):
     given |= {"steps": [4], "segments": 2} if name.endswith(".Phases") else {}
     found = {}
     for key, parameter in inspect.signature(item).parameters.items():
-        needed = parameter.default is inspect.Parameter.empty or key == "xflip"
+        needed = parameter.default is inspect.Parameter.empty or key in ("xflip", "config")
         if needed and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
             found[key] = given[key]
     return found
@@ -144,6 +149,8 @@ def test_construction_writes_nothing_and_asks_no_network(name, root, tmp_path, m
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     item, fixed = MARKED[name], fixed_arguments(name)
     arguments = arguments_of(name, item, root) | fixed
+    if getattr(item, "needs_package", None) == "diffusers":
+        importlib.import_module("diffusers.models.unets.unet_2d")  # imports urllib3, which tries a local IPv6 socket
     with watched(tmp_path / "cache") as events:
         try:
             item(**arguments)
