@@ -1,7 +1,7 @@
 """α-Flow: a transition from flow matching to MeanFlow with targets that need no derivative.
 
     target = α·v + (1 - α)·u⁻(z - α·(t - r)·v, t - α·(t - r), r)      α(k) falls from 1 to 0 along a sigmoid
-    L(θ) = w·m / stop_gradient(m + ε),       m the mean of (u(z, t, r) - target)², w = α, or 1 where α = 0
+    L(θ) = w·m / stop_gradient(m + ε)^p,       m the mean of (u(z, t, r) - target)², w = α, or 1 where α = 0
 
 α = 1 is flow matching of the whole step, α = 0 is MeanFlow's target.
 (Zhang et al., AlphaFlow: Understanding and Improving MeanFlow Models, arXiv 2510.20771.)
@@ -29,7 +29,7 @@ class AlphaFlow(MeanFlow):
 
     Args:
         start, stop: range of k/K in which α falls.
-        power: power of the adaptive weight; MeanFlow uses 0.75.
+        power: p of the adaptive weight, 1 in the paper; MeanFlow uses 0.75.
         steepness: γ of α = 1 - sigmoid(γ·((k/K - start)/(stop - start) - ½)).
         clamp: α below `clamp` is set to 0, and α above 1 - clamp is set to 1.
         clip: the target is clamped to [-clip, clip]; None: no clamp.
@@ -81,6 +81,6 @@ class AlphaFlow(MeanFlow):
         return target if self.clip is None else target.clamp(-self.clip, self.clip)
 
     def loss(self, step: Step, online: Tensor, target: Tensor) -> Tensor:
-        """w·m/(m + ε), shape (B,)."""
+        """w·m/(m + ε)^p, shape (B,)."""
         m = self.weighting(step.levels) * self.distance(online, target)
-        return (self.alpha(step.progress) or 1.0) * m / (m.detach() + self.eps)
+        return (self.alpha(step.progress) or 1.0) * m / (m.detach() + self.eps) ** self.power
