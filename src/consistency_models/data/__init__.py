@@ -7,7 +7,7 @@ from consistency_models.data.cifar10 import cifar10
 from consistency_models.data.decoding import Decoder
 from consistency_models.data.digits import digits
 from consistency_models.data.fashion_mnist import fashion_mnist
-from consistency_models.data.image_folder import image_folder
+from consistency_models.data.image_folder import downloaded_images, image_folder
 from consistency_models.data.image_set import ImageSet, check_facts, sigma_data
 from consistency_models.data.known_set import known_set
 from consistency_models.data.latents import Latents, latents
@@ -35,6 +35,7 @@ __all__ = [
     "check_facts",
     "cifar10",
     "digits",
+    "downloaded_images",
     "fashion_mnist",
     "image_folder",
     "known_set",

@@ -9,10 +9,11 @@ from consistency_models.data.containers import encoded_sets
 from consistency_models.data.decoding import Decoder, Filter
 from consistency_models.data.from_encoded import image_set
 from consistency_models.data.image_set import ImageSet
+from consistency_models.errors import DataError
 from consistency_models.trust import loadable
 from consistency_models.values import Size, Text, checked
 
-__all__ = ["image_folder"]
+__all__ = ["downloaded_images", "image_folder"]
 
 
 @loadable(cache_dir=None)
@@ -53,3 +54,29 @@ def image_folder(
     decoder = Decoder(image_size, channels, resize, value_range and tuple(value_range), max_pixels, draft)
     train, test = encoded_sets(root, cache_dir)
     return image_set(name, train, test, decoder, bad_images, cache_dir, storage)
+
+
+@loadable(cache_dir=None)
+@checked
+def downloaded_images(
+    root: Text | Path | None = None,
+    image_size: Size | None = None,
+    channels: Literal[1, 3] = 3,
+    resize: Filter = "lanczos",
+    bad_images: Literal["error", "skip"] = "error",
+    cache_dir: Text | Path | None = None,
+    name: Text = "webdataset",
+    max_pixels: Size = 50_000_000,
+    draft: bool = False,
+    storage: Literal["decoded", "encoded"] = "decoded",
+) -> ImageSet:
+    """Load shards or parquet files that a command has downloaded; the arguments are those of `image_folder`.
+
+    Raises:
+        DataError: root is None, or see `image_folder`.
+    """
+    if root is None:
+        raise DataError("data.root is null, and so is data.source.cache_dir: set one of them to a folder")
+    return image_folder(
+        root, image_size, channels, resize, bad_images, cache_dir, name, None, max_pixels, draft, storage
+    )
