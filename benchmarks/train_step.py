@@ -22,7 +22,11 @@ import measuring
 from case import Case
 from stopwatch import PARTS
 
-MODELS = sorted(path.stem for path in (measuring.CONF / "model").glob("*.yaml"))
+MODELS = sorted(
+    path.stem
+    for path in (measuring.CONF / "model").glob("*.yaml")
+    if "override /network: diffusers" not in path.read_text()  # its network is that of a folder of diffusers
+)
 LEVERS = {
     "bf16": ["trainer.precision=bf16-mixed"],
     "channels_last": ["channels_last=true"],
