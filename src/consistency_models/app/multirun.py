@@ -187,19 +187,20 @@ def run_or_resume_job(run: Callable[[dict[str, Any]], Outcome], config: dict[str
     if rank_zero_only.rank == 0:
         sweep.note(job, overrides, int(code))
     free_memory()
-    if code == Exit.STOPPED and _is_preempted():
+    if code == Exit.STOPPED and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
         import submitit
 
-        signal.raise_signal(signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"])  # submitit requeues the job
+        if _is_running():
+            signal.raise_signal(signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"])  # submitit requeues the job
+        # Slurm is requeueing or cancelling the job. A return would be a result, and the command would not wait.
+        sys.exit(int(code))
     if code == Exit.STOPPED and Multirun.folder is not None:
         sys.exit(int(code))  # a signal to a job of this process stops all its jobs
     return code, metric
 
 
-def _is_preempted() -> bool:
-    """Whether this is a job of submitit that Slurm still counts as running. After scancel, Slurm does not."""
-    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
-        return False
+def _is_running() -> bool:
+    """Whether Slurm counts this job as running. After scancel or a requeue, Slurm does not."""
     squeue = ("squeue", "--noheader", "--format=%T", f"--job={os.environ['SLURM_JOB_ID']}")
     return subprocess.run(squeue, capture_output=True, text=True, check=False).stdout.strip() == "RUNNING"
 
