@@ -378,7 +378,7 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("model=sct model.tangent_clip=-1", "model.tangent_clip", "a number > 0", ""),
     ("model=sct model.warmup_steps=-1", "model.warmup_steps", "a whole number >= 0", ""),
     ("network.double_norm=true", "network.double_norm", "false with", "add network.adaptive_scale=true"),
-    ("model=tcm", "teacher", "run, edm, openai, ect, or exact", "add teacher=run"),
+    ("model=tcm", "teacher", "run, diffusers, edm, openai, ect, or exact", "add teacher=run"),
     ("model=tcm teacher=exact data=mixture model.transition=2", "sampler.sigma_mid", "at least model.transition=2", ""),
     (
         "model=tcm teacher=exact data=mixture sampler=heun",
@@ -395,7 +395,7 @@ CASES = [  # command, key, part of what is allowed, part of the fix
         "schedule=truncated_student",
     ),
     ("model=tcm teacher=exact data=mixture schedule.share=1", "schedule.share", "a number >= 0 and < 1", ""),
-    ("model=scd", "teacher", "run, edm, openai, ect, or exact", "add teacher=run"),
+    ("model=scd", "teacher", "run, diffusers, edm, openai, ect, or exact", "add teacher=run"),
     ("model=sct teacher=exact data=mixture", "teacher", "none", "model=cd"),
     ("network=dit network.patch_size=3", "network.patch_size", "a divisor of data.image_size=8", ""),
     ("network=dit network.heads=5", "network.width", "a multiple of 4 and of network.heads=5", ""),

@@ -139,7 +139,12 @@ def arguments_of(name, item, root):
     return found
 
 
-NEEDS_FILES = {"InceptionV3", "DINOv2", "fashion_mnist"}  # of others: they end with an error that says which
+NEEDS_FILES = {
+    "InceptionV3",
+    "DINOv2",
+    "fashion_mnist",
+    "npz_images",
+}  # of others: they end with an error that says which
 
 
 @pytest.mark.parametrize("name", sorted(MARKED))

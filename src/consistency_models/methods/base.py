@@ -69,8 +69,9 @@ class Step:
 
 def frozen_copy(model: nn.Module) -> nn.Module:
     """Copy a model without gradients. The copy is compiled if the model is, because deepcopy drops the compilation."""
-    frozen = {id(p): p for p in model.parameters() if not p.requires_grad}  # the base of adapters is not copied
-    copied = copy.deepcopy(model, frozen).requires_grad_(False)
+    base = shared_names(model)  # of adapters: it is not copied
+    kept = {id(parameter): parameter for name, parameter in model.named_parameters() if name in base}
+    copied = copy.deepcopy(model, kept).requires_grad_(False)
     for module, twin in zip(model.modules(), copied.modules()):
         if module._compiled_call_impl is not None:
             twin.compile()

@@ -54,7 +54,7 @@ OPTIONS = {("sampler", "chain"): "segments", ("schedule", "closing"): "ect"}
 """Renamed options of config groups."""
 
 DATA_RECIPES = [f"{model}_mixture" for model in ("cd", "cmt", "ct", "dcm", "ect", "ict", "teacher")]
-DATA_RECIPES += [f"{model}_digits" for model in ("cd", "cmt", "dcm", "ect")]
+DATA_RECIPES += [f"{model}_digits" for model in ("cd", "ect")]
 """Options of the group recipe whose numbers are in the group budget now: no recipe is chosen in their place."""
 
 

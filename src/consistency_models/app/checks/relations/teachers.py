@@ -32,7 +32,7 @@ def teacher(config: Config, choices: Choices) -> Problems:
     if needs and not given:
         fix = "add teacher=run teacher.path=FOLDER, where FOLDER is a finished run of model=teacher"
         allowed, reason = (
-            "diffusers, run, edm, openai, ect, or exact with data=mixture",
+            "run, diffusers, edm, openai, ect, or exact with data=mixture",
             f"model={model} distils a teacher",
         )
         yield problem("teacher", chosen, allowed, fix, reason=reason)
