@@ -117,8 +117,8 @@ def accepted(words, composers, patch):
             Path(path).mkdir(parents=True, exist_ok=True)
         case ["cat", ">", path, text]:
             Path(path).write_text(text)
-        case ["python", "-", script]:
-            compile(script, "here-document", "exec")
+        case ["python", "-" | "-c", script]:
+            compile(script, "program", "exec")
         case ["python", *rest]:
             parsed(rest[: rest.index(">")] if ">" in rest else rest, patch)
         case ["pip", "install", *rest]:
