@@ -353,7 +353,8 @@ class EDM2(nn.Module):
         self.unet = UNet(
             *(image_size, channels, num_classes, dropout, dropout_resolution, label_dropout, model_channels),
             *(channel_mult, num_blocks, attn_resolutions, head_channels, channel_mult_noise, channel_mult_emb),
-            *(label_balance, concat_balance, checkpointing, embedding, two_times, outputs, augment_dim),
+            *(label_balance, concat_balance, checkpointing, embedding, two_times, outputs),
+            augment_dim=augment_dim,
             resample_filter=resample_filter,
             res_balance=res_balance,
             attn_balance=attn_balance,
