@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 def build_teacher(config: dict[str, Any]) -> nn.Module | None:
     """Build the teacher, with classifier-free guidance or guidance by the weaker model of the run `teacher.weak`.
 
-    The guidance null is that of each caption, 1 + w, if the data draw w.
+    The guidance null is that of each caption, 1 + w, if the data draw w, and of each row if the method draws it.
 
     Raises:
         ConfigError: the images or classes of the teacher differ from those of the student, or guidance is impossible.
@@ -49,7 +49,8 @@ def build_teacher(config: dict[str, Any]) -> nn.Module | None:
         return None
     teacher = instantiate({key: value for key, value in options.items() if key not in own})
     _check_fits(teacher, "teacher.path", config["teacher"]["path"], data)
-    if guidance == 1 or (guidance is None and config["data"].get("guidance_w") is None):
+    drawn = (config["data"].get("guidance_w"), config["model"].get("guidance_input"))
+    if guidance == 1 or (guidance is None and drawn == (None, None)):
         return teacher
     if weak is not None:
         weaker = run_teacher(weak)
@@ -179,13 +180,17 @@ def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
     """Copy weights to a network. Weights for augmentation labels are skipped if the network has no such labels, as ECT.
 
     The layers of a second time are not changed if the source has one time; they are initialised to zero. The same holds
-    for the layers that a network names as `starts_at_zero`.
+    for the layers that a network names as `starts_at_zero`. Layers of additional inputs that the source does not have
+    start at zero, so that the inputs have no effect at first.
     """
     weights, wanted = source.network.state_dict(), model.network.state_dict()
     new = tuple(getattr(model.network, "starts_at_zero", ()))
-    weights |= {name: wanted[name] for name in wanted.keys() - weights.keys() if name.startswith(new)}
+    own = {name for name in wanted.keys() - weights.keys() if name.startswith(new) or "_augment" in name}
+    weights |= {name: wanted[name] for name in own}
     if "map_augment.weight" not in wanted:
         weights.pop("map_augment.weight", None)
+    elif "map_augment.weight" in own:
+        weights["map_augment.weight"] = torch.zeros_like(wanted["map_augment.weight"])
     if not getattr(source.network, "two_times", False):
         ends = {name for name in wanted if any(part.endswith("_end") for part in name.split("."))}
         weights |= {name: wanted[name] for name in ends}

@@ -22,7 +22,8 @@ class Guided(nn.Module):
 
     Args:
         model: D; without `weak` a class-conditional denoiser that was trained with label dropout.
-        guidance: w; 1 is D, 0 is W (1 + w in the first paper). None: 1 + `Prompt.guidance`, a number for each row.
+        guidance: w; 1 is D, 0 is W (1 + w in the first paper). None: a number for each row, the argument `guidance` of
+            the call, or 1 + `Prompt.guidance`.
         weak: W of autoguidance, or None.
         interval: the lowest and the highest level σ with guidance; None: all levels. Both models are called at all
             levels, so that a step does not depend on values of the device.  (Kynkäänniemi et al., arXiv 2404.07724.)
@@ -53,25 +54,39 @@ class Guided(nn.Module):
         """The scalings of the model."""
         return self.model.preconditioning
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | Prompt | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        labels: Tensor | Prompt | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
         """Denoise images for one-hot labels or text; the result has the shape of x.
 
+        Args:
+            x, sigma, labels: as for `model`.
+            guidance: w of each row (B,), only if the guidance of the constructor is None.
+
         Raises:
-            ValueError: `guidance` is None, and the labels have no guidance for each row.
+            ValueError: no row has a guidance, or the guidance is given twice.
         """
         if self.weak is None:
             weak = self.model(x, sigma, conditions.unconditional(self.model, labels))
         else:
             weak = self.weak(x, sigma, labels)
-        weight = self._weight(x, labels)
+        weight = self._weight(x, labels, guidance)
         if self.interval is not None:
             inside = (sigma >= self.interval[0]) & (sigma <= self.interval[1])
             weight = 1 + per_image(inside.to(x.dtype), x) * (weight - 1)
         return weak + weight * (self.model(x, sigma, labels) - weak)
 
-    def _weight(self, x: Tensor, labels: Tensor | Prompt | None) -> Tensor | float:
+    def _weight(self, x: Tensor, labels: Tensor | Prompt | None, guidance: Tensor | None) -> Tensor | float:
         if self.guidance is not None:
+            if guidance is not None:
+                raise ValueError(f"guidance of each row is only for Guided(model, None); got guidance {self.guidance}")
             return self.guidance
+        if guidance is not None:
+            return per_image(guidance.to(x.dtype), x)
         drawn = getattr(labels, "guidance", None)
         if drawn is None:
             raise ValueError("teacher.guidance=null takes w of each row from Prompt.guidance, which is not given")
