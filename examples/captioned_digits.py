@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -126,7 +127,7 @@ def write_pipeline(folder: Path, vae_steps: int) -> None:
 def command(*arguments: object) -> None:
     """Run a command of this project and print it."""
     line = [str(argument) for argument in arguments]
-    print("python", *line, flush=True)
+    print("python", shlex.join(line), flush=True)
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     subprocess.run([sys.executable, *line], check=True, cwd=ROOT, env=environment)
 

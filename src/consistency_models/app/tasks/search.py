@@ -118,7 +118,7 @@ def run(
     save_search(folder / "search.png", trace, name)
     written = ",".join(f"{sigma:.6g}" for sigma in sigmas)
     print(f"{name}: {next(t['value'] for t in reversed(trace) if t['best']):.4g} with {len(trace)} trials, in {folder}")
-    print(f"use them  {command('eval')} {pasteable('run', config['run'])} sigmas=[{written}]{_typed_ways()}")
+    print(f"use them  {command('eval')} {pasteable('run', config['run'])} 'sigmas=[{written}]'{_typed_ways()}")
 
 
 def _typed_ways() -> str:
