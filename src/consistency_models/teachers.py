@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 def build_teacher(config: dict[str, Any]) -> nn.Module | None:
     """Build the teacher, with classifier-free guidance or guidance by the weaker model of the run `teacher.weak`.
 
-    The guidance null is that of each caption, 1 + w, if the data draw w.
+    The guidance null is that of each caption, 1 + w, if the data draw w, and of each row if the method draws it.
 
     Raises:
         ConfigError: the images or classes of the teacher differ from those of the student, or guidance is impossible.
@@ -50,7 +50,8 @@ def build_teacher(config: dict[str, Any]) -> nn.Module | None:
         return None
     teacher = instantiate({key: value for key, value in options.items() if key not in own})
     _check_fits(teacher, "teacher.path", config["teacher"]["path"], data)
-    if guidance == 1 or (guidance is None and config["data"].get("guidance_w") is None):
+    drawn = (config["data"].get("guidance_w"), config["model"].get("guidance_input"))
+    if guidance == 1 or (guidance is None and drawn == (None, None)):
         return teacher
     if weak is not None:
         weaker = run_teacher(weak)
@@ -134,7 +135,8 @@ class Guided(nn.Module):
 
     Args:
         model: D; without `weak` a class-conditional denoiser that was trained with label dropout.
-        guidance: w; 1 is D, 0 is W (1 + w in the first paper). None: 1 + `Prompt.guidance`, a number for each row.
+        guidance: w; 1 is D, 0 is W (1 + w in the first paper). None: a number for each row, the argument `guidance` of
+            the call, or 1 + `Prompt.guidance`.
         weak: W of autoguidance, or None.
         interval: the lowest and the highest level σ with guidance; None: all levels. Both models are called at all
             levels, so that a step does not depend on values of the device.  (Kynkäänniemi et al., arXiv 2404.07724.)
@@ -165,26 +167,40 @@ class Guided(nn.Module):
         return self.model.preconditioning
 
     def forward(
-        self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | Prompt | None = None
+        self,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        labels: torch.Tensor | Prompt | None = None,
+        guidance: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Denoise images for one-hot labels or text; the result has the shape of x.
 
+        Args:
+            x, sigma, labels: as for `model`.
+            guidance: w of each row (B,), only if the guidance of the constructor is None.
+
         Raises:
-            ValueError: `guidance` is None, and the labels have no guidance for each row.
+            ValueError: no row has a guidance, or the guidance is given twice.
         """
         if self.weak is None:
             weak = self.model(x, sigma, conditions.unconditional(self.model, labels))
         else:
             weak = self.weak(x, sigma, labels)
-        weight = self._weight(x, labels)
+        weight = self._weight(x, labels, guidance)
         if self.interval is not None:
             inside = (sigma >= self.interval[0]) & (sigma <= self.interval[1])
             weight = 1 + per_image(inside.to(x.dtype), x) * (weight - 1)
         return weak + weight * (self.model(x, sigma, labels) - weak)
 
-    def _weight(self, x: torch.Tensor, labels: torch.Tensor | Prompt | None) -> torch.Tensor | float:
+    def _weight(
+        self, x: torch.Tensor, labels: torch.Tensor | Prompt | None, guidance: torch.Tensor | None
+    ) -> torch.Tensor | float:
         if self.guidance is not None:
+            if guidance is not None:
+                raise ValueError(f"guidance of each row is only for Guided(model, None); got guidance {self.guidance}")
             return self.guidance
+        if guidance is not None:
+            return per_image(guidance.to(x.dtype), x)
         drawn = getattr(labels, "guidance", None)
         if drawn is None:
             raise ValueError("teacher.guidance=null takes w of each row from Prompt.guidance, which is not given")
@@ -245,13 +261,17 @@ def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
     """Copy weights to a network. Weights for augmentation labels are skipped if the network has no such labels, as ECT.
 
     The layers of a second time are not changed if the source has one time; they are initialised to zero. The same holds
-    for the layers that a network names as `starts_at_zero`.
+    for the layers that a network names as `starts_at_zero`. Layers of additional inputs that the source does not have
+    start at zero, so that the inputs have no effect at first.
     """
     weights, wanted = source.network.state_dict(), model.network.state_dict()
     new = tuple(getattr(model.network, "starts_at_zero", ()))
-    weights |= {name: wanted[name] for name in wanted.keys() - weights.keys() if name.startswith(new)}
+    own = {name for name in wanted.keys() - weights.keys() if name.startswith(new) or "_augment" in name}
+    weights |= {name: wanted[name] for name in own}
     if "map_augment.weight" not in wanted:
         weights.pop("map_augment.weight", None)
+    elif "map_augment.weight" in own:
+        weights["map_augment.weight"] = torch.zeros_like(wanted["map_augment.weight"])
     if not getattr(source.network, "two_times", False):
         ends = {name for name in wanted if any(part.endswith("_end") for part in name.split("."))}
         weights |= {name: wanted[name] for name in ends}

@@ -30,7 +30,7 @@ from consistency_models.noise.discrete import Discrete
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage.fetching import fetch
 from consistency_models.storage.loading import build_model, instantiate
-from consistency_models.teachers import build_teacher
+from consistency_models.teachers import Guided, build_teacher
 
 if TYPE_CHECKING:  # evaluation and sampling run without Lightning
     from lightning import Callback, LightningDataModule, Trainer
@@ -298,8 +298,13 @@ def build_ode_error(
         if prompts is not None:
             images, labels = images[: len(prompts)], prompts[: len(images)]
         labels = None if labels is None else labels.to(device)
-        steps, exact = config["evaluation"]["ode_steps"], source.has_closed_form
-        solution = source.consistency if exact else HeunSolution(teacher.to(device).eval(), steps, **ends)
+        exact = source.has_closed_form
+        denoiser = None if exact else teacher.to(device).eval()
+        if denoiser is not None and config["model"].get("guidance_input") is not None:  # that of the samples
+            excess = (config["sampler"].get("inputs") or (0.0,))[-1]
+            denoiser = Guided(denoiser.model, 1 + excess, denoiser.weak, denoiser.interval)
+        steps = config["evaluation"]["ode_steps"]
+        solution = source.consistency if exact else HeunSolution(denoiser, steps, **ends)
         cache_key = source.digest if exact else None
         return ODEError(solution, images, labels, data.sigma_data, sigmas, ends["sigma_min"], cache_key=cache_key)
 

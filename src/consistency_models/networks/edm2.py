@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import sqrt
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from annotated_types import MinLen
@@ -69,6 +69,8 @@ class UNet(Network):
         self.emb_noise = MPConv(noise_channels, emb_channels, 0)
         self.noise_end = MPConv(noise_channels, emb_channels, 0) if two_times else None
         self.gain_end = nn.Parameter(torch.zeros([])) if two_times else None
+        self.noise_augment = MPConv(noise_channels * augment_dim, emb_channels, 0) if augment_dim else None
+        self.gain_augment = nn.Parameter(torch.zeros([])) if augment_dim else None
         self.emb_label = MPConv(num_classes, emb_channels, 0) if num_classes else None
 
         self.enc, widths = nn.ModuleDict(), []
@@ -106,6 +108,9 @@ class UNet(Network):
         emb = self.emb_noise(self.emb_scale * self.emb_fourier(noise_label))
         if self.noise_end is not None and self.gain_end is not None:
             emb = emb + self.noise_end(self.emb_scale * self.emb_fourier(end_label), self.gain_end)
+        if self.noise_augment is not None and self.gain_augment is not None:
+            embedded = self.emb_scale * self.emb_fourier(augment.flatten())
+            emb = emb + self.noise_augment(embedded.view(len(emb), -1), self.gain_augment)
         if self.emb_label is not None:
             emb = mp_sum(emb, self.emb_label(labels * sqrt(self.num_classes)), self.label_balance)
         return mp_silu(emb)
@@ -133,7 +138,8 @@ class EDM2(Network):
         image_size: height and width; divisible by 2^(levels - 1).
         channels: channels of the image.
         num_classes: width of the one-hot labels; 0 for an unconditional network.
-        augment_dim: must be 0; the network takes no augmentation labels.
+        augment_dim: number of additional inputs, each embedded as the noise level; their layer has a gain that is
+            initialised to 0.
         dropout: probability within the blocks.
         dropout_resolution: highest resolution of blocks with dropout; by default all blocks have dropout.
         label_dropout: probability, in training, of dropping the class of an image (for classifier-free guidance).
@@ -168,7 +174,7 @@ class EDM2(Network):
         image_size: Size,
         channels: Size,
         num_classes: Count = 0,
-        augment_dim: Literal[0] = 0,
+        augment_dim: Count = 0,
         dropout: BelowOne = 0.0,
         *,
         dropout_resolution: Size | None = None,
@@ -227,7 +233,7 @@ class EDM2(Network):
         augment: Tensor | None = None,
         end_label: Tensor | None = None,
     ) -> Tensor:
-        """F(x), see `Network.forward`; augment must be None."""
+        """F(x), see `Network.forward`."""
         if self.training and torch.is_grad_enabled():
             for module in self.modules():
                 if isinstance(module, MPConv):
