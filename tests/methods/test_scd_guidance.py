@@ -15,7 +15,8 @@ from consistency_models.app.build import build_ode_error
 from consistency_models.losses.weightings import EDM as EDMWeight
 from consistency_models.methods.scd import ContinuousConsistencyDistillation
 from consistency_models.networks.mlp import MLP
-from consistency_models.noise.preconditioning import EDM, Preconditioned, TrigFlow
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, TrigFlow
 from consistency_models.sampling.samplers import Consistency
 from consistency_models.teachers import Guided, weights_of_teacher
 
