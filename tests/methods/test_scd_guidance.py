@@ -127,8 +127,8 @@ def test_the_sampler_takes_the_scale():
 def test_the_ode_of_the_samples_is_the_reference(inputs, scale):
     """The distance to the teacher's ODE is measured with the guidance of the samples."""
     teacher = random_model(1, EDM).float()
-    images = torch.randn(6, 3, 2, 2)
-    source = type("Source", (), {"images": images, "labels": torch.arange(6) % 3})()
+    images = torch.randint(256, (6, 3, 2, 2), dtype=torch.uint8)
+    source = ImageSet("few", images, torch.arange(6) % 3, num_classes=3)
     data = {"channels": 3, "image_size": 2, "network_classes": 3, "clamp": False, "sigma_data": SIGMA_DATA}
     settings = {
         "data": data,
