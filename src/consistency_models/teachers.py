@@ -12,12 +12,11 @@ import torch
 from annotated_types import MinLen
 from torch import nn
 
-from consistency_models import conditions, pretrained
-from consistency_models.conditions import Prompt
+from consistency_models import pretrained
 from consistency_models.data.mixture import Mixture
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError
-from consistency_models.noise.schedules import per_image
+from consistency_models.sampling.guidance import Guided
 from consistency_models.storage.loading import instantiate, load
 from consistency_models.values import Distinct, Text, Weights, checked, facts
 
@@ -125,86 +124,6 @@ def _samples_consistency_models(make_sampler: partial) -> bool:
 
 def _hides_labels(network: nn.Module) -> bool:
     return any(getattr(module, "label_dropout", 0) > 0 for module in network.modules())
-
-
-class Guided(nn.Module):
-    """W(x, σ) + w·(D(x, σ, class) - W(x, σ)): guidance of D by a weaker model W.
-
-    In classifier-free guidance W is D without the class (Ho & Salimans, arXiv 2207.12598, Eq. 6). In autoguidance W is
-    another model with the class, less trained or smaller (Karras et al., arXiv 2406.02507, Eq. 3).
-
-    Args:
-        model: D; without `weak` a class-conditional denoiser that was trained with label dropout.
-        guidance: w; 1 is D, 0 is W (1 + w in the first paper). None: a number for each row, the argument `guidance` of
-            the call, or 1 + `Prompt.guidance`.
-        weak: W of autoguidance, or None.
-        interval: the lowest and the highest level σ with guidance; None: all levels. Both models are called at all
-            levels, so that a step does not depend on values of the device.  (Kynkäänniemi et al., arXiv 2404.07724.)
-    """
-
-    calls = 2  # network calls of one call of this module
-
-    def __init__(
-        self,
-        model: nn.Module,
-        guidance: float | None,
-        weak: nn.Module | None = None,
-        interval: Sequence[float] | None = None,
-    ) -> None:
-        super().__init__()
-        self.interval = None if interval is None else tuple(interval)
-        self.model, self.guidance, self.weak, self.origin = model, guidance, weak, model.origin
-        self.is_consistency_model = getattr(model, "is_consistency_model", False)
-
-    @property
-    def network(self) -> nn.Module:
-        """The network of the model."""
-        return self.model.network
-
-    @property
-    def preconditioning(self) -> Any:
-        """The scalings of the model."""
-        return self.model.preconditioning
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        sigma: torch.Tensor,
-        labels: torch.Tensor | Prompt | None = None,
-        guidance: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Denoise images for one-hot labels or text; the result has the shape of x.
-
-        Args:
-            x, sigma, labels: as for `model`.
-            guidance: w of each row (B,), only if the guidance of the constructor is None.
-
-        Raises:
-            ValueError: no row has a guidance, or the guidance is given twice.
-        """
-        if self.weak is None:
-            weak = self.model(x, sigma, conditions.unconditional(self.model, labels))
-        else:
-            weak = self.weak(x, sigma, labels)
-        weight = self._weight(x, labels, guidance)
-        if self.interval is not None:
-            inside = (sigma >= self.interval[0]) & (sigma <= self.interval[1])
-            weight = 1 + per_image(inside.to(x.dtype), x) * (weight - 1)
-        return weak + weight * (self.model(x, sigma, labels) - weak)
-
-    def _weight(
-        self, x: torch.Tensor, labels: torch.Tensor | Prompt | None, guidance: torch.Tensor | None
-    ) -> torch.Tensor | float:
-        if self.guidance is not None:
-            if guidance is not None:
-                raise ValueError(f"guidance of each row is only for Guided(model, None); got guidance {self.guidance}")
-            return self.guidance
-        if guidance is not None:
-            return per_image(guidance.to(x.dtype), x)
-        drawn = getattr(labels, "guidance", None)
-        if drawn is None:
-            raise ValueError("teacher.guidance=null takes w of each row from Prompt.guidance, which is not given")
-        return per_image(1 + drawn.to(x.dtype), x)
 
 
 @facts(reads=None, needs_closed_form=True)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from consistency_models.app.build import build_ode_error
+from consistency_models.data import ImageSet
 from consistency_models.losses.weightings import EDM as EDMWeight
 from consistency_models.methods.scd import ContinuousConsistencyDistillation
 from consistency_models.networks.mlp import MLP
