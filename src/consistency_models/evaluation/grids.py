@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,10 @@ from consistency_models.evaluation.features import to_bytes, to_float
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-__all__ = ["save_comparison", "save_film", "save_grid", "save_scatter"]
+__all__ = ["load_grid", "save_comparison", "save_film", "save_grid", "save_scatter"]
+
+LAYOUT = "layout"  # text of a PNG: where its images are
+MOST_PIXELS = 50_000_000  # of a picture that is read
 
 GAP, BETWEEN, TEXT, TITLE, HEAD, MARGIN = 4, 16, 15, 18, 12, 16  # pixels
 FRAME, LAST_FRAME = 200, 2000  # milliseconds
@@ -106,6 +110,37 @@ def save_film(path: str | Path, frames: Mapping[str, Tensor], columns: int = 10,
     _save(path, first, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 
+def load_grid(path: str | Path, n: int) -> dict[str, list[Image.Image]]:
+    """Read images from a picture of `save_grid` or `save_comparison`: caption -> the first n images, as drawn.
+
+    Args:
+        path: a PNG file, also of an untrusted run.
+        n: number of images for each caption.
+
+    Returns:
+        Empty for a picture without a layout, and for a damaged picture.
+    """
+    from PIL import Image
+
+    found: dict[str, list[Image.Image]] = {}
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            layout = json.loads(picture.info[LAYOUT])
+            if picture.width * picture.height > MOST_PIXELS:
+                return {}
+            width, height = layout["size"]
+            for caption, x, y, count in layout["rows"][:1000]:
+                images = found.setdefault(str(caption)[:100], [])
+                for column in range(min(count, n - len(images))):
+                    left = x + column * (width + GAP)
+                    if not (0 < width <= picture.width - left and 0 < height <= picture.height - y and min(x, y) >= 0):
+                        return {}
+                    images.append(picture.crop((left, y, left + width, y + height)).convert("RGB"))
+    except Exception:  # Pillow raises errors of many types for damaged files
+        return {}
+    return {caption: images for caption, images in found.items() if images}
+
+
 def save_scatter(path: str | Path, points: Mapping[str, Tensor], title: str | None = None) -> None:
     """Save a PNG of clouds of points side by side, on the same axes.
 
@@ -172,7 +207,7 @@ def _save(path: str | Path, picture: Image.Image, **options: Any) -> None:
 
 def _draw(groups: list[list[Row]], title: str | None) -> Image.Image:
     """Draw rows with captions. The space between groups is larger than the space between the rows of a group."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
     text, large = ImageFont.load_default(TEXT), ImageFont.load_default(TITLE)
     captions, rows, heads = zip(*(row for group in groups for row in group))
@@ -186,7 +221,7 @@ def _draw(groups: list[list[Row]], title: str | None) -> Image.Image:
     bottom = top + len(rows) * (height + GAP) - GAP + (len(groups) - 1) * BETWEEN
     bottom += (HEAD + GAP) * sum(map(bool, heads))
     canvas = Image.new("RGB", (right + MARGIN, bottom + MARGIN), PAPER)
-    draw = ImageDraw.Draw(canvas)
+    draw, layout = ImageDraw.Draw(canvas), []
     draw.text((MARGIN, MARGIN), title or "", fill=INK, font=large)
     y, above = top, iter(heads)
     for group in groups:
@@ -197,10 +232,13 @@ def _draw(groups: list[list[Row]], title: str | None) -> Image.Image:
                     draw.text((left + column * (width + GAP), y), text_above, fill=QUIET, font=small)
                 y += HEAD + GAP
             draw.text((MARGIN, y + height / 2), caption, fill=QUIET, font=text, anchor="lm")
+            layout.append((caption, left, y, len(row)))
             for column, picture in enumerate(row):
                 canvas.paste(picture, (left + column * (width + GAP), y))
             y += height + GAP
         y += BETWEEN
+    canvas.info["pnginfo"] = PngImagePlugin.PngInfo()
+    canvas.info["pnginfo"].add_text(LAYOUT, json.dumps({"size": (width, height), "rows": layout}))
     return canvas
 
 
