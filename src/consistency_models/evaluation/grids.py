@@ -51,7 +51,7 @@ def save_grid(
     captions = [""] * len(rows) if row_labels is None else row_labels
     if len(captions) != len(rows):
         raise ValueError(f"row_labels must be one for each of the {len(rows)} rows; got {len(captions)}")
-    _save(path, _draw([list(zip(captions, rows, _by_row(names, columns, len(rows))))], title))
+    _save(path, *_draw([list(zip(captions, rows, _by_row(names, columns, len(rows))))], title))
 
 
 def save_comparison(
@@ -78,7 +78,7 @@ def save_comparison(
     groups = list(zip(*(_rows(each, columns, scale) for each in images.values())))
     heads = _by_row(names, columns, len(groups))
     drawn = [[(*row, head) for row in zip(images, group)] for group, head in zip(groups, heads)]
-    _save(path, _draw(drawn, title))
+    _save(path, *_draw(drawn, title))
 
 
 def save_film(path: str | Path, frames: Mapping[str, Tensor], columns: int = 10, scale: int | None = None) -> None:
@@ -99,7 +99,7 @@ def save_film(path: str | Path, frames: Mapping[str, Tensor], columns: int = 10,
     if not frames:
         raise ValueError("a film needs at least one frame")
     grids = {title: _rows(images, columns, scale) for title, images in frames.items()}
-    drawn = [_draw([[("", row, ()) for row in rows]], title) for title, rows in grids.items()]
+    drawn = [_draw([[("", row, ()) for row in rows]], title)[0] for title, rows in grids.items()]
     width = max(picture.width for picture in drawn)  # a long title makes a frame wider
     drawn = [ImageOps.expand(picture, (0, 0, width - picture.width, 0), PAPER) for picture in drawn]
     if {images.shape[1] for images in frames.values()} == {1}:
@@ -107,7 +107,8 @@ def save_film(path: str | Path, frames: Mapping[str, Tensor], columns: int = 10,
     else:
         first, *rest = (picture.quantize(256, dither=Image.Dither.NONE) for picture in drawn)
     durations = [FRAME] * len(rest) + [LAST_FRAME]
-    _save(path, first, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    first.save(path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 
 def load_grid(path: str | Path, n: int) -> dict[str, list[Image.Image]]:
@@ -200,14 +201,21 @@ def _by_row(names: Sequence[str] | None, columns: int, rows: int) -> list[Sequen
 Row = tuple[str, list["Image.Image"], Sequence[str]]
 
 
-def _save(path: str | Path, picture: Image.Image, **options: Any) -> None:
+def _save(path: str | Path, picture: Image.Image, layout: dict[str, Any]) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text(LAYOUT, json.dumps(layout))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, **options)
+    picture.save(path, pnginfo=text)
 
 
-def _draw(groups: list[list[Row]], title: str | None) -> Image.Image:
-    """Draw rows with captions. The space between groups is larger than the space between the rows of a group."""
-    from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+def _draw(groups: list[list[Row]], title: str | None) -> tuple[Image.Image, dict[str, Any]]:
+    """Draw rows with captions, and return the picture and its layout for `load_grid`.
+
+    The space between groups is larger than the space between the rows of a group.
+    """
+    from PIL import Image, ImageDraw, ImageFont
 
     text, large = ImageFont.load_default(TEXT), ImageFont.load_default(TITLE)
     captions, rows, heads = zip(*(row for group in groups for row in group))
@@ -237,9 +245,7 @@ def _draw(groups: list[list[Row]], title: str | None) -> Image.Image:
                 canvas.paste(picture, (left + column * (width + GAP), y))
             y += height + GAP
         y += BETWEEN
-    canvas.info["pnginfo"] = PngImagePlugin.PngInfo()
-    canvas.info["pnginfo"].add_text(LAYOUT, json.dumps({"size": (width, height), "rows": layout}))
-    return canvas
+    return canvas, {"size": (width, height), "rows": layout}
 
 
 def _fitting(name: str, width: int, length: Callable[[str], float]) -> str:
