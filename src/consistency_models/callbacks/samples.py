@@ -68,9 +68,10 @@ class SampleGrids(StepCallback):
             points,
         )
         self.generator, self.evaluation, self.settings = generator, evaluation, settings
-        self.pictures = getattr(evaluation.data, "pictures", None)  # of latents
-        shows_images = self.generator.clamp or self.pictures is not None
-        self.film = Film(self.folder / "film.gif", film_every_n_steps) if film_every_n_steps and shows_images else None
+        self.is_scatter = not generator.clamp and not evaluation.data.is_latent
+        self.film: Film | None = None
+        if film_every_n_steps is not None and not self.is_scatter:
+            self.film = Film(self.folder / "film.gif", film_every_n_steps)
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Draw every `every_n_steps` steps and at the end, and add the frames of the film."""
@@ -90,7 +91,7 @@ class SampleGrids(StepCallback):
                 images = self.generator.sample(self.columns, self.settings["steps"][0], self.settings["seed"])
             if not trainer.is_global_zero:
                 return
-            film.add(step, method.total_steps, images if self.pictures is None else self.pictures(images))
+            film.add(step, method.total_steps, self.evaluation.data.pictures(images))
             for logger in trainer.loggers:
                 if step == method.total_steps and hasattr(logger, "log_video"):
                     logger.log_video("samples/film", [str(film.path)], step=step)
@@ -100,7 +101,7 @@ class SampleGrids(StepCallback):
     def draw(self, trainer: Trainer, method: LightningModule, step: int) -> None:
         """Sample with every step count, save the pictures, and pass them to the loggers that support images."""
         ema = next(c for c in trainer.callbacks if isinstance(c, WeightEMA))
-        n = self.columns * self.rows if self.generator.clamp or self.pictures else self.points
+        n = self.points if self.is_scatter else self.columns * self.rows
         with ema.applied(method) as weights:
             samples = {
                 steps: self.generator.sample(n, steps=steps, seed=self.settings["seed"])
@@ -122,11 +123,10 @@ class SampleGrids(StepCallback):
 
     def save(self, path: Path, images: dict[str, Tensor], title: str) -> None:
         """Save a grid of images, a comparison of several grids, or a scatter plot of points beside the data."""
-        if self.pictures is not None:
-            images = {name: self.pictures(latents) for name, latents in images.items()}
-        elif not self.generator.clamp:
+        if self.is_scatter:
             save_scatter(path, {"data": self.evaluation.data.images[: self.points], **images}, title)
             return
+        images = {name: self.evaluation.data.pictures(generated) for name, generated in images.items()}
         names = self.generator.names(self.generator.labels(torch.arange(self.columns * self.rows)))
         if len(images) == 1:
             save_grid(path, next(iter(images.values())), self.columns, title, names=names)
