@@ -121,6 +121,8 @@ def test_the_page_needs_nothing_else(sweep, tmp_path):
     assert len(sources.found) == 4  # two figures, samples of two settings
     assert all(source.startswith("data:image/png;base64,") for source in sources.found)
     assert "url(" not in page
+    assert page.count("<table class='sortable'>") == 1
+    assert "default-src 'none'" in page
 
 
 def test_keys_that_follow_from_the_choices_are_collapsed(sweep, tmp_path):
@@ -161,6 +163,7 @@ def browse(browser, tmp_path, *options):
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("browser", BROWSERS)
 def test_a_click_sorts_the_results_and_no_other_script_runs(sweep, tmp_path, browser):
     """Two clicks sort by steps, descending; equal rows keep their order."""
