@@ -35,7 +35,8 @@ def workspace(entity: str, project: str) -> Any:
             lines("distance to the true solution of the ODE", r"val/ode_error.*", "images_seen", log_y=True),
         ],
         "Samples": [
-            panels.MediaBrowser(title="the same noise", media_keys=["samples/1step", "samples/2step", "samples/film"])
+            panels.MediaBrowser(title="the same noise", media_keys=["samples/1step", "samples/2step"]),
+            panels.MediaBrowser(title="the same noise over the training", media_keys=["samples/film"]),
         ],
         "Training": [
             lines("loss", r"train/loss", "images_seen", log_y=True),
