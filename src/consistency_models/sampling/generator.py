@@ -5,7 +5,7 @@ The noise of image k is a function of (seed, k), so images 0 to 63 of 50,000 are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -19,7 +19,7 @@ from consistency_models.conditions import Prompt
 from consistency_models.random import seed_of
 from consistency_models.sampling.editing import edit, grid_of
 
-__all__ = ["Generator", "ImageNoise"]
+__all__ = ["Generator", "ImageNoise", "blocks"]
 
 
 class Generator:
@@ -143,21 +143,50 @@ class Generator:
                 raise ValueError(
                     f"labels must be {n} numbers from 0 to {self.num_classes - 1}; got {labels.tolist()[:8]}"
                 )
-        sampler, images = self.make_sampler(steps=steps) if sampler is None else sampler, []
+        sampler = self.make_sampler(steps=steps) if sampler is None else sampler
+        parts, images = blocks(range(first, first + n), batch_size), torch.empty(n, *self.shape)
+        labels_of = None if labels is None else lambda indices: labels[indices - first]
+        for part, batch in zip(parts, self.batches(parts, sampler, seed, labels_of)):
+            images[part.start - first : part.stop - first] = batch
+            if progress is not None:
+                progress(len(part))
+        return images
+
+    @torch.no_grad()
+    def batches(
+        self,
+        parts: Iterable[range],
+        sampler: Any,
+        seed: int = 0,
+        labels_of: Callable[[Tensor], Tensor | Prompt | None] | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield the images of each range of indices, shape (len(range), C, H, W), on the CPU.
+
+        A GPU samples the next range while the noise of the range after it is drawn on the host, and while the caller
+        uses the images of a range.
+
+        Args:
+            parts: ranges of indices; see `blocks`.
+            sampler: of `consistency_models.sampling.samplers`.
+            seed: images depend on (seed, index) only.
+            labels_of: `labels_of(indices)` returns classes or prompts; by default they take turns.
+
+        Raises:
+            ValueError: the model cannot take the levels of the sampler.
+        """
         self.check_levels(sampler.sigmas)
-        device = next(self.model.parameters()).device
-        # Batches of a long run are those of its parts: a network rounds otherwise in a batch of another size.
-        borders = [first, *range(first - first % batch_size + batch_size, first + n, batch_size), first + n]
-        for start, stop in pairwise(borders):
-            indices = torch.arange(start, stop)
-            rows = self.prompts_or_labels(indices) if labels is None else labels[start - first : stop - first]
-            condition = self.condition(rows, device)
+        device, labels_of = next(self.model.parameters()).device, labels_of or self.prompts_or_labels
+        waiting: Callable[[], Tensor] | None = None
+        for part in parts:
+            indices = torch.arange(part.start, part.stop)
+            condition = self.condition(labels_of(indices), device)
             noise = ImageNoise(seed, indices.tolist(), self.shape, device)
             x = sampler(partial(self.model, labels=condition), noise(), noise)
-            images.append((x.clamp(-1, 1) if self.clamp else x).float().cpu())
-            if progress is not None:
-                progress(len(indices))
-        return torch.cat(images)
+            finished, waiting = waiting, _copied_to_host((x.clamp(-1, 1) if self.clamp else x).float())
+            if finished is not None:
+                yield finished()
+        if waiting is not None:
+            yield waiting()
 
     def edit(
         self,
@@ -227,8 +256,32 @@ class Generator:
         return torch.cat(results)
 
 
+def blocks(indices: range, size: int) -> list[range]:
+    """Divide indices at the multiples of `size`: the rounding of a network depends on the size of its batch."""
+    first, stop = indices.start, indices.stop
+    borders = [first, *range(first - first % size + size, stop, size), stop]
+    return [range(start, end) for start, end in pairwise(borders)]
+
+
+def _copied_to_host(images: Tensor) -> Callable[[], Tensor]:
+    """Start to copy images to the host. The returned function waits for the copy and returns it."""
+    copy = images.to("cpu", non_blocking=images.is_cuda)  # from CUDA to page-locked memory, beside the next kernels
+    if not images.is_cuda:
+        return lambda: copy
+    copied = torch.cuda.current_stream(images.device).record_event()
+
+    def wait() -> Tensor:
+        copied.synchronize()
+        return copy
+
+    return wait
+
+
 class ImageNoise:
-    """Standard normal noise of given images: each call draws the next, and each image has generators of its own."""
+    """Standard normal noise of given images: each call draws the next, and the generator is seeded for each image.
+
+    Noise for a GPU is copied from page-locked memory, so the host does not wait for the kernels of earlier batches.
+    """
 
     def __init__(self, seed: int, indices: list[int], shape: tuple[int, ...], device: torch.device | str) -> None:
         self.seed, self.indices, self.shape, self.device = seed, indices, shape, device
@@ -236,9 +289,9 @@ class ImageNoise:
 
     def __call__(self) -> Tensor:
         """(len(indices), *shape)"""
-        drawn = [
-            torch.randn(self.shape, generator=torch.Generator().manual_seed(seed_of(self.seed, "image", k, self.draws)))
-            for k in self.indices
-        ]
+        on_gpu, generator = torch.device(self.device).type == "cuda", torch.Generator()
+        drawn = torch.empty(len(self.indices), *self.shape, pin_memory=on_gpu)
+        for place, k in zip(drawn, self.indices):
+            place.normal_(generator=generator.manual_seed(seed_of(self.seed, "image", k, self.draws)))
         self.draws += 1
-        return torch.stack(drawn).to(self.device)
+        return drawn.to(self.device, non_blocking=on_gpu)

@@ -207,6 +207,7 @@ def _write(
         save_comparison(folder / f"{name}.png", shown, columns, name)
     else:
         save_grid(folder / f"{name}.png", rows["result"], columns, name, captions)
+    (folder / name).mkdir(parents=True, exist_ok=True)
     for each, pixels in zip(names, to_bytes(rows["result"]).permute(0, 2, 3, 1).numpy()):
         save_png(folder / name / f"{each}.png", pixels)
     print(f"written to {folder / name}.png, and as single files to {folder / name}")
