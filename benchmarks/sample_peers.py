@@ -25,7 +25,8 @@ from consistency_models.app import build
 from consistency_models.app.tasks.archives import PNGWriter
 from consistency_models.evaluation.features import to_bytes
 from consistency_models.export.diffusers import to_diffusers
-from consistency_models.sampling.generator import Generator, blocks
+from consistency_models.sampling.batches import blocks
+from consistency_models.sampling.generator import Generator
 from consistency_models.storage.loading import build_model
 
 SMALL = ["network.model_channels=32", "network.num_blocks=1", "network.channel_mult=[1,2]", "network.head_channels=32"]

@@ -6,9 +6,9 @@ The noise of image k is a function of (seed, k), so images 0 to 63 of 50,000 are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from itertools import pairwise
-from typing import Any
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from torch.nn.functional import one_hot
 
 from consistency_models import conditions
 from consistency_models.conditions import Prompt
-from consistency_models.random import seed_of
+from consistency_models.sampling.batches import ImageNoise, blocks, image_batches
 from consistency_models.sampling.editing import edit, grid_of
+from consistency_models.sampling.guidance import Guided
+from consistency_models.sampling.text_to_image import TextToImage
 
-__all__ = ["Generator", "ImageNoise", "blocks"]
+__all__ = ["Generator"]
 
 
 class Generator:
@@ -54,6 +56,7 @@ class Generator:
         self.weights, self.steps = "model", (1,)
         self.config: dict[str, Any] = {}
         self.origin: dict[str, Any] = {}
+        self.pipeline: str | None = None  # folder of the text encoders and the VAE of a model of text
 
     def labels(self, indices: Tensor) -> Tensor | None:
         """The default class of each image: the classes take turns, so that all are equally frequent."""
@@ -100,10 +103,47 @@ class Generator:
                 "Call the model of its first stage, the teacher of model=tcm, below"
             )
 
+    @cached_property
+    def text_to_image(self) -> TextToImage:
+        """The text encoders and the VAE of `pipeline`, loaded when they are used first.
+
+        Raises:
+            ValueError: the model takes no text, or the folder is not known or gone.
+            DataError: see `Encoders`.
+        """
+        if not getattr(getattr(self.model, "network", None), "takes_text", False):
+            takes = "classes: give labels" if self.num_classes else "neither text nor classes: leave prompts out"
+            raise ValueError(f"prompts: this model takes {takes}")
+        if self.pipeline is None or not Path(self.pipeline).expanduser().is_dir():
+            raise ValueError(
+                f"prompts: the folder of the text encoders and the VAE is {self.pipeline}, which does not exist; "
+                "set generator.pipeline to the folder of the pipeline that the model was distilled from"
+            )
+        source = self.config.get("data", {}).get("source") or {}
+        device = next(self.model.parameters()).device
+        return TextToImage(self.pipeline, device, source.get("scale"), source.get("shift"))
+
+    def _prompts(self, texts: Sequence[str], guidance: float | None) -> tuple[Prompt, nn.Module]:
+        """The encoded texts, and the model with guidance.
+
+        Raises:
+            ValueError: no list of texts, no text model, or the guidance is none that the model takes.
+        """
+        if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"prompts must be a list of texts, such as ['a red cat']; got {texts!r:.80}")
+        encoders, network = self.text_to_image, cast(Any, self.model.network)
+        if network.w_dim and guidance is None:
+            raise ValueError("guidance: this model takes the guidance as an input; give a number, such as guidance=8.0")
+        if network.w_dim or guidance in (None, 1):
+            return encoders.prompts(texts, self.shape[-1], guidance if network.w_dim else None), self.model
+        if network.two_times:
+            raise ValueError(f"guidance={guidance}: a model of two times has learned its guidance; leave guidance out")
+        return encoders.prompts(texts, self.shape[-1]), Guided(self.model, guidance)
+
     @torch.no_grad()
     def sample(
         self,
-        n: int,
+        n: int | None = None,
         steps: int | None = None,
         seed: int = 0,
         labels: Tensor | Prompt | None = None,
@@ -111,11 +151,16 @@ class Generator:
         first: int = 0,
         progress: Callable[[int], None] | None = None,
         sampler: Any = None,
+        prompts: Sequence[str] | None = None,
+        guidance: float | None = None,
     ) -> Tensor:
         """Images first … first + n - 1 of this seed, shape (n, C, H, W), on the CPU; in [-1, 1] for image data.
 
+            generator.sample(64, labels=[3] * 64)
+            generator.sample(prompts=["a red cat", "a dog"], steps=4)      # decoded images (2, 3, H, W) in [-1, 1]
+
         Args:
-            n: number of images, at least 1.
+            n: number of images, at least 1; None: the number of prompts or labels.
             steps: network calls an image (for an ODE sampler: solver steps); by default the first step count at which
                 the model was evaluated, 1 for a consistency model.
             seed: images depend on (seed, index) only.
@@ -125,11 +170,30 @@ class Generator:
             first: index of the first image.
             progress: called with the number of images after each batch.
             sampler: of `consistency_models.sampling.samplers`; by default `make_sampler(steps=steps)`.
+            prompts: n texts, in place of labels, for a model of text. `pipeline` is the folder of the text encoders and
+                of the VAE, which decodes the latents.
+            guidance: with prompts, g of uncond + g·(cond - uncond), as `guidance_scale` of pipelines. A model with w
+                as an input requires g. For other models None or 1 is no guidance; with any other number the model is
+                called twice in a step, with and without the text.
 
         Raises:
-            ValueError: n or steps below 1, or labels or levels that the model cannot take.
+            ValueError: n or steps below 1, or labels, prompts, guidance or levels that the model cannot take.
+            DataError: the folder of the text encoders and the VAE cannot be used.
         """
-        steps = self.steps[0] if steps is None else steps
+        steps, model, text_to_image = self.steps[0] if steps is None else steps, self.model, None
+        if guidance is not None and prompts is None:
+            raise ValueError("guidance: only with prompts; with labels=Prompt(…), w is Prompt.guidance")
+        if prompts is not None:
+            if labels is not None:
+                raise ValueError("give prompts or labels, not both")
+            if n not in (None, len(prompts)):
+                raise ValueError(f"prompts must be n={n} texts; got {len(prompts)}")
+            labels, model = self._prompts(prompts, guidance)
+            text_to_image = self.text_to_image
+        if n is None:
+            if labels is None:
+                raise ValueError("n is needed without prompts and labels")
+            n = len(labels)
         if n < 1 or steps < 1:
             raise ValueError(f"n and steps must be at least 1; got n={n}, steps={steps}")
         if isinstance(labels, Prompt):
@@ -143,50 +207,45 @@ class Generator:
                 raise ValueError(
                     f"labels must be {n} numbers from 0 to {self.num_classes - 1}; got {labels.tolist()[:8]}"
                 )
-        sampler = self.make_sampler(steps=steps) if sampler is None else sampler
-        parts, images = blocks(range(first, first + n), batch_size), torch.empty(n, *self.shape)
-        labels_of = None if labels is None else lambda indices: labels[indices - first]
-        for part, batch in zip(parts, self.batches(parts, sampler, seed, labels_of)):
-            images[part.start - first : part.stop - first] = batch
+        sampler, images = self.make_sampler(steps=steps) if sampler is None else sampler, []
+        parts = blocks(range(first, first + n), batch_size)
+        rows = None if labels is None else lambda indices: labels[indices - first]
+        for batch in self.batches(parts, sampler, seed, rows, model):
+            images.append(batch if text_to_image is None else text_to_image.images(batch))
             if progress is not None:
-                progress(len(part))
-        return images
+                progress(len(batch))
+        return torch.cat(images)
 
-    @torch.no_grad()
     def batches(
         self,
         parts: Iterable[range],
         sampler: Any,
         seed: int = 0,
         labels_of: Callable[[Tensor], Tensor | Prompt | None] | None = None,
+        model: nn.Module | None = None,
     ) -> Iterator[Tensor]:
-        """Yield the images of each range of indices, shape (len(range), C, H, W), on the CPU.
-
-        A GPU samples the next range while the noise of the range after it is drawn on the host, and while the caller
-        uses the images of a range.
+        """Yield the images of each range of indices, shape (len(range), C, H, W), on the CPU; see `image_batches`.
 
         Args:
-            parts: ranges of indices; see `blocks`.
+            parts: ranges of indices, such as `blocks`.
             sampler: of `consistency_models.sampling.samplers`.
             seed: images depend on (seed, index) only.
             labels_of: `labels_of(indices)` returns classes or prompts; by default they take turns.
+            model: the model with guidance; by default the model.
 
         Raises:
             ValueError: the model cannot take the levels of the sampler.
         """
         self.check_levels(sampler.sigmas)
-        device, labels_of = next(self.model.parameters()).device, labels_of or self.prompts_or_labels
-        waiting: Callable[[], Tensor] | None = None
-        for part in parts:
-            indices = torch.arange(part.start, part.stop)
+        labels_of = labels_of or self.prompts_or_labels
+        device = next(self.model.parameters()).device
+
+        def sample(indices: Tensor, noise: ImageNoise) -> Tensor:
             condition = self.condition(labels_of(indices), device)
-            noise = ImageNoise(seed, indices.tolist(), self.shape, device)
-            x = sampler(partial(self.model, labels=condition), noise(), noise)
-            finished, waiting = waiting, _copied_to_host((x.clamp(-1, 1) if self.clamp else x).float())
-            if finished is not None:
-                yield finished()
-        if waiting is not None:
-            yield waiting()
+            x = sampler(partial(model or self.model, labels=condition), noise(), noise)
+            return (x.clamp(-1, 1) if self.clamp else x).float()
+
+        return image_batches(sample, parts, seed, self.shape, device)
 
     def edit(
         self,
@@ -254,44 +313,3 @@ class Generator:
             )
             results.append(edited.cpu())
         return torch.cat(results)
-
-
-def blocks(indices: range, size: int) -> list[range]:
-    """Divide indices at the multiples of `size`: the rounding of a network depends on the size of its batch."""
-    first, stop = indices.start, indices.stop
-    borders = [first, *range(first - first % size + size, stop, size), stop]
-    return [range(start, end) for start, end in pairwise(borders)]
-
-
-def _copied_to_host(images: Tensor) -> Callable[[], Tensor]:
-    """Start to copy images to the host. The returned function waits for the copy and returns it."""
-    copy = images.to("cpu", non_blocking=images.is_cuda)  # from CUDA to page-locked memory, beside the next kernels
-    if not images.is_cuda:
-        return lambda: copy
-    copied = torch.cuda.current_stream(images.device).record_event()
-
-    def wait() -> Tensor:
-        copied.synchronize()
-        return copy
-
-    return wait
-
-
-class ImageNoise:
-    """Standard normal noise of given images: each call draws the next, and the generator is seeded for each image.
-
-    Noise for a GPU is copied from page-locked memory, so the host does not wait for the kernels of earlier batches.
-    """
-
-    def __init__(self, seed: int, indices: list[int], shape: tuple[int, ...], device: torch.device | str) -> None:
-        self.seed, self.indices, self.shape, self.device = seed, indices, shape, device
-        self.draws = 0
-
-    def __call__(self) -> Tensor:
-        """(len(indices), *shape)"""
-        on_gpu, generator = torch.device(self.device).type == "cuda", torch.Generator()
-        drawn = torch.empty(len(self.indices), *self.shape, pin_memory=on_gpu)
-        for place, k in zip(drawn, self.indices):
-            place.normal_(generator=generator.manual_seed(seed_of(self.seed, "image", k, self.draws)))
-        self.draws += 1
-        return drawn.to(self.device, non_blocking=on_gpu)

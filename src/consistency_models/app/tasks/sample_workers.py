@@ -23,7 +23,8 @@ from consistency_models.app.checks.strangers import check_links
 from consistency_models.app.devices import cpu_threads
 from consistency_models.conditions import Prompt
 from consistency_models.errors import ConfigError
-from consistency_models.sampling.generator import Generator, blocks
+from consistency_models.sampling.batches import blocks
+from consistency_models.sampling.generator import Generator
 from consistency_models.sampling.samplers import Consistency
 from consistency_models.storage.loading import checkpoint_file, load
 
@@ -66,7 +67,7 @@ def _consistency(generator: Generator, sigmas: list[float]) -> Consistency:
         own = generator.make_sampler(steps=len(sigmas))
         if isinstance(own, Consistency):
             fix = ""
-            return Consistency(sigmas, own.sigma_min, own.clip, unit_variance=own.unit_variance)
+            return Consistency(sigmas, own.sigma_min, own.clip, unit_variance=own.unit_variance, inputs=own.inputs)
         allowed = f"null with the sampler {type(own).__name__}"
         reason = "only a consistency sampler takes arbitrary levels"
     except ValueError as error:
