@@ -207,9 +207,12 @@ class Generator:
                 raise ValueError(
                     f"labels must be {n} numbers from 0 to {self.num_classes - 1}; got {labels.tolist()[:8]}"
                 )
+
+        def rows(indices: Tensor) -> Tensor | Prompt | None:
+            return self.prompts_or_labels(indices) if labels is None else labels[indices - first]
+
         sampler, images = self.make_sampler(steps=steps) if sampler is None else sampler, []
         parts = blocks(range(first, first + n), batch_size)
-        rows = None if labels is None else lambda indices: labels[indices - first]
         for batch in self.batches(parts, sampler, seed, rows, model):
             images.append(batch if text_to_image is None else text_to_image.images(batch))
             if progress is not None:
@@ -237,11 +240,10 @@ class Generator:
             ValueError: the model cannot take the levels of the sampler.
         """
         self.check_levels(sampler.sigmas)
-        labels_of = labels_of or self.prompts_or_labels
         device = next(self.model.parameters()).device
 
         def sample(indices: Tensor, noise: ImageNoise) -> Tensor:
-            condition = self.condition(labels_of(indices), device)
+            condition = self.condition((labels_of or self.prompts_or_labels)(indices), device)
             x = sampler(partial(model or self.model, labels=condition), noise(), noise)
             return (x.clamp(-1, 1) if self.clamp else x).float()
 
