@@ -157,6 +157,11 @@ def test_what_hydra_answers_itself(command, arguments):
         (["--config-name=trian"], "Allowed: files that can be put together"),
         (["--experimental-rerun=x.pickle"], "--experimental-rerun=x.pickle is not allowed. Allowed: not given"),
         (["hydra.searchpath=5"], "hydra.searchpath must be a list of strings"),
+        (  # what zsh makes of a command and its comment
+            ["model=ict", "#", "the", "published", "recipe"],
+            "error: #=the published recipe is not allowed: the shell hands comments to commands. Allowed: KEY=VALUE in "
+            "Hydra's grammar. Leave the comment out, or type `setopt interactive_comments` in zsh",
+        ),
     ],
 )
 def test_flags_that_are_refused(command, arguments, told):
