@@ -193,3 +193,4 @@ def test_published_settings_train(experiment, encoded, sd_folder, tmp_path):
     assert run(tmp_path, *paths, *TINY, *small) == Exit.DONE
     (row,) = rows(tmp_path)
     assert 0 < float(row["train/loss"]) < float("inf")
+    assert list(read(tmp_path / "checkpoints/last.ckpt")["ema"]) == ["0.95"]  # published trainings are short
