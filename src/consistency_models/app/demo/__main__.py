@@ -4,7 +4,7 @@ run=FOLDER       a run folder, a checkpoint, an export or an official file; run=
                  the same noise
 host=127.0.0.1   the address to listen on; 0.0.0.0 lets other computers use the page
 port=7860        the port; 0 takes a free one
-device=cpu       the device of the models
+device=auto      the device of the models: auto, cpu, cuda, cuda:1, mps
 weights=NAME     model, or the name of an average; by default the first average
 pipeline=FOLDER  of models of latents: the pipeline of diffusers with the VAE and the text encoders
 
@@ -23,6 +23,7 @@ from annotated_types import Ge, Le, MaxLen, MinLen, doc
 
 from consistency_models.app.checks.files import wrong_path
 from consistency_models.app.checks.rules import nearest
+from consistency_models.app.checks.table import Device
 from consistency_models.errors import CheckpointError, ConfigError, Exit
 from consistency_models.values import Text, Weights, checked, kinds_of
 
@@ -37,7 +38,7 @@ def show(
     run: Runs,
     host: Text = "127.0.0.1",
     port: Port = 7860,
-    device: Text = "cpu",
+    device: Device = "auto",
     weights: Weights | None = None,
     pipeline: Text | None = None,
 ) -> None:

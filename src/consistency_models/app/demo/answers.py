@@ -122,7 +122,7 @@ class Edited:
     """Results of an edit.
 
     Args:
-        start: what the model is given for the first result, (C, H, W): the part that is kept, the painting, or the noisy image.
+        start: what the model is given for the first result, (C, H, W): the known part, the painting or the noisy image.
         images: (n, C, H, W), with different noise.
         seconds: duration.
     """

@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["STYLE", "heading", "line", "row", "table"]
 
-SMALL, LARGE = 64, 256  # pixels of the browser: the least size of an image, and the largest
+SMALL, LARGE = 72, 256  # pixels of the browser: the least size of an image, and the largest
 
 STYLE = """
 .cm-row { display: flex; flex-wrap: wrap; gap: 6px; margin: 2px 0 10px }

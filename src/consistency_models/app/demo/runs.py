@@ -66,6 +66,10 @@ class Run:
             return self._prompt(condition or "", n)
         return self.generator.labels(torch.arange(n)) if condition is None else torch.full((n,), int(condition))
 
+    def class_names(self, condition: int | str | None, n: int) -> list[str]:
+        """The names of the classes of n images; empty for a model without classes or names."""
+        return (self.generator.names(self.labels(condition, n)) or []) if self.generator.num_classes else []
+
     def _prompt(self, text: Any, n: int) -> Prompt:
         empty = self.encoders.empty()
         parts = {name: value.expand(n, *value.shape[1:]) for name, value in self.encoders.texts([text]).items()}
@@ -89,20 +93,28 @@ class Run:
 
 
 def open_runs(
-    paths: Sequence[str], weights: str | None = None, device: str = "cpu", pipeline: str | None = None
+    paths: Sequence[str], weights: str | None = None, device: str = "auto", pipeline: str | None = None
 ) -> list[Run]:
     """Load runs that can be shown side by side.
 
     Args:
         paths: what `consistency_models.load` takes.
         weights: as for `load`.
-        device: device of the models.
+        device: device of the models; auto selects a GPU if there is one.
         pipeline: folder of the pipeline with text encoders and VAE, for models of latents.
 
     Raises:
-        ConfigError: a run makes points, the runs make different images, or the pipeline is missing or not used.
+        ConfigError: the device is missing, a run makes points, the runs make different images, or the pipeline is
+            missing or not used.
         CheckpointError: a run cannot be loaded.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        reason = str(error).partition("\n")[0]
+        raise ConfigError("device", device, "auto, or a device of this machine", reason=reason) from error
     runs = [_open(path, weights, device, pipeline) for path in paths]
     first, *others = runs
     for run in others:
