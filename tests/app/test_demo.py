@@ -17,17 +17,15 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
-from jobs import config_of
+from jobs import ROOT, config_of
 from PIL import Image
 
 from consistency_models import load
-from consistency_models.app.demo import html
+from consistency_models.app.demo import html, views
 from consistency_models.app.demo.__main__ import main, settings_of
 from consistency_models.app.demo.answers import EDITS, STROKE, Settings, edited, interpolated, sampled
 from consistency_models.app.demo.runs import open_runs
 from consistency_models.app.demo.server import application, listen
-from consistency_models.conditions import Prompt
-from consistency_models.data.encoders import Encoders
 from consistency_models.errors import ConfigError
 from consistency_models.evaluation.features import to_bytes
 from consistency_models.export.weights import to_checkpoint
@@ -157,16 +155,20 @@ def test_pictures_are_exact_and_names_of_files_are_text():
 
 
 def test_prompts_and_latents(sd_folder):
-    (run,) = open_runs([sd_folder], pipeline=str(sd_folder))
-    encoders = Encoders(sd_folder)
-    prompt = Prompt(encoders.texts(["a cat"])["text"].expand(2, -1, -1), guidance=torch.zeros(2))
-    expected = load(sd_folder).sample(2, steps=2, seed=1, labels=prompt)
-    samples = sampled(run, "a cat", 1, 2, 2)
-    assert torch.equal(samples.images, expected)
-    assert torch.equal(run.pictures(expected), to_bytes(encoders.decoded(expected / encoders.scale + encoders.shift)))
-    assert not torch.equal(sampled(run, "a dog", 1, 2, 2).images, expected)
-    with pytest.raises(ConfigError, match=r"pipeline=None is not allowed: .* makes 4x8x8 numbers"):
-        open_runs([sd_folder])
+    (run,) = open_runs([sd_folder])
+    generator = load(sd_folder)
+    for text, guidance in (("a cat", 1), ("a cat", 3), ("a dog", 1)):
+        expected = generator.sample(steps=2, seed=1, prompts=[text] * 2, guidance=guidance)
+        samples = sampled(run, (text, guidance), 1, 2, 2)
+        assert torch.equal(samples.images, expected)
+        assert run.pictures(samples.calls[0].denoised).shape == expected.shape == (2, 3, 16, 16)
+        shown = views.samples(run, text, guidance, 1, 2, 2, 1)
+        assert equal(pixels_of(shown)[:2], as_pixels(expected))
+
+
+def test_points_are_refused():
+    with pytest.raises(ConfigError, match=r"pipeline=None is not allowed: .* makes 2x1x1 numbers"):
+        open_runs([ROOT / "tests/reliability/earlier"])
 
 
 def test_runs_of_other_images_are_refused(paths, folder):
@@ -290,9 +292,9 @@ def test_in_a_browser(url, paths):
         page.goto(url)
         page.wait_for_selector("#samples-0 img")
         start = time.perf_counter()
-        before = page.inner_html("#samples-0")
+        before = page.get_attribute("#samples-0 img", "src")
         page.click("#again")  # seed 1
-        page.wait_for_function("before => document.querySelector('#samples-0').innerHTML != before", arg=before)
+        page.wait_for_function("before => document.querySelector('#samples-0 img').src != before", arg=before)
         print(f"from the press to the pictures: {1000 * (time.perf_counter() - start):.0f} ms")
         for _ in range(3):  # seed 4, without waiting
             page.click("#again")

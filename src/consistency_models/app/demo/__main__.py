@@ -6,7 +6,8 @@ host=127.0.0.1   the address to listen on; 0.0.0.0 lets other computers use the 
 port=7860        the port; 0 takes a free one
 device=auto      the device of the models: auto, cpu, cuda, cuda:1, mps
 weights=NAME     model, or the name of an average; by default the first average
-pipeline=FOLDER  of models of latents: the pipeline of diffusers with the VAE and the text encoders
+pipeline=FOLDER  of models of latents: the pipeline of diffusers with the VAE and the text encoders; by default the
+                 folder that the file names
 
 The page shows samples, the way from noise to image, edits and interpolations. Requires the extra `demo`. Nothing is
 fetched or sent: neither this program nor the page opens a connection to another address.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consistency_models.app.demo.runs import Run
+from consistency_models.app.demo.runs import Condition, Run
 from consistency_models.sampling.editing import (
     Colorization,
     Inpainting,
@@ -56,7 +56,7 @@ class Samples:
 
     Args:
         images: (n, C, H, W), those of `Generator.sample`.
-        calls: the calls of the network, from noise to images.
+        calls: the calls of the network, from noise to images or latents.
         steps: step count that the run took.
         seconds: duration of the sampling.
     """
@@ -83,12 +83,12 @@ class _Recorder:
 
 
 @functools.lru_cache(maxsize=4)  # to show the trajectory of another image, or to edit one, needs no new sampling
-def sampled(run: Run, condition: int | str | None, seed: int, steps: int, n: int) -> Samples:
+def sampled(run: Run, condition: Condition, seed: int, steps: int, n: int) -> Samples:
     """Sample n images.
 
     Args:
         run: the run.
-        condition: number of a class, or a text; None: the classes take turns.
+        condition: see `Condition`.
         seed: noise is a function of (seed, index), the same for all runs.
         steps: the run takes the step count nearest to it that its sampler takes.
         n: number of images.
@@ -96,7 +96,11 @@ def sampled(run: Run, condition: int | str | None, seed: int, steps: int, n: int
     steps = run.nearest(steps)
     recorder = _Recorder(run.generator.make_sampler(steps=steps))
     start = time.perf_counter()
-    images = run.generator.sample(n, seed=seed, labels=run.labels(condition, n), sampler=recorder)
+    if isinstance(condition, tuple):
+        given: dict[str, Any] = {"prompts": [condition[0]] * n, "guidance": condition[1]}
+    else:
+        given = {"labels": run.labels(condition, n)}
+    images = run.generator.sample(n, seed=seed, sampler=recorder, **given)
     return Samples(images, tuple(recorder.calls), steps, time.perf_counter() - start)
 
 

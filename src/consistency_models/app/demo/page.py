@@ -27,16 +27,19 @@ def page(runs: Sequence[Run]) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 condition = _condition(first)
+                guidance = gr.Slider(
+                    1, 20, first.guidance, label="Guidance", elem_id="guidance", visible=first.takes_text
+                )
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, elem_id="seed")
                 again = gr.Button("Another seed", elem_id="again")
                 steps = gr.Slider(1, MAX_STEPS, first.nearest(1), step=1, label="Steps", elem_id="steps")
                 n = gr.Slider(1, most, min(10, most), step=1, label="Images", elem_id="images", visible=most > 1)
                 k = gr.Slider(0, most - 1, 0, step=1, label="Image to follow", elem_id="follow", visible=most > 1)
-            shared = [condition, seed, steps, n, k]
+            shared = [condition, guidance, seed, steps, n, k]
             with gr.Column(scale=4), gr.Tabs():
                 with gr.Tab("Samples"):
                     _samples_tab(blocks, runs, shared)
-                if first.encoders is None:
+                if first.latent is None:
                     with gr.Tab("Edit"):
                         _edit_tab(blocks, runs, shared)
                     with gr.Tab("Interpolate") as tab:

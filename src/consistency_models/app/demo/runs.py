@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from consistency_models.conditions import Prompt
-from consistency_models.data.encoders import Encoders
 from consistency_models.errors import ConfigError
 from consistency_models.evaluation.features import to_bytes
+from consistency_models.pretrained import is_pipeline
 from consistency_models.sampling.generator import Generator
+from consistency_models.sampling.text_to_image import TextToImage
 from consistency_models.storage.loading import load
 
-__all__ = ["MAX_STEPS", "Run", "open_runs"]
+__all__ = ["MAX_STEPS", "Condition", "Run", "open_runs"]
 
+Condition = int | tuple[str, float] | None
+"""Number of a class; a text and its guidance; None: the classes take turns, or the model is unconditional."""
 MAX_STEPS = 8
 PIXELS = 1 << 21  # of all images of one answer
 MOST = 40  # images of one answer
@@ -31,13 +32,13 @@ class Run:
         name: the path, as on the command line.
         generator: the model.
         step_counts: the step counts from 1 to `MAX_STEPS` that the sampler takes.
-        encoders: text encoders and VAE of a model of latents; None for a model of images.
+        latent: text encoders and VAE of a model of latents; None for a model of images.
     """
 
     name: str
     generator: Generator
     step_counts: tuple[int, ...]
-    encoders: Encoders | None = None
+    latent: TextToImage | None = None
 
     @property
     def takes_text(self) -> bool:
@@ -45,51 +46,40 @@ class Run:
         return getattr(self.generator.model.network, "takes_text", False)
 
     @property
+    def guidance(self) -> float:
+        """The first guidance of a model of text: the middle of the range of its training, or 1, no guidance."""
+        bounds = self.generator.config["data"].get("guidance_w") or (0.0,)
+        return 1 + sum(bounds) / len(bounds)
+
+    @property
     def most(self) -> int:
         """The largest number of images of one answer, so that it has at most two million pixels, but at least one."""
         channels, height, width = self.generator.shape
-        pixels = channels * height * width if self.encoders is None else 3 * height * width * self.encoders.factor**2
+        factor = 1 if self.latent is None else self.latent.encoders.factor
+        pixels = (channels if self.latent is None else 3) * height * width * factor**2
         return max(1, min(MOST, PIXELS // pixels))
 
     def nearest(self, steps: int) -> int:
         """The step count that the sampler takes and that is nearest to `steps`."""
         return min(self.step_counts, key=lambda each: abs(each - steps))
 
-    def labels(self, condition: int | str | None, n: int) -> Tensor | Prompt | None:
-        """The labels of n images.
+    def labels(self, condition: Condition, n: int) -> Tensor | None:
+        """The classes of n images; None for a model without classes."""
+        if condition is None or not self.generator.num_classes:
+            return self.generator.labels(torch.arange(n))
+        return torch.full((n,), condition)
 
-        Args:
-            condition: number of a class, or a text; None: the classes take turns, or the model is unconditional.
-            n: number of images.
-        """
-        if self.takes_text:
-            return self._prompt(condition or "", n)
-        return self.generator.labels(torch.arange(n)) if condition is None else torch.full((n,), int(condition))
-
-    def class_names(self, condition: int | str | None, n: int) -> list[str]:
+    def class_names(self, condition: Condition, n: int) -> list[str]:
         """The names of the classes of n images; empty for a model without classes or names."""
-        return (self.generator.names(self.labels(condition, n)) or []) if self.generator.num_classes else []
+        return self.generator.names(self.labels(condition, n)) or []
 
-    def _prompt(self, text: Any, n: int) -> Prompt:
-        empty = self.encoders.empty()
-        parts = {name: value.expand(n, *value.shape[1:]) for name, value in self.encoders.texts([text]).items()}
-        shared = {{"text": "empty", "pooled": "empty_pooled"}[name]: value for name, value in empty.items()}
-        if "pooled" in parts:
-            pixels = self.generator.shape[1] * self.encoders.factor
-            parts["sizes"] = torch.tensor([pixels, pixels, 0, 0, pixels, pixels]).expand(n, -1).float()
-        return Prompt(**parts, **shared, guidance=torch.full((n,), self._guidance()))
-
-    def _guidance(self) -> float:
-        """w of LCM: the middle of the range of the training, as in the pictures of samples; 0 if there is none."""
-        bounds = self.generator.config["data"].get("guidance_w") or (0.0,)
-        return float(sum(bounds) / len(bounds))
+    def shown(self, images: Tensor) -> Tensor:
+        """Pixels of what `Generator.sample` returns: decoded images of a model of text, otherwise as in the model."""
+        return to_bytes(images) if self.takes_text else self.pictures(images)
 
     def pictures(self, x: Tensor) -> Tensor:
         """Pixels of images or latents x, (B, 1 or 3, H, W) uint8."""
-        if self.encoders is None:
-            return to_bytes(x)
-        shift, scale = (torch.tensor(value).reshape(-1, 1, 1) for value in (self.encoders.shift, self.encoders.scale))
-        return to_bytes(self.encoders.decoded(x / scale + shift))
+        return to_bytes(x if self.latent is None else self.latent.images(x))
 
 
 def open_runs(
@@ -101,7 +91,8 @@ def open_runs(
         paths: what `consistency_models.load` takes.
         weights: as for `load`.
         device: device of the models; auto selects a GPU if there is one.
-        pipeline: folder of the pipeline with text encoders and VAE, for models of latents.
+        pipeline: folder of the pipeline with text encoders and VAE, for models of latents; None: the folder that the
+            file names.
 
     Raises:
         ConfigError: the device is missing, a run makes points, the runs make different images, or the pipeline is
@@ -127,19 +118,21 @@ def open_runs(
 
 
 def _open(path: str, weights: str | None, device: str, pipeline: str | None) -> Run:
-    generator = load(path, weights, device)
-    encoders = None
+    generator, latent = load(path, weights, device), None
     if not generator.clamp or generator.shape[0] not in (1, 3):
-        if pipeline is None:
+        named = generator.pipeline if generator.pipeline and is_pipeline(generator.pipeline) else None
+        folder = pipeline or named
+        if folder is None:
             reason = f"{path} makes {'x'.join(map(str, generator.shape))} numbers, which are no grey or RGB pixels"
             allowed = "the folder of the pipeline whose VAE decodes the latents of the run"
             raise ConfigError("pipeline", None, allowed, "points cannot be shown", reason=reason)
-        encoders = Encoders(pipeline, device)
+        source = generator.config["data"].get("source") or {}
+        latent = TextToImage(folder, device, source.get("scale"), source.get("shift"))
+        generator.pipeline, generator.text_to_image = str(folder), latent
     elif pipeline is not None:
         raise ConfigError("pipeline", pipeline, "left out", reason=f"{path} makes images, and not latents")
-    return Run(
-        path, generator, tuple(filter(_taken_by(generator), range(1, MAX_STEPS + 1))) or generator.steps, encoders
-    )
+    counts = tuple(filter(_taken_by(generator), range(1, MAX_STEPS + 1))) or generator.steps
+    return Run(str(path), generator, counts, latent)
 
 
 def _taken_by(generator: Generator) -> Callable[[int], bool]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from consistency_models.app.demo import html
 from consistency_models.app.demo.answers import EDITS, Settings, edited, interpolated, sampled
-from consistency_models.app.demo.runs import Run
+from consistency_models.app.demo.runs import Condition, Run
 from consistency_models.evaluation.features import to_float
 
 __all__ = ["IN_TURN", "background", "brushed", "edits", "interpolation", "read_canvas", "samples", "title"]
@@ -29,15 +29,17 @@ def title(run: Run) -> str:
     return html.heading(run.name, ", ".join(filter(None, (*known, f"weights {run.generator.weights}"))))
 
 
-def _controls(condition: Any, seed: Any, steps: Any, n: Any) -> tuple[int | str | None, int, int, int]:
-    """The values of the widgets as numbers; a field that the user has emptied counts as 0."""
-    return None if condition in (IN_TURN, None) else condition, int(seed or 0), int(steps), int(n)
+def _controls(condition: Any, guidance: Any, seed: Any, steps: Any, n: Any) -> tuple[Condition, int, int, int]:
+    """The values of the widgets; a field that the user has emptied counts as 0."""
+    if isinstance(condition, str):
+        condition = (condition, float(guidance))
+    return None if condition == IN_TURN else condition, int(seed or 0), int(steps), int(n)
 
 
-def samples(run: Run, condition: Any, seed: int, steps: int, n: int, k: int) -> str:
+def samples(run: Run, *shared: Any) -> str:
     """Samples, and the calls of the network from noise to image k."""
-    condition, seed, steps, n = _controls(condition, seed, steps, n)
-    answer, k = sampled(run, condition, seed, steps, n), min(int(k), n - 1)
+    condition, seed, steps, n = _controls(*shared[:5])
+    answer, k = sampled(run, condition, seed, steps, n), min(int(shared[5]), n - 1)
     rows = {
         "input": run.pictures(torch.stack([call.scaled[k] for call in answer.calls])),
         "output": run.pictures(torch.stack([call.denoised[k] for call in answer.calls])),
@@ -45,7 +47,7 @@ def samples(run: Run, condition: Any, seed: int, steps: int, n: int, k: int) -> 
     calls = f"{_count(answer.steps, 'step')}, {_count(len(answer.calls), 'network call')} an image"
     return (
         html.line(f"{calls}, {1000 * answer.seconds:.0f} ms")
-        + html.row(run.pictures(answer.images), run.class_names(condition, n))
+        + html.row(run.shown(answer.images), run.class_names(condition, n))
         + html.line(f"From noise to image {k}: the input of the network, and its output, at each level σ")
         + html.table([f"σ {call.sigma:.3g}" for call in answer.calls], rows)
     )
@@ -55,10 +57,10 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def background(run: Run, scale: int, condition: Any, seed: int, steps: int, n: int, k: int) -> dict[str, Any]:
+def background(run: Run, scale: int, *shared: Any) -> dict[str, Any]:
     """Image k of the samples, enlarged, as the background of the canvas."""
-    condition, seed, steps, n = _controls(condition, seed, steps, n)
-    image = sampled(run, condition, seed, steps, n).images[min(int(k), n - 1)]
+    condition, seed, steps, n = _controls(*shared[:5])
+    image = sampled(run, condition, seed, steps, n).images[min(int(shared[5]), n - 1)]
     pixels = run.pictures(image[None])[0].expand(3, -1, -1).permute(1, 2, 0).numpy()
     return {"background": Image.fromarray(pixels.repeat(scale, 0).repeat(scale, 1)), "layers": [], "composite": None}
 
@@ -73,7 +75,7 @@ def edits(
     """
     if not canvas or canvas["background"] is None:
         raise ValueError("the canvas is empty: take an image of the samples, or open a file")
-    condition, seed, steps, n = _controls(*shared[:4])
+    condition, seed, steps, n = _controls(*shared[:5])
     image = read_canvas(canvas[EDITS[edit].reads], run.generator.shape)
     settings = Settings(brushed(canvas["layers"], run.generator.shape[-1]), int(points), int(patch), float(sigma))
     done = edited(run, edit, image, settings, condition, seed, steps, n)
@@ -108,6 +110,6 @@ def interpolation(run: Run, a: int, b: int, *shared: Any) -> str:
     Raises:
         ValueError: both images are the same.
     """
-    condition, seed, steps, n = _controls(*shared[:4])
+    condition, seed, steps, n = _controls(*shared[:5])
     images, seconds = interpolated(run, condition, seed, steps, (int(a or 0), int(b or 0)), max(2, n))
     return html.line(f"{1000 * seconds:.0f} ms") + html.row(run.pictures(images))
