@@ -311,11 +311,12 @@ def test_in_a_browser(url, paths):
         assert [len(images) for images in shown] == [10 + 2 * 2, 10 + 2 * 4]
         assert page.inner_text("#samples-0 figcaption >> nth=1") == "<b>one</b>"
         page.get_by_role("tab", name="Edit").click()
-        page.click("#take")
+        with page.expect_response(re.compile("/file=")):  # the picture
+            page.click("#take")
         canvas = page.locator("#canvas canvas").first
         box = canvas.bounding_box()
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        page.wait_for_timeout(500)  # the canvas takes the picture
+        page.wait_for_timeout(1000)  # the canvas draws the picture
         page.mouse.move(x - 60, y)
         page.mouse.down()
         page.mouse.move(x + 60, y, steps=5)
