@@ -311,6 +311,7 @@ def test_in_a_browser(url, paths):
         assert [len(images) for images in shown] == [10 + 2 * 2, 10 + 2 * 4]
         assert page.inner_text("#samples-0 figcaption >> nth=1") == "<b>one</b>"
         page.get_by_role("tab", name="Edit").click()
+        page.wait_for_timeout(2000)  # the canvas draws its first picture
         with page.expect_response(re.compile("/file=")):  # the picture
             page.click("#take")
         canvas = page.locator("#canvas canvas").first
