@@ -51,7 +51,7 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("sweeps=ict_distanse", "sweeps", "cd_solver, ", "did you mean sweeps=ict_distance?"),
     ("logger.wandb.upload=maybe", "logger.wandb.upload", "true, false", ""),
     ("ckpt_path=wandb:me/runs", "ckpt_path", "wandb:ENTITY/PROJECT/NAME:ALIAS", ""),
-    ("sweeps=ict_distance sweep_size=tiny", "sweep_size", "small, paper", ""),
+    ("sweeps=ict_distance sweep_size=tiny", "sweep_size", "small, digits, paper", ""),
     ("hydra/launcher=proceses", "hydra/launcher", "basic, processes", "did you mean hydra/launcher=processes?"),
     ("debug=overfitt", "debug", "default, limit, overfit, profiler", "did you mean debug=overfit?"),
     ("experiment=cifar10_ic", "experiment", "cifar10_ict", "did you mean experiment=cifar10_ict?"),

@@ -299,7 +299,10 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
         labels = None if labels is None else labels.to(device)
         exact = getattr(source, "consistency", None)
         solution = exact or HeunSolution(teacher.to(device).eval(), config["evaluation"]["ode_steps"], **ends)
-        cache_key = source.digest if exact else None
+        # Weights of a second, weaker teacher have no digest here: their solution is not cached.
+        options = {key: value for key, value in config["teacher"].items() if key != "path"}
+        digest = None if options.get("weak") else getattr(teacher, "origin", {}).get("digest")
+        cache_key = source.digest if exact else digest and repr((digest, options, config["evaluation"]["ode_steps"]))
         return ODEError(solution, images, labels, data.sigma_data, sigmas, ends["sigma_min"], cache_key=cache_key)
 
     return measure
