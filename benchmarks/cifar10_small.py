@@ -1,7 +1,7 @@
 """A teacher of class-conditional CIFAR-10 and a student of it, in hours on a CPU: images, distances, curve over time.
 
     python benchmarks/cifar10_small.py --root FOLDER --hours 2.5
-    python benchmarks/cifar10_small.py --root FOLDER --hours 0.1 --n 500 --out runs/cifar10_small/report   # a try
+    python benchmarks/cifar10_small.py --root FOLDER --hours 0.1 --n 400 --points 2 --out runs/report
 
 Trains `experiment=cifar10_small`: the teacher for six tenths of the hours, and ECT from it for the rest. The number of
 steps is the wall time over that of a step, measured first; it is saved in the folder of the runs. The same command
@@ -39,7 +39,6 @@ from consistency_models.evaluation.plots import save_curves
 SHARE = {"teacher": 0.6, "student": 0.4}
 MODEL = {"teacher": ["model=teacher"], "student": ["model=ect", "recipe.lr=3e-4"]}
 STEPS = {"teacher": [18], "student": [1, 2, 4]}
-POINTS = 6  # validations of each training
 PROBE = 6  # steps of a measurement
 
 
@@ -75,15 +74,15 @@ def train(stage: str, folder: Path, args: argparse.Namespace) -> None:
     plan = folder / "plan.json"  # a resumed training has the same number of steps
     if not plan.exists():
         seconds = step_seconds(common)
-        steps = max(POINTS, round(3600 * args.hours * SHARE[stage] / seconds))
+        steps = max(args.points, round(3600 * args.hours * SHARE[stage] / seconds))
         folder.mkdir(parents=True, exist_ok=True)
         plan.write_text(json.dumps({"seconds": seconds, "steps": steps, "threads": torch.get_num_threads()}) + "\n")
     steps = json.loads(plan.read_text())["steps"]
-    every = -(-steps // POINTS)
+    every = -(-steps // args.points)
     start = [] if stage == "teacher" else ["init=run", f"init.path={folder.parent / 'teacher'}"]
     resume = [f"ckpt_path={folder}"] if (folder / "checkpoints" / "last.ckpt").exists() else []
-    fixed = [f"trainer.max_steps={steps}", f"callbacks.validation.every_n_steps={every}", f"evaluation.n={args.n}"]
-    fixed += [f"callbacks.checkpoint.every_n_steps={min(500, every)}", f"callbacks.samples.every_n_steps={every}"]
+    fixed = [f"trainer.max_steps={steps}", f"callbacks.validation.every_n_steps={every}", f"evaluation.n={args.n // 4}"]
+    fixed += [f"callbacks.checkpoint.every_n_steps={min(500, every)}", f"callbacks.samples.every_n_steps={steps}"]
     fixed += [f"evaluation.steps={STEPS[stage]}".replace(" ", ""), "trainer=cpu", f"hydra.run.dir={folder}"]
     command("train.py", *common, *start, *fixed, "logger=csv", *resume)
 
@@ -132,7 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="the images: as data.root of data=cifar10")
     parser.add_argument("--hours", type=float, default=2.5, help="wall time of both trainings")
-    parser.add_argument("--n", type=int, default=2000, help="images of a score")
+    parser.add_argument("--n", type=int, default=2000, help="images of a score; a point of the curve has a quarter")
+    parser.add_argument("--points", type=int, default=6, help="points of the curve of each training")
     parser.add_argument("--runs", type=Path, default=Path("runs/cifar10_small"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=measuring.ROOT / "docs/results/cifar10_small")
     parser.add_argument("--overrides", nargs="*", default=[], help="of both trainings: trainer.precision=bf16-mixed …")

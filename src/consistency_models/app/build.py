@@ -30,7 +30,7 @@ from consistency_models.noise.discrete import Discrete
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage.fetching import fetch
 from consistency_models.storage.loading import build_model, instantiate
-from consistency_models.teachers import build_teacher
+from consistency_models.teachers import Guided, build_teacher
 
 if TYPE_CHECKING:  # evaluation and sampling run without Lightning
     from lightning import Callback, LightningDataModule, Trainer
@@ -298,11 +298,15 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
             images, labels = images[: len(prompts)], prompts[: len(images)]
         labels = None if labels is None else labels.to(device)
         exact = getattr(source, "consistency", None)
-        solution = exact or HeunSolution(teacher.to(device).eval(), config["evaluation"]["ode_steps"], **ends)
-        # Weights of a second, weaker teacher have no digest here: their solution is not cached.
-        options = {key: value for key, value in config["teacher"].items() if key != "path"}
-        digest = None if options.get("weak") else getattr(teacher, "origin", {}).get("digest")
-        cache_key = source.digest if exact else digest and repr((digest, options, config["evaluation"]["ode_steps"]))
+        denoiser, digest = None if exact else teacher.to(device).eval(), getattr(teacher, "origin", {}).get("digest")
+        if denoiser is not None and config["model"].get("guidance_input") is not None:  # that of the samples
+            excess, digest = (config["sampler"].get("inputs") or (0.0,))[-1], None
+            denoiser = Guided(denoiser.model, 1 + excess, denoiser.weak, denoiser.interval)
+        solution = exact or HeunSolution(denoiser, config["evaluation"]["ode_steps"], **ends)
+        options = config["teacher"] | {"path": None, "steps": config["evaluation"]["ode_steps"]}
+        if options.get("weak") is not None:  # the digest is not that of these weights: the solution is not cached
+            digest = None
+        cache_key = source.digest if exact else digest and repr((digest, options))
         return ODEError(solution, images, labels, data.sigma_data, sigmas, ends["sigma_min"], cache_key=cache_key)
 
     return measure
