@@ -1,10 +1,12 @@
 """ODE error: with Gaussian data, whose consistency function is a formula, errors are what was put in."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from consistency_models.app.build import build_ode_error
 from consistency_models.data import GaussianMixture
 from consistency_models.evaluation.ode_error import SIGMAS, HeunSolution, ODEError
 
@@ -160,3 +162,34 @@ def test_heun_with_few_steps_on_the_ring_of_gaussians():
     measure = ODEError(lambda x, s, to, y: HeunSolution(ring.denoised, 300)(x, s, to), noise, sigmas=(40.0, 80.0))
     few = HeunSolution(ring.denoised, 17)
     assert measure(lambda x, sigma, labels: few(x, sigma[0].item(), 0.002)).noise_rms == pytest.approx(0.0425, rel=0.2)
+
+
+def test_a_teacher_s_solution_is_solved_once_for_each_teacher(tmp_path, monkeypatch):
+    """It is known by the teacher's digest and settings, not by its path; beside a weaker model it is not kept."""
+    calls = []
+
+    class Teacher(torch.nn.Module):
+        def forward(self, x, sigma, labels):
+            calls.append(len(x))
+            return x / 2
+
+    def solve(digest="a", path="here", ode_steps=3, **teacher):
+        calls.clear()
+        model = Teacher()
+        model.origin = {"digest": digest}
+        config = {
+            "data": {"channels": 1, "image_size": 4, "network_classes": 0, "clamp": True, "sigma_data": 0.5},
+            "model": {},
+            "teacher": {"path": path, **teacher},
+            "evaluation": {"ode_points": 6, "ode_steps": ode_steps},
+        }
+        source = SimpleNamespace(images=torch.zeros(6, 1, 4, 4, dtype=torch.uint8), labels=None)
+        solved = build_ode_error(config, source, model)("cpu").solutions
+        return bool(solved and calls)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert solve()
+    assert not solve()
+    assert not solve(path="there")
+    assert all([solve("b"), solve(ode_steps=4), solve(guidance=2.0)])
+    assert all([solve(weak="run"), solve(weak="run")])

@@ -303,7 +303,7 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
             excess, digest = (config["sampler"].get("inputs") or (0.0,))[-1], None
             denoiser = Guided(denoiser.model, 1 + excess, denoiser.weak, denoiser.interval)
         solution = exact or HeunSolution(denoiser, config["evaluation"]["ode_steps"], **ends)
-        options = config["teacher"] | {"path": None, "steps": config["evaluation"]["ode_steps"]}
+        options = {**config.get("teacher", {}), "path": None, "steps": config["evaluation"]["ode_steps"]}
         if options.get("weak") is not None:  # the digest is not that of these weights: the solution is not cached
             digest = None
         cache_key = source.digest if exact else digest and repr((digest, options))
