@@ -88,3 +88,12 @@ def test_where_an_order_holds():
         results = {size: {"verdicts": {str(order): words}} for size, words in (("small", small), ("digits", digits))}
         assert published.holds_in(order, results) == where
     assert published.holds_in(order, {}) == "mixture and digits open"
+
+
+def test_the_cost_is_steps_times_seconds(monkeypatch):
+    asked = []
+    monkeypatch.setattr(sweep_costs, "step_seconds", lambda overrides: asked.append(overrides) or 0.1)
+    lines = list(sweep_costs.cost_table(["ict_depth"], "RUN"))
+    minutes = (800 * 0.1 + sweep_costs.REST) / 60
+    assert f"| ict_depth | 6 | {minutes:.1f} | {6 * minutes:.0f} |" in lines
+    assert len(asked) == 2  # seeds cost the same, blocks do not
