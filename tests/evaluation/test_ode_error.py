@@ -183,7 +183,8 @@ def test_a_teacher_s_solution_is_solved_once_for_each_teacher(tmp_path, monkeypa
             "teacher": {"path": path, **teacher},
             "evaluation": {"ode_points": 6, "ode_steps": ode_steps},
         }
-        source = SimpleNamespace(images=torch.zeros(6, 1, 4, 4, dtype=torch.uint8), labels=None)
+        images = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
+        source = SimpleNamespace(images=images, labels=None, has_closed_form=False)
         solved = build_ode_error(config, source, model)("cpu").solutions
         return bool(solved and calls)
 
