@@ -184,7 +184,7 @@ def test_a_teacher_s_solution_is_solved_once_for_each_teacher(tmp_path, monkeypa
             "evaluation": {"ode_points": 6, "ode_steps": ode_steps},
         }
         images = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
-        source = SimpleNamespace(images=images, labels=None, has_closed_form=False)
+        source = SimpleNamespace(images=images, labels=None, prompts=None, has_closed_form=False)
         solved = build_ode_error(config, source, model)("cpu").solutions
         return bool(solved and calls)
 
