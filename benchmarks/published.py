@@ -86,7 +86,7 @@ def store(sweep: str, size: str, runs: Sequence[Run], day: date, out: Path) -> N
         ],
         "verdicts": verdicts,
     }
-    (out / "sweeps" / f"{sweep}_{size}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (out / "sweeps" / f"{sweep}_{size}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     save_quality(out / "sweeps" / f"{sweep}_{size}.png", {cell.name: cell.results for cell in cells})
 
 

@@ -300,14 +300,13 @@ def build_ode_error(
         labels = None if labels is None else labels.to(device)
         exact, steps = source.has_closed_form, config["evaluation"]["ode_steps"]
         denoiser = None if exact else teacher.to(device).eval()
-        options = {**config.get("teacher", {}), "path": None, "steps": steps}
-        digest = getattr(teacher, "origin", {}).get("digest") if options.get("weak") is None else None
         if denoiser is not None and config["model"].get("guidance_input") is not None:  # that of the samples
-            excess, digest = (config["sampler"].get("inputs") or (0.0,))[-1], None
+            excess = (config["sampler"].get("inputs") or (0.0,))[-1]
             denoiser = Guided(denoiser.model, 1 + excess, denoiser.weak, denoiser.interval)
         solution = source.consistency if exact else HeunSolution(denoiser, steps, **ends)
-        # Without the digest of all weights and settings of the solution, the solution is not cached.
-        cache_key = source.digest if exact else digest and repr((digest, options))
+        cache_key = source.digest if exact else None
+        if not isinstance(denoiser, Guided) and hasattr(denoiser, "origin"):  # a digest does not identify guidance
+            cache_key = repr((denoiser.origin["digest"], config["teacher"].get("weights"), steps))
         return ODEError(solution, images, labels, data.sigma_data, sigmas, ends["sigma_min"], cache_key=cache_key)
 
     return measure
