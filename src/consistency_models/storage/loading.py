@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import CheckpointError, import_extra, naming
+from consistency_models.networks.layout import prefers_channels_last
 from consistency_models.networks.lora import share_base, shared_names
 from consistency_models.noise.preconditioning import Preconditioned
 from consistency_models.pretrained.convert import checkpoint_of
@@ -81,7 +82,7 @@ def load(
             `consistency_models.export`, or an official `*.pkl`, `*.pt` or pipeline folder of others (see `pretrained`).
         weights: which weights: "model", or the name of an average such as "0.999" (a decay may be given as the number);
             by default the first average.
-        device: device of the model.
+        device: device of the model. Convolutions have the memory layout of the training.
         trust: packages whose classes the file may name, beside those in CONSISTENCY_MODELS_TRUST (a,b,…): see `trust`.
 
     Raises:
@@ -99,7 +100,7 @@ def load(
         config = current_config(checked_config(content["config"], trust))
         average = {} if chosen == "model" else content["ema"][chosen]
         model = filled_model(config, {**content["model"], **average}, _base_of(content, config))
-        generator = _generator_of(config, model.to(device).eval().requires_grad_(False))
+        generator = _generator_of(config, _laid_out(model.to(device).eval().requires_grad_(False), config))
     generator.weights, generator.config = chosen, config
     generator.origin = content["origin"]
     return generator
@@ -128,6 +129,14 @@ def _generator_of(config: dict[str, Any], model: nn.Module) -> Generator:
     generator = Generator(model, data.shape, make_sampler, data.num_classes, data.clamp, data.class_names, lowest)
     generator.steps = steps
     return generator
+
+
+def _laid_out(model: Any, config: dict[str, Any]) -> nn.Module:
+    """Give the network the memory layout of its training; an official file names none, and the device decides."""
+    own = config.get("channels_last")
+    if own if isinstance(own, bool) else prefers_channels_last(model.network, next(model.parameters()).device.type):
+        model.network.to(memory_format=torch.channels_last)
+    return model
 
 
 def _base_of(content: dict[str, Any], config: dict[str, Any]) -> nn.Module | None:
