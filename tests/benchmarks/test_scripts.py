@@ -36,7 +36,8 @@ def found_by(script, tmp_path, capsys, *arguments):
 
 def test_a_step_s_parts_are_the_whole_step(tmp_path, capsys):
     found = found_by(train_step, tmp_path, capsys, *QUICK, "--levers", "no_ema", "channels_last", "--overrides", *TINY)
-    assert [row["lever"] for row in found["rows"]] == ["none", "no_ema", "channels_last"]
+    assert [row["lever"] for row in found["rows"]] == ["none", "no_ema", "channels_last", "bare loop"]
+    assert found["rows"][-1]["of_bare_loop"] == 1
     for row in found["rows"]:
         assert sum(row["parts"].values()) == pytest.approx(row["seconds"])
         assert sum(row["shares"].values()) == pytest.approx(1)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # evaluation and sampling run without Lightning
     from lightning import Callback, LightningDataModule, Trainer
 
     from consistency_models.methods.base import Method
+from consistency_models.networks.layout import set_channels_last
 from consistency_models.networks.lora import share_base
 
 log = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ def build_method(
     if config["init"]["_target_"]:
         instantiate(config["init"], model=model, teacher=teacher)
     for network in filter(None, (model.network, getattr(teacher, "network", None))):
-        network.to(memory_format=torch.channels_last if config["channels_last"] else torch.contiguous_format)
+        set_channels_last(network, config["channels_last"])
         if config["compile"]:  # in place, so that names in a checkpoint have no _orig_mod
             network.compile(dynamic=False)  # otherwise a later batch of another size changes the rounding of all
     return instantiate(
@@ -227,8 +228,7 @@ def prompts_of(data: dict[str, Any], source: Any) -> Prompt | None:
 def build_generator(config: dict[str, Any], model: nn.Module, source: Any = None) -> Generator:
     """Build the generator that samples from the model in training, with the prompts of the source."""
     data, sampler = DataSpec.of(config["data"]), instantiate(config["sampler"])
-    lowest = config["model"].get("transition") or 0.0
-    prompts = prompts_of(config["data"], source)
+    lowest, prompts = config["model"].get("transition") or 0.0, prompts_of(config["data"], source)
     return Generator(model, data.shape, sampler, data.num_classes, data.clamp, data.class_names, lowest, prompts)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
-__all__ = ["is_convolutional", "prefers_channels_last"]
+__all__ = ["is_convolutional", "prefers_channels_last", "set_channels_last"]
 
 
 def is_convolutional(network: nn.Module) -> bool:
@@ -24,3 +25,10 @@ def prefers_channels_last(network: nn.Module, device_type: str, is_mixed: bool =
         is_mixed: whether convolutions run in bfloat16 or float16.
     """
     return is_convolutional(network) and (device_type == "cpu" or (device_type == "cuda" and is_mixed))
+
+
+def set_channels_last(network: nn.Module, is_channels_last: bool) -> None:
+    """Give all convolutions of a network the channels-last layout or the default layout, in place."""
+    layout = torch.channels_last if is_channels_last else torch.contiguous_format
+    if not all(p.is_contiguous(memory_format=layout) for p in network.parameters() if p.ndim == 4):
+        network.to(memory_format=layout)

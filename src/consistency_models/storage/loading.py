@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import CheckpointError, import_extra, naming
-from consistency_models.networks.layout import prefers_channels_last
+from consistency_models.networks.layout import prefers_channels_last, set_channels_last
 from consistency_models.networks.lora import share_base, shared_names
 from consistency_models.noise.preconditioning import Preconditioned
 from consistency_models.pretrained.convert import checkpoint_of
@@ -100,7 +100,10 @@ def load(
         config = current_config(checked_config(content["config"], trust))
         average = {} if chosen == "model" else content["ema"][chosen]
         model = filled_model(config, {**content["model"], **average}, _base_of(content, config))
-        generator = _generator_of(config, _laid_out(model.to(device).eval().requires_grad_(False), config))
+        own = config.get("channels_last")  # of the training; an official file leaves it to the device
+        automatic = prefers_channels_last(model.network, torch.device(device).type)
+        set_channels_last(model.network, own if isinstance(own, bool) else automatic)
+        generator = _generator_of(config, model.to(device).eval().requires_grad_(False))
     generator.weights, generator.config = chosen, config
     generator.origin = content["origin"]
     return generator
@@ -129,14 +132,6 @@ def _generator_of(config: dict[str, Any], model: nn.Module) -> Generator:
     generator = Generator(model, data.shape, make_sampler, data.num_classes, data.clamp, data.class_names, lowest)
     generator.steps = steps
     return generator
-
-
-def _laid_out(model: Any, config: dict[str, Any]) -> nn.Module:
-    """Give the network the memory layout of its training; an official file names none, and the device decides."""
-    own = config.get("channels_last")
-    if own if isinstance(own, bool) else prefers_channels_last(model.network, next(model.parameters()).device.type):
-        model.network.to(memory_format=torch.channels_last)
-    return model
 
 
 def _base_of(content: dict[str, Any], config: dict[str, Any]) -> nn.Module | None:
