@@ -1,4 +1,4 @@
-"""Sample from a trained model and score the samples:  python eval.py run=runs/ict_digits/DATE_TIME steps=[1,2,4]."""
+"""Sample from a trained model and score the samples:  python eval.py run=runs/ict_digits/DATE_TIME 'steps=[1,2,4]'."""
 
 import sys
 

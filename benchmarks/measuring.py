@@ -84,10 +84,17 @@ def seconds(function: Callable[[], Any], device: str, repeats: int = 1) -> float
     return (time.perf_counter() - start) / repeats
 
 
-def interleaved(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def wall_and_cpu(function: Callable[[], Any]) -> tuple[float, float]:
+    """Measure the wall seconds and the CPU seconds (user and system time) of one call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    function()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def interleaved(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
     """Call each run `rounds` times and return the values. Each round calls all runs in turn, so that a disturbance of
     the machine affects all runs alike."""
-    values: dict[str, list[float]] = {name: [] for name in runs}
+    values: dict[str, list[Any]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             values[name].append(run())

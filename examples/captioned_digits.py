@@ -1,6 +1,6 @@
 """A tiny text-to-image model on captioned digits: trained, distilled, exported, and run by diffusers. No download.
 
-    python examples/captioned_digits.py FOLDER            # ten minutes on one core
+    python examples/captioned_digits.py FOLDER            # about twenty minutes on one core
     python examples/captioned_digits.py FOLDER --quick    # two minutes, for a test: too short for good images
 
 1. An AutoencoderKL is trained on the digits of scikit-learn, and a text encoder is drawn at random.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -126,7 +127,7 @@ def write_pipeline(folder: Path, vae_steps: int) -> None:
 def command(*arguments: object) -> None:
     """Run a command of this project and print it."""
     line = [str(argument) for argument in arguments]
-    print("python", *line, flush=True)
+    print("python", shlex.join(line), flush=True)
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     subprocess.run([sys.executable, *line], check=True, cwd=ROOT, env=environment)
 
@@ -204,7 +205,8 @@ def results(folder: Path, n: int) -> dict[str, object]:
             found[f"{name}, {steps} steps"] = scores(made, labels)
             if steps in (1, 4, 50):
                 pictures[f"{name}, {steps} {'step' if steps == 1 else 'steps'}"] = made[:20].mean(1, keepdim=True)
-    save_comparison(folder / "samples.png", pictures, columns=10, title="the same noise and captions")
+    title = "a zero … a nine: each column has one caption and one noise"
+    save_comparison(folder / "samples.png", pictures, columns=10, title=title, names=NAMES * 2)
     run = folder / "distillation"
     found["latent ODE error"] = {"before": ode_error(None, folder, 100), "student": ode_error(run, folder, 100)}
     return found
@@ -214,11 +216,11 @@ def main() -> None:
     """Run all five steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a new folder")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the steps")
+    parser.add_argument("--quick", action="store_true", help="few steps: everything runs, the images are noise")
     given = parser.parse_args()
     folder, started = given.folder.resolve(), time.perf_counter()
     torch.set_num_threads(1)
-    vae_steps, teacher_steps, student_steps, n = (40, 100, 50, 100) if given.quick else (200, 1000, 400, 500)
+    vae_steps, teacher_steps, student_steps, n = (40, 100, 50, 100) if given.quick else (400, 3000, 1500, 500)
     write_images(folder / "images")
     write_pipeline(folder / "teacher", vae_steps)
     command("-m", "consistency_models.data.encode", folder / "teacher", folder / "images", folder / "latents")
@@ -230,7 +232,7 @@ def main() -> None:
         *("train.py", "model=teacher", *shared, "preconditioning=table", "weighting=snr", "sampler=ddim"),
         *("schedule=table", "schedule.steps=1000", "schedule.lowest=zero", "init=pretrained"),
         *(f"init.path={folder / 'teacher'}", "data.caption_dropout=0.1", "optimizer=adamw", "optimizer.lr=2e-3"),
-        *("data.batch_size=32", f"trainer.max_steps={teacher_steps}", "ema.decays=[0.99]"),
+        *("data.batch_size=32", f"trainer.max_steps={teacher_steps}", "ema.decays=[0.995]"),
         *("evaluation.steps=[50]", f"hydra.run.dir={training}"),
     )
     from consistency_models import load

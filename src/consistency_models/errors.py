@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 __all__ = [
     "CheckpointError",
@@ -17,6 +20,8 @@ __all__ = [
     "DataError",
     "Exit",
     "NonFiniteError",
+    "command",
+    "exit_code",
     "import_extra",
     "naming",
     "pasteable",
@@ -24,7 +29,7 @@ __all__ = [
 
 
 class Exit(IntEnum):
-    """Exit codes of train.py and eval.py. A multirun exits with the highest code of its jobs."""
+    """Exit codes of all commands. A multirun exits with the highest code of its jobs."""
 
     DONE = 0
     UNEXPECTED = 1
@@ -101,6 +106,37 @@ class CheckpointError(ValueError):
     def __str__(self) -> str:
         found = self.found[:300].encode("unicode_escape").decode()  # escape control characters of untrusted files
         return f"{self.path or 'checkpoint'}: expected {self.expected}; found {found}"
+
+
+def exit_code(error: Exception, default: Exit) -> Exit:
+    """Return the exit code of an error; `default` for an error of another type than the errors below."""
+    if isinstance(error, ConfigError):
+        return error.code
+    codes = {
+        CheckpointError: Exit.NO_GOOD_CHECKPOINT,
+        NonFiniteError: Exit.NOT_FINITE,
+        DataError: Exit.BAD_INPUT,
+        OSError: Exit.STORAGE,
+    }
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), default)
+
+
+def command(main: Callable[..., Exit]) -> Callable[..., Exit]:
+    """Decorate the main function of a command: an error of the input is printed in one line.
+
+    A `ValueError`, `ImportError` or `OSError` becomes the exit code that the decorated function returns. Every other
+    exception is an error of the program, and is raised.
+    """
+
+    @functools.wraps(main)
+    def run(*arguments: Any) -> Exit:
+        try:
+            return main(*arguments)
+        except (ValueError, ImportError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return exit_code(error, Exit.BAD_INPUT)
+
+    return run
 
 
 @contextmanager

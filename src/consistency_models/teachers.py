@@ -12,12 +12,11 @@ import torch
 from annotated_types import MinLen
 from torch import nn
 
-from consistency_models import conditions, pretrained
-from consistency_models.conditions import Prompt
+from consistency_models import pretrained
 from consistency_models.data.mixture import Mixture
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError
-from consistency_models.noise.schedules import per_image
+from consistency_models.sampling.guidance import Guided
 from consistency_models.storage.loading import instantiate, load
 from consistency_models.values import Distinct, Text, Weights, checked, facts
 
@@ -39,7 +38,7 @@ log = logging.getLogger(__name__)
 def build_teacher(config: dict[str, Any]) -> nn.Module | None:
     """Build the teacher, with classifier-free guidance or guidance by the weaker model of the run `teacher.weak`.
 
-    The guidance null is that of each caption, 1 + w, if the data draw w.
+    The guidance null is that of each caption, 1 + w, if the data draw w, and of each row if the method draws it.
 
     Raises:
         ConfigError: the images or classes of the teacher differ from those of the student, or guidance is impossible.
@@ -50,7 +49,8 @@ def build_teacher(config: dict[str, Any]) -> nn.Module | None:
         return None
     teacher = instantiate({key: value for key, value in options.items() if key not in own})
     _check_fits(teacher, "teacher.path", config["teacher"]["path"], data)
-    if guidance == 1 or (guidance is None and config["data"].get("guidance_w") is None):
+    drawn = (config["data"].get("guidance_w"), config["model"].get("guidance_input"))
+    if guidance == 1 or (guidance is None and drawn == (None, None)):
         return teacher
     if weak is not None:
         weaker = run_teacher(weak)
@@ -126,71 +126,6 @@ def _hides_labels(network: nn.Module) -> bool:
     return any(getattr(module, "label_dropout", 0) > 0 for module in network.modules())
 
 
-class Guided(nn.Module):
-    """W(x, σ) + w·(D(x, σ, class) - W(x, σ)): guidance of D by a weaker model W.
-
-    In classifier-free guidance W is D without the class (Ho & Salimans, arXiv 2207.12598, Eq. 6). In autoguidance W is
-    another model with the class, less trained or smaller (Karras et al., arXiv 2406.02507, Eq. 3).
-
-    Args:
-        model: D; without `weak` a class-conditional denoiser that was trained with label dropout.
-        guidance: w; 1 is D, 0 is W (1 + w in the first paper). None: 1 + `Prompt.guidance`, a number for each row.
-        weak: W of autoguidance, or None.
-        interval: the lowest and the highest level σ with guidance; None: all levels. Both models are called at all
-            levels, so that a step does not depend on values of the device.  (Kynkäänniemi et al., arXiv 2404.07724.)
-    """
-
-    calls = 2  # network calls of one call of this module
-
-    def __init__(
-        self,
-        model: nn.Module,
-        guidance: float | None,
-        weak: nn.Module | None = None,
-        interval: Sequence[float] | None = None,
-    ) -> None:
-        super().__init__()
-        self.interval = None if interval is None else tuple(interval)
-        self.model, self.guidance, self.weak, self.origin = model, guidance, weak, model.origin
-        self.is_consistency_model = getattr(model, "is_consistency_model", False)
-
-    @property
-    def network(self) -> nn.Module:
-        """The network of the model."""
-        return self.model.network
-
-    @property
-    def preconditioning(self) -> Any:
-        """The scalings of the model."""
-        return self.model.preconditioning
-
-    def forward(
-        self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | Prompt | None = None
-    ) -> torch.Tensor:
-        """Denoise images for one-hot labels or text; the result has the shape of x.
-
-        Raises:
-            ValueError: `guidance` is None, and the labels have no guidance for each row.
-        """
-        if self.weak is None:
-            weak = self.model(x, sigma, conditions.unconditional(self.model, labels))
-        else:
-            weak = self.weak(x, sigma, labels)
-        weight = self._weight(x, labels)
-        if self.interval is not None:
-            inside = (sigma >= self.interval[0]) & (sigma <= self.interval[1])
-            weight = 1 + per_image(inside.to(x.dtype), x) * (weight - 1)
-        return weak + weight * (self.model(x, sigma, labels) - weak)
-
-    def _weight(self, x: torch.Tensor, labels: torch.Tensor | Prompt | None) -> torch.Tensor | float:
-        if self.guidance is not None:
-            return self.guidance
-        drawn = getattr(labels, "guidance", None)
-        if drawn is None:
-            raise ValueError("teacher.guidance=null takes w of each row from Prompt.guidance, which is not given")
-        return per_image(1 + drawn.to(x.dtype), x)
-
-
 @facts(reads=None, needs_closed_form=True)
 def exact_teacher(source: Mixture, path: None = None) -> nn.Module:
     """Return the closed-form denoiser of a Gaussian mixture."""
@@ -245,13 +180,17 @@ def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
     """Copy weights to a network. Weights for augmentation labels are skipped if the network has no such labels, as ECT.
 
     The layers of a second time are not changed if the source has one time; they are initialised to zero. The same holds
-    for the layers that a network names as `starts_at_zero`.
+    for the layers that a network names as `starts_at_zero`. Layers of additional inputs that the source does not have
+    start at zero, so that the inputs have no effect at first.
     """
     weights, wanted = source.network.state_dict(), model.network.state_dict()
     new = tuple(getattr(model.network, "starts_at_zero", ()))
-    weights |= {name: wanted[name] for name in wanted.keys() - weights.keys() if name.startswith(new)}
+    own = {name for name in wanted.keys() - weights.keys() if name.startswith(new) or "_augment" in name}
+    weights |= {name: wanted[name] for name in own}
     if "map_augment.weight" not in wanted:
         weights.pop("map_augment.weight", None)
+    elif "map_augment.weight" in own:
+        weights["map_augment.weight"] = torch.zeros_like(wanted["map_augment.weight"])
     if not getattr(source.network, "two_times", False):
         ends = {name for name in wanted if any(part.endswith("_end") for part in name.split("."))}
         weights |= {name: wanted[name] for name in ends}

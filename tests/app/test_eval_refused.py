@@ -70,6 +70,13 @@ def test_refused(line, key, told, composer, files):
     assert any(told in field for each in fields for field in each), str(caught.value)
 
 
+def test_processes_of_torchrun_are_refused(composer, files, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="each process of torchrun would do the whole task"):
+        check("eval", composer, files.split("run={run}"))
+
+
 @pytest.mark.parametrize(
     "line",
     [

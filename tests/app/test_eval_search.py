@@ -46,7 +46,7 @@ def test_levels_one_after_the_other(tmp_path, capsys):
         best = next(each for each in tried if each["best"])
         assert best["value"] == min(each["value"] for each in tried)
         assert best["sigma"] == found["sigmas"][steps - 1]
-    command = capsys.readouterr().out.splitlines()[-1].split()
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert command[2:5] == ["python", "eval.py", f"run={folder}"]
     assert evaluate(folder, "n=50", command[5]) == Exit.DONE
     again = json.loads((folder / "evaluation/evaluation.json").read_text())["results"]

@@ -101,7 +101,7 @@ def test_a_run_leaves_what_the_design_says(tmp_path):
 @pytest.mark.parametrize(
     ("model", "score", "following"),
     [
-        ("ict", "python eval.py run={} steps=[1,2,4]", "python train.py model=teacher data=mixture   then "),
+        ("ict", "python eval.py run={} 'steps=[1,2,4]'", "python train.py model=teacher data=mixture   then "),
         ("teacher", "python eval.py run={}", "python train.py model=cd data=mixture teacher=run teacher.path={}"),
         ("mcm", "python eval.py run={}", "python train.py model=teacher data=mixture   then "),  # its own steps only
     ],

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import derivative
+import frechet
 import gpu
 import host_reads
 import image_files
@@ -189,6 +190,12 @@ def test_quality_is_reported_over_seeds_and_the_best_comes_first(tmp_path):
         "| `model=mcm` | 20 | 1 |  | 3 |",
     ]
     assert (tmp_path / "curves_2.png").stat().st_size > 10_000
+
+
+def test_the_distance_is_that_of_torch_fidelity(tmp_path, capsys):
+    found = found_by(frechet, tmp_path, capsys, *FAST, "--images", "300", "--features", "64")
+    theirs, ours = (row["distance"] for row in found["rows"])
+    assert ours == pytest.approx(theirs, rel=1e-6)  # torch-fidelity takes the means in float32
 
 
 def test_a_process_draws_its_own_rows(tmp_path, capsys):

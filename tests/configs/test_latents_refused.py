@@ -1,4 +1,4 @@
-"""data=latents on the command line: what is refused before anything is read."""
+"""data=latents and adapters on the command line: what is refused before anything is read."""
 
 import pytest
 
@@ -33,3 +33,34 @@ def test_captions_are_of_latents_only(refused):
 @pytest.mark.parametrize("line", ["", "network=edm2 data.conditional=true data.num_classes=1000", "model=ect"])
 def test_passes(line, passes):
     passes(f"{LINE} {line}")
+
+
+LORA = (
+    "model=lcm network=diffusers_lora model.target_ema=null model.w_embedding=null data=latents data.root={root} "
+    "data.image_size=64 teacher=diffusers teacher.path={pipeline}"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "part"),
+    [
+        ("teacher=none init=random", "teacher", "adapters share the weights of the teacher"),
+        ("model.w_embedding=256", "network.time_cond_proj_dim", "Add model.w_embedding=null"),
+        ("network.two_times=true", "network.two_times", "the teacher, which has no such input"),
+        ("trainer=fsdp", "trainer.strategy", "weights that are shared with the teacher cannot be divided"),
+        ("network.lora.r=0", "network.lora.r", "a whole number >= 1"),
+        ("network.lora.alpha=0", "network.lora.alpha", "a number > 0"),
+        ("network.lora.dropout=1", "network.lora.dropout", "< 1"),
+        ("network.lora.targets=[]", "network.lora.targets", "1 or more"),
+        ("network.lora.targets=[to_q,to_q]", "network.lora.targets", "different"),
+        ("network.lora.rank=4", "network.lora.rank", "r"),
+    ],
+)
+def test_adapters_refused(line, key, part, refused):
+    told = [one for one in refused(f"{LORA} {line}") if one.key == key]
+    assert told
+    assert any(part in str(one) for one in told)
+
+
+def test_adapters_pass(passes):
+    passes(LORA)

@@ -5,6 +5,7 @@ import pytest
 WHOLE, TARGET = "a whole number >= 1", "the full name of a class or function"
 FILE = "a run folder or a checkpoint file"
 
+GUIDED = "model=scd teacher=run teacher.path={run} model.guidance_input=[1,2]"
 CASES = [  # command, key, part of what is allowed, part of the fix
     # groups and options
     ("modle=ict", "modle", "groups (augment, ", "did you mean model=ict?"),
@@ -417,6 +418,11 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("model=imf data=mixture model.guidance_input=1", "model.guidance_input", "takes no classes", "data.conditional"),
     ("model=imf sampler.inputs=[0.5,0,1]", "sampler.inputs", "null or 0 numbers", ""),
     ("model=imf model.omega_max=1", "model.omega_max", "> 1", ""),
+    (GUIDED + " network.augment_dim=1", "teacher.guidance", "null", ""),
+    (GUIDED + " teacher.guidance=null", "network.augment_dim", "inputs of the guidance", ""),
+    (GUIDED + " teacher.guidance=null network=openai_adm network.augment_dim=1", "network.augment_dim", "0", ""),
+    ("model=scd data=mixture teacher=exact model.guidance_input=[1,2]", "model.guidance_input", "takes no classes", ""),
+    ("model=scd data=mixture teacher=exact model.guidance_input=[2,1]", "model.guidance_input", "low <= high", ""),
     ("model=sct model.difference=0", "model.difference", "> 0", ""),
     ("model=ayf teacher=run teacher.path={run} teacher.interval=[0,7]", "teacher.interval", "no level", "guidance"),
     (

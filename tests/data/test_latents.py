@@ -92,11 +92,36 @@ def test_sigma_data_is_measured(root):
     )
 
 
-def test_reads_the_zip_of_edm2_as_the_folder(root, edm2):
-    theirs, ours = latents(edm2(), scale=0.5, shift=0.0), latents(root, scale=0.5, shift=0.0)
+@pytest.fixture
+def edm2_folder(edm2, tmp_path):
+    """The files of the zip in a folder."""
+    with zipfile.ZipFile(edm2()) as archive:
+        archive.extractall(tmp_path / "edm2")
+    return tmp_path / "edm2"
+
+
+@pytest.mark.parametrize("layout", ["zip", "folder"])
+def test_reads_the_zip_and_the_folder_of_edm2(layout, root, edm2, edm2_folder):
+    path = edm2() if layout == "zip" else edm2_folder
+    theirs, ours = latents(path, scale=0.5, shift=0.0), latents(root, scale=0.5, shift=0.0)
     torch.testing.assert_close(theirs[slot([5, 2])].images, ours[slot([5, 2])].images, rtol=0, atol=0)
     assert theirs[slot([5, 2])].labels.tolist() == [1, 0]
     assert (theirs.n, theirs.shape, theirs.num_classes) == (6, (4, 3, 3), 2)
+
+
+def test_folders_that_cannot_be_used(edm2_folder):
+    path = edm2_folder / "00001/img-mean-std-00000004.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:-4])
+    with pytest.raises(DataError, match=r"00000004.npy has \d+ bytes, and .* has \d+; all arrays must have one shape"):
+        latents(edm2_folder, scale=1.0, shift=0.0)
+    path.write_bytes(npy(POSTERIOR[4].reshape(8, 1, 9)))
+    with pytest.raises(DataError, match=r"00000004.npy has the shape \(8, 1, 9\)"):
+        latents(edm2_folder, scale=1.0, shift=0.0).images  # noqa: B018
+    for each in edm2_folder.rglob("*.npy"):
+        each.unlink()
+    with pytest.raises(DataError, match="has no npy files"):
+        latents(edm2_folder, scale=1.0, shift=0.0)
 
 
 def test_a_worker_process_maps_the_files_again(root, edm2):

@@ -171,10 +171,39 @@ def test_precision_and_recall_are_those_of_brute_force_and_of_torch_fidelity(k):
     assert Precision(k)(sets[1], sets[1]) == Recall(k)(sets[1], sets[1]) == 1
 
 
+def test_frechet_distance_is_that_of_torch_fidelity():
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+    x, y = FeatureSet(features(900, 0, 200).relu()), FeatureSet(features(700, 1, 200).relu())
+    expected = fid_statistics_to_metric(x.statistics, y.statistics, verbose=False)[KEY_METRIC_FID]
+    assert FrechetDistance()(x, y) == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("sizes", [(40, 90), (90, 40), (300, 40), (40, 300)])
+def test_frechet_distance_of_fewer_images_than_features(sizes):
+    x, y = (features(n, seed, 100) for seed, n in enumerate(sizes))
+    a, b = ((each - each.mean(0)) / math.sqrt(len(each) - 1) for each in (x, y))
+    expected = (x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum()
+    expected -= 2 * torch.linalg.matrix_norm(a @ b.T, "nuc")
+    assert FrechetDistance()(FeatureSet(x), FeatureSet(y)) == pytest.approx(expected.item(), rel=1e-9)
+    assert FrechetDistance()(FeatureSet(x), FeatureSet(x)) == pytest.approx(0, abs=1e-9 * a.square().sum().item())
+
+
+@pytest.mark.parametrize("decades", [4, 12, 20])
+@pytest.mark.parametrize("turned", [False, True])
+def test_frechet_distance_of_ill_conditioned_covariances(decades, turned):
+    generator = torch.Generator().manual_seed(decades)
+    axes = [torch.linalg.qr(torch.randn(80, 80, generator=generator, dtype=torch.float64)).Q for _ in range(2)]
+    s, u, v = torch.logspace(0, -decades, 80, dtype=torch.float64), axes[0], axes[int(turned)]
+    x, y = (FeatureSet(None, moments={"mu": np.zeros(80), "sigma": ((q * s) @ q.T).numpy()}) for q in (u, v))
+    expected = 2 * s.sum() - 2 * torch.linalg.matrix_norm((u * s.sqrt()).T @ (v * s.sqrt()), "nuc")
+    assert FrechetDistance()(x, y) == pytest.approx(expected.item(), rel=0, abs=1e-12 * s.sum().item())
+
+
 def test_frechet_distance_of_singular_sets():
     points = with_moments(torch.zeros(4).double(), torch.eye(4).double()).points
     flat = FeatureSet(torch.cat([points, torch.ones(50, 60)], 1))
-    assert FrechetDistance()(flat, flat) == pytest.approx(0, abs=1e-5)
+    assert FrechetDistance()(flat, flat) == pytest.approx(0, abs=1e-12)
     assert FrechetDistance()(flat, FeatureSet(2 * flat.points)) == pytest.approx(60 + 4, rel=1e-6)
 
 

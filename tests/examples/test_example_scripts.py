@@ -56,3 +56,14 @@ def test_distillation_of_a_run(example, tmp_path):
     images = write(tmp_path / "images", {f"{i}/0.png": image for i, image in enumerate(pixels)})
     student = example("distil_edm")([str(tmp_path / "teacher"), str(images), "--method", "cd", "--steps", "1"])
     assert student.num_classes == 10
+
+
+def test_the_same_noise_in_all_rows(example, tmp_path):
+    figure = example("same_noise")([str(EDM), f"a caption={EDM}", "--steps", "1", "2", "--columns", "3"])
+    pictures = [axis.images[0].get_array() for axis in figure.axes]
+    assert [axis.get_ylabel() for axis in figure.axes[::2]] == ["edm_snapshot_song", "a caption"]
+    assert [axis.texts[0].get_text() for axis in figure.axes[1::2]] == ["3 calls"] * 2  # two steps of Heun
+    assert (pictures[0] == pictures[2]).all()
+    assert (pictures[0] != pictures[1]).any()
+    with Image.open(tmp_path / "same_noise.png") as image:
+        assert image.width > 300

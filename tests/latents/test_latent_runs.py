@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from jobs import GRADIENT_STEP, config_of, run
+from jobs import GRADIENT_STEP, config_of, run, run_two
 from latents.conftest import LORA
 from resume.test_resume import assert_same, contents, crash
 
@@ -61,19 +61,19 @@ def one_step(arguments, tmp_path_factory):
     ids=["micro-batches", "two-processes"],
 )
 def test_the_same_step(more, one_step, arguments, tmp_path):
+    line = arguments(*LORA, *GRADIENT_STEP, *more)
     if "trainer=ddp" in more:
-        import subprocess
-        import sys
-
-        from jobs import ROOT
-
-        line = [*arguments(*LORA, *GRADIENT_STEP, *more), f"hydra.run.dir={tmp_path}"]
-        subprocess.run([sys.executable, ROOT / "train.py", *line], check=True, cwd=tmp_path, timeout=300)
+        run_two(tmp_path / "run", *line)
     else:
-        assert run(tmp_path, *arguments(*LORA, *GRADIENT_STEP, *more)) == Exit.DONE
-    found = read(tmp_path / "checkpoints/last.ckpt")["model"]
+        assert run(tmp_path / "run", *line) == Exit.DONE
+    found = read(tmp_path / "run/checkpoints/last.ckpt")["model"]
     for name, value in one_step.items():
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_layers_that_do_not_exist_are_named(arguments, tmp_path, capfd):
+    assert run(tmp_path, *arguments(*LORA, "network.lora.targets=[no_such_layer]")) == Exit.BAD_INPUT
+    assert "no_such_layer" in capfd.readouterr().err
 
 
 def test_adapters_are_loaded_onto_the_base(lora_run, sd_folder):

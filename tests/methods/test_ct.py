@@ -40,6 +40,11 @@ KNOWN = [  # commands, and the teacher's calls an image; the calls of Direct CM 
     ("model=sct preconditioning=edm recipe=sct_digits model.tangent_rms=true model.tangent_clip=1", 0),
     (f"model=lcm network=mlp {EXACT}", 1),
     (f"model=scd {EXACT}", 1),
+    (
+        "model=scd data.conditional=true model.guidance_input=[1,2] teacher.guidance=null network.augment_dim=1 "
+        f"sampler.inputs=[0.5] {EXACT}",
+        2,
+    ),
     (f"model=tcm {EXACT}", 1),
     ("model=meanflow", 0),
     ("model=meanflow model.own_velocity=true schedule.by_position=false", 0),

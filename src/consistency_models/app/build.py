@@ -31,7 +31,7 @@ from consistency_models.noise.discrete import Discrete
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage.fetching import fetch
 from consistency_models.storage.loading import build_model, instantiate
-from consistency_models.teachers import build_teacher
+from consistency_models.teachers import Guided, build_teacher
 
 if TYPE_CHECKING:  # evaluation and sampling run without Lightning
     from lightning import Callback, LightningDataModule, Trainer
@@ -299,7 +299,11 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
             images, labels = images[: len(prompts)], prompts[: len(images)]
         labels = None if labels is None else labels.to(device)
         exact = getattr(source, "consistency", None)
-        solution = exact or HeunSolution(teacher.to(device).eval(), config["evaluation"]["ode_steps"], **ends)
+        denoiser = None if exact else teacher.to(device).eval()
+        if denoiser is not None and config["model"].get("guidance_input") is not None:  # that of the samples
+            excess = (config["sampler"].get("inputs") or (0.0,))[-1]
+            denoiser = Guided(denoiser.model, 1 + excess, denoiser.weak, denoiser.interval)
+        solution = exact or HeunSolution(denoiser, config["evaluation"]["ode_steps"], **ends)
         cache_key = source.digest if exact else None
         return ODEError(solution, images, labels, data.sigma_data, sigmas, ends["sigma_min"], cache_key=cache_key)
 

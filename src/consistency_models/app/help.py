@@ -28,7 +28,7 @@ Train, distil and compare consistency models.
     "eval": """\
 Sample from a finished run, score the images, and write both to the run's evaluation/ folder.
 
-    {eval} run=FOLDER steps=[1,2,4]       a run folder or a checkpoint file; step counts
+    {eval} run=FOLDER 'steps=[1,2,4]'     a run folder or a checkpoint file; step counts
     {eval} run=FOLDER weights=model n=500 the weights instead of their average; number of images
     {eval} run=FILE.pkl data=cifar10 data.root=FOLDER features=classifier   an official checkpoint (.pkl, .pt)
 """,

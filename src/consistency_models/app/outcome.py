@@ -11,7 +11,7 @@ import warnings
 import torch
 from hydra.errors import InstantiationException
 
-from consistency_models.errors import CheckpointError, ConfigError, DataError, Exit, NonFiniteError
+from consistency_models.errors import Exit, exit_code
 
 __all__ = ["quiet", "report"]
 
@@ -22,8 +22,8 @@ def report(error: Exception, show_traceback: bool) -> tuple[Exit, str]:
     while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # the error of the object itself, without Hydra's wrapper
         refused = isinstance(error, ValueError)
-    code = _code(error)
-    code = Exit.BAD_INPUT if refused and code == Exit.UNEXPECTED else code
+    refused = refused or isinstance(error, InstantiationException)
+    code = exit_code(error, Exit.BAD_INPUT if refused else Exit.UNEXPECTED)
     line = f"error: {error}" if code != Exit.UNEXPECTED else f"error: {type(error).__name__}: {error}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         line = f"error: the disk is full: {error}"
@@ -35,16 +35,6 @@ def report(error: Exception, show_traceback: bool) -> tuple[Exit, str]:
         print(trace, file=sys.stderr)
     print(line, file=sys.stderr)
     return code, f"{trace}\n{line}\n"
-
-
-def _code(error: Exception) -> Exit:
-    kinds = {
-        CheckpointError: Exit.NO_GOOD_CHECKPOINT,
-        NonFiniteError: Exit.NOT_FINITE,
-        (ConfigError, DataError, InstantiationException): Exit.BAD_INPUT,
-        OSError: Exit.STORAGE,
-    }
-    return next((code for kind, code in kinds.items() if isinstance(error, kind)), Exit.UNEXPECTED)
 
 
 def quiet() -> None:

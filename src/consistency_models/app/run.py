@@ -202,7 +202,7 @@ def _final_message(run: RunFolder, summary: dict[str, Any], config: dict[str, An
     lines += [f"  floor, data against data, {name}: {value:.4g}" for name, value in floors.items()]
     if (picture := run.path / "samples" / "final.png").exists():
         lines.append(f"look at   {picture}")
-    any_steps = " steps=[1,2,4]" if fact(config["sampler"], "of_consistency_models") else ""
+    any_steps = " 'steps=[1,2,4]'" if fact(config["sampler"], "of_consistency_models") else ""
     lines.append(f"score it  {command('eval')} {pasteable('run', run.path)}{any_steps}")
     student = f"{command('train')} model=cd data={summary['data']} teacher=run"
     if summary["model"] == "teacher":

@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import IntervalSweep
 
 from consistency_models.app import multirun  # noqa: F401  registers the resolver of conf/
 from consistency_models.app.checks import Composer, check
-from consistency_models.errors import ConfigError
+from consistency_models.errors import Exit, command
 
 __all__ = ["main", "sweep_of"]
 
@@ -65,7 +65,8 @@ def _axis(override: Any) -> dict[str, Any]:
     return {"values": list(override.sweep_string_iterator())}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str] | None = None) -> Exit:
     """Print the sweep of the overrides of the command line, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m consistency_models.app.wandb_sweep", description=__doc__)
     parser.add_argument("overrides", nargs="+", metavar="OVERRIDE")
@@ -73,13 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--goal", default="minimize", choices=("minimize", "maximize"))
     parser.add_argument("--root", type=Path, default=Path(), help="folder with train.py; by default the current folder")
     given = parser.parse_args(arguments)
-    try:
-        sweep = sweep_of(given.overrides, given.root.absolute(), given.metric, given.goal)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(error.code)
+    sweep = sweep_of(given.overrides, given.root.absolute(), given.metric, given.goal)
     print(yaml.safe_dump(sweep, sort_keys=False), end="")
-    return 0
+    return Exit.DONE
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from consistency_models.data.captions import Work, listed
 from consistency_models.data.decoding import Decoder
 from consistency_models.data.encoders import Encoders
 from consistency_models.data.growing_array import GrowingArray
-from consistency_models.errors import DataError, Exit
+from consistency_models.errors import DataError, Exit, command
 
 __all__ = ["encode"]
 
@@ -275,6 +275,7 @@ class _Encoding:
         return counts
 
 
+@command
 def main() -> Exit:
     """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(
@@ -296,11 +297,7 @@ def main() -> Exit:
     )
     given = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        counts = encode(**given)
-    except (ValueError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return Exit.STORAGE if isinstance(error, OSError) else Exit.BAD_INPUT
+    counts = encode(**given)
     said = ", ".join(f"{count:,} {what}" for what, count in counts.items())
     print(f"written to {given['out']}: {said}\ntrain with: python train.py data=latents data.root={given['out']} …")
     return Exit.DONE

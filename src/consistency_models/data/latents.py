@@ -22,7 +22,7 @@ from consistency_models.data.batch import Batch, Slot
 from consistency_models.data.encoders import Encoders
 from consistency_models.data.files import Files, content_of
 from consistency_models.data.layout import classes_of
-from consistency_models.data.mapped_arrays import MappedArray, ZippedArrays
+from consistency_models.data.mapped_arrays import FolderArrays, MappedArray, ZippedArrays
 from consistency_models.errors import DataError
 from consistency_models.random import BatchRandom, seed_of
 from consistency_models.trust import loadable
@@ -32,7 +32,7 @@ __all__ = ["Captions", "Latents", "latents"]
 
 NUMBERS = "latents.npy"
 PROMPTS = 256  # captions of the fixed sample: 2,000 of Stable Diffusion XL would take 1.3 GB
-LAYOUTS = "a folder of consistency_models.data.encode, a folder with latents.npy (n, 2·C, h, w), or EDM2's zip"
+LAYOUTS = "a folder of consistency_models.data.encode, a folder with latents.npy (n, 2·C, h, w), or EDM2's zip or files"
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,8 @@ def latents(
     """Open encoded images.
 
     `root` is a folder that `consistency_models.data.encode` wrote, a folder with `latents.npy` (n, 2·C, h, w), or
-    (n, C, h, w) for means only, and optionally `labels.npy` (n,), or a zip of EDM2 (arXiv 2312.02696): an npy file
-    (2·C, h, w) for each image, and `dataset.json` with {"labels": [[file, class], …]}.
+    (n, C, h, w) for means only, and optionally `labels.npy` (n,), or a zip or folder of EDM2 (arXiv 2312.02696): an npy
+    file (2·C, h, w) for each image, and `dataset.json` with {"labels": [[file, class], …]}.
 
     Args:
         root: see above.
@@ -192,8 +192,8 @@ def latents(
     root = Path(root).expanduser()
     about: dict[str, Any] = {}
     captions = classes = None
-    if root.is_file():
-        posterior: Any = ZippedArrays(root)
+    if root.is_file() or ((root / "dataset.json").is_file() and not (root / NUMBERS).is_file()):
+        posterior: Any = ZippedArrays(root) if root.is_file() else FolderArrays(root)
         files = Files.open(root)
         if "dataset.json" in files.stamps:
             classes = classes_of(files, posterior.names)

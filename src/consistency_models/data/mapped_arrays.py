@@ -1,4 +1,4 @@
-"""Arrays of numbers in files, mapped to memory: one npy file, or the npy files in a zip."""
+"""Arrays of numbers in files, mapped to memory: one npy file, the npy files below a folder, or those in a zip."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from consistency_models.data.files import Files
 from consistency_models.errors import DataError
 
-__all__ = ["MappedArray", "ZippedArrays"]
+__all__ = ["FolderArrays", "MappedArray", "ZippedArrays"]
 
 LOCAL_HEADER = 30  # bytes of the header of a member of a zip, before its name
 ALLOWED = "npy files of floats, of one type and shape, in a zip without compression (zip -0)"
@@ -47,6 +48,43 @@ class MappedArray:
         if array.dtype.kind not in "fiu" or not array.ndim:
             raise DataError(f"{self.path} is an array of {array.dtype} of shape {array.shape}; numbers are needed")
         return array
+
+
+class FolderArrays:
+    """The npy files below a folder, all of one shape, sorted by name.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        DataError: there are no npy files, or they differ in size, or the first is no array of numbers.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, stamps = path, Files.open(path).stamps
+        self.names = [name for name in stamps if name.endswith(".npy")]
+        if not self.names:
+            raise DataError(f"{path} has no npy files: encode the images again")
+        sizes = {name: int(stamps[name].split()[0]) for name in self.names}
+        first = self.names[0]
+        for name in self.names:
+            if sizes[name] != sizes[first]:
+                raise DataError(
+                    f"{path}/{name} has {sizes[name]} bytes, and {first} has {sizes[first]}; all arrays must have one "
+                    "shape and type: encode the images again"
+                )
+        self._of_one = MappedArray(path / first).shape
+        self.shape = (len(self.names), *self._of_one)
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """Copy these arrays, (len(rows), *shape)."""
+        return np.stack([self._member(self.names[row]) for row in rows])
+
+    def _member(self, name: str) -> np.ndarray:
+        array = MappedArray(self.path / name)
+        if array.shape != self._of_one:
+            raise DataError(f"{array.path} has the shape {array.shape}; {self.names[0]} has {self._of_one}")
+        return array(slice(None))
 
 
 class ZippedArrays:

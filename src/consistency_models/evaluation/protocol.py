@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -101,6 +101,8 @@ class Evaluation:
 
     Attributes:
         progress: None, or `progress(what, done, total)`, called after each batch of features.
+        extract_all: yields the features of an iterable of batches, in order; by default computed in this process.
+        collect_shares: returns the shares of the real images (see `real_features`); by default one, of this process.
 
     Raises:
         DataError: the reference cannot be read.
@@ -124,7 +126,9 @@ class Evaluation:
         self.source = Reference.of(data, reference, reference_bytes)
         self.make_extractor, self.reference_points = extractor, reference_points
         self.progress: Callable[[str, int, int], None] | None = None
-        self._is_shared = self._collect = False
+        self.extract_all: Callable[[Iterable[Tensor]], Iterable[Tensor]] = lambda batches: map(self.extract, batches)
+        self.collect_shares: Callable[[], Sequence[Share]] = lambda: [self.share()]
+        self._is_shared = False
 
     @cached_property
     def extractor(self) -> nn.Module:
@@ -168,41 +172,40 @@ class Evaluation:
         if self._is_shared or (self.source.images is not None and len(self.source.images) < 2):
             return
         self._is_shared = True
-        is_needed = [False]
-        if dist.get_rank() == 0:
-            self._collect = True
+        rank, ranks, is_needed = dist.get_rank(), dist.get_world_size(), [False]
+
+        def gather() -> list[Share]:
+            is_needed[0] = True
+            dist.broadcast_object_list(is_needed)
+            shares: list[Any] = [None] * ranks
+            dist.gather_object(self.share(rank, ranks), shares)
+            return shares
+
+        if rank == 0:
+            alone, self.collect_shares = self.collect_shares, gather
             try:
                 self.reference  # noqa: B018
             finally:
-                if self._collect:  # the features are in the cache, or not needed
+                self.collect_shares = alone
+                if not is_needed[0]:  # the features are in the cache, or not needed
                     dist.broadcast_object_list(is_needed)
-                self._collect = False
         else:
             dist.broadcast_object_list(is_needed)
             if is_needed[0]:
-                dist.gather_object(self._share(dist.get_rank(), dist.get_world_size()))
+                dist.gather_object(self.share(rank, ranks))
 
-    def _share(self, rank: int = 0, ranks: int = 1) -> Share:
+    def share(self, rank: int = 0, ranks: int = 1) -> Share:
+        """Compute the features of batches rank, rank + ranks, … of the real images."""
         images, done = self.source.images, 0
 
         def extract(batch: Tensor) -> Tensor:
             nonlocal done
-            features, done = self._extract(batch), done + len(batch)
+            features, done = self.extract(batch), done + len(batch)
             if self.progress is not None:
                 self.progress(self.source.name, min(done * ranks, len(images)), len(images))
             return features
 
         return share_of(images, extract, self.batch_size, self.reference_points, rank, ranks)
-
-    def _shares(self) -> list[Share]:
-        """The features of this process and, in `share_reference`, of the others."""
-        if not self._collect:
-            return [self._share()]
-        self._collect, ranks = False, dist.get_world_size()
-        dist.broadcast_object_list([True])
-        shares: list[Any] = [None] * ranks
-        dist.gather_object(self._share(0, ranks), shares)
-        return shares
 
     @property
     def _subset(self) -> tuple[int, ...]:
@@ -216,11 +219,11 @@ class Evaluation:
         labels = source.labels if chosen is None or source.labels is None else source.labels[chosen]
 
         if not self.extractor.state_dict():  # features without a network are cheap and are not cached
-            points, moments = merged(self._shares())
+            points, moments = merged(self.collect_shares())
             return FeatureSet(points, labels, self.extractor, moments and moments.statistics)
 
         def compute() -> dict[str, Tensor]:
-            points, moments = merged(self._shares())
+            points, moments = merged(self.collect_shares())
             statistics = (FeatureSet(points) if moments is None else moments).statistics
             return {"points": points} | {name: torch.from_numpy(value) for name, value in statistics.items()}
 
@@ -229,22 +232,22 @@ class Evaluation:
         return FeatureSet(tensors["points"], labels, self.extractor, moments)
 
     @torch.no_grad()
-    def _extract(self, batch: Tensor) -> Tensor:
-        """Features of one batch, in full float32, without autocast and TensorFloat-32."""
+    def extract(self, batch: Tensor) -> Tensor:
+        """Compute the features (B, F) of one batch, on the device of the extractor.
+
+        The extractor runs in full float32, without autocast and TensorFloat-32, so that features do not depend on the
+        device.
+        """
         exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
         with exact, torch.autocast(self.device.type, enabled=False):
             return self.extractor(to_float(batch))
 
     def features(self, images: Tensor, labels: Tensor | None = None, what: str = "images") -> FeatureSet:
-        """Compute the features of images (n, C, H, W), uint8 or float in [-1, 1], and return them on the CPU.
-
-        The extractor runs in full float32, without autocast and TensorFloat-32, so that features do not depend on the
-        device.
-        """
+        """Compute the features of images (n, C, H, W), uint8 or float in [-1, 1], and return them on the CPU."""
         batches, done = [], 0
-        for batch in images.split(self.batch_size):
-            batches.append(self._extract(batch).cpu())
-            done += len(batch)
+        for points in self.extract_all(images.split(self.batch_size)):
+            batches.append(points.cpu())
+            done += len(points)
             if self.progress is not None:
                 self.progress(what, done, len(images))
         return FeatureSet(torch.cat(batches), labels, self.extractor)

@@ -14,12 +14,13 @@ import argparse
 import sys
 
 from consistency_models import export
-from consistency_models.errors import CheckpointError, ConfigError, Exit
+from consistency_models.errors import ConfigError, Exit, command
 from consistency_models.storage.loading import load
 
 FORMATS = ("safetensors", "onnx", "hub", "diffusers", "checkpoint")
 
 
+@command
 def main() -> Exit:
     """Run the export of the command line and return the exit code."""
     parser = argparse.ArgumentParser(
@@ -37,18 +38,13 @@ def main() -> Exit:
     given = parser.parse_args()
     options = {"hub": ("license",), "diffusers": ("pipeline", "merge")}
     extra = {key: getattr(given, key) for key in options.get(given.format, ())}
-    try:
-        for kind, keys in options.items():
-            for key in keys:
-                if getattr(given, key) and kind != given.format:
-                    reason = f"--format={given.format} has no use for it"
-                    raise ConfigError(f"--{key}", getattr(given, key), f"with --format {kind}", reason=reason)
-        generator = load(given.run.removeprefix("run="), given.weights)
-        getattr(export, f"to_{given.format}")(generator, given.out, **extra)
-    except (ValueError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        codes = {CheckpointError: Exit.NO_GOOD_CHECKPOINT, OSError: Exit.STORAGE}
-        return next((code for kind, code in codes.items() if isinstance(error, kind)), Exit.BAD_INPUT)
+    for kind, keys in options.items():
+        for key in keys:
+            if getattr(given, key) and kind != given.format:
+                reason = f"--format={given.format} has no use for it"
+                raise ConfigError(f"--{key}", getattr(given, key), f"with --format {kind}", reason=reason)
+    generator = load(given.run.removeprefix("run="), given.weights)
+    getattr(export, f"to_{given.format}")(generator, given.out, **extra)
     print(f"written to {given.out}")
     return Exit.DONE
 

@@ -79,7 +79,8 @@ def to_pipeline(
         merge: add adapters to the weights of the base, and write a whole folder.
 
     Raises:
-        ValueError: the student has other scalings, there are no adapters to merge, or there is no such pipeline.
+        ValueError: the student has other scalings, there are no adapters to merge, adapters of pixels are not merged,
+            or there is no such pipeline.
         ModuleNotFoundError: the extra `latent` is not installed.
         OSError: it cannot be written.
     """
@@ -93,6 +94,8 @@ def to_pipeline(
     adapters = network.lora is not None
     if merge and not adapters:
         raise ValueError("--merge: this student has no adapters")
+    if adapters and not merge and not network.takes_text:
+        raise ValueError("diffusers' pipelines of pixels load no adapters: add --merge, which writes a whole U-Net")
     base = Path(pipeline or (generator.config.get("teacher") or {}).get("path") or "").expanduser()
     if network.takes_text and not is_pipeline(base):
         raise ValueError(f"--pipeline: {base} is no folder with model_index.json; give the folder of the teacher")

@@ -109,6 +109,8 @@ class Method(LightningModule):
     """Required value of the schedule's `draws`; None: any schedule."""
     needs_network_of: str | None = None
     """Required value of the preconditioning's `predicts`; None: any preconditioning."""
+    guidance_inputs: int = 0
+    """Number of inputs of the network that the guidance takes if `guidance_input` is set."""
     second_head: bool = False
     """True: the method can train a second output of the network, see `network.outputs`."""
     difference: float | None = None
@@ -211,10 +213,14 @@ class Method(LightningModule):
         """f_θ⁻: the averaged copy of the model if `target_ema` is given, otherwise the model."""
         return self.model if self.target_ema is None else self.target_copy
 
-    def teacher(self, x: Tensor, sigma: Tensor, labels: Tensor | Prompt | None = None) -> Tensor:
-        """The teacher's denoised images at level sigma (B,). Network calls are counted in `teacher_calls`."""
+    def teacher(self, x: Tensor, sigma: Tensor, labels: Tensor | Prompt | None = None, **given: Tensor) -> Tensor:
+        """The teacher's denoised images at level sigma (B,). Network calls are counted in `teacher_calls`.
+
+        Args:
+            given: further arguments of the teacher, such as `guidance` (B,) of `teachers.Guided`.
+        """
         self.teacher_calls += len(x) * getattr(self._teacher[0], "calls", 1)
-        return self._teacher[0](x, sigma, labels)
+        return self._teacher[0](x, sigma, labels, **given)
 
     def derivative(
         self, step: Step, function: Callable[..., Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor]

@@ -60,6 +60,7 @@ class MeanFlow(FlowMap):
 
     needs_levels = "pairs of times"
     second_head = True
+    guidance_inputs = 3
 
     @checked
     def __init__(

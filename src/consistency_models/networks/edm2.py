@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import pi, sqrt
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -184,6 +184,7 @@ class UNet(nn.Module):
         embedding: Callable[[int], nn.Module] | None,
         two_times: bool,
         outputs: int,
+        augment_dim: int,
         **blocks,
     ) -> None:
         super().__init__()
@@ -206,6 +207,9 @@ class UNet(nn.Module):
         self.emb_noise = MPConv(noise_channels, emb_channels, 0)
         self.noise_end = MPConv(noise_channels, emb_channels, 0) if two_times else None
         self.gain_end = nn.Parameter(torch.zeros([])) if two_times else None
+        self.augment_dim = augment_dim
+        self.noise_augment = MPConv(noise_channels * augment_dim, emb_channels, 0) if augment_dim else None
+        self.gain_augment = nn.Parameter(torch.zeros([])) if augment_dim else None
         self.emb_label = MPConv(num_classes, emb_channels, 0) if num_classes else None
 
         self.enc, widths = nn.ModuleDict(), []
@@ -238,11 +242,22 @@ class UNet(nn.Module):
                 c = c_out
         self.out_conv = MPConv(c, outputs * channels, 3)
 
-    def forward(self, x: Tensor, noise_label: Tensor, labels: Tensor | None, end_label: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        noise_label: Tensor,
+        labels: Tensor | None,
+        augment: Tensor | None = None,
+        end_label: Tensor | None = None,
+    ) -> Tensor:
         """See `EDM2.forward`."""
         emb = self.emb_noise(self.emb_scale * self.emb_fourier(noise_label))
         if self.noise_end is not None and self.gain_end is not None:
             emb = emb + self.noise_end(self.emb_scale * self.emb_fourier(end_label), self.gain_end)
+        augment = condition(augment, self.augment_dim, emb)
+        if self.noise_augment is not None and self.gain_augment is not None:
+            embedded = self.emb_scale * self.emb_fourier(augment.flatten())
+            emb = emb + self.noise_augment(embedded.view(len(emb), -1), self.gain_augment)
         labels = condition(labels, self.num_classes, emb, self.label_dropout if self.training else 0.0)
         if self.emb_label is not None:
             emb = mp_sum(emb, self.emb_label(labels * sqrt(self.num_classes)), self.label_balance)
@@ -269,7 +284,8 @@ class EDM2(nn.Module):
         image_size: height and width; divisible by 2^(levels - 1).
         channels: channels of the image.
         num_classes: width of the one-hot labels; 0 for an unconditional network.
-        augment_dim: must be 0; the network takes no augmentation labels.
+        augment_dim: number of additional inputs, each embedded as the noise level; their layer has a gain that is
+            initialised to 0.
         dropout: probability within the blocks.
         dropout_resolution: highest resolution of blocks with dropout; by default all blocks have dropout.
         label_dropout: probability, in training, of dropping the class of an image (for classifier-free guidance).
@@ -304,7 +320,7 @@ class EDM2(nn.Module):
         image_size: Size,
         channels: Size,
         num_classes: Count = 0,
-        augment_dim: Literal[0] = 0,
+        augment_dim: Count = 0,
         dropout: BelowOne = 0.0,
         *,
         dropout_resolution: Size | None = None,
@@ -338,6 +354,7 @@ class EDM2(nn.Module):
             *(image_size, channels, num_classes, dropout, dropout_resolution, label_dropout, model_channels),
             *(channel_mult, num_blocks, attn_resolutions, head_channels, channel_mult_noise, channel_mult_emb),
             *(label_balance, concat_balance, checkpointing, embedding, two_times, outputs),
+            augment_dim=augment_dim,
             resample_filter=resample_filter,
             res_balance=res_balance,
             attn_balance=attn_balance,
@@ -361,11 +378,10 @@ class EDM2(nn.Module):
     ) -> Tensor:
         """F(x), shape (B, outputs·channels, size, size), for noise_label (B,) and one-hot labels.
 
-        augment must be None; end_label (B,) is only for a network of two times.
+        augment (B, augment_dim) or None, which means zeros; end_label (B,) is only for a network of two times.
         """
-        condition(augment, 0, noise_label)
         if self.training and torch.is_grad_enabled():
             for module in self.modules():
                 if isinstance(module, MPConv):
                     module.force_norm()
-        return self.unet(x, noise_label, labels, end_label)
+        return self.unet(x, noise_label, labels, augment, end_label)

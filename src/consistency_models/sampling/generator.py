@@ -6,9 +6,10 @@ The noise of image k is a function of (seed, k), so images 0 to 63 of 50,000 are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from consistency_models import conditions
 from consistency_models.conditions import Prompt
 from consistency_models.random import seed_of
 from consistency_models.sampling.editing import edit, grid_of
+from consistency_models.sampling.guidance import Guided
+from consistency_models.sampling.text_to_image import TextToImage
 
 __all__ = ["Generator", "ImageNoise"]
 
@@ -54,6 +57,7 @@ class Generator:
         self.weights, self.steps = "model", (1,)
         self.config: dict[str, Any] = {}
         self.origin: dict[str, Any] = {}
+        self.pipeline: str | None = None  # folder of the text encoders and the VAE of a model of text
 
     def labels(self, indices: Tensor) -> Tensor | None:
         """The default class of each image: the classes take turns, so that all are equally frequent."""
@@ -100,10 +104,47 @@ class Generator:
                 "Call the model of its first stage, the teacher of model=tcm, below"
             )
 
+    @cached_property
+    def text_to_image(self) -> TextToImage:
+        """The text encoders and the VAE of `pipeline`, loaded when they are used first.
+
+        Raises:
+            ValueError: the model takes no text, or the folder is not known or gone.
+            DataError: see `Encoders`.
+        """
+        if not getattr(getattr(self.model, "network", None), "takes_text", False):
+            takes = "classes: give labels" if self.num_classes else "neither text nor classes: leave prompts out"
+            raise ValueError(f"prompts: this model takes {takes}")
+        if self.pipeline is None or not Path(self.pipeline).expanduser().is_dir():
+            raise ValueError(
+                f"prompts: the folder of the text encoders and the VAE is {self.pipeline}, which does not exist; "
+                "set generator.pipeline to the folder of the pipeline that the model was distilled from"
+            )
+        source = self.config.get("data", {}).get("source") or {}
+        device = next(self.model.parameters()).device
+        return TextToImage(self.pipeline, device, source.get("scale"), source.get("shift"))
+
+    def _prompts(self, texts: Sequence[str], guidance: float | None) -> tuple[Prompt, nn.Module]:
+        """The encoded texts, and the model with guidance.
+
+        Raises:
+            ValueError: no list of texts, no text model, or the guidance is none that the model takes.
+        """
+        if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"prompts must be a list of texts, such as ['a red cat']; got {texts!r:.80}")
+        encoders, network = self.text_to_image, cast(Any, self.model.network)
+        if network.w_dim and guidance is None:
+            raise ValueError("guidance: this model takes the guidance as an input; give a number, such as guidance=8.0")
+        if network.w_dim or guidance in (None, 1):
+            return encoders.prompts(texts, self.shape[-1], guidance if network.w_dim else None), self.model
+        if network.two_times:
+            raise ValueError(f"guidance={guidance}: a model of two times has learned its guidance; leave guidance out")
+        return encoders.prompts(texts, self.shape[-1]), Guided(self.model, guidance)
+
     @torch.no_grad()
     def sample(
         self,
-        n: int,
+        n: int | None = None,
         steps: int | None = None,
         seed: int = 0,
         labels: Tensor | Prompt | None = None,
@@ -111,11 +152,16 @@ class Generator:
         first: int = 0,
         progress: Callable[[int], None] | None = None,
         sampler: Any = None,
+        prompts: Sequence[str] | None = None,
+        guidance: float | None = None,
     ) -> Tensor:
         """Images first … first + n - 1 of this seed, shape (n, C, H, W), on the CPU; in [-1, 1] for image data.
 
+            generator.sample(64, labels=[3] * 64)
+            generator.sample(prompts=["a red cat", "a dog"], steps=4)      # decoded images (2, 3, H, W) in [-1, 1]
+
         Args:
-            n: number of images, at least 1.
+            n: number of images, at least 1; None: the number of prompts or labels.
             steps: network calls an image (for an ODE sampler: solver steps); by default the first step count at which
                 the model was evaluated, 1 for a consistency model.
             seed: images depend on (seed, index) only.
@@ -125,11 +171,30 @@ class Generator:
             first: index of the first image.
             progress: called with the number of images after each batch.
             sampler: of `consistency_models.sampling.samplers`; by default `make_sampler(steps=steps)`.
+            prompts: n texts, in place of labels, for a model of text. `pipeline` is the folder of the text encoders and
+                of the VAE, which decodes the latents.
+            guidance: with prompts, g of uncond + g·(cond - uncond), as `guidance_scale` of pipelines. A model with w
+                as an input requires g. For other models None or 1 is no guidance; with any other number the model is
+                called twice in a step, with and without the text.
 
         Raises:
-            ValueError: n or steps below 1, or labels or levels that the model cannot take.
+            ValueError: n or steps below 1, or labels, prompts, guidance or levels that the model cannot take.
+            DataError: the folder of the text encoders and the VAE cannot be used.
         """
-        steps = self.steps[0] if steps is None else steps
+        steps, model, text_to_image = self.steps[0] if steps is None else steps, self.model, None
+        if guidance is not None and prompts is None:
+            raise ValueError("guidance: only with prompts; with labels=Prompt(…), w is Prompt.guidance")
+        if prompts is not None:
+            if labels is not None:
+                raise ValueError("give prompts or labels, not both")
+            if n not in (None, len(prompts)):
+                raise ValueError(f"prompts must be n={n} texts; got {len(prompts)}")
+            labels, model = self._prompts(prompts, guidance)
+            text_to_image = self.text_to_image
+        if n is None:
+            if labels is None:
+                raise ValueError("n is needed without prompts and labels")
+            n = len(labels)
         if n < 1 or steps < 1:
             raise ValueError(f"n and steps must be at least 1; got n={n}, steps={steps}")
         if isinstance(labels, Prompt):
@@ -153,8 +218,9 @@ class Generator:
             rows = self.prompts_or_labels(indices) if labels is None else labels[start - first : stop - first]
             condition = self.condition(rows, device)
             noise = ImageNoise(seed, indices.tolist(), self.shape, device)
-            x = sampler(partial(self.model, labels=condition), noise(), noise)
-            images.append((x.clamp(-1, 1) if self.clamp else x).float().cpu())
+            x = sampler(partial(model, labels=condition), noise(), noise)
+            x = (x.clamp(-1, 1) if self.clamp else x).float().cpu()
+            images.append(x if text_to_image is None else text_to_image.images(x))
             if progress is not None:
                 progress(len(indices))
         return torch.cat(images)

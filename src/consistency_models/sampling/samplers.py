@@ -43,6 +43,13 @@ def _clipped(denoiser: Denoiser) -> Denoiser:
     return lambda x, sigma: denoiser(x, sigma).clamp(-1, 1)
 
 
+def _with_inputs(denoiser: Callable[..., Tensor], inputs: Sequence[float] | None) -> Callable[..., Tensor]:
+    """The denoiser, given these inputs of its network for each image."""
+    if inputs is None:
+        return denoiser
+    return lambda x, sigma, **given: denoiser(x, sigma, augment=x.new_tensor(inputs).expand(len(x), -1), **given)
+
+
 @loadable()
 class Consistency:
     """x ← f(x, σ_1); then for every further level, x ← f(x + √(σ_i² - σ_min²)·z, σ_i): one step, or a few.
@@ -55,6 +62,8 @@ class Consistency:
         clip: clamp the output of f to [-1, 1].
         end: level of the images; by default `sigma_min`, and no noise is added after the last call.
         unit_variance: start at √(1 + σ_1²)·noise instead of σ_1·noise, as the pipelines of diffusers do.
+        inputs: additional inputs of the network, the same for all images, such as the scale of guidance of sCD; None:
+            zeros.
 
     Raises:
         ValueError: not sigma_min <= end < the last of sigmas.
@@ -70,6 +79,7 @@ class Consistency:
         clip: bool = False,
         end: SigmaOrZero | None = None,
         unit_variance: bool = False,
+        inputs: Annotated[Sequence[float], MinLen(1)] | None = None,
     ) -> None:
         sigmas, end = tuple(map(float, sigmas)), sigma_min if end is None else end
         if not 0 <= sigma_min <= end < sigmas[-1]:
@@ -77,7 +87,7 @@ class Consistency:
                 f"need 0 <= sigma_min <= end < sigmas; got sigma_min {sigma_min}, end {end}, sigmas {sigmas}"
             )
         self.sigmas, self.sigma_min, self.clip, self.end = sigmas, sigma_min, clip, end
-        self.nfe, self.unit_variance = len(sigmas), unit_variance
+        self.nfe, self.unit_variance, self.inputs = len(sigmas), unit_variance, inputs
 
     @classmethod
     @loadable()
@@ -90,13 +100,14 @@ class Consistency:
         sigma_max: Sigma = 80.0,
         rho: Rho = 7.0,
         clip: bool = False,
+        inputs: Annotated[Sequence[float], MinLen(1)] | None = None,
     ) -> Consistency:
         """One step from σ_max; two, σ_max and `sigma_mid`; more, a Karras grid between the two (our choice).
 
         Args:
             steps: number of calls, at least 1.
             sigma_mid: the second level of two: 0.821 on CIFAR-10, 1.526 on ImageNet-64 (iCT's and ECT's code).
-            sigma_min, clip: as for the class.
+            sigma_min, clip, inputs: as for the class.
             sigma_max, rho: the grid's.
 
         Raises:
@@ -107,7 +118,7 @@ class Consistency:
                 f"need sigma_min < sigma_mid < sigma_max; got sigma_mid {sigma_mid}, "
                 f"sigma_min {sigma_min}, sigma_max {sigma_max}"
             )
-        return cls(karras_grid(steps, sigma_mid, sigma_max, rho).flip(0).tolist(), sigma_min, clip)
+        return cls(karras_grid(steps, sigma_mid, sigma_max, rho).flip(0).tolist(), sigma_min, clip, inputs=inputs)
 
     @classmethod
     @loadable()
@@ -138,7 +149,7 @@ class Consistency:
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:
         """Images, shape of noise."""
-        f = _clipped(denoiser) if self.clip else denoiser
+        f = self._function(denoiser)
         x = noise * (math.sqrt(1 + self.sigmas[0] ** 2) if self.unit_variance else self.sigmas[0])
         for sigma, following in pairwise((*self.sigmas, self.end)):
             x = f(x, x.new_full((len(x),), sigma))
@@ -149,7 +160,11 @@ class Consistency:
     @torch.no_grad()
     def descend(self, denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
         """f(x, sigma), shape of x."""
-        return (_clipped(denoiser) if self.clip else denoiser)(x, x.new_full((len(x),), sigma))
+        return self._function(denoiser)(x, x.new_full((len(x),), sigma))
+
+    def _function(self, denoiser: Denoiser) -> Denoiser:
+        f = _with_inputs(denoiser, self.inputs)
+        return _clipped(f) if self.clip else f
 
 
 @loadable()
@@ -248,8 +263,8 @@ class FlowMapSampler:
         return x.clamp(-1, 1) if self.clip else x
 
     def _jump(self, denoiser: Callable[..., Tensor], x: Tensor, high: float, low: float) -> Tensor:
-        given = {} if self.inputs is None else {"augment": x.new_tensor(self.inputs).expand(len(x), -1)}
-        denoised = denoiser(x, x.new_full((len(x),), high), end=x.new_full((len(x),), low), **given)
+        f = _with_inputs(denoiser, self.inputs)
+        denoised = f(x, x.new_full((len(x),), high), end=x.new_full((len(x),), low))
         denoised = denoised.clamp(-1, 1) if self.clip else denoised
         return denoised + low / high * (x - denoised)
 

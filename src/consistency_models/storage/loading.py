@@ -106,6 +106,7 @@ def load(
         generator = _generator_of(config, model.to(device).eval().requires_grad_(False))
     generator.weights, generator.config = chosen, config
     generator.origin = content["origin"]
+    generator.pipeline = _pipeline_of(path, config)
     return generator
 
 
@@ -132,6 +133,13 @@ def _generator_of(config: dict[str, Any], model: nn.Module) -> Generator:
     generator = Generator(model, data.shape, make_sampler, data.num_classes, data.clamp, data.class_names, lowest)
     generator.steps = steps
     return generator
+
+
+def _pipeline_of(path: Path, config: dict[str, Any]) -> str | None:
+    """The folder with the text encoders and the VAE of a model: this one, the teacher's, or another of the run."""
+    places = [config.get(group) or {} for group in ("teacher", "init")] + [config["data"].get("source") or {}]
+    paths = [str(path), *(place.get("path") or place.get("decoder") for place in places)]
+    return next((each for each in paths if each and is_pipeline(each)), paths[1])
 
 
 def _base_of(content: dict[str, Any], config: dict[str, Any]) -> nn.Module | None:

@@ -13,15 +13,14 @@ from consistency_models.app import build
 from consistency_models.app.tasks.ode import ode_errors
 from consistency_models.app.tasks.records import publish, result, write
 from consistency_models.app.tasks.sample_workers import Producer, index_sets, progress_bar, results_folder, samplers_of
-from consistency_models.data_spec import listed
-from consistency_models.errors import ConfigError
-from consistency_models.evaluation import Evaluation, combined
+from consistency_models.app.tasks.scoring import evaluation_of, features_divided
+from consistency_models.evaluation import combined
 from consistency_models.evaluation.grids import save_comparison, save_scatter
 from consistency_models.evaluation.plots import save_ode_error, save_quality
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage.loading import checkpoint_file
 
-__all__ = ["eval_config", "evaluation_of", "run", "sample_sets"]
+__all__ = ["eval_config", "run", "sample_sets"]
 
 
 def eval_config(train_config: dict[str, Any], run: str) -> dict[str, Any]:
@@ -41,7 +40,11 @@ def run(config: dict[str, Any], generator: Generator) -> None:
     samplers, sets = samplers_of(config, generator), index_sets(config, generator.config["evaluation"]["n"])
     evaluation, results, pictures = evaluation_of(config, generator), [], {}
     generator.prompts = build.prompts_of(build.chosen_data(config, generator.config), evaluation.data)
-    with Producer(config, generator) as producer, progress_bar() as progress:
+    with (
+        Producer(config, generator) as producer,
+        features_divided(evaluation, producer, config),
+        progress_bar() as progress,
+    ):
         for sampler in samplers:
             steps, scores, spent = len(sampler.sigmas), [], 0.0
             task = progress.add_task(f"{steps}-step samples", total=sum(map(len, sets)))
@@ -96,30 +99,3 @@ def sample_sets(
             images[part.start - indices.start : part.stop - indices.start] = batch
             advance(len(part))
         yield indices, images, time.perf_counter() - started
-
-
-def evaluation_of(config: dict[str, Any], generator: Generator) -> Evaluation:
-    """Build the evaluation, with the data of the command line or of the run.
-
-    Raises:
-        ConfigError: no data are given, or the data have another shape or other classes than the model.
-    """
-    data = build.chosen_data(config, generator.config)
-    chosen = {"data": data, "features": config.get("features") or generator.config.get("features", {})}
-    for group, add in (("data", "data=cifar10 data.root=FOLDER"), ("features", "features=classifier")):
-        if "_target_" not in chosen[group]:
-            raise ConfigError(
-                group, None, "a choice on the command line", f"add {add}", reason=f"{config['run']} names none"
-            )
-    source = build.build_source(chosen, may_fetch=data is config.get("data"))
-    shape, classes = tuple(source.images.shape[1:]), source.num_classes
-    if shape != generator.shape or generator.num_classes not in (0, classes):
-        allowed = (
-            f"images of shape {generator.shape} in {generator.num_classes or 'no'} classes, as {config['run']} makes"
-        )
-        raise ConfigError("data", chosen["data"]["name"], allowed, reason=f"these are {shape} in {classes}")
-    names = generator.class_names
-    if names and source.class_names not in (names, ()):
-        allowed = f"images of the classes {listed(names)}, as {config['run']} makes"
-        raise ConfigError("data", chosen["data"]["name"], allowed, reason=f"these are {listed(source.class_names)}")
-    return build.build_evaluation(chosen, source)

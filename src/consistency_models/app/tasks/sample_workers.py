@@ -7,7 +7,7 @@ batch size. Processes share blocks, so neither the number of processes nor `batc
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from itertools import pairwise
@@ -67,7 +67,7 @@ def _consistency(generator: Generator, sigmas: list[float]) -> Consistency:
         own = generator.make_sampler(steps=len(sigmas))
         if isinstance(own, Consistency):
             fix = ""
-            return Consistency(sigmas, own.sigma_min, own.clip, unit_variance=own.unit_variance)
+            return Consistency(sigmas, own.sigma_min, own.clip, unit_variance=own.unit_variance, inputs=own.inputs)
         allowed = f"null with the sampler {type(own).__name__}"
         reason = "only a consistency sampler takes arbitrary levels"
     except ValueError as error:
@@ -162,6 +162,17 @@ class Producer:
         for future, images in self._wait(futures):
             yield futures.pop(future), torch.from_numpy(images)
 
+    def map(self, function: Callable[..., Any], jobs: Iterable[Sequence[Any]]) -> Iterator[Any]:
+        """Yield `function(generator, *job)` of each job, in order, from the further processes.
+
+        Args:
+            function: a function of a module. Its first argument is the generator of the process.
+            jobs: the other arguments of each call.
+        """
+        for future in [self.executor.submit(_call_in_worker, function, *job) for job in jobs]:
+            (_, result), *_ = self._wait([future])
+            yield result
+
     def _wait(self, futures: Iterable[Future]) -> Iterator[tuple[Future, Any]]:
         """Yield futures with their results in the order of completion."""
         try:
@@ -190,13 +201,20 @@ def _start_worker(run: str, weights: str, prompts: Prompt | None, devices: Any, 
     global _generator
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first process ends the others
     torch.set_num_threads(threads)
-    _generator = load(run, weights, devices.get())
+    device = devices.get()
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)  # of the feature extractor, whose device is "cuda"
+    _generator = load(run, weights, device)
     _generator.prompts = prompts
     barrier.wait()
 
 
 def _wait_until_started() -> None:
     pass
+
+
+def _call_in_worker(function: Callable[..., Any], *job: Any) -> Any:
+    return function(_generator, *job)
 
 
 def _make_in_worker(*job: Any) -> Any:

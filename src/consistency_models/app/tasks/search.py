@@ -22,8 +22,9 @@ from hydra.core.hydra_config import HydraConfig
 
 from consistency_models.app.commands import command
 from consistency_models.app.folder import write_atomically
-from consistency_models.app.tasks.evaluate import evaluation_of, sample_sets
+from consistency_models.app.tasks.evaluate import sample_sets
 from consistency_models.app.tasks.sample_workers import Producer, index_sets, progress_bar, results_folder, samplers_of
+from consistency_models.app.tasks.scoring import evaluation_of, features_divided
 from consistency_models.errors import ConfigError, pasteable
 from consistency_models.evaluation import combined
 from consistency_models.evaluation.plots import save_search
@@ -75,7 +76,11 @@ def run(
     levels = karras_grid(
         grid, max(own.sigma_min, generator.lowest, 0.002), own.sigmas[0]
     ).tolist()  # the ends are not searched
-    with Producer(config, generator) as producer, progress_bar() as progress:
+    with (
+        Producer(config, generator) as producer,
+        features_divided(evaluation, producer, config),
+        progress_bar() as progress,
+    ):
 
         def score(sampler: Consistency, what: str) -> Any:
             task = progress.add_task(what, total=sum(map(len, sets)))
@@ -118,7 +123,7 @@ def run(
     save_search(folder / "search.png", trace, name)
     written = ",".join(f"{sigma:.6g}" for sigma in sigmas)
     print(f"{name}: {next(t['value'] for t in reversed(trace) if t['best']):.4g} with {len(trace)} trials, in {folder}")
-    print(f"use them  {command('eval')} {pasteable('run', config['run'])} sigmas=[{written}]{_typed_ways()}")
+    print(f"use them  {command('eval')} {pasteable('run', config['run'])} 'sigmas=[{written}]'{_typed_ways()}")
 
 
 def _typed_ways() -> str:

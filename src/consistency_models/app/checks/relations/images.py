@@ -55,13 +55,14 @@ def data(config: Config, choices: Choices) -> Problems:
 def augment(config: Config, choices: Choices) -> Problems:
     """The network takes all augmentation labels, and the inputs of its guidance behind them."""
     augment, width = config["augment"], config["network"].get("augment_dim", 0)
-    guidance = 3 if config["model"].get("guidance_input") is not None else 0
+    given = config["model"].get("guidance_input")
+    guidance = 0 if given is None else fact(config["model"], "guidance_inputs", 0)
     inputs = config["sampler"].get("inputs")
     if inputs is not None and len(inputs) != width:
         allowed = f"null or {width} numbers, which is network.augment_dim"
         yield problem("sampler.inputs", inputs, allowed, reason="they are inputs of the network")
     if guidance and not augment.get("_target_") and width != guidance:
-        reason = f"model.guidance_input={config['model']['guidance_input']} makes ω and an interval inputs"
+        reason = f"the number of inputs of the guidance with model.guidance_input={given}"
         yield problem("network.augment_dim", width, f"{guidance}", reason=reason)
     if augment.get("_target_") and (widths := fact(augment, "LABELS")):
         labels = guidance + sum(width for name, width in widths.items() if augment.get(name, 0) > 0)
@@ -73,7 +74,8 @@ def augment(config: Config, choices: Choices) -> Problems:
         if labels == guidance:
             yield problem("augment", choices.get("augment"), "one transformation or more above 0, or augment=none")
         elif width != labels:
-            allowed = f"{labels}, the labels of augment={choices.get('augment')}" + (" and 3" if guidance else "")
+            more = f" and {guidance}" if guidance else ""
+            allowed = f"{labels}, the labels of augment={choices.get('augment')}{more}"
             yield problem("network.augment_dim", width, allowed, f"did you mean network.augment_dim={labels}?")
 
 

@@ -66,11 +66,14 @@ def guidance(config: Config, choices: Choices) -> Problems:
             fix = "set data.conditional=true"
             yield problem(f"model.{key}", model[key], f"{none}", fix, reason="the network takes no classes")
     given = model.get("guidance_input")
-    if given is not None and not config["data"]["network_classes"]:
+    if given is not None and not config["data"]["network_classes"] and teacher.get("weak") is None:
         allowed, reason = "null", "the network takes no classes"
         yield problem("model.guidance_input", given, allowed, "set data.conditional=true", reason=reason)
     guided = given is not None or (model.get("omega", 1), model.get("kappa", 0)) != (1, 0)
-    if guided and not model.get("label_dropout", 0):
+    if given is not None and fact(model, "needs_teacher") and teacher.get("guidance") is not None:
+        reason = f"model.guidance_input={given} draws the guidance of each image"
+        yield problem("teacher.guidance", teacher["guidance"], "null", reason=reason)
+    if guided and "label_dropout" in model and not model["label_dropout"]:
         reason = "guidance calls the network without a class, which label dropout trains"
         yield problem("model.label_dropout", model.get("label_dropout"), "a number in (0, 1]", reason=reason)
 
