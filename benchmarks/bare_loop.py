@@ -27,7 +27,7 @@ def timed(case: Case, warm: int, steps: int) -> list[dict[str, float]]:
         warm: steps that are not measured.
         steps: measured steps.
     """
-    watch, batch, device, method = Stopwatch(case.device), case.batch, case.device, case.method
+    watch, batch, device, method = Stopwatch(case.device, case.clock), case.batch, case.device, case.method
     model = copy.deepcopy(method.model).to(device).train()
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer: Any = method.make_optimizer(weights)

@@ -17,6 +17,7 @@ rounds. On a GPU, events measure the time of the device, so that the measurement
 from __future__ import annotations
 
 import argparse
+import time
 import warnings
 from typing import Any
 
@@ -47,6 +48,7 @@ LEVERS = {
     "differences": ["model.difference=1e-3"],
     "on_host": ["+data.resident=false"],
 }
+CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
 def overrides_of(lever: str) -> list[str]:
@@ -59,7 +61,7 @@ def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     rows, cases, peaks = [], {}, {}
     for lever in ["none", *args.levers]:
         more = [] if lever == "none" else overrides_of(lever)
-        cases[lever] = Case([f"model={model}", *args.overrides, *more], args.device)
+        cases[lever] = Case([f"model={model}", *args.overrides, *more], args.device, CLOCKS[args.clock])
         measuring.reset_memory(args.device)
         cases[lever].timed(args.warm, 1)  # compilation
         peaks[lever] = measuring.memory(args.device)
@@ -130,6 +132,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--overrides", nargs="*", default=[], help="for train.py, such as data=cifar10 network=small")
     parser.add_argument("--steps", type=int, default=10, help="measured steps of each round")
     parser.add_argument("--warm", type=int, default=6, help="steps before them; RAdam's first five are slower")
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: of the main thread, without other work")
     args = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", module="lightning")
     results = measuring.machine(args)
