@@ -61,7 +61,8 @@ def random_images(channels: int, image_size: int, classes: int, n: int = 10_000)
 
 def untrained(network: dict[str, Any], path: str) -> nn.Module:
     """Build a teacher with the network `network` and untrained weights, which costs the same time as a trained one."""
-    from consistency_models.noise.preconditioning import EDM, Preconditioned
+    from consistency_models.noise.preconditioned import Preconditioned
+    from consistency_models.noise.preconditioning import EDM
 
     teacher = Preconditioned(instantiate(network), EDM())
     teacher.origin = {"path": path, "digest": ""}

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import hydra
+import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
@@ -16,6 +17,7 @@ from consistency_models.app.checks.relations import needs_teacher
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.main import main
 from consistency_models.app.run import run_job
+from consistency_models.storage.checkpoints import read
 
 ROOT = Path(__file__).parents[1]
 TINY = (
@@ -36,6 +38,7 @@ GRADIENT_STEP = (
     "learning_rate.decay=0",
 )
 """One step, in which the weights change by their gradient."""
+TWO_PROCESSES = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 
 
 def config_of(folder, *overrides):
@@ -51,6 +54,18 @@ def run(folder, *overrides, **extra):
     config["callbacks"] |= extra.get("callbacks", {})
     RunFolder(folder).write_config(config, list(overrides))
     return run_job(config, folder)[0]
+
+
+def weights_of(folder):
+    """The weights of the model in the last checkpoint of a run."""
+    return read(folder / "checkpoints/last.ckpt")["model"]
+
+
+def assert_same_weights(folder, expected, rtol=1e-6):
+    """The run in `folder` has ended with the expected weights."""
+    found = weights_of(folder)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=rtol, atol=1e-6, msg=name)
 
 
 def on_points(method):

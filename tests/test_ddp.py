@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from jobs import GRADIENT_STEP, ROOT, TINY, run
+from jobs import GRADIENT_STEP, ROOT, TINY, TWO_PROCESSES, assert_same_weights, run, weights_of
 
 from consistency_models.errors import Exit
 from consistency_models.storage.checkpoints import read
@@ -17,25 +17,18 @@ STEP = (
     "network.model_channels=8",
     *GRADIENT_STEP,
 )
-TWO_PROCESSES = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     assert run(folder, *STEP) == Exit.DONE
-    return read(folder / "checkpoints/last.ckpt")["model"]
-
-
-def assert_same_step(folder, expected):
-    found = read(folder / "checkpoints/last.ckpt")["model"]
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-6, msg=name)
+    return weights_of(folder)
 
 
 def test_accumulated_micro_batches(one_process, tmp_path):
     assert run(tmp_path, *STEP, "trainer.accumulate_grad_batches=2") == Exit.DONE
-    assert_same_step(tmp_path, one_process)
+    assert_same_weights(tmp_path, one_process)
 
 
 LEARNED = "model=sct model.log_weight={_target_:consistency_models.losses.learned.LogWeight}"
@@ -49,7 +42,7 @@ def test_accumulated_micro_batches_of_methods_with_more_than_a_model(model, tmp_
         more = (f"trainer.accumulate_grad_batches={accumulate}", "optimizer.lr=0.1")
         assert run(tmp_path / str(accumulate), *steps, *more) == Exit.DONE
     one, four = (read(tmp_path / str(accumulate) / "checkpoints/last.ckpt") for accumulate in (1, 4))
-    assert_same_step(tmp_path / "4", one["model"])
+    assert_same_weights(tmp_path / "4", one["model"])
     for name, value in one["method"].items():
         torch.testing.assert_close(four["method"][name], value, rtol=1e-6, atol=1e-6, msg=name)
 
@@ -63,7 +56,7 @@ def test_two_processes_of_methods_with_more_than_a_model(model, tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), *steps, *TWO_PROCESSES, *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert_same_step(tmp_path / "two", read(tmp_path / "one/checkpoints/last.ckpt")["model"])
+    assert_same_weights(tmp_path / "two", weights_of(tmp_path / "one"))
 
 
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -74,4 +67,4 @@ def test_two_processes_in_one_folder(accumulate, one_process, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (tmp_path / "runs/ict_digits").iterdir()  # however many processes, one run has one folder
     assert (folder / "DONE").exists()
-    assert_same_step(folder, one_process)
+    assert_same_weights(folder, one_process)

@@ -12,7 +12,7 @@ import torch
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
 from configs.commands import CONF
-from jobs import GRADIENT_STEP, ROOT, TINY, run, run_two
+from jobs import GRADIENT_STEP, ROOT, TINY, TWO_PROCESSES, run, run_two
 from resume.test_resume import assert_same, contents, crash
 
 import consistency_models
@@ -77,8 +77,8 @@ def test_two_processes_take_the_step_of_one(outside, tmp_path):
     _, folder = outside
     step = [*small(folder), *GRADIENT_STEP]
     assert run(tmp_path / "one", f"hydra.searchpath=[file://{folder}/conf]", *step) == Exit.DONE
-    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
-    run_two(tmp_path / "two", "--config-dir", str(folder / "conf"), *step, *two, path=[str(folder)])
+    own = ("--config-dir", str(folder / "conf"))
+    run_two(tmp_path / "two", *own, *step, *TWO_PROCESSES, path=[str(folder)])
     one, two = (read(tmp_path / name / "checkpoints/last.ckpt") for name in ("one", "two"))
     for part in ("model", "method"):
         assert one[part].keys() == two[part].keys()

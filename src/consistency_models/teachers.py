@@ -129,7 +129,7 @@ def _hides_labels(network: nn.Module) -> bool:
 @facts(reads=None, needs_closed_form=True)
 def exact_teacher(source: Mixture, path: None = None) -> nn.Module:
     """Return the closed-form denoiser of a Gaussian mixture."""
-    if not hasattr(source, "denoised"):
+    if not source.has_closed_form:
         reason = "only mixtures have a closed-form denoiser"
         raise ConfigError("teacher", "exact", "exact with data=mixture or data=mixture_16d", reason=reason)
     return _Exact(source)

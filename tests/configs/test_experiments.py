@@ -10,7 +10,8 @@ from omegaconf import OmegaConf, open_dict
 from consistency_models.app import build
 from consistency_models.app.checks.composing import resolved
 from consistency_models.data import Batch
-from consistency_models.noise.preconditioning import EDM, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM
 from consistency_models.random import BatchRandom
 from consistency_models.storage.loading import instantiate
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 
-from consistency_models.data import DataError, DataModule, ImageSet, Mixture, digits
+from consistency_models.data import Batch, DataError, DataModule, ImageSet, Mixture, Source, digits
 from consistency_models.random import BatchRandom
 
 
@@ -119,6 +119,24 @@ def test_a_global_batch_larger_than_the_data(tmp_path):
     assert counts.tolist() in [
         [2 + (k in extra) for k in range(5)] for extra in [(a, b) for a in range(5) for b in range(a)]
     ]
+
+
+class Uniform(Source):
+    """A source of another package: new images of uniform noise, with nothing beyond the required attributes."""
+
+    name, shape, n, num_classes, sigma_data, digest, labels = "uniform", (1, 2, 2), None, 0, 0.58, "0", None
+    images = torch.zeros(4, *shape)
+
+    def __getitem__(self, slot):
+        return Batch(2 * slot.rows.rand("uniform", *self.shape) - 1, None, slot.rows)
+
+
+def test_a_source_needs_only_the_required_attributes(tmp_path):
+    batches = train(tmp_path, 2, source=Uniform(), resident="auto")
+    assert [(images.shape, labels) for _, images, labels in batches] == [((12, 1, 2, 2), None)] * 2
+    assert not torch.equal(batches[0][1], batches[1][1])
+    with pytest.raises(DataError, match="uniform has no captions"):
+        DataModule(Uniform(), 4, caption_dropout=0.1)
 
 
 def test_overfit_steps_repeat(tmp_path):

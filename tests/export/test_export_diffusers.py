@@ -8,7 +8,8 @@ import torch
 
 from consistency_models.export import to_diffusers
 from consistency_models.networks import DhariwalUNet, OpenAIUNet
-from consistency_models.noise.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, Boundary
 from consistency_models.sampling.generator import Generator
 from consistency_models.sampling.samplers import Consistency
 

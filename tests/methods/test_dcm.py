@@ -10,7 +10,8 @@ from consistency_models.methods.cd import ConsistencyDistillation
 from consistency_models.methods.cmt import MidTraining
 from consistency_models.methods.dcm import DirectConsistency
 from consistency_models.noise import curricula
-from consistency_models.noise.preconditioning import Boundary, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import Boundary
 from consistency_models.noise.schedules import KarrasUniform, per_image
 from consistency_models.random import BatchRandom
 from consistency_models.sampling.solvers import Euler, Heun

@@ -13,7 +13,8 @@ from consistency_models.methods.flow_map import gap
 from consistency_models.methods.meanflow import MeanFlow
 from consistency_models.methods.sct import ContinuousConsistencyTraining
 from consistency_models.networks.mlp import MLP
-from consistency_models.noise.preconditioning import Flow, Preconditioned, TrigFlow
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import Flow, TrigFlow
 from consistency_models.noise.schedules import Levels, per_image
 from consistency_models.random import BatchRandom
 from consistency_models.sampling.samplers import FlowMapSampler

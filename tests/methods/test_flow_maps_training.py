@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from jobs import GRADIENT_STEP, TINY, config_of, run, run_two
+from jobs import GRADIENT_STEP, TINY, TWO_PROCESSES, assert_same_weights, config_of, run, run_two, weights_of
 
 import consistency_models
 from consistency_models.app.build import build_method
@@ -10,7 +10,6 @@ from consistency_models.errors import Exit
 from consistency_models.methods import Step
 from consistency_models.noise.schedules import Levels
 from consistency_models.random import BatchRandom
-from consistency_models.storage.checkpoints import read
 
 IMAGES = (*TINY, "data=digits", "network.model_channels=8", "network.attn_resolutions=[4]", "data.batch_size=8")
 GUIDED = ("model=meanflow", "model.label_dropout=0.3", "model.omega=0.5", "model.kappa=0.5")
@@ -35,7 +34,7 @@ def test_bf16_autocast_on_a_cpu(model, tmp_path):
     exact, mixed = tmp_path / "exact", tmp_path / "mixed"
     assert run(exact, *arguments(model)) == Exit.DONE
     assert run(mixed, *arguments(model), "trainer.precision=bf16-mixed") == Exit.DONE
-    exact, mixed = (read(folder / "checkpoints/last.ckpt")["model"] for folder in (exact, mixed))
+    exact, mixed = weights_of(exact), weights_of(mixed)
     assert any(not torch.equal(exact[name], mixed[name]) for name in exact)
     for name, value in exact.items():
         torch.testing.assert_close(mixed[name], value, rtol=0.1, atol=0.02, msg=name)
@@ -77,18 +76,12 @@ STEP = (*IMAGES, *GUIDED, *GRADIENT_STEP, "optimizer.lr=0.01", "~optimizer.fused
 def one_process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     assert run(folder, *STEP) == Exit.DONE
-    return read(folder / "checkpoints/last.ckpt")["model"]
-
-
-def assert_same_step(folder, expected):
-    found = read(folder / "checkpoints/last.ckpt")["model"]
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    return weights_of(folder)
 
 
 def test_micro_batches_take_the_step_of_the_batch(one_process, tmp_path):
     assert run(tmp_path, *STEP, "trainer.accumulate_grad_batches=2") == Exit.DONE
-    assert_same_step(tmp_path, one_process)
+    assert_same_weights(tmp_path, one_process, rtol=1e-5)
 
 
 OTHERS = ("alphaflow", "imf", "facm", "shortcut", "imm", "ayf")
@@ -103,12 +96,12 @@ def test_micro_batches_of_the_others(model, tmp_path):
     step = [each for each in step if model != "imm" or each != "~optimizer.fused"]  # RAdam has no such option
     assert run(tmp_path / "whole", *step) == Exit.DONE
     assert run(tmp_path / "parts", *step, "trainer.accumulate_grad_batches=4") == Exit.DONE
-    assert_same_step(tmp_path / "parts", read(tmp_path / "whole/checkpoints/last.ckpt")["model"])
+    assert_same_weights(tmp_path / "parts", weights_of(tmp_path / "whole"), rtol=1e-5)
 
 
 def test_two_processes_take_the_step_of_one(one_process, tmp_path):
-    run_two(tmp_path / "two", *STEP, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
-    assert_same_step(tmp_path / "two", one_process)
+    run_two(tmp_path / "two", *STEP, *TWO_PROCESSES)
+    assert_same_weights(tmp_path / "two", one_process, rtol=1e-5)
 
 
 def test_a_student_of_two_times_starts_as_its_teacher_of_one(tmp_path):

@@ -14,7 +14,8 @@ from consistency_models.methods.imm import InductiveMomentMatching
 from consistency_models.methods.meanflow import MeanFlow
 from consistency_models.methods.shortcut import FLOOR, Shortcut
 from consistency_models.noise.pairs import ArctanLogNormal, Dyadic, Groups
-from consistency_models.noise.preconditioning import EDM, Flow, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, Flow
 from consistency_models.noise.schedules import Levels, per_image
 from consistency_models.random import BatchRandom
 from consistency_models.teachers import Guided

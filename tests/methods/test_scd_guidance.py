@@ -12,10 +12,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from consistency_models.app.build import build_ode_error
+from consistency_models.data import ImageSet
 from consistency_models.losses.weightings import EDM as EDMWeight
 from consistency_models.methods.scd import ContinuousConsistencyDistillation
 from consistency_models.networks.mlp import MLP
-from consistency_models.noise.preconditioning import EDM, Preconditioned, TrigFlow
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, TrigFlow
 from consistency_models.sampling.samplers import Consistency
 from consistency_models.teachers import Guided, weights_of_teacher
 
@@ -126,8 +128,8 @@ def test_the_sampler_takes_the_scale():
 def test_the_ode_of_the_samples_is_the_reference(inputs, scale):
     """The distance to the teacher's ODE is measured with the guidance of the samples."""
     teacher = random_model(1, EDM).float()
-    images = torch.randn(6, 3, 2, 2)
-    source = type("Source", (), {"images": images, "labels": torch.arange(6) % 3})()
+    images = torch.randint(256, (6, 3, 2, 2), dtype=torch.uint8)
+    source = ImageSet("few", images, torch.arange(6) % 3, num_classes=3)
     data = {"channels": 3, "image_size": 2, "network_classes": 3, "clamp": False, "sigma_data": SIGMA_DATA}
     settings = {
         "data": data,

@@ -15,7 +15,8 @@ from consistency_models.methods.ect import EasyConsistencyTuning
 from consistency_models.methods.scd import ContinuousConsistencyDistillation
 from consistency_models.methods.sct import ContinuousConsistencyTraining
 from consistency_models.networks.mlp import MLP
-from consistency_models.noise.preconditioning import EDM, Boundary, Preconditioned, TrigFlow
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, Boundary, TrigFlow
 from consistency_models.noise.schedules import Levels, per_image
 from consistency_models.random import BatchRandom
 from consistency_models.storage.checkpoints import read

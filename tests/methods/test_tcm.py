@@ -19,7 +19,8 @@ from consistency_models.losses.weightings import InverseGap
 from consistency_models.methods.ect import EasyConsistencyTuning
 from consistency_models.methods.tcm import TruncatedConsistency
 from consistency_models.networks.mlp import MLP
-from consistency_models.noise.preconditioning import EDM, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM
 from consistency_models.noise.schedules import ECTSchedule, Levels
 from consistency_models.noise.truncated import TruncatedStudentT
 from consistency_models.random import BatchRandom

@@ -20,7 +20,7 @@ from consistency_models.methods.cd import ConsistencyDistillation
 from consistency_models.networks.diffusers import UNet
 from consistency_models.networks.lora import LoRA, share_base, shared_names
 from consistency_models.noise.discrete import Discrete
-from consistency_models.noise.preconditioning import Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
 from consistency_models.optim.ema import Constant
 from consistency_models.sampling.solvers import Euler
 

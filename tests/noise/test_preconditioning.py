@@ -8,11 +8,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from consistency_models.noise import preconditioning
-from consistency_models.noise.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, Boundary
 
 SIGMA = torch.logspace(math.log10(0.002), math.log10(80), 50, dtype=torch.float64)
 SCALINGS = ("c_skip", "c_out", "c_in", "c_noise")
-ALL = [getattr(preconditioning, name) for name in preconditioning.__all__ if name != "Preconditioned"]
+ALL = [getattr(preconditioning, name) for name in preconditioning.__all__]
 
 
 class Spy(nn.Module):

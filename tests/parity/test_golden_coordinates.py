@@ -10,7 +10,8 @@ from torch.testing import assert_close
 from consistency_models.data import GaussianMixture
 from consistency_models.methods.meanflow import MeanFlow
 from consistency_models.methods.sct import ContinuousConsistencyTraining
-from consistency_models.noise.preconditioning import EDM, Flow, Preconditioned, TrigFlow
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, Flow, TrigFlow
 from consistency_models.noise.schedules import Levels, LogNormal, per_image
 from consistency_models.random import BatchRandom
 from consistency_models.sampling.samplers import FlowMapSampler

@@ -8,7 +8,8 @@ from parity.test_golden_losses import ExactNet
 from torch.testing import assert_close
 
 from consistency_models.methods.dcm import DirectConsistency
-from consistency_models.noise.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, Boundary
 from consistency_models.noise.schedules import Levels, karras_grid
 from consistency_models.sampling import solvers
 

@@ -11,7 +11,8 @@ from consistency_models.losses.distances import PseudoHuber
 from consistency_models.losses.weightings import EDM as EDMWeight
 from consistency_models.losses.weightings import InverseGap
 from consistency_models.methods.ect import EasyConsistencyTuning
-from consistency_models.noise.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, Boundary
 from consistency_models.noise.schedules import ECTSchedule, Levels, per_image
 from consistency_models.sampling.samplers import Consistency
 

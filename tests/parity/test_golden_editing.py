@@ -5,7 +5,8 @@ import torch
 from parity.golden import CONSTANTS, F32, TinyNet, cases, load
 from torch.testing import assert_close
 
-from consistency_models.noise.preconditioning import Boundary, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import Boundary
 from consistency_models.noise.schedules import karras_grid
 from consistency_models.sampling.editing import Colorization, Inpainting, SuperResolution, edit
 

@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from consistency_models.losses import distances, weightings
 from consistency_models.networks import official
-from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP
 from consistency_models.noise.schedules import Levels, LogNormal, per_image
 from consistency_models.sampling.general_ode import VE as VESchedule
 from consistency_models.sampling.general_ode import VP as VPSchedule

@@ -24,7 +24,8 @@ from consistency_models.methods.alphaflow import AlphaFlow
 from consistency_models.methods.ayf import AlignYourFlow
 from consistency_models.methods.meanflow import MeanFlow
 from consistency_models.noise.pairs import LogNormalPair
-from consistency_models.noise.preconditioning import Flow, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import Flow
 from consistency_models.noise.schedules import Levels
 from consistency_models.optim.ema import ema_update
 from consistency_models.sampling.samplers import FlowMapSampler

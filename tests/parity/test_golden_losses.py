@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 from consistency_models.losses import distances, weightings
 from consistency_models.noise.curricula import Constant
-from consistency_models.noise.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, Boundary
 from consistency_models.noise.schedules import KarrasUniform, Levels, LogNormal, per_image
 from consistency_models.sampling.solvers import Euler, Heun
 

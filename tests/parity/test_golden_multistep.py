@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 from consistency_models.methods.mcm import MultistepConsistency
 from consistency_models.noise.curricula import Annealed, Constant
-from consistency_models.noise.preconditioning import EDM, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM
 from consistency_models.noise.schedules import Levels, karras_grid
 from consistency_models.noise.segments import Segments, cosine_grid, segment_edges
 from consistency_models.sampling.samplers import SegmentSampler

@@ -15,7 +15,8 @@ from torch.testing import assert_close
 from consistency_models.networks import official
 from consistency_models.networks.layers import UNetBlock
 from consistency_models.networks.openai_adm import noise_embedding
-from consistency_models.noise.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, Boundary
 
 
 def assert_near(got, expected, tolerance=1e-5):

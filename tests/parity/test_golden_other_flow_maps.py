@@ -27,7 +27,8 @@ from consistency_models.methods.imm import InductiveMomentMatching
 from consistency_models.methods.meanflow import MeanFlow
 from consistency_models.methods.shortcut import Shortcut
 from consistency_models.noise.pairs import Dyadic, Groups
-from consistency_models.noise.preconditioning import EDM, Flow, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, Flow
 from consistency_models.noise.schedules import Levels
 from consistency_models.sampling.samplers import FlowMapSampler
 from consistency_models.teachers import Guided

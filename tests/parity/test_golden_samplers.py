@@ -9,7 +9,8 @@ import torch
 from parity.golden import CONSTANTS, F32, F64, SUFFIX, TinyNet, cases, constants, load
 from torch.testing import assert_close
 
-from consistency_models.noise.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, Boundary
 from consistency_models.noise.schedules import karras_grid
 from consistency_models.sampling import samplers, solvers
 

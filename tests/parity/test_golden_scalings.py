@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from consistency_models.losses import weightings
-from consistency_models.noise import preconditioning
+from consistency_models.noise import Preconditioned, preconditioning
 from consistency_models.noise.schedules import Levels
 
 WEIGHTINGS = {
@@ -58,7 +58,7 @@ def test_denoise(path, kind, suffix):
     outputs = []
     network = TinyNet(case, "net", run["dtype"])
     network.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    model = preconditioning.Preconditioned(network, scalings)
+    model = Preconditioned(network, scalings)
     got = model(case["x_t"].to(run["dtype"]), case["sigma"].to(run["dtype"]))
     tolerance = {"rtol": run["rtol"], "atol": run["atol"]}
     assert_close(got, case[f"{kind}_denoised{run['suffix']}"], **tolerance)

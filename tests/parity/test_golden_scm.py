@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from consistency_models.losses.weightings import EDM as EDMWeight
 from consistency_models.methods.scd import ContinuousConsistencyDistillation
 from consistency_models.methods.sct import ContinuousConsistencyTraining
-from consistency_models.noise.preconditioning import EDM, Preconditioned, TrigFlow
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, TrigFlow
 from consistency_models.noise.schedules import Levels, per_image
 from consistency_models.random import BatchRandom
 

@@ -13,7 +13,8 @@ from consistency_models.losses.distances import PseudoHuber
 from consistency_models.losses.weightings import EDM as EDMWeight
 from consistency_models.losses.weightings import InverseGap, Uniform
 from consistency_models.methods.tcm import TruncatedConsistency
-from consistency_models.noise.preconditioning import EDM, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM
 from consistency_models.noise.truncated import TruncatedStudentT
 from consistency_models.random import BatchRandom
 

@@ -17,7 +17,8 @@ from consistency_models.methods.cd import ConsistencyDistillation
 from consistency_models.methods.ct import ConsistencyTraining
 from consistency_models.methods.teacher import Diffusion
 from consistency_models.noise import curricula, schedules
-from consistency_models.noise.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, Boundary
 from consistency_models.optim.ema import Constant as ConstantEMA
 from consistency_models.optim.learning_rates import Linear
 from consistency_models.sampling import solvers

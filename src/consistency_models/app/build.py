@@ -20,7 +20,7 @@ from consistency_models.app.acceleration import with_acceleration
 from consistency_models.app.checks.table import NOT_ARGUMENTS
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.conditions import Prompt
-from consistency_models.data import Published, check_facts
+from consistency_models.data import Published, Source, check_facts
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError, DataError
 from consistency_models.evaluation import Evaluation
@@ -91,7 +91,7 @@ def build_data(config: dict[str, Any], may_fetch: bool = False) -> LightningData
     return instantiate(arguments, _partial_=True)(source=build_source(config, may_fetch))
 
 
-def build_source(config: dict[str, Any], may_fetch: bool = False) -> Any:
+def build_source(config: dict[str, Any], may_fetch: bool = False) -> Source:
     """Build the source of the images.
 
     Args:
@@ -217,22 +217,23 @@ def check_range(config: dict[str, Any], teacher: nn.Module | None) -> None:
                 raise ConfigError(f"{group}.{key}", value, allowed, fix)
 
 
-def prompts_of(data: dict[str, Any], source: Any) -> Prompt | None:
+def prompts_of(data: dict[str, Any], source: Source) -> Prompt | None:
     """Return the prompts of a source for samples and metrics; w of each is the middle of `data.guidance_w`."""
-    prompts, bounds = getattr(source, "prompts", None), data.get("guidance_w")
+    prompts, bounds = source.prompts, data.get("guidance_w")
     if prompts is None or bounds is None:
         return prompts
     return replace(prompts, guidance=torch.full((len(prompts),), sum(bounds) / 2))
 
 
-def build_generator(config: dict[str, Any], model: nn.Module, source: Any = None) -> Generator:
-    """Build the generator that samples from the model in training, with the prompts of the source."""
+def build_generator(config: dict[str, Any], model: nn.Module, source: Source | None = None) -> Generator:
+    """Build the generator that samples from the model in training, with the prompts of the source, if there is one."""
     data, sampler = DataSpec.of(config["data"]), instantiate(config["sampler"])
-    lowest, prompts = config["model"].get("transition") or 0.0, prompts_of(config["data"], source)
+    lowest = config["model"].get("transition") or 0.0
+    prompts = None if source is None else prompts_of(config["data"], source)
     return Generator(model, data.shape, sampler, data.num_classes, data.clamp, data.class_names, lowest, prompts)
 
 
-def build_evaluation(config: dict[str, Any], source: Any) -> Evaluation:
+def build_evaluation(config: dict[str, Any], source: Source) -> Evaluation:
     """Build the evaluation of generated images against a source of real ones.
 
     Raises:
@@ -263,16 +264,17 @@ def prepare_distance(config: dict[str, Any], distance: nn.Module) -> None:
     Raises:
         ConfigError: the weights are not available.
     """
-    prepare = getattr(distance, "prepare", None)
-    if prepare is None:
+    if not hasattr(distance, "prepare"):
         return
     try:
-        prepare()
+        distance.prepare()
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError("loss.weights", config["loss"].get("weights"), str(error)) from error
 
 
-def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | None) -> Callable[..., ODEError] | None:
+def build_ode_error(
+    config: dict[str, Any], source: Source, teacher: nn.Module | None
+) -> Callable[..., ODEError] | None:
     """Return a function from a device to the `ODEError`; None if the true solution of the ODE is unknown.
 
     The solution is exact if the data set has one (a mixture), otherwise a fine solution of the teacher's ODE. A
@@ -288,7 +290,7 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
     if isinstance(table := getattr(teacher, "preconditioning", None), Discrete):
         ends = {"sigma_min": table.sigma_min, "sigma_max": table.sigma_max}
         sigmas = torch.logspace(*map(math.log10, ends.values()), 11, dtype=torch.float64)[1:].tolist()
-    if not points or len(sigmas) < 2 or not (hasattr(source, "consistency") or is_denoiser):
+    if not points or len(sigmas) < 2 or not (source.has_closed_form or is_denoiser):
         return None
 
     def measure(device: torch.device | str) -> ODEError:
@@ -298,12 +300,13 @@ def build_ode_error(config: dict[str, Any], source: Any, teacher: nn.Module | No
         if prompts is not None:
             images, labels = images[: len(prompts)], prompts[: len(images)]
         labels = None if labels is None else labels.to(device)
-        exact = getattr(source, "consistency", None)
+        exact = source.has_closed_form
         denoiser = None if exact else teacher.to(device).eval()
         if denoiser is not None and config["model"].get("guidance_input") is not None:  # that of the samples
             excess = (config["sampler"].get("inputs") or (0.0,))[-1]
             denoiser = Guided(denoiser.model, 1 + excess, denoiser.weak, denoiser.interval)
-        solution = exact or HeunSolution(denoiser, config["evaluation"]["ode_steps"], **ends)
+        steps = config["evaluation"]["ode_steps"]
+        solution = source.consistency if exact else HeunSolution(denoiser, steps, **ends)
         cache_key = source.digest if exact else None
         return ODEError(solution, images, labels, data.sigma_data, sigmas, ends["sigma_min"], cache_key=cache_key)
 

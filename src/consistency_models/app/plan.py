@@ -19,7 +19,7 @@ from consistency_models.app.pipelines import with_pipeline
 from consistency_models.callbacks.memory import PeakMemory, peak_of
 from consistency_models.data.batch import Batch
 from consistency_models.methods.base import Method
-from consistency_models.noise.preconditioning import Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
 from consistency_models.random import BatchRandom
 from consistency_models.storage.loading import instantiate
 

@@ -91,7 +91,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     origin = origin_of(resume) if resume is not None else None
     images_seen = origin.images_seen(config) if origin is not None else ImagesSeen(config["data"]["batch_size"])
     data = build.build_data(config, may_fetch=True)
-    if names := getattr(data.source, "class_names", ()):
+    if names := data.source.class_names:
         log.info("classes: %s", listed(names))
         config = config | {"data": config["data"] | {"class_names": list(names)}}
         if origin is not None:

@@ -58,7 +58,7 @@ class SampleGrids(StepCallback):
             points,
         )
         self.generator, self.evaluation, self.settings = generator, evaluation, settings
-        self.pictures = getattr(evaluation.data, "pictures", None)  # of latents
+        self.is_scatter = not generator.clamp and not evaluation.data.is_latent
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Draw every `every_n_steps` steps and at the end."""
@@ -69,7 +69,7 @@ class SampleGrids(StepCallback):
     def draw(self, trainer: Trainer, method: LightningModule, step: int) -> None:
         """Sample with every step count, save the pictures, and pass them to the loggers that support images."""
         ema = next(c for c in trainer.callbacks if isinstance(c, WeightEMA))
-        n = self.columns * self.rows if self.generator.clamp or self.pictures else self.points
+        n = self.points if self.is_scatter else self.columns * self.rows
         with ema.applied(method) as weights:
             samples = {
                 steps: self.generator.sample(n, steps=steps, seed=self.settings["seed"])
@@ -91,11 +91,10 @@ class SampleGrids(StepCallback):
 
     def save(self, path: Path, images: dict[str, Tensor], title: str) -> None:
         """Save a grid of images, a comparison of several grids, or a scatter plot of points beside the data."""
-        if self.pictures is not None:
-            images = {name: self.pictures(latents) for name, latents in images.items()}
-        elif not self.generator.clamp:
+        if self.is_scatter:
             save_scatter(path, {"data": self.evaluation.data.images[: self.points], **images}, title)
             return
+        images = {name: self.evaluation.data.pictures(generated) for name, generated in images.items()}
         names = self.generator.names(self.generator.labels(torch.arange(self.columns * self.rows)))
         if len(images) == 1:
             save_grid(path, next(iter(images.values())), self.columns, title, names=names)

@@ -8,13 +8,14 @@ from consistency_models.data.decoding import Decoder
 from consistency_models.data.digits import digits
 from consistency_models.data.fashion_mnist import fashion_mnist
 from consistency_models.data.image_folder import downloaded_images, image_folder
-from consistency_models.data.image_set import ImageSet, check_facts, sigma_data
+from consistency_models.data.image_set import ImageSet, sigma_data
 from consistency_models.data.known_set import known_set
 from consistency_models.data.latents import Latents, latents
 from consistency_models.data.mixture import GaussianMixture, Mixture
 from consistency_models.data.npz import npz_images
 from consistency_models.data.published import Published
 from consistency_models.data.sampler import StepSampler
+from consistency_models.data.source import Source, check_facts
 from consistency_models.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "Mixture",
     "Published",
     "Slot",
+    "Source",
     "StepSampler",
     "check_facts",
     "cifar10",

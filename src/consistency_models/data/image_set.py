@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from consistency_models.data.batch import Batch, Slot
 from consistency_models.data.lazy_images import LazyImages
-from consistency_models.errors import DataError
+from consistency_models.data.source import Source
 
 __all__ = ["ImageSet", "sigma_data"]
 
@@ -31,7 +30,7 @@ def sigma_data(images: Tensor, at_most: int = 10_000) -> float:
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class ImageSet(Source):
     """Images with or without class labels; `image_set[slot]` is a micro-batch.
 
     Args:
@@ -92,6 +91,11 @@ class ImageSet:
         return isinstance(self.images, Tensor)
 
     @property
+    def nbytes(self) -> int | None:
+        """Bytes of the images; None if each image is decoded at each access."""
+        return self.images.nbytes if self.is_decoded else None
+
+    @property
     def n(self) -> int:
         """Number of images."""
         return len(self.images)
@@ -120,24 +124,3 @@ class ImageSet:
         if self.labels is not None:
             content.update(self.labels.cpu().numpy())
         return content.hexdigest()
-
-
-def check_facts(
-    source: Any,
-    name: str | None = None,
-    root: str | None = None,
-    image_size: int | None = None,
-    channels: int | None = None,
-    num_classes: int | None = None,
-) -> str:
-    """Compare a source with what the configuration states; return its name and path, for messages.
-
-    Raises:
-        DataError: a stated value, other than None, differs from the source.
-    """
-    origin = f"{name or source.name} ({root})" if root else name or source.name
-    facts = {"channels": source.shape[0], "image_size": source.shape[-1], "num_classes": source.num_classes}
-    for key, stated in {"channels": channels, "image_size": image_size, "num_classes": num_classes}.items():
-        if stated is not None and stated != facts[key]:
-            raise DataError(f"data.{key} is {stated}, but {origin} has {facts[key]}: set data.{key}={facts[key]}")
-    return origin

@@ -23,6 +23,7 @@ from consistency_models.data.encoders import Encoders
 from consistency_models.data.files import Files, content_of
 from consistency_models.data.layout import classes_of
 from consistency_models.data.mapped_arrays import FolderArrays, MappedArray, ZippedArrays
+from consistency_models.data.source import Source
 from consistency_models.errors import DataError
 from consistency_models.random import BatchRandom, seed_of
 from consistency_models.trust import loadable
@@ -58,7 +59,7 @@ class Captions:
 
 
 @dataclass(frozen=True)
-class Latents:
+class Latents(Source):
     """Latents with captions, with classes, or with neither; `latents[slot]` is a micro-batch.
 
     Args:
@@ -93,7 +94,6 @@ class Latents:
     sums: bytes = b""
     decoder: str | None = None
     is_latent = True
-    test = None
 
     def __getitem__(self, slot: Slot) -> Batch:
         rows = slot.indices.numpy()

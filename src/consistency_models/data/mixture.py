@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from consistency_models.data.batch import Batch, Slot
+from consistency_models.data.source import Source
 from consistency_models.random import BatchRandom, seed_of
 from consistency_models.trust import loadable
 from consistency_models.values import Count, Size, Text, checked
@@ -194,7 +195,7 @@ def _rows(level: Tensor | float, x: Tensor) -> Tensor:
 @loadable()
 @checked
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Source):
     """A mixture as a data source: new points in every step, as images of shape (d, 1, 1). The class is the component.
 
     Args:
@@ -216,7 +217,6 @@ class Mixture:
     name: Text = "mixture"
     has_closed_form = True
     n = None  # no fixed set: training never uses a point twice
-    test = None
 
     @cached_property
     def distribution(self) -> GaussianMixture:

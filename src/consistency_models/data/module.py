@@ -12,10 +12,8 @@ from torch.utils.data import DataLoader
 
 from consistency_models.conditions import Prompt
 from consistency_models.data.batch import Batch
-from consistency_models.data.image_set import ImageSet, check_facts
-from consistency_models.data.latents import Latents
-from consistency_models.data.mixture import Mixture
 from consistency_models.data.sampler import StepSampler
+from consistency_models.data.source import Source, check_facts
 from consistency_models.data.workers import WorkerLoader
 from consistency_models.errors import DataError
 from consistency_models.random import BatchRandom
@@ -36,7 +34,7 @@ class DataModule(LightningDataModule):
     small set is held on the GPU as uint8, and only indices are transferred.
 
     Args:
-        source: an `ImageSet`; `Latents`; or a `Mixture`, which draws new images in every step.
+        source: the images, such as an `ImageSet`, `Latents`, or a `Mixture`, which draws new images in every step.
         batch_size: images of one optimiser step, over all processes and accumulated micro-batches.
         seed: the run's seed.
         sigma_data: σ_data of the preconditioning. A warning is shown if the measured σ_data differs by more than a
@@ -60,7 +58,7 @@ class DataModule(LightningDataModule):
     @checked
     def __init__(
         self,
-        source: ImageSet | Latents | Mixture,
+        source: Source,
         batch_size: Size,
         seed: Count = 0,
         sigma_data: Positive | None = None,
@@ -82,17 +80,16 @@ class DataModule(LightningDataModule):
         origin = check_facts(source, name, root, image_size, channels, num_classes)
         if conditional and not source.num_classes:
             raise DataError(f"data.conditional is true, but {origin} has no classes: set data.conditional=false")
-        if getattr(source, "is_latent", False) and (flip or resident is True):
+        if source.is_latent and (flip or resident is True):
             key = "flip" if flip else "resident"
             reason = (
                 "a flipped latent is not the latent of the flipped image" if flip else "latents are read from files"
             )
             raise DataError(f"data.{key} is true, but {reason}: leave data.{key} out")
-        if resident is True and not getattr(source, "is_decoded", True):
+        if resident is True and not source.is_decoded:
             raise DataError(f"data.resident is true, but the images of {origin} are not decoded: set it to false")
-        captioned = getattr(source, "captions", None) is not None
         for key, value in {"guidance_w": guidance_w, "caption_dropout": caption_dropout or None}.items():
-            if value is not None and not captioned:
+            if value is not None and source.captions is None:
                 raise DataError(f"data.{key} is {value}, but {origin} has no captions: leave data.{key} out")
         if overfit_steps and source.n is None:
             raise DataError(f"data.overfit_steps is {overfit_steps}, but {origin} has no fixed images: set it to 0")
@@ -119,7 +116,7 @@ class DataModule(LightningDataModule):
                 f"data.sigma_data is {self.sigma_data}, but {self.origin} measures {measured:.3f}: "
                 f"the preconditioning is off; set data.sigma_data={measured:.3f}"
             )
-        if not self.workers and not getattr(self.source, "is_decoded", True):
+        if not self.workers and not self.source.is_decoded:
             rank_zero_warn(f"the training process decodes the images of {self.origin}: set data.workers to 1 or more")
 
     def train_dataloader(self) -> DataLoader:
@@ -170,8 +167,8 @@ class DataModule(LightningDataModule):
         return replace(prompt, guidance=w.to(prompt.text.device, non_blocking=True))
 
     def _lies_on(self, device: torch.device) -> bool:
-        if device.type == "cpu" or not hasattr(self.source, "to") or not getattr(self.source, "is_decoded", True):
+        if device.type == "cpu" or self.source.nbytes is None:
             return False
         if self.resident == "auto":
-            return device.type == "cuda" and self.source.images.nbytes <= RESIDENT_BYTES
+            return device.type == "cuda" and self.source.nbytes <= RESIDENT_BYTES
         return self.resident

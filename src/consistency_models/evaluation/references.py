@@ -54,10 +54,9 @@ class Reference:
         if which == "train":
             return cls("train", data.digest, data.images, data.labels)
         if which == "test":
-            test = getattr(data, "test", None)
-            if test is None:
+            if data.test is None:
                 raise DataError(f"features.reference=test: {data.name} has no separate test images: choose train")
-            return cls("test", test.digest, test.images, test.labels)
+            return cls("test", data.test.digest, data.test.images, data.test.labels)
         path = Path(which).expanduser()
         try:
             return cls._of_file(path, tuple(data.images.shape[1:]), most_bytes)

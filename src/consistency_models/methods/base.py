@@ -25,7 +25,7 @@ from consistency_models import conditions
 from consistency_models.conditions import Prompt
 from consistency_models.methods.differences import central_difference
 from consistency_models.networks.lora import shared_names
-from consistency_models.noise.preconditioning import Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
 from consistency_models.noise.schedules import Levels
 from consistency_models.optim.ema import ema_update
 from consistency_models.optim.optimizers import match_layouts

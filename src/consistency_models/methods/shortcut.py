@@ -18,7 +18,7 @@ from torch import Tensor
 from consistency_models.methods.base import Step
 from consistency_models.methods.flow_map import FlowMap, gap
 from consistency_models.noise.pairs import Dyadic
-from consistency_models.noise.preconditioning import Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
 from consistency_models.noise.schedules import per_image
 from consistency_models.values import NotNegative, Positive, checked
 

@@ -21,10 +21,9 @@ from consistency_models.networks.layers import (
     PositionalEmbedding,
     UNetBlock,
     check_levels,
-    condition,
     group_norm,
-    run,
 )
+from consistency_models.networks.network import Network
 from consistency_models.trust import loadable
 from consistency_models.values import BelowOne, Count, Share, Size, checked
 
@@ -32,7 +31,7 @@ __all__ = ["DhariwalUNet"]
 
 
 @loadable()
-class DhariwalUNet(nn.Module):
+class DhariwalUNet(Network):
     """U-Net whose blocks are scaled and shifted by the embedding; F(x, noise_label, labels, augment).
 
     Args:
@@ -87,14 +86,11 @@ class DhariwalUNet(nn.Module):
         two_times: bool = False,
         outputs: Size = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(image_size, channels, num_classes, augment_dim, label_dropout, checkpointing, two_times)
         check_levels(image_size, channel_mult)
-        self.image_size, self.channels = image_size, channels
-        self.num_classes, self.augment_dim, self.two_times = num_classes, augment_dim, two_times
-        self.num_blocks, self.label_dropout, self.checkpointing = num_blocks, label_dropout, checkpointing
-        self.resolutions = [image_size >> level for level in range(len(channel_mult))]
+        resolutions = [image_size >> level for level in range(len(channel_mult))]
         emb_channels = model_channels * channel_mult_emb
-        levels = list(zip(self.resolutions, (model_channels * mult for mult in channel_mult)))
+        levels = list(zip(resolutions, (model_channels * mult for mult in channel_mult)))
 
         def block(c_in: int, c_out: int, resolution: int, attn: bool = False, resample: str | None = None) -> UNetBlock:
             if attn and c_out < head_channels:
@@ -133,7 +129,7 @@ class DhariwalUNet(nn.Module):
         self.dec = nn.ModuleDict()
         for resolution, c_out in reversed(levels):
             key = f"{resolution}x{resolution}"
-            if resolution == self.resolutions[-1]:
+            if resolution == resolutions[-1]:
                 self.dec[f"{key}_in0"] = block(c, c, resolution, True)
                 self.dec[f"{key}_in1"] = block(c, c, resolution)
             else:
@@ -154,15 +150,11 @@ class DhariwalUNet(nn.Module):
         if self.map_label is not None:
             nn.init.normal_(self.map_label.weight)
 
-    def embed(
-        self, noise_label: Tensor, labels: Tensor | None, augment: Tensor | None, end_label: Tensor | None
-    ) -> Tensor:
+    def embedding(self, noise_label: Tensor, labels: Tensor, augment: Tensor, end_label: Tensor | None) -> Tensor:
         """Compute the embedding (B, emb) that conditions every block."""
         emb = self.map_noise(noise_label)
         if self.map_end is not None:
             emb = emb + self.map_end(self.map_noise(end_label))
-        labels = condition(labels, self.num_classes, emb, self.label_dropout if self.training else 0.0)
-        augment = condition(augment, self.augment_dim, emb)
         if self.map_augment is not None:
             emb = emb + self.map_augment(augment)
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
@@ -170,27 +162,13 @@ class DhariwalUNet(nn.Module):
             emb = emb + self.map_label(labels)
         return F.silu(emb)
 
-    def forward(
-        self,
-        x: Tensor,
-        noise_label: Tensor,
-        labels: Tensor | None = None,
-        augment: Tensor | None = None,
-        end_label: Tensor | None = None,
-    ) -> Tensor:
-        """F(x), shape (B, outputs·out_channels, size, size).
-
-        Args:
-            x: shape (B, channels, size, size).
-            noise_label, end_label: shape (B,); end_label only for a network of two times.
-            labels, augment: one-hot classes and augmentation labels, or None.
-        """
-        emb = self.embed(noise_label, labels, augment, end_label)
+    def body(self, x: Tensor, emb: Tensor) -> Tensor:
+        """F(x), shape (B, outputs·out_channels, size, size), for the embedding (B, emb)."""
         skips = []
         for name, block in self.enc.items():
-            x = block(x) if name.endswith("conv") else run(block, x, emb, checkpointing=self.checkpointing)
+            x = block(x) if name.endswith("conv") else self.run(block, x, emb)
             skips.append(x)
         for name, block in self.dec.items():
             x = torch.cat([x, skips.pop()], 1) if "block" in name else x
-            x = run(block, x, emb, checkpointing=self.checkpointing)
+            x = self.run(block, x, emb)
         return self.out_conv(F.silu(self.out_norm(x)))

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from consistency_models.networks.layers import Linear, PositionalEmbedding, condition, run
+from consistency_models.networks.layers import Linear, PositionalEmbedding
+from consistency_models.networks.network import Network
 from consistency_models.trust import loadable
 from consistency_models.values import BelowOne, Count, Share, Size, checked
 
@@ -53,7 +54,8 @@ class ClassEmbedding(nn.Module):
 
     def forward(self, labels: Tensor) -> Tensor:
         """Embed (B, num_classes) to (B, width)."""
-        return torch.cat([labels, 1 - labels.sum(1, keepdim=True)], 1) @ self.embedding_table.weight
+        weight = self.embedding_table.weight
+        return torch.cat([labels, 1 - labels.sum(1, keepdim=True)], 1).to(weight.dtype) @ weight
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -133,7 +135,7 @@ def sincos_positions(width: int, size: int) -> Tensor:
 
 
 @loadable()
-class DiT(nn.Module):
+class DiT(Network):
     """Transformer with adaLN-zero; F(x, noise_label, labels, augment[, end_label]), images (B, channels, size, size).
 
     The table of classes has an additional row for the null class; a row of zeros in `labels` selects this row.
@@ -180,16 +182,13 @@ class DiT(nn.Module):
         two_times: bool = False,
         outputs: Size = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(image_size, channels, num_classes, augment_dim, label_dropout, checkpointing, two_times)
         if image_size % patch_size or width % heads or width % 4:
             raise ValueError(
                 "need image_size divisible by patch_size, and width by heads and by 4; "
                 f"got image_size {image_size}, patch_size {patch_size}, width {width}, heads {heads}"
             )
-        self.image_size, self.channels = image_size, channels
-        self.out_channels = outputs * (out_channels or channels)
-        self.num_classes, self.augment_dim, self.two_times = num_classes, augment_dim, two_times
-        self.patch_size, self.label_dropout, self.checkpointing = patch_size, label_dropout, checkpointing
+        self.patch_size, self.out_channels = patch_size, outputs * (out_channels or channels)
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(channels, width, patch_size, patch_size)})
         self.register_buffer("pos_embed", sincos_positions(width, image_size // patch_size), persistent=False)
         self.t_embedder = TimeEmbedding(embedding(256), width)
@@ -214,41 +213,23 @@ class DiT(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
 
-    def embed(
-        self, noise_label: Tensor, labels: Tensor | None, augment: Tensor | None, end_label: Tensor | None
-    ) -> Tensor:
+    def embedding(self, noise_label: Tensor, labels: Tensor, augment: Tensor, end_label: Tensor | None) -> Tensor:
         """Compute the embedding (B, width) that conditions every block."""
         emb: Tensor = self.t_embedder(noise_label)
         if self.t_embedder_end is not None:
             emb = emb + self.t_embedder_end(end_label)
-        labels = condition(labels, self.num_classes, emb, self.label_dropout if self.training else 0.0)
-        augment = condition(augment, self.augment_dim, emb)
         if self.y_embedder is not None:
             emb = emb + self.y_embedder(labels)
         if self.map_augment is not None:
             emb = emb + self.map_augment(augment)
         return emb
 
-    def forward(
-        self,
-        x: Tensor,
-        noise_label: Tensor,
-        labels: Tensor | None = None,
-        augment: Tensor | None = None,
-        end_label: Tensor | None = None,
-    ) -> Tensor:
-        """F(x), shape (B, outputs·out_channels, size, size).
-
-        Args:
-            x: shape (B, channels, size, size).
-            noise_label, end_label: shape (B,); end_label only for a network of two times.
-            labels, augment: one-hot classes and augmentation labels, or None.
-        """
-        emb = self.embed(noise_label, labels, augment, end_label)
+    def body(self, x: Tensor, emb: Tensor) -> Tensor:
+        """F(x), shape (B, outputs·out_channels, size, size), for the embedding (B, emb)."""
         tokens = self.x_embedder["proj"](x).flatten(2).transpose(1, 2)
         tokens = tokens + self.pos_embed.to(tokens.dtype)
         for block in self.blocks:
-            tokens = run(block, tokens, emb, checkpointing=self.checkpointing)
+            tokens = self.run(block, tokens, emb)
         patches = self.image_size // self.patch_size
         values = self.final_layer(tokens, emb).unflatten(2, (self.patch_size, self.patch_size, -1))
         rows = values.unflatten(1, (patches, patches)).permute(0, 5, 1, 3, 2, 4)

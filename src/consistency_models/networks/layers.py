@@ -12,7 +12,6 @@ from math import pi
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from consistency_models.trust import loadable
 from consistency_models.values import Positive, checked
@@ -25,9 +24,7 @@ __all__ = [
     "UNetBlock",
     "attention",
     "check_levels",
-    "condition",
     "group_norm",
-    "run",
 ]
 
 
@@ -42,36 +39,6 @@ def check_levels(image_size: int, channel_mult: Sequence[int]) -> None:
             f"image_size must be a multiple of {2 ** (len(channel_mult) - 1)} for the {len(channel_mult)} levels of "
             f"channel_mult={list(channel_mult)}; got {image_size}: give channel_mult fewer levels, or resize the images"
         )
-
-
-def condition(given: Tensor | None, width: int, x: Tensor, dropout: float = 0.0) -> Tensor:
-    """Return the conditioning `given` (B, width) of a network, or zeros for "unknown" if `given` is None.
-
-    Args:
-        given: one-hot class labels, or augmentation labels, or None.
-        width: number of values an image that the network takes.
-        x: any tensor of the batch, for its length, dtype and device.
-        dropout: probability that the row of an image is set to zero (for classifier-free guidance).
-
-    Raises:
-        ValueError: `given` has another shape.
-    """
-    if given is None:
-        return x.new_zeros(x.shape[0], width)
-    if given.shape != (x.shape[0], width):
-        raise ValueError(
-            f"labels of shape {tuple(given.shape)} for a batch of {x.shape[0]} and a network that takes {width} "
-            f"values an image (0: no labels); pass ({x.shape[0]}, {width}), or None"
-        )
-    given = given.to(x.dtype)
-    return given * (torch.rand_like(given[:, :1]) >= dropout) if dropout else given
-
-
-def run(block: Callable[..., Tensor], *args: Tensor, checkpointing: bool) -> Tensor:
-    """block(*args); with checkpointing, the backward pass recomputes activations instead of storing them."""
-    if checkpointing and torch.is_grad_enabled():
-        return checkpoint(block, *args, use_reentrant=False)
-    return block(*args)
 
 
 def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:

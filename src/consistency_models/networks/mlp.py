@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from consistency_models.networks.layers import Linear, condition
+from consistency_models.networks.layers import Linear
+from consistency_models.networks.network import Network
 from consistency_models.trust import loadable
 from consistency_models.values import BelowOne, Count, Size, checked
 
@@ -14,7 +15,7 @@ __all__ = ["MLP"]
 
 
 @loadable()
-class MLP(nn.Module):
+class MLP(Network):
     """Residual perceptron on the flattened image; F(x, noise_label, labels, augment[, end_label]).
 
         h = W_x x + W_e [c, sin(c·f), cos(c·f), labels, augment],  f = 0.5 … 8 in equal ratios, c the noise label
@@ -48,10 +49,8 @@ class MLP(nn.Module):
         two_times: bool = False,
         outputs: Size = 1,
     ) -> None:
-        super().__init__()
-        self.image_size, self.channels = image_size, channels
-        self.num_classes, self.augment_dim = num_classes, augment_dim
-        self.dropout, self.two_times, self.outputs = dropout, two_times, outputs
+        super().__init__(image_size, channels, num_classes, augment_dim, two_times=two_times)
+        self.dropout, self.outputs = dropout, outputs
         size = channels * image_size**2
         self.register_buffer("freqs", 0.5 * 2 ** torch.linspace(0, 4, 8), persistent=False)
         self.embed = Linear(1 + 2 * len(self.freqs) + num_classes + augment_dim, width)
@@ -69,23 +68,16 @@ class MLP(nn.Module):
         c = noise_label[:, None]
         return torch.cat([c, (c * self.freqs).sin(), (c * self.freqs).cos()], 1)
 
-    def forward(
-        self,
-        x: Tensor,
-        noise_label: Tensor,
-        labels: Tensor | None = None,
-        augment: Tensor | None = None,
-        end_label: Tensor | None = None,
-    ) -> Tensor:
-        """F(x), shape (B, outputs·channels, size, size), for noise_label (B,), one-hot labels, augmentation labels.
-
-        A network of two times also takes end_label (B,).
-        """
+    def embedding(self, noise_label: Tensor, labels: Tensor, augment: Tensor, end_label: Tensor | None) -> Tensor:
+        """W_e [c, sin(c·f), cos(c·f), labels, augment], shape (B, width)."""
         c = self.features(noise_label)
-        labels, augment = condition(labels, self.num_classes, c), condition(augment, self.augment_dim, c)
         emb = self.embed(torch.cat([c, labels, augment], 1))
         if self.two_times:
             emb = emb + self.embed_end(self.features(end_label))  # type: ignore[arg-type]  # two_times needs both labels
+        return emb
+
+    def body(self, x: Tensor, emb: Tensor) -> Tensor:
+        """F(x), shape (B, outputs·channels, size, size), for the embedding (B, width)."""
         h = self.first(x.flatten(1)) + emb
         for layer in self.layers:
             h = h + layer(F.dropout(F.silu(h), self.dropout, self.training))

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from annotated_types import MinLen
 from torch import Tensor, nn
 
-from consistency_models.networks.layers import Linear, PositionalEmbedding, attention, check_levels, condition, run
+from consistency_models.networks.layers import Linear, PositionalEmbedding, attention, check_levels
+from consistency_models.networks.network import Network
 from consistency_models.trust import loadable
 from consistency_models.values import BelowOne, Count, Positive, Share, Size, checked
 
@@ -142,7 +143,7 @@ class AttentionBlock(nn.Module):
 
 
 @loadable()
-class OpenAIUNet(nn.Module):
+class OpenAIUNet(Network):
     """U-Net of OpenAI's checkpoints, such as `cd_imagenet64_*.pt` and `ct_bedroom256.pt`; F(x, noise_label, labels).
 
     Args:
@@ -197,11 +198,8 @@ class OpenAIUNet(nn.Module):
         noise_scale: Positive = 1000.0,
         checkpointing: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(image_size, channels, num_classes, augment_dim, label_dropout, checkpointing)
         check_levels(image_size, channel_mult)
-        self.image_size, self.channels = image_size, channels
-        self.num_classes, self.augment_dim = num_classes, augment_dim
-        self.label_dropout, self.checkpointing = label_dropout, checkpointing
         emb_channels = 4 * model_channels
 
         def residual(c_in: int, c_out: int, resolution: int, resample: nn.Module | None = None) -> ResBlock:
@@ -254,28 +252,27 @@ class OpenAIUNet(nn.Module):
         last = nn.Conv2d(c, out_channels or channels, 3, padding=1)
         self.out = nn.Sequential(nn.GroupNorm(32, c), nn.SiLU(), _zero(last))
 
-    def forward(
-        self, x: Tensor, noise_label: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
-    ) -> Tensor:
-        """F(x), shape (B, out_channels, size, size), for noise_label (B,) and one-hot labels (augment must be None)."""
+    def embedding(self, noise_label: Tensor, labels: Tensor, augment: Tensor, end_label: Tensor | None) -> Tensor:
+        """Compute the embedding (B, emb) that conditions every block."""
         emb = self.time_embed(self.map_noise(noise_label))
-        labels = condition(labels, self.num_classes, emb, self.label_dropout if self.training else 0.0)
-        condition(augment, 0, emb)
         if self.num_classes:
-            with torch.autocast(x.device.type, enabled=False):
-                emb = emb + labels @ self.label_emb.weight
+            with torch.autocast(emb.device.type, enabled=False):
+                emb = emb + labels.to(emb.dtype) @ self.label_emb.weight
+        return emb
 
+    def body(self, x: Tensor, emb: Tensor) -> Tensor:
+        """F(x), shape (B, out_channels, size, size), for the embedding (B, emb)."""
         first, *rest = cast("Iterable[nn.ModuleList]", self.input_blocks)
         x = first[0](x)
         skips = [x]
         for blocks in rest:
             for block in blocks:
-                x = run(block, x, emb, checkpointing=self.checkpointing)
+                x = self.run(block, x, emb)
             skips.append(x)
         for block in self.middle_block:
-            x = run(block, x, emb, checkpointing=self.checkpointing)
+            x = self.run(block, x, emb)
         for blocks in cast("Iterable[nn.ModuleList]", self.output_blocks):
             x = torch.cat([x, skips.pop()], 1)
             for block in blocks:
-                x = run(block, x, emb, checkpointing=self.checkpointing)
+                x = self.run(block, x, emb)
         return self.out(x)

@@ -21,10 +21,9 @@ from consistency_models.networks.layers import (
     PositionalEmbedding,
     UNetBlock,
     check_levels,
-    condition,
     group_norm,
-    run,
 )
+from consistency_models.networks.network import Network
 from consistency_models.trust import loadable
 from consistency_models.values import BelowOne, Count, Positive, Share, Size, checked
 
@@ -32,7 +31,7 @@ __all__ = ["SongUNet"]
 
 
 @loadable()
-class SongUNet(nn.Module):
+class SongUNet(Network):
     """U-Net with residual blocks scaled by √½; F(x, noise_label, labels, augment), images (B, channels, size, size).
 
     DDPM++ is `embedding=PositionalEmbedding, encoder="standard"`; NCSN++ is `embedding=FourierEmbedding,
@@ -99,13 +98,10 @@ class SongUNet(nn.Module):
         two_times: bool = False,
         outputs: Size = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(image_size, channels, num_classes, augment_dim, label_dropout, checkpointing, two_times)
         check_levels(image_size, channel_mult)
         levels = len(channel_mult)
-        self.image_size, self.channels = image_size, channels
-        self.num_classes, self.augment_dim, self.two_times = num_classes, augment_dim, two_times
-        self.num_blocks, self.label_dropout, self.checkpointing = num_blocks, label_dropout, checkpointing
-        self.resolutions = [image_size >> level for level in range(levels)]
+        self.num_blocks, self.resolutions = num_blocks, [image_size >> level for level in range(levels)]
         out_channels = outputs * (out_channels or channels)
         noise_channels, emb_channels = model_channels * channel_mult_noise, model_channels * channel_mult_emb
 
@@ -182,38 +178,20 @@ class SongUNet(nn.Module):
         if self.map_end is not None:
             nn.init.zeros_(self.map_end.weight)
 
-    def embed(
-        self, noise_label: Tensor, labels: Tensor | None, augment: Tensor | None, end_label: Tensor | None
-    ) -> Tensor:
+    def embedding(self, noise_label: Tensor, labels: Tensor, augment: Tensor, end_label: Tensor | None) -> Tensor:
         """Compute the embedding (B, emb) that conditions every block."""
         features = self.map_noise(noise_label)
         emb = torch.cat(features.chunk(2, 1)[::-1], 1)  # sines first, as in the published weights
         if self.map_end is not None:
             emb = emb + self.map_end(self.map_noise(end_label))
-        labels = condition(labels, self.num_classes, emb, self.label_dropout if self.training else 0.0)
-        augment = condition(augment, self.augment_dim, emb)
         if self.map_label is not None:
             emb = emb + self.map_label(labels * sqrt(self.num_classes))
         if self.map_augment is not None:
             emb = emb + self.map_augment(augment)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
-    def forward(
-        self,
-        x: Tensor,
-        noise_label: Tensor,
-        labels: Tensor | None = None,
-        augment: Tensor | None = None,
-        end_label: Tensor | None = None,
-    ) -> Tensor:
-        """F(x), shape (B, outputs·out_channels, size, size).
-
-        Args:
-            x: shape (B, channels, size, size).
-            noise_label, end_label: shape (B,); end_label only for a network of two times.
-            labels, augment: one-hot classes and augmentation labels, or None.
-        """
-        emb = self.embed(noise_label, labels, augment, end_label)
+    def body(self, x: Tensor, emb: Tensor) -> Tensor:
+        """F(x), shape (B, outputs·out_channels, size, size), for the embedding (B, emb)."""
         enc, dec = self.enc, self.dec
 
         aux: Tensor = x
@@ -223,7 +201,7 @@ class SongUNet(nn.Module):
             if not skips:
                 x = enc[f"{key}_conv"](x)
             else:
-                x = run(enc[f"{key}_down"], x, emb, checkpointing=self.checkpointing)
+                x = self.run(enc[f"{key}_down"], x, emb)
                 if f"{key}_aux_skip" in enc:
                     aux = enc[f"{key}_aux_down"](aux)
                     x = x + enc[f"{key}_aux_skip"](aux)
@@ -231,7 +209,7 @@ class SongUNet(nn.Module):
                     x = aux = (x + enc[f"{key}_aux_residual"](aux)) * sqrt(0.5)
             skips.append(x)
             for i in range(self.num_blocks):
-                x = run(enc[f"{key}_block{i}"], x, emb, checkpointing=self.checkpointing)
+                x = self.run(enc[f"{key}_block{i}"], x, emb)
                 skips.append(x)
 
         out = x  # replaced by the image, or by the sum of the images of all resolutions
@@ -239,10 +217,10 @@ class SongUNet(nn.Module):
             key = f"{resolution}x{resolution}"
             for name in (f"{key}_in0", f"{key}_in1", f"{key}_up"):
                 if name in dec:
-                    x = run(dec[name], x, emb, checkpointing=self.checkpointing)
+                    x = self.run(dec[name], x, emb)
             for i in range(self.num_blocks + 1):
                 x = torch.cat([x, skips.pop()], 1)
-                x = run(dec[f"{key}_block{i}"], x, emb, checkpointing=self.checkpointing)
+                x = self.run(dec[f"{key}_block{i}"], x, emb)
             if f"{key}_aux_conv" in dec:
                 image = dec[f"{key}_aux_conv"](F.silu(dec[f"{key}_aux_norm"](x)))
                 out = dec[f"{key}_aux_up"](out) + image if f"{key}_aux_up" in dec else image

@@ -15,7 +15,8 @@ from consistency_models.noise.curricula import (
 )
 from consistency_models.noise.discrete import Discrete, alphas_cumprod
 from consistency_models.noise.pairs import ArctanLogNormal, Dyadic, Groups, LogNormalPair
-from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary, Flow, Preconditioned, TrigFlow
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary, Flow, TrigFlow
 from consistency_models.noise.schedules import (
     ECTSchedule,
     KarrasLogNormal,

@@ -1,4 +1,4 @@
-"""Preconditioning of the raw network F:
+"""Preconditionings: the scalings of the raw network F in `Preconditioned`.
 
     D(x, σ) = c_skip(σ)·x + c_out(σ)·F(c_in(σ)·x, c_noise(σ))
 
@@ -9,18 +9,16 @@ dtype. A network of two times also takes `c_end(σ, s)`, the label of the level 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
-from torch import Tensor, nn
+from torch import Tensor
 
-from consistency_models.conditions import Prompt
-from consistency_models.noise.schedules import per_image
 from consistency_models.trust import loadable
 from consistency_models.values import Infinite, Positive, Share, SigmaOrZero, checked
 
-__all__ = ["EDM", "IDDPM", "VE", "VP", "Boundary", "Flow", "Preconditioned", "TrigFlow"]
+__all__ = ["EDM", "IDDPM", "VE", "VP", "Boundary", "Flow", "TrigFlow"]
 
 
 @loadable()
@@ -69,9 +67,6 @@ class TrigFlow(EDM):
 
     Args:
         sigma_data: σ_d, the standard deviation of the data.
-
-    Raises:
-        ValueError: sigma_data is not positive and finite.
     """
 
     def c_out(self, sigma: Tensor) -> Tensor:
@@ -154,8 +149,26 @@ class Boundary(EDM):
         return (sigma - self.sigma_min) * self.sigma_data * self.c_in(sigma)
 
 
+class _NoisePrediction:
+    """c_skip = 1,  c_out = -σ,  c_in = 1/√(σ² + 1): networks that predict the noise. A subclass defines c_noise."""
+
+    predicts = "noise"
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """-σ."""
+        return -sigma
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """1/√(σ² + 1)."""
+        return (sigma**2 + 1).rsqrt()
+
+
 @loadable()
-class VP:
+class VP(_NoisePrediction):
     """c_skip = 1,  c_out = -σ,  c_in = 1/√(σ² + 1),  c_noise = (M - 1)·t(σ): networks of the VP process, DDPM++.
 
     σ(t) = √(e^(½·β_d·t² + β_min·t) - 1), t in [ε, 1], and t(σ) its inverse.  (EDM, arXiv 2206.00364, Table 1.)
@@ -166,8 +179,6 @@ class VP:
         steps: M.
         epsilon: ε, the smallest time of training.
     """
-
-    predicts = "noise"
 
     @checked
     def __init__(
@@ -188,25 +199,13 @@ class VP:
         """t(σ), any shape."""
         return ((self.beta_min**2 + 2 * self.beta_d * (sigma**2).log1p()).sqrt() - self.beta_min) / self.beta_d
 
-    def c_skip(self, sigma: Tensor) -> Tensor:
-        """1."""
-        return torch.ones_like(sigma)
-
-    def c_out(self, sigma: Tensor) -> Tensor:
-        """-σ."""
-        return -sigma
-
-    def c_in(self, sigma: Tensor) -> Tensor:
-        """1/√(σ² + 1)."""
-        return (sigma**2 + 1).rsqrt()
-
     def c_noise(self, sigma: Tensor) -> Tensor:
         """(M - 1)·t(σ)."""
         return (self.steps - 1) * self.time(sigma)
 
 
 @loadable()
-class VE:
+class VE(_NoisePrediction):
     """c_skip = 1,  c_out = σ,  c_in = 1,  c_noise = ln ½σ: networks of the VE process, NCSN++.
 
     (EDM, arXiv 2206.00364, Table 1.)
@@ -216,15 +215,9 @@ class VE:
         sigma_max: the largest level of training.
     """
 
-    predicts = "noise"
-
     @checked
     def __init__(self, sigma_min: SigmaOrZero = 0.02, sigma_max: Annotated[Positive, Infinite] = 100.0) -> None:
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
-
-    def c_skip(self, sigma: Tensor) -> Tensor:
-        """1."""
-        return torch.ones_like(sigma)
 
     def c_out(self, sigma: Tensor) -> Tensor:
         """σ."""
@@ -253,7 +246,7 @@ def iddpm_table(c_1: float, c_2: float, steps: int, dtype: torch.dtype = torch.f
 
 
 @loadable()
-class IDDPM:
+class IDDPM(_NoisePrediction):
     """c_skip = 1,  c_out = -σ,  c_in = 1/√(σ² + 1),  c_noise = M - 1 - argmin_j |u_j - σ|: networks of improved DDPM.
 
     u_M = 0,  u_{j-1} = √((u_j² + 1)/max(ᾱ_{j-1}/ᾱ_j, C_1) - 1),  ᾱ_j = sin²(½π·j/(M·(C_2 + 1))).
@@ -263,19 +256,12 @@ class IDDPM:
         c_1: C_1, lower bound of ᾱ_{j-1}/ᾱ_j.
         c_2: C_2.
         steps: M.
-
-    Raises:
-        ValueError: steps is not from 2 to 10,000.
     """
-
-    predicts = "noise"
 
     @checked
     def __init__(
         self, c_1: Share = 0.001, c_2: Positive = 0.008, steps: Annotated[int, Ge(2), Le(10_000)] = 1000
     ) -> None:
-        if not 2 <= steps <= 10_000:
-            raise ValueError(f"steps must be a whole number from 2 to 10,000; got {steps}")
         u = iddpm_table(c_1, c_2, steps)
         self.levels, self.steps = u, steps
         self.sigma_min, self.sigma_max = u[steps - 1].item(), u[0].item()
@@ -284,90 +270,6 @@ class IDDPM:
         """argmin_j |u_j - σ|, any shape."""
         return (sigma[..., None] - self.levels.to(sigma.device, non_blocking=True)).abs().argmin(-1)
 
-    def c_skip(self, sigma: Tensor) -> Tensor:
-        """1."""
-        return torch.ones_like(sigma)
-
-    def c_out(self, sigma: Tensor) -> Tensor:
-        """-σ."""
-        return -sigma
-
-    def c_in(self, sigma: Tensor) -> Tensor:
-        """1/√(σ² + 1)."""
-        return (sigma**2 + 1).rsqrt()
-
     def c_noise(self, sigma: Tensor) -> Tensor:
         """M - 1 - argmin_j |u_j - σ|."""
         return (self.steps - 1 - self.index(sigma)).to(sigma.dtype)
-
-
-class Preconditioned(nn.Module):
-    """D(x, σ) = c_skip(σ)·x + c_out(σ)·F(c_in(σ)·x, c_noise(σ)): the denoiser, or the consistency function.
-
-    With a network of two times, D(x, σ, s) is the two-time denoiser: the step from x at level σ to level s ends at
-    D + s/σ·(x - D). Without `end`, s = σ, which is the denoiser of level σ.
-
-    The scalings are computed in float32, or in float64 if x is float64. The network runs under the active autocast.
-    Autocast does not change the dtype of the elementwise operations around the network.
-
-    Args:
-        network: F(x, c_noise, labels, augment) -> shape of x; c_noise has shape (B,). A network whose attribute
-            `two_times` is true takes c_end as a fifth argument. `forward` uses the first channels, as many as x has.
-        preconditioning: the four scalings, and `c_end` for a network of two times.
-    """
-
-    def __init__(self, network: nn.Module, preconditioning: Any) -> None:
-        super().__init__()
-        self.network = network
-        self.preconditioning = preconditioning
-        self.two_times: bool = getattr(network, "two_times", False)
-
-    def forward(
-        self,
-        x: Tensor,
-        sigma: Tensor | float,
-        labels: Tensor | Prompt | None = None,
-        augment: Tensor | None = None,
-        end: Tensor | float | None = None,
-    ) -> Tensor:
-        """D(x, σ), or D(x, σ, s); shape and dtype of x.
-
-        Args:
-            x: images with noise of standard deviation σ, shape (B, ...).
-            sigma: shape (B,), or one level for all.
-            labels: the condition of the network: one-hot, shape (B, classes), a `Prompt`, or None.
-            augment: augmentation labels, shape (B, ...), or None.
-            end: s of a network of two times, shape (B,), or one level for all; σ by default.
-
-        Raises:
-            TypeError: an end for a network of one time.
-        """
-        sigma = self._levels(sigma, x)
-        F = self.raw(x, sigma, labels, augment, end)[:, : x.shape[1]]
-        c_skip, c_out = (per_image(c(sigma), x) for c in (self.preconditioning.c_skip, self.preconditioning.c_out))
-        return (c_skip * x + c_out * F.to(x.dtype)).to(x.dtype)
-
-    def raw(
-        self,
-        x: Tensor,
-        sigma: Tensor | float,
-        labels: Tensor | Prompt | None = None,
-        augment: Tensor | None = None,
-        end: Tensor | float | None = None,
-    ) -> Tensor:
-        """F(c_in(σ)·x, c_noise(σ)), all channels of the network's output; arguments and errors as `forward`."""
-        sigma = self._levels(sigma, x)
-        c_in = per_image(self.preconditioning.c_in(sigma), x)
-        arguments = ((c_in * x).to(x.dtype), self.preconditioning.c_noise(sigma), labels, augment)
-        if self.two_times:
-            end = sigma if end is None else self._levels(end, x)
-            return self.network(*arguments, self.preconditioning.c_end(sigma, end))
-        if end is not None:
-            raise TypeError(f"{type(self.network).__name__} has one time: it takes no end")
-        return self.network(*arguments)
-
-    @staticmethod
-    def _levels(sigma: Tensor | float, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        sigma = sigma.to(dtype) if isinstance(sigma, Tensor) else x.new_full((), sigma, dtype=dtype)
-        return sigma.expand(len(x))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from consistency_models.errors import CheckpointError
-from consistency_models.noise.preconditioning import Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
 
 __all__ = ["Pretrained", "fill"]
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from consistency_models.errors import CheckpointError, import_extra, naming
 from consistency_models.networks.diffusers import UNet
 from consistency_models.noise.discrete import Discrete
-from consistency_models.noise.preconditioning import Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
 from consistency_models.pretrained.build import Pretrained
 from consistency_models.sampling.table import DDIM, LCM
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from consistency_models.errors import CheckpointError, naming
 from consistency_models.networks import official
-from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, IDDPM, VE, VP, Boundary
 from consistency_models.pretrained.build import Pretrained, fill
 from consistency_models.pretrained.reader import Snapshot, read_snapshot
 from consistency_models.sampling.samplers import Consistency, Heun

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from consistency_models.errors import CheckpointError, naming
 from consistency_models.networks.openai_adm import OpenAIUNet
-from consistency_models.noise.preconditioning import EDM, Boundary, Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.noise.preconditioning import EDM, Boundary
 from consistency_models.pretrained.build import Pretrained, fill
 from consistency_models.sampling.samplers import Consistency, Heun
 

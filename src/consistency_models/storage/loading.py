@@ -27,7 +27,7 @@ from consistency_models.data_spec import DataSpec
 from consistency_models.errors import CheckpointError, import_extra, naming
 from consistency_models.networks.layout import prefers_channels_last, set_channels_last
 from consistency_models.networks.lora import share_base, shared_names
-from consistency_models.noise.preconditioning import Preconditioned
+from consistency_models.noise.preconditioned import Preconditioned
 from consistency_models.pretrained.convert import checkpoint_of
 from consistency_models.pretrained.diffusers import is_pipeline
 from consistency_models.sampling.generator import Generator

@@ -73,9 +73,8 @@ def run(config: dict[str, Any], generator: Generator) -> None:
         "ode_error": curves,
     }
     title = f"the same noise, weights {generator.weights}"
-    drawn = getattr(evaluation.data, "pictures", None)  # of latents
-    if generator.clamp or drawn is not None:
-        shown = {name: images[:40] if drawn is None else drawn(images[:40]) for name, images in pictures.items()}
+    if generator.clamp or evaluation.data.is_latent:
+        shown = {name: evaluation.data.pictures(images[:40]) for name, images in pictures.items()}
         names = generator.names(generator.labels(torch.tensor(sets[0][:40])))
         save_comparison(folder / "samples.png", shown, title=title, names=names)
     else:

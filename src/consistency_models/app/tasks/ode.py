@@ -10,6 +10,7 @@ from typing import Any
 
 from consistency_models import teachers
 from consistency_models.app import build
+from consistency_models.data import Source
 from consistency_models.sampling.generator import Generator
 from consistency_models.sampling.samplers import Consistency
 
@@ -21,7 +22,7 @@ TEACHERS = tuple(f"consistency_models.teachers.{name}_teacher" for name in ("run
 
 
 def ode_errors(
-    generator: Generator, source: Any, samplers: Sequence[Any], device: str
+    generator: Generator, source: Source, samplers: Sequence[Any], device: str
 ) -> Iterator[tuple[Any, list[dict[str, Any]], dict[str, Any], float]]:
     """Yield (sampler, scores, errors at each level, seconds) for each solver of the ODE.
 
@@ -29,7 +30,7 @@ def ode_errors(
     nothing for a run without an exact solution and without a teacher, or if the path of the teacher does not exist.
     """
     settings, teacher = generator.config["evaluation"], generator.config.get("teacher") or {}
-    exact, path = hasattr(source, "consistency"), teacher.get("path")
+    exact, path = source.has_closed_form, teacher.get("path")
     if not settings.get("ode_points") or not (exact or teacher.get("_target_")):
         return
     if not exact and path is not None and not Path(path).expanduser().exists():
