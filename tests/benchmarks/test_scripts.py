@@ -13,6 +13,7 @@ import pytest
 import quality_report
 import random_numbers
 import sample
+import sample_peers
 import scaling
 import startup
 import time_to_quality
@@ -99,6 +100,15 @@ def test_sampling(tmp_path, capsys):
     assert len(found["rows"]) == 8
     for row in found["rows"]:
         assert row["images_per_second"] == pytest.approx(row["batch"] / row["seconds"])
+
+
+def test_sampling_beside_others(tmp_path, capsys):
+    pytest.importorskip("diffusers")
+    size = ["--images", "3", "--batch", "2", "--overrides", "data.image_size=8", "network.attn_resolutions=[]"]
+    found = found_by(sample_peers, tmp_path, capsys, *FAST, *size)
+    assert [(row["name"], row["files"]) for row in found["rows"][:2]] == [("bare loop", "no"), ("bare loop", "PNG")]
+    assert len(found["rows"]) == 8
+    assert all(row["cpu_milliseconds"] > 0 for row in found["rows"])
 
 
 def test_a_process_that_ends_otherwise_than_it_should():

@@ -74,9 +74,9 @@ class ImageSet(Source):
 
     def __getitem__(self, slot: Slot) -> Batch:
         indices = slot.indices.to(self.images.device, non_blocking=True)
-        labels = None if self.labels is None else self.labels[indices]
-        # index_select reads whole images: 7 times faster than images[indices] for 512 images of 3x32x32.
+        # On a CPU, index_select is 7 times faster than images[indices].
         images = self.images.index_select(0, indices) if self.is_decoded else self.images[indices]
+        labels = None if self.labels is None else self.labels.index_select(0, indices)
         return Batch(images, labels, slot.rows)
 
     def to(self, device: torch.device | str) -> ImageSet:
