@@ -347,6 +347,7 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("trainer=fsdp trainer.accumulate_grad_batches=auto", "trainer.accumulate_grad_batches", "a number with", ""),
     ("trainer=fsdp trainer.precision=16-mixed", "trainer.precision", "32-true, bf16-mixed with trainer=fsdp", ""),
     ("trainer=fsdp compile=true", "compile", "false with trainer=fsdp", ""),
+    ("trainer=fsdp channels_last=true", "channels_last", "auto, false with trainer=fsdp", ""),
     ("model=tract data=mixture teacher=exact trainer=fsdp", "trainer.strategy", "auto, ddp with model.phases", ""),
     ("trainer.num_nodes=2", "trainer.num_nodes", "1 with trainer.strategy=auto", "add trainer=ddp"),
     ("trainer.accelerator=mps trainer.strategy=ddp trainer.devices=2", "trainer.devices", "1 with", ""),

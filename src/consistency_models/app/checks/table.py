@@ -103,8 +103,8 @@ TRAIN: dict[str, Any] = PATHS | {
     "plan": bool,
     "ckpt_path": Annotated[Text, doc("last, a run folder, a checkpoint file")] | None,
     "show_traceback": bool,
-    "compile": bool,
-    "channels_last": bool,
+    "compile": Literal["auto"] | bool,
+    "channels_last": Literal["auto"] | bool,
     "classes_if.True": Count | None,
     "classes_if.False": Literal[0],
     # settings of a recipe, read by the groups
