@@ -1,7 +1,9 @@
 """task=sample: the layouts of others, and the same bytes whatever happened on the way."""
 
+import errno
 import json
 import zipfile
+from itertools import count
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from consistency_models.app.tasks import archives
 from consistency_models.data import image_folder
 from consistency_models.errors import Exit
 from consistency_models.evaluation.features import to_bytes
+from consistency_models.sampling.generator import Generator
 from consistency_models.storage.loading import load
 
 N = 270  # more than a block
@@ -40,6 +43,35 @@ def test_bytes_depend_neither_on_batches_nor_on_an_interruption(digits, tmp_path
     assert files(tmp_path / "a") == first
     assert sample(digits, tmp_path / "b", f"n={N}", "batch_size=7", "devices=2") == Exit.DONE
     assert files(tmp_path / "b") == first
+
+
+def test_an_error_of_writing_and_a_stop_leave_complete_files(digits, tmp_path, monkeypatch, capsys):
+    assert sample(digits, tmp_path / "a", f"n={N}") == Exit.DONE
+    whole = files(tmp_path / "a")
+    save, saved = archives.Image.Image.save, count(1)
+
+    def full(image, file, **options):
+        save(image, file, **options)
+        if next(saved) == 20:
+            raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archives.Image.Image, "save", full)
+        assert sample(digits, tmp_path / "b", f"n={N}") == Exit.STORAGE
+    assert "error: the disk is full" in capsys.readouterr().err
+
+    def stopped(generator, *arguments):
+        yield next(batches(generator, *arguments))
+        raise KeyboardInterrupt
+
+    batches = Generator.batches
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "batches", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            sample(digits, tmp_path / "c", f"n={N}")
+    for folder in ("b", "c"):
+        assert files(tmp_path / folder).items() < whole.items()
+    assert len(files(tmp_path / "b")) > 20 - archives.THREADS
 
 
 def test_folders_zips_and_arrays_hold_the_same(digits, tmp_path):

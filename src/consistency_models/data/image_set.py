@@ -74,8 +74,10 @@ class ImageSet(Source):
 
     def __getitem__(self, slot: Slot) -> Batch:
         indices = slot.indices.to(self.images.device, non_blocking=True)
-        labels = None if self.labels is None else self.labels[indices]
-        return Batch(self.images[indices], labels, slot.rows)
+        # On a CPU, index_select is 7 times faster than images[indices].
+        images = self.images.index_select(0, indices) if self.is_decoded else self.images[indices]
+        labels = None if self.labels is None else self.labels.index_select(0, indices)
+        return Batch(images, labels, slot.rows)
 
     def to(self, device: torch.device | str) -> ImageSet:
         """Copy the images to a device, and return the set with them."""

@@ -5,9 +5,8 @@ The noise of image k is a function of (seed, k), so images 0 to 63 of 50,000 are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,12 +16,12 @@ from torch.nn.functional import one_hot
 
 from consistency_models import conditions
 from consistency_models.conditions import Prompt
-from consistency_models.random import seed_of
+from consistency_models.sampling.batches import ImageNoise, blocks, image_batches
 from consistency_models.sampling.editing import edit, grid_of
 from consistency_models.sampling.guidance import Guided
 from consistency_models.sampling.text_to_image import TextToImage
 
-__all__ = ["Generator", "ImageNoise"]
+__all__ = ["Generator"]
 
 
 class Generator:
@@ -208,22 +207,47 @@ class Generator:
                 raise ValueError(
                     f"labels must be {n} numbers from 0 to {self.num_classes - 1}; got {labels.tolist()[:8]}"
                 )
+
+        def rows(indices: Tensor) -> Tensor | Prompt | None:
+            return self.prompts_or_labels(indices) if labels is None else labels[indices - first]
+
         sampler, images = self.make_sampler(steps=steps) if sampler is None else sampler, []
+        parts = blocks(range(first, first + n), batch_size)
+        for batch in self.batches(parts, sampler, seed, rows, model):
+            images.append(batch if text_to_image is None else text_to_image.images(batch))
+            if progress is not None:
+                progress(len(batch))
+        return torch.cat(images)
+
+    def batches(
+        self,
+        parts: Iterable[range],
+        sampler: Any,
+        seed: int = 0,
+        labels_of: Callable[[Tensor], Tensor | Prompt | None] | None = None,
+        model: nn.Module | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield the images of each range of indices, shape (len(range), C, H, W), on the CPU; see `image_batches`.
+
+        Args:
+            parts: ranges of indices, such as `blocks`.
+            sampler: of `consistency_models.sampling.samplers`.
+            seed: images depend on (seed, index) only.
+            labels_of: `labels_of(indices)` returns classes or prompts; by default they take turns.
+            model: the model with guidance; by default the model.
+
+        Raises:
+            ValueError: the model cannot take the levels of the sampler.
+        """
         self.check_levels(sampler.sigmas)
         device = next(self.model.parameters()).device
-        # Batches of a long run are those of its parts: a network rounds otherwise in a batch of another size.
-        borders = [first, *range(first - first % batch_size + batch_size, first + n, batch_size), first + n]
-        for start, stop in pairwise(borders):
-            indices = torch.arange(start, stop)
-            rows = self.prompts_or_labels(indices) if labels is None else labels[start - first : stop - first]
-            condition = self.condition(rows, device)
-            noise = ImageNoise(seed, indices.tolist(), self.shape, device)
-            x = sampler(partial(model, labels=condition), noise(), noise)
-            x = (x.clamp(-1, 1) if self.clamp else x).float().cpu()
-            images.append(x if text_to_image is None else text_to_image.images(x))
-            if progress is not None:
-                progress(len(indices))
-        return torch.cat(images)
+
+        def sample(indices: Tensor, noise: ImageNoise) -> Tensor:
+            condition = self.condition((labels_of or self.prompts_or_labels)(indices), device)
+            x = sampler(partial(model or self.model, labels=condition), noise(), noise)
+            return (x.clamp(-1, 1) if self.clamp else x).float()
+
+        return image_batches(sample, parts, seed, self.shape, device)
 
     def edit(
         self,
@@ -291,20 +315,3 @@ class Generator:
             )
             results.append(edited.cpu())
         return torch.cat(results)
-
-
-class ImageNoise:
-    """Standard normal noise of given images: each call draws the next, and each image has generators of its own."""
-
-    def __init__(self, seed: int, indices: list[int], shape: tuple[int, ...], device: torch.device | str) -> None:
-        self.seed, self.indices, self.shape, self.device = seed, indices, shape, device
-        self.draws = 0
-
-    def __call__(self) -> Tensor:
-        """(len(indices), *shape)"""
-        drawn = [
-            torch.randn(self.shape, generator=torch.Generator().manual_seed(seed_of(self.seed, "image", k, self.draws)))
-            for k in self.indices
-        ]
-        self.draws += 1
-        return torch.stack(drawn).to(self.device)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -13,23 +15,70 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-__all__ = ["ARCHIVES", "save_png"]
+__all__ = ["ARCHIVES", "PNGWriter", "save_png"]
+
+THREADS = 4
 
 
 @contextmanager
 def _atomic_file(path: Path) -> Iterator[BinaryIO]:
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(part, "wb") as file:
             yield file
         os.replace(part, path)
-    finally:
+    except BaseException:
         part.unlink(missing_ok=True)
+        raise
+
+
+class PNGWriter:
+    """Writes PNGs in threads, beside the generation of the next images.
+
+        with PNGWriter(advance) as writer:
+            for images in …:
+                writer.write([(path, pixels), …])
+
+    The content of a file does not depend on the threads. An error or a stop cancels the files that are not begun, and
+    completes the others.
+
+    Args:
+        advance: called after each file, in the calling thread.
+
+    Raises:
+        OSError: a file cannot be written; in the next call of `write`, or at the end.
+    """
+
+    def __init__(self, advance: Callable[[], None]) -> None:
+        self.advance, self.threads = advance, ThreadPoolExecutor(THREADS)
+        self.batches: deque[list[Future]] = deque()
+
+    def __enter__(self) -> PNGWriter:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        try:
+            while self.batches and error is None:
+                self._finish()
+        finally:
+            self.threads.shutdown(cancel_futures=True)
+
+    def write(self, files: Sequence[tuple[Path, np.ndarray]]) -> None:
+        """Begin to write uint8 pixels (H, W, 1 or 3) to files, and wait for the files of the call before the last."""
+        for folder in {path.parent for path, _ in files}:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.batches.append([self.threads.submit(save_png, *file) for file in files])
+        if len(self.batches) > 2:
+            self._finish()
+
+    def _finish(self) -> None:
+        for file in self.batches.popleft():
+            file.result()
+            self.advance()
 
 
 def save_png(path: Path, pixels: np.ndarray) -> None:
-    """Write a PNG of uint8 pixels (H, W, 1 or 3)."""
+    """Write a PNG of uint8 pixels (H, W, 1 or 3). The folder must exist."""
     with _atomic_file(path) as file:
         Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, format="PNG")
 

@@ -20,6 +20,7 @@ from consistency_models.app.tasks.sample_workers import results_folder, samplers
 from consistency_models.errors import ConfigError
 from consistency_models.evaluation.features import to_bytes
 from consistency_models.evaluation.grids import save_comparison, save_grid
+from consistency_models.sampling.batches import ImageNoise
 from consistency_models.sampling.editing import (
     Colorization,
     Inpainting,
@@ -28,7 +29,7 @@ from consistency_models.sampling.editing import (
     estimate_sigma,
     slerp,
 )
-from consistency_models.sampling.generator import Generator, ImageNoise
+from consistency_models.sampling.generator import Generator
 from consistency_models.sampling.samplers import Consistency
 from consistency_models.values import Count, Descending, Distinct, ExistingPath, Sigma, Size, Text, checked
 
@@ -207,6 +208,7 @@ def _write(
         save_comparison(folder / f"{name}.png", shown, columns, name)
     else:
         save_grid(folder / f"{name}.png", rows["result"], columns, name, captions)
+    (folder / name).mkdir(parents=True, exist_ok=True)
     for each, pixels in zip(names, to_bytes(rows["result"]).permute(0, 2, 3, 1).numpy()):
         save_png(folder / name / f"{each}.png", pixels)
     print(f"written to {folder / name}.png, and as single files to {folder / name}")

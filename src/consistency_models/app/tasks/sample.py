@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import MinLen
 
 from consistency_models.app.folder import write_atomically
-from consistency_models.app.tasks.archives import ARCHIVES, save_png
+from consistency_models.app.tasks.archives import ARCHIVES, PNGWriter
 from consistency_models.app.tasks.pictures import class_number
 from consistency_models.app.tasks.sample_workers import Producer, index_sets, progress_bar, results_folder, samplers_of
 from consistency_models.errors import ConfigError, NonFiniteError
@@ -54,13 +54,12 @@ def run(
     existing = {k for k in wanted if (folder / names[k]).exists()}
     with Producer(config, generator) as producer, progress_bar() as progress:
         task = progress.add_task("samples", total=len(wanted) - len(existing))
-        for indices, images in producer.batches(sampler, wanted, choice, existing):
-            if not images.isfinite().all():
-                raise NonFiniteError(f"images {indices.start} to {indices.stop - 1} are not finite")
-            for k, pixels in zip(indices, to_bytes(images).permute(0, 2, 3, 1).numpy()):
-                if k not in existing:
-                    save_png(folder / names[k], pixels)
-                    progress.advance(task)
+        with PNGWriter(lambda: progress.advance(task)) as writer:
+            for indices, images in producer.batches(sampler, wanted, choice, existing):
+                if not images.isfinite().all():
+                    raise NonFiniteError(f"images {indices.start} to {indices.stop - 1} are not finite")
+                pixels = zip(indices, to_bytes(images).permute(0, 2, 3, 1).numpy())
+                writer.write([(folder / names[k], each) for k, each in pixels if k not in existing])
     if format == "png":
         _describe(folder, choice)
     else:

@@ -10,7 +10,6 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from consistency_models.app.checks.strangers import check_links
 from consistency_models.app.devices import cpu_threads
 from consistency_models.conditions import Prompt
 from consistency_models.errors import ConfigError
+from consistency_models.sampling.batches import blocks
 from consistency_models.sampling.generator import Generator
 from consistency_models.sampling.samplers import Consistency
 from consistency_models.storage.loading import checkpoint_file, load
@@ -151,12 +151,12 @@ class Producer:
             classes: image k has class number k mod len(classes) of this list; None: as in `Generator.labels`.
             skip: indices that are not needed; a batch is skipped if all its indices are in `skip`.
         """
-        skip, edge = set(skip), wanted.start - wanted.start % self.unit + self.unit
-        borders = [wanted.start, *range(edge, wanted.stop, self.unit), wanted.stop]
-        ranges = [range(first, last) for first, last in pairwise(borders)]
-        jobs = [(sampler, self.seed, part, classes, self.block) for part in ranges if not skip.issuperset(part)]
+        skip, parts = set(skip), blocks(wanted, self.unit)
+        jobs = [(sampler, self.seed, part, classes, self.block) for part in parts if not skip.issuperset(part)]
         if self.executor is None:
-            yield from ((job[2], make(self.generator, *job)) for job in jobs)
+            parts = [part for job in jobs for part in blocks(job[2], self.block)]
+            labels_of = None if classes is None else lambda indices: _classes(indices, classes)
+            yield from zip(parts, self.generator.batches(parts, sampler, self.seed, labels_of))
             return
         futures = {self.executor.submit(_make_in_worker, *job): job[2] for job in jobs}
         for future, images in self._wait(futures):
@@ -187,10 +187,14 @@ def make(
     generator: Generator, sampler: Any, seed: int, indices: range, classes: list[int] | None, block: int
 ) -> Tensor:
     """Generate the images of these indices."""
-    labels = None if classes is None else torch.tensor([classes[k % len(classes)] for k in indices])
+    labels = None if classes is None else _classes(torch.arange(indices.start, indices.stop), classes)
     return generator.sample(
         len(indices), seed=seed, labels=labels, batch_size=block, first=indices.start, sampler=sampler
     )
+
+
+def _classes(indices: Tensor, classes: list[int]) -> Tensor:
+    return torch.tensor(classes)[indices % len(classes)]
 
 
 _generator: Generator | None = None
