@@ -9,6 +9,7 @@ import frechet
 import gpu
 import host_reads
 import image_files
+import numpy as np
 import pytest
 import quality_report
 import random_numbers
@@ -20,6 +21,7 @@ import time_to_quality
 import torch
 import train_step
 from case import Case
+from PIL import Image
 
 TINY = ["network.model_channels=8", "network.num_blocks=1", "data.batch_size=4"]
 FAST = ["--rounds", "1", "--threads", "1", "--device", "cpu"]
@@ -138,13 +140,32 @@ def test_on_paper_the_exchange_hides_behind_the_backward_pass():
     assert scaling.step_on_paper(1, 1.0, 0.5, 1e10, 10e9) == 1
 
 
-@pytest.mark.slow
 def test_all_that_is_asked_of_a_gpu(tmp_path, capsys):
     overrides = ["data=digits", "network=small", *TINY]
-    found = found_by(gpu, tmp_path, capsys, *QUICK, "--long", "3", "--levers", "bf16", "--overrides", *overrides)
+    levers = ["--levers", "bf16", "on_host"]
+    found = found_by(gpu, tmp_path, capsys, *QUICK, "--long", "3", *levers, "--overrides", *overrides)
+    assert [row["lever"] for row in found["rows"]] == ["none", "bf16"]
+    assert [row["model"] for row in found["methods"]] == ["sct", "sct", "meanflow", "meanflow"]
     assert found["long"][0]["finite"]
     assert found["long"][0]["steps"] == 3
     assert 0 < found["numerics"][0]["gradient"] < 0.2
+    assert set(found["not_measured"]) == {"memory", "on_host", "from nothing"}
+
+
+@pytest.mark.slow
+def test_training_from_nothing(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), np.uint8)
+    for k, image in enumerate(images):
+        folder = tmp_path / "cifar" / ("train", "test")[k // 100] / str(k % 10)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{k}.png")
+    fast = ["network=small", *TINY, "evaluation.n=20", "features=identity"]
+    arguments = [*FAST, "--levers", "bf16", "--minutes", "0.0001", "--json", str(tmp_path / "found.json")]
+    gpu.from_nothing(
+        "bf16", gpu.parser().parse_args([*arguments, "--cifar10", str(tmp_path / "cifar"), "--overrides", *fast])
+    )
+    rows = [json.loads(line) for line in (tmp_path / "found/results.jsonl").read_text().splitlines()]
+    assert {row["choice"] for row in rows} == {*gpu.FROM_NOTHING}
 
 
 @pytest.mark.slow
