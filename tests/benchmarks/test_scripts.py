@@ -9,6 +9,7 @@ import frechet
 import gpu
 import host_reads
 import image_files
+import jpeg_draft
 import numpy as np
 import pytest
 import quality_report
@@ -220,6 +221,12 @@ def test_quality_is_reported_over_seeds_and_the_best_comes_first(tmp_path):
         "| `model=mcm` | 20 | 1 |  | 3 |",
     ]
     assert (tmp_path / "curves_2.png").stat().st_size > 10_000
+
+
+def test_a_draft_changes_a_photograph_little(tmp_path, capsys):
+    size = ["--width", "300", "--height", "280", "--image-size", "16"]
+    full, draft = found_by(jpeg_draft, tmp_path, capsys, *FAST, *size)["rows"]
+    assert full["mean_change"] == 0 < draft["mean_change"] < 2
 
 
 def test_the_distance_is_that_of_torch_fidelity(tmp_path, capsys):
