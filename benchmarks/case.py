@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,10 +31,12 @@ class Case:
     Args:
         overrides: overrides of `python train.py`.
         device: "cpu" or "cuda".
+        clock: of the CPU, see `Stopwatch`.
     """
 
-    def __init__(self, overrides: list[str], device: str) -> None:
+    def __init__(self, overrides: list[str], device: str, clock: Callable[[], float] = time.perf_counter) -> None:
         quiet()
+        self.clock = clock
         self.device, self.folder = device, tempfile.TemporaryDirectory()
         accelerator = "gpu" if device == "cuda" else "cpu"
         self.config = measuring.configured([f"trainer.accelerator={accelerator}", *overrides], self.folder.name)
@@ -52,7 +56,7 @@ class Case:
 
     def timed(self, warm: int, steps: int) -> list[dict[str, float]]:
         """Return the seconds of each part, for each of `steps` steps after the first `warm` steps."""
-        watch, method = Stopwatch(self.device), self.method
+        watch, method = Stopwatch(self.device, self.clock), self.method
         loader, step = self.data.train_dataloader, method.optimizer_step
 
         def optimizer_step(epoch: int, index: int, optimizer: Any, closure: Any = None) -> None:

@@ -1,167 +1,160 @@
-"""Report of finished sweeps of published ablations, compared with the published orders.
+"""Report of the sweeps of published ablations, compared with the published orders.
 
     python benchmarks/published.py runs/ict_depth/DATE_TIME runs/cd_solver/DATE_TIME ...
+    python benchmarks/published.py                               # the page again, from the stored results
+    python benchmarks/published.py --cost --teacher RUN          # the cost of all sweeps of digits; trains nothing
 
-Writes docs/results/sweeps.md and one figure for each sweep: the results of each cell, and a verdict on each order that
-the paper states, by this rule:
+Stores the results of the given folders in docs/results/sweeps/NAME_SIZE.json, with a figure, and writes
+docs/results/sweeps.md from all stored results: the mixture and digits side by side, the results of each cell, and a
+verdict on each order that the paper states, by this rule:
 
     Two settings are compared in pairs of runs that agree in everything else, including the seed. The difference of a
     seed is the mean over its pairs. An order is reproduced if every seed agrees with it and the mean difference is
     above twice its standard error. It is not reproduced if every seed contradicts it and the mean difference is below
     minus twice its standard error. Otherwise it is too close to call. Distances are those of samples with the fewest
     network calls; lower is better. With fewer than three seeds there is no verdict.
+
+Give all folders of a sweep and size in one call: their results replace the stored ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import platform
-import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
+from orders import PUBLISHED, SIZES, Order, differences, verdict
+from sweep_costs import commands, cost_table
 
+from consistency_models.app.sweep_folder import varied
 from consistency_models.evaluation.plots import save_quality
-from consistency_models.evaluation.runs import Cell, Run, cells_of, read_runs
+from consistency_models.evaluation.runs import Run, cells_of, read_runs
+from consistency_models.storage.small_files import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "results"
-RULE = [line.strip() for line in __doc__.partition("by this rule:\n\n")[2].splitlines()]
-RECIPES = ("recipe={s0:2,s1:150}", "recipe={s0:10,s1:1280}")
-SAMPLES, ODE = "samples", "ODE error"
-DOUBLING = {f"model.segments={2 * s}": f"model.segments={s}" for s in (1, 2, 4)}
-GROWING, EVEN = "curriculum={s0:16,s1:128}", [f"curriculum={{s0:{n},s1:{n}}}" for n in (16, 32, 128)]
+RULE = [line.strip() for line in __doc__.partition("by this rule:\n\n")[2].partition("\nGive all")[0].splitlines()]
+NOT_RUN, NOT_ASKED = "not run yet", "not asked"
+HOLDS = "reproduced"
+Results = dict[str, dict[str, Any]]  # size -> content of a file
 
 
-@dataclass(frozen=True)
-class Order:
-    """A published order: one setting is better than another.
+def read_jobs(folders: Sequence[Path]) -> dict[tuple[str, str], list[Run]]:
+    """Read (sweep, size) -> finished runs. A run's setting is the overrides in which the runs of its key differ.
 
-    Args:
-        better: an override of the sweep.
-        worse: the override that replaces `better` in the other setting.
-        where: further overrides of both settings.
-        by: SAMPLES, the metric of the samples with the fewest network calls, or ODE.
+    The path of a teacher is no part of a setting.
     """
-
-    better: str
-    worse: str
-    where: tuple[str, ...] = ()
-    by: str = SAMPLES
-
-    def __str__(self) -> str:
-        where = f", {' '.join(self.where)}" if self.where else ""
-        return f"`{self.better}` better than `{self.worse}`{where}" + (f" ({self.by})" if self.by != SAMPLES else "")
-
-
-PUBLISHED: dict[str, list[Order]] = {
-    "cd_solver": [
-        *(Order("solver=heun", "solver=euler", (f"curriculum.N={n}",)) for n in (9, 18, 36, 80)),
-        *(Order("curriculum.N=18", f"curriculum.N={n}", ("solver=heun",)) for n in (9, 36, 80)),
-    ],
-    "ict_teacher_ema": [
-        Order("model.target_ema.initial=0.0", "model.target_ema.initial=0.9", (loss,))
-        for loss in ("loss=l2", "loss=pseudo_huber")
-    ],
-    "ict_distance": [Order("loss=pseudo_huber", "loss=l2", (recipe,)) for recipe in RECIPES],
-    "ict_pseudo_huber_c": [
-        Order("loss.c=0.00076", other, (recipe,)) for recipe in RECIPES for other in ("loss.c=0.0", "loss.c=1.0")
-    ],
-    "ict_constant_n": [
-        Order(f"curriculum.N={10 * 2 ** (k + 1) + 1}", f"curriculum.N={10 * 2**k + 1}") for k in range(7)
-    ],
-    "ict_curriculum": [
-        Order("curriculum=doubling", f"curriculum={other}")
-        for other in ("constant", "progressive", "linear", "square", "cosine")
-    ],
-    "ict_noise_law": [
-        Order("schedule=karras_lognormal", "schedule=karras_uniform", (loss,))
-        for loss in ("loss=pseudo_huber", "loss=l2")
-    ],
-    "ict_components": [
-        Order("weighting=inverse_gap", "weighting=uniform"),
-        Order("network={embedding:{scale:0.02},dropout:0.0}", "network={embedding:{scale:16.0},dropout:0.0}"),
-        Order("network={embedding:{scale:0.02},dropout:0.3}", "network={embedding:{scale:0.02},dropout:0.0}"),
-    ],
-    "ict_depth": [Order("network.depth=6", "network.depth=3")],
-    "mcm_steps": [
-        *(Order(*each, (kind,)) for kind in ("teacher=none", "teacher=exact") for each in DOUBLING.items()),
-        *(Order("teacher=exact", "teacher=none", (f"model.segments={s}",)) for s in (1, 2, 4)),
-    ],
-    "mcm_annealing": [Order(GROWING, other, (f"model.segments={segments}",)) for segments in (1, 4) for other in EVEN],
-    "mcm_teacher_sampler": [
-        *(Order("solver=euler", "solver=addim", (f"model.segments={s}",)) for s in (1, 2)),
-        *(Order("solver=addim", "solver=euler", (f"model.segments={s}",)) for s in (4, 8)),
-    ],
-    **{
-        sweep: [Order("model=dcm", "model=cd", (s,), ODE) for s in ("solver=euler", "solver=heun")]
-        + [Order("model=cd", "model=dcm", (s,)) for s in ("solver=euler", "solver=heun")]
-        for sweep in ("dcm_equal_steps", "dcm_equal_calls")
-    },
-}
-"""Orders that the comments of sweeps/*.yaml state as published, if the small size can show them."""
+    jobs: dict[tuple[str, str], list[Run]] = {}
+    for folder in folders:
+        for name, run in read_runs([folder]).items():
+            job = folder / Path(name).name
+            run.setting = [
+                override.lstrip("+")
+                for override in read_yaml(job / "overrides.yaml", job)
+                if not override.partition("=")[0].endswith(".path")
+            ]
+            jobs.setdefault((folder.resolve().parent.name, run.config["sweep_size"]), []).append(run)
+    for runs in jobs.values():
+        for run, setting in zip(runs, varied(run.setting for run in runs)):
+            run.setting = setting
+    return jobs
 
 
-def measured(run: Run, by: str) -> float:
-    """Return the metric of a run's samples with the fewest network calls, or the run's ODE error."""
-    values = {result["metric"]: result["value"] for result in run.results}
-    return values["val/ode_error"] if by == ODE else next(iter(values.values()))
+def store(sweep: str, size: str, runs: Sequence[Run], day: date, out: Path) -> None:
+    """Write the results and the figure of a sweep and size."""
+    cells = cells_of({str(i): run for i, run in enumerate(runs)})
+    orders = [order.at(size) for order in PUBLISHED[sweep] if size in order.sizes]
+    verdicts = {str(order): verdict(found) for order in orders if (found := differences(runs, order))}
+    content = {
+        "date": day.isoformat(),
+        "machine": f"{os.cpu_count()} shared {platform.machine()} cores",
+        "torch": torch.__version__,
+        "cells": [
+            {
+                "name": cell.name,
+                "seeds": len(cell.runs),
+                "metrics": {each["metric"]: [each["value"], each["spread"]] for each in cell.results},
+            }
+            for cell in cells
+        ],
+        "verdicts": verdicts,
+    }
+    (out / "sweeps" / f"{sweep}_{size}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    save_quality(out / "sweeps" / f"{sweep}_{size}.png", {cell.name: cell.results for cell in cells})
 
 
-def differences(runs: Sequence[Run], order: Order) -> dict[str, list[float]]:
-    """Return seed -> differences worse - better of all pairs of runs; a difference above 0 agrees with the order."""
-    settings = {frozenset(run.setting): run for run in runs}
-    by_seed: dict[str, list[float]] = {}
-    for setting, run in settings.items():
-        if order.better not in setting or not setting.issuperset(order.where):
-            continue
-        other = settings.get(setting - {order.better} | {order.worse})
-        if other is not None:
-            (seed,) = (override for override in setting if override.startswith("seed="))
-            by_seed.setdefault(seed, []).append(measured(other, order.by) - measured(run, order.by))
-    return by_seed
+def stored(sweep: str, out: Path) -> Results:
+    """Read size -> stored results of a sweep."""
+    files = {size: out / "sweeps" / f"{sweep}_{size}.json" for size in SIZES}
+    return {size: json.loads(file.read_text()) for size, file in files.items() if file.exists()}
 
 
-def verdict(by_seed: Mapping[str, Sequence[float]]) -> str:
-    """Format the verdict in words, with the mean difference, its standard error and the number of seeds."""
-    means = [statistics.mean(each) for each in by_seed.values()]
-    if len(means) < 3:
-        return f"no verdict: {len(means)} seeds"
-    mean, error = statistics.mean(means), statistics.stdev(means) / len(means) ** 0.5
-    clear = abs(mean) > 2 * error and all(each * mean > 0 for each in means)
-    words = "too close to call" if not clear else "reproduced" if mean > 0 else "**not reproduced**"
-    return f"{words}: {mean:+.3g} ± {error:.2g}, {len(means)} seeds"
+def words(order: Order, size: str, results: Results) -> str:
+    """Return the verdict on an order at a size, `NOT_RUN` or `NOT_ASKED`."""
+    if size not in order.sizes:
+        return NOT_ASKED
+    return results.get(size, {}).get("verdicts", {}).get(str(order.at(size)), NOT_RUN)
 
 
-def chapter(path: Path, out: Path) -> Iterator[str]:
-    """Yield the Markdown lines of one sweep: question, figure in `out`, cells and verdicts."""
-    name = path.resolve().parent.name
-    runs = read_runs([path])
-    cells = cells_of(runs)
-    question = [line[2:] for line in (ROOT / f"sweeps/{name}.yaml").read_text().splitlines()[1:] if line[:2] == "# "]
-    yield from ("", f"## {name}", "", *(f"> {line}" for line in question if not line.startswith("  ")), "")
-    yield f"    python train.py sweeps={name}"
-    yield ""
-    figure = out / "sweeps" / f"{name}.png"
-    save_quality(figure, {cell.name: cell.results for cell in cells})
-    yield f"![quality against network calls](sweeps/{name}.png)"
-    yield from ("", *table(cells), "", "| published | here: difference of the means |", "|---|---|")
-    yield from (f"| {order} | {verdict(differences(list(runs.values()), order))} |" for order in PUBLISHED[name])
+def holds_in(order: Order, results: Results) -> str:
+    """Say where an order is reproduced: both, the name of one, none; and what is open."""
+    judged = {size: words(order, size, results) for size in order.sizes}
+    holding = [SIZES[size] for size, each in judged.items() if each.startswith(HOLDS)]
+    open_sizes = [SIZES[size] for size, each in judged.items() if each.startswith((NOT_RUN, "no verdict"))]
+    if open_sizes:
+        return "; ".join([*holding, f"{' and '.join(open_sizes)} open"])
+    return "both" if len(holding) == 2 else holding[0] if holding else "none"
 
 
-def table(cells: Sequence[Cell]) -> Iterator[str]:
+def side_by_side(all_results: dict[str, Results]) -> Iterator[str]:
+    """Yield the Markdown lines of the table of all orders, with a count of where they hold."""
+    table = [
+        (sweep, order, holds_in(order, all_results[sweep])) for sweep, orders in PUBLISHED.items() for order in orders
+    ]
+    counts = {where: sum(each == where for *_, each in table) for where in ("both", *SIZES.values(), "none")}
+    judged = sum(counts.values())
+    yield f"Of {len(table)} published orders, {judged} are judged at every size that can show them:"
+    yield f"{counts['both']} hold in both, {counts['mixture']} in the mixture only, {counts['digits']} in digits only,"
+    yield f"and {counts['none']} in none. The other {len(table) - judged} are open: a size has not been run yet."
+    yield from ("", "| sweep | published | mixture | digits | holds in |", "|---|---|---|---|---|")
+    for sweep, order, where in table:
+        short = [words(order, size, all_results[sweep]).partition(":")[0] for size in SIZES]
+        yield f"| [{sweep}](#{sweep}) | {order} | {' | '.join(short)} | {where} |"
+
+
+def chapter(sweep: str, results: Results) -> Iterator[str]:
+    """Yield the Markdown lines of one sweep: question, verdicts at both sizes, and figure and cells of each size."""
+    lines = (ROOT / f"sweeps/{sweep}.yaml").read_text().splitlines()[1:]
+    question = [line[2:] for line in lines if line[:2] == "# "]
+    yield from ("", f"## {sweep}", "", *(f"> {line}" for line in question if not line.startswith("  ")), "")
+    for size in SIZES:
+        yield from (f"    python train.py {' '.join(line)}" for line in commands(sweep, size))
+    yield from ("", "| published | mixture | digits |", "|---|---|---|")
+    for order in PUBLISHED[sweep]:
+        shown = f"{order}" if str(order) == str(order.at("digits")) else f"{order}; in digits {order.at('digits')}"
+        yield f"| {shown} | {' | '.join(words(order, size, results) for size in SIZES)} |"
+    for size, content in results.items():
+        yield from ("", f"### {sweep}, {SIZES[size]}", "")
+        yield from (f"{content['date']}, {content['machine']}, torch {content['torch']}.", "")
+        yield from (f"![quality against network calls](sweeps/{sweep}_{size}.png)", "", *cell_table(content["cells"]))
+
+
+def cell_table(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield a Markdown table with mean and standard deviation over the seeds, for each metric of each cell."""
-    names = list(dict.fromkeys(each["metric"] for cell in cells for each in cell.results if shown(each["metric"])))
+    names = list(dict.fromkeys(name for cell in cells for name in cell["metrics"] if shown(name)))
     yield "| " + " | ".join(["", *(name.removeprefix("val/") for name in names), "seeds"]) + " |"
     yield "|---" * (len(names) + 2) + "|"
     for cell in cells:
-        values = {each["metric"]: each for each in cell.results}
-        shows = [f"{v['value']:.4g} ± {v['spread']:.1g}" if (v := values.get(name)) else "" for name in names]
-        yield f"| `{cell.name}` | {' | '.join(shows)} | {len(cell.runs)} |"
+        values = [cell["metrics"].get(name) for name in names]
+        texts = ["" if v is None else f"{v[0]:.4g}" + (f" ± {v[1]:.1g}" if v[1] is not None else "") for v in values]
+        yield f"| `{cell['name']}` | {' | '.join(texts)} | {cell['seeds']} |"
 
 
 def shown(metric: str) -> bool:
@@ -169,20 +162,34 @@ def shown(metric: str) -> bool:
     return metric in ("val/ode_error", "val/ode_error_median") or metric.endswith("step")
 
 
-def main() -> None:
-    """Write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path, help="folders of finished sweeps")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder to write to; by default docs/results")
-    args = parser.parse_args()
-    (args.out / "sweeps").mkdir(parents=True, exist_ok=True)
+def page(out: Path) -> str:
+    """Return the page of all stored results."""
+    results = {sweep: stored(sweep, out) for sweep in PUBLISHED}
     lines = ["# The published ablations, at the size of a CPU", "", "This command writes this page:", ""]
-    lines += ["    python benchmarks/published.py runs/*/*", "", *RULE, ""]
-    lines += [f"{date.today()}, {platform.machine()}, torch {torch.__version__}. Discussion: [sweeps](../sweeps.md)."]
-    for folder in sorted(args.folders, key=lambda path: list(PUBLISHED).index(path.resolve().parent.name)):
-        lines += chapter(folder, args.out)
-    (args.out / "sweeps.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    lines += ["    python benchmarks/published.py runs/*/*", "", *RULE, "", "Discussion: [sweeps](../sweeps.md)."]
+    lines += ["", "## Mixture and digits side by side", "", *side_by_side(results)]
+    lines += (line for sweep in PUBLISHED for line in chapter(sweep, results[sweep]))
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Store the results of the folders, and write the page; or print the cost of a size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", type=Path, help="folders of sweeps")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder to write to; by default docs/results")
+    parser.add_argument("--cost", action="store_true", help="print the cost of all sweeps of digits, and train nothing")
+    parser.add_argument("--teacher", default="RUN", help="with --cost: the run of model=teacher")
+    args = parser.parse_args(arguments)
+    if args.cost:
+        print("\n".join(cost_table(list(PUBLISHED), args.teacher)))
+        return
+    (args.out / "sweeps").mkdir(parents=True, exist_ok=True)
+    day = max((date.fromtimestamp((folder / "jobs.csv").stat().st_mtime) for folder in args.folders), default=None)
+    for (sweep, size), runs in read_jobs(args.folders).items():
+        if any(size in order.sizes for order in PUBLISHED.get(sweep, [])):
+            store(sweep, size, runs, day, args.out)
+    (args.out / "sweeps.md").write_text(page(args.out))
+    print(page(args.out))
 
 
 if __name__ == "__main__":

@@ -23,10 +23,12 @@ class Stopwatch:
 
     Args:
         device: "cpu", or "cuda", whose time stamps are events of the stream.
+        clock: of the CPU: `time.perf_counter`, or `time.thread_time`, which leaves out other work of the machine, and
+            waiting for worker processes.
     """
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, device: str, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.device, self.clock = device, clock
         self.stack = ["rest"]
         self.steps: list[list[tuple[Any, str]]] = [[]]
 
@@ -36,7 +38,7 @@ class Stopwatch:
             stamp = torch.cuda.Event(enable_timing=True)
             stamp.record()
         else:
-            stamp = time.perf_counter()
+            stamp = self.clock()
         self.steps[-1].append((stamp, self.stack[-1]))
 
     @contextmanager

@@ -7,7 +7,9 @@
         --levers bf16 bf16+channels_last bf16+channels_last+compile
     python benchmarks/train_step.py --models sct meanflow --levers differences     # forward mode against differences
 
-Each lever is compared with the same training without levers in the same run; each round runs all levers in turn. A
+Each lever is compared with the same training without levers in the same run; each round runs all levers in turn. The
+row "bare loop" is iCT's step in a loop of PyTorch (`bare_loop.py`): "outside" is the time outside the networks' passes,
+and the last column is its ratio to that of the bare loop. The defaults are those of `train.py`: `channels_last=auto`. A
 round is a separate training, whose first steps do not count. The time of a part is the median over all steps of all
 rounds. On a GPU, events measure the time of the device, so that the measurement causes no waiting.
 """
@@ -15,9 +17,11 @@ rounds. On a GPU, events measure the time of the device, so that the measurement
 from __future__ import annotations
 
 import argparse
+import time
 import warnings
 from typing import Any
 
+import bare_loop
 import measuring
 from case import Case
 from stopwatch import PARTS
@@ -30,6 +34,7 @@ MODELS = sorted(
 LEVERS = {
     "bf16": ["trainer.precision=bf16-mixed"],
     "channels_last": ["channels_last=true"],
+    "contiguous": ["channels_last=false"],
     "compile": ["compile=true"],
     "checkpointing": ["++network.checkpointing=true"],
     "foreach": ["++optimizer.foreach=true"],
@@ -43,6 +48,7 @@ LEVERS = {
     "differences": ["model.difference=1e-3"],
     "on_host": ["+data.resident=false"],
 }
+CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
 def overrides_of(lever: str) -> list[str]:
@@ -55,12 +61,15 @@ def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     rows, cases, peaks = [], {}, {}
     for lever in ["none", *args.levers]:
         more = [] if lever == "none" else overrides_of(lever)
-        cases[lever] = Case([f"model={model}", *args.overrides, *more], args.device)
+        cases[lever] = Case([f"model={model}", *args.overrides, *more], args.device, CLOCKS[args.clock])
         measuring.reset_memory(args.device)
         cases[lever].timed(args.warm, 1)  # compilation
         peaks[lever] = measuring.memory(args.device)
     flops, reads = cases["none"].audit()
     runs = {lever: lambda case=case: case.timed(args.warm, args.steps) for lever, case in cases.items()}
+    if model == "ict":
+        cases["bare loop"], peaks["bare loop"] = cases["none"], peaks["none"]
+        runs["bare loop"] = lambda: bare_loop.timed(cases["none"], args.warm, args.steps)
     rounds = measuring.interleaved(runs, args.rounds)
     matrix_products = {name: measuring.peak(args.device, dtype) for name, dtype in measuring.DTYPES.items()}
     for lever, case in cases.items():
@@ -84,15 +93,18 @@ def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 "parts": parts,
                 "shares": {part: value / sum(parts.values()) for part, value in parts.items()},
                 "overhead": 1 - networks / sum(parts.values()),
+                "outside_milliseconds": 1e3 * (sum(parts.values()) - networks),
                 "teraflop_per_second": flops / total / 1e12,
                 "of_matmul_peak": flops / total / matrix_products["bf16" if "bf16" in lever else "float32"],
                 "peak_memory_mebibytes": peaks[lever] / 2**20,
-                "host_reads_a_step": len(reads),
-                "host_reads": reads,
+                "host_reads_a_step": len(reads) if lever != "bare loop" else 0,
+                "host_reads": reads if lever != "bare loop" else [],
             }
         )
     for row in rows:
         row["speed_up"] = rows[0]["seconds"] / row["seconds"]
+        bare = rows[-1] if rows[-1]["lever"] == "bare loop" else None
+        row["of_bare_loop"] = round(row["outside_milliseconds"] / bare["outside_milliseconds"], 2) if bare else None
     return rows
 
 
@@ -104,6 +116,8 @@ COLUMNS = {
     "step, ms": "{milliseconds:.4g}",
     **{part: f"{{shares[{part}]:.1%}}" for part in PARTS},
     "not the networks": "{overhead:.1%}",
+    "outside, ms": "{outside_milliseconds:.2f}",
+    "of bare loop": "{of_bare_loop}",
     "of matmul peak": "{of_matmul_peak:.0%}",
     "peak MiB": "{peak_memory_mebibytes:.0f}",
     "host reads": "{host_reads_a_step}",
@@ -118,6 +132,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--overrides", nargs="*", default=[], help="for train.py, such as data=cifar10 network=small")
     parser.add_argument("--steps", type=int, default=10, help="measured steps of each round")
     parser.add_argument("--warm", type=int, default=6, help="steps before them; RAdam's first five are slower")
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: of the main thread, without other work")
     args = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", module="lightning")
     results = measuring.machine(args)

@@ -1,12 +1,15 @@
 """Every sweep is held against what was published: orders that its grid can show, and a rule that errs on no side."""
 
+import json
 from pathlib import Path
 
 import published
 import pytest
+import sweep_costs
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from orders import PUBLISHED, SIZES, Order, differences, verdict
 
 from consistency_models.app.sweep_folder import varied
 from consistency_models.evaluation.runs import Run
@@ -14,28 +17,49 @@ from consistency_models.evaluation.runs import Run
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 
 
-def runs_of(name):
-    """Runs of a sweep's small size; a run's figures are its number."""
-    small = yaml.safe_load((SWEEPS / f"{name}.yaml").read_text())["sweep"]["small"]
-    lines = [f"{key}={value}" for key, value in small.items()]
-    jobs = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(lines), None)[0]
+def runs_of(name, size):
+    """Runs of all commands of a sweep's size; a run's figures are its number."""
+    grid = yaml.safe_load((SWEEPS / f"{name}.yaml").read_text())["sweep"][size]
+    lines = [f"{key}={value}" for key, value in grid.items()]
+    jobs = []
+    for words in sweep_costs.commands(name, size):
+        overrides = OverridesParser.create().parse_overrides([*lines, *words])
+        last = {
+            each.get_key_element(): each.input_line for each in overrides if not each.key_or_group.endswith(".path")
+        }
+        overrides = OverridesParser.create().parse_overrides(list(last.values()))
+        jobs += BasicSweeper.split_arguments(overrides, None)[0]
     for i, differs in enumerate(varied(jobs)):
         results = [{"metric": "val/sw_1step", "value": float(i)}, {"metric": "val/ode_error", "value": 2.0 * i}]
         yield Run(str(i), [part.lstrip("+") for part in differs], {}, "model", results)
 
 
 def test_every_sweep_is_there():
-    assert published.PUBLISHED.keys() == {path.stem for path in SWEEPS.glob("*.yaml")}
+    assert PUBLISHED.keys() == {path.stem for path in SWEEPS.glob("*.yaml")}
 
 
-@pytest.mark.parametrize("name", published.PUBLISHED)
-def test_every_order_is_between_runs_of_the_sweep(name):
-    runs = list(runs_of(name))
-    for order in published.PUBLISHED[name]:
-        found = published.differences(runs, order)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_order_is_between_runs_of_the_sweep(name, size):
+    orders = [order.at(size) for order in PUBLISHED[name] if size in order.sizes]
+    runs = list(runs_of(name, size)) if orders else []
+    for order in orders:
+        found = differences(runs, order)
         assert sorted(found) == ["seed=0", "seed=1", "seed=2"], order
-        chosen = [run for run in runs if order.better in run.setting and set(order.where) <= set(run.setting)]
+        chosen = [run for run in runs if set(" ".join([order.better, *order.where]).split()) <= set(run.setting)]
         assert sum(map(len, found.values())) == len(chosen), order
+
+
+def test_stored_results_know_their_orders():
+    """A renamed override would turn a verdict into "not run yet" without a word."""
+    for file in (published.OUT / "sweeps").glob("*.json"):
+        sweep, _, size = file.stem.rpartition("_")
+        known = {str(order.at(size)) for order in PUBLISHED[sweep] if size in order.sizes}
+        assert set(json.loads(file.read_text())["verdicts"]) <= known, file.name
+
+
+def test_the_page_is_that_of_the_stored_results():
+    assert (published.OUT / "sweeps.md").read_text() == published.page(published.OUT)
 
 
 @pytest.mark.parametrize(
@@ -49,4 +73,27 @@ def test_every_order_is_between_runs_of_the_sweep(name):
     ],
 )
 def test_the_rule(differences, words):
-    assert published.verdict({f"seed={i}": [each, each] for i, each in enumerate(differences)}).startswith(words)
+    assert verdict({f"seed={i}": [each, each] for i, each in enumerate(differences)}).startswith(words)
+
+
+def test_where_an_order_holds():
+    order = Order("loss=a", "loss=b")
+    for small, digits, where in (
+        ("reproduced: +1", "reproduced: +1", "both"),
+        ("reproduced: +1", "**not reproduced**: -1", "mixture"),
+        ("too close to call: +1", "reproduced: +1", "digits"),
+        ("too close to call: +1", "**not reproduced**: -1", "none"),
+        ("reproduced: +1", "no verdict: 2 seeds", "mixture; digits open"),
+    ):
+        results = {size: {"verdicts": {str(order): words}} for size, words in (("small", small), ("digits", digits))}
+        assert published.holds_in(order, results) == where
+    assert published.holds_in(order, {}) == "mixture and digits open"
+
+
+def test_the_cost_is_steps_times_seconds(monkeypatch):
+    asked = []
+    monkeypatch.setattr(sweep_costs, "step_seconds", lambda overrides: asked.append(overrides) or 0.1)
+    lines = list(sweep_costs.cost_table(["ict_depth"], "RUN"))
+    minutes = (800 * 0.1 + sweep_costs.REST) / 60
+    assert f"| ict_depth | 6 | {minutes:.1f} | {6 * minutes:.0f} |" in lines
+    assert len(asked) == 2  # seeds cost the same, blocks do not

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import cifar10_small
 import derivative
 import frechet
 import gpu
@@ -41,12 +42,13 @@ def found_by(script, tmp_path, capsys, *arguments):
 
 def test_a_step_s_parts_are_the_whole_step(tmp_path, capsys):
     found = found_by(train_step, tmp_path, capsys, *QUICK, "--levers", "no_ema", "channels_last", "--overrides", *TINY)
-    assert [row["lever"] for row in found["rows"]] == ["none", "no_ema", "channels_last"]
+    assert [row["lever"] for row in found["rows"]] == ["none", "no_ema", "channels_last", "bare loop"]
+    assert found["rows"][-1]["of_bare_loop"] == 1
     for row in found["rows"]:
         assert sum(row["parts"].values()) == pytest.approx(row["seconds"])
         assert sum(row["shares"].values()) == pytest.approx(1)
-        assert all(row["parts"][part] > 0 for part in train_step.PARTS if part != "EMA")
-        assert (row["parts"]["EMA"] > 0) == (row["lever"] != "no_ema")
+        left_out = {"no_ema": "EMA", "bare loop": "metrics"}.get(row["lever"])
+        assert all((row["parts"][part] > 0) == (part != left_out) for part in train_step.PARTS)
         assert row["speed_up"] == pytest.approx(found["rows"][0]["seconds"] / row["seconds"])
 
 
@@ -114,7 +116,7 @@ def test_sampling_beside_others(tmp_path, capsys):
 
 
 def test_a_process_that_ends_otherwise_than_it_should():
-    assert startup.process(*startup.TRAIN, "trainer.max_step=1", ends=2) > 0
+    assert min(startup.process(*startup.TRAIN, "trainer.max_step=1", ends=2)) > 0
     with pytest.raises(RuntimeError, match="ended with 2, not 0"):
         startup.process(*startup.TRAIN, "trainer.max_step=1")
 
@@ -123,7 +125,7 @@ def test_a_process_that_ends_otherwise_than_it_should():
 def test_starting(tmp_path, capsys):
     found = found_by(startup, tmp_path, capsys, *FAST, "--jobs", "2", "--overrides", *TINY)
     assert len(found["rows"]) == 6
-    assert all(row["seconds"] > 0 for row in found["rows"])
+    assert all(row["seconds"] > 0 and row["cpu_seconds"] > 0 for row in found["rows"])
 
 
 @pytest.mark.slow
@@ -259,3 +261,23 @@ def test_image_files_extrapolate_to_a_large_set(tmp_path, capsys, monkeypatch):
     lines = {row["part"]: row["images"] for row in found["rows"] if row["part"].endswith("(line)")}
     assert lines == dict.fromkeys(["first (line)", "start (line)", "torchvision (line)"], image_files.LARGE)
     assert all(row["seconds"] > 0 for row in found["rows"][: 2 * len(image_files.PARTS)])
+
+
+@pytest.mark.slow
+def test_a_teacher_and_its_student_on_a_cpu(tmp_path, monkeypatch):
+    """With 20 images of noise: every stage, then the report of finished stages."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for i in range(5):
+                pixels = torch.randint(256, (32, 32, 3), dtype=torch.uint8).numpy()
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{i}.png")
+    tiny = ["network.model_channels=8", "data.batch_size=4", "data.num_classes=2"]
+    arguments = ["--root", str(tmp_path / "images"), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    arguments += ["--hours", "1e-9", "--n", "8", "--points", "1", "--overrides", *tiny]
+    for _ in range(2):
+        cifar10_small.main(arguments)
+        assert {file.name for file in (tmp_path / "out").iterdir()} == {"samples.png", "curve.png", "table.md"}
+        assert "| student, 1 steps | 1 |" in (tmp_path / "out" / "table.md").read_text()
+        monkeypatch.setattr(cifar10_small, "command", None)  # nothing is trained or scored again

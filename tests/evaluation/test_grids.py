@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from consistency_models.evaluation.features import to_bytes
-from consistency_models.evaluation.grids import save_comparison, save_grid, save_scatter
+from consistency_models.evaluation.grids import load_grid, save_comparison, save_grid, save_scatter
 
 RED, GREEN, BLUE = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1]])
 
@@ -62,6 +62,42 @@ def test_the_same_noise_stands_one_above_the_other(tmp_path):
     names = [name for _, name in order]
     assert [name for i, name in enumerate(names) if i == 0 or names[i - 1] != name] == ["r", "b", "g"] * 2
     assert all(np.array_equal(columns[0], other) for other in columns[1:])
+
+
+def test_a_picture_is_read_back(tmp_path):
+    """Each image of each caption, in its order, and nothing of a picture without a layout or with a false one."""
+    path = tmp_path / "comparison.png"
+    images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    save_comparison(path, {"1 step": images, "2 steps": -images}, columns=2, title="a title", names=list("abcde"))
+    for n in (3, 5, 9):
+        read = load_grid(path, n)
+        assert list(read) == ["1 step", "2 steps"]
+        for caption, expected in (("1 step", images), ("2 steps", -images)):
+            pixels = np.stack([np.asarray(image)[4::8, 4::8] for image in read[caption]])
+            assert (pixels == to_bytes(expected[:n]).permute(0, 2, 3, 1).numpy()).all()
+            assert len(pixels) == min(n, 5)
+    assert {image.size for image in read["1 step"]} == {(64, 64)}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        None,
+        "[",
+        "{}",
+        '{"size": [64, 64], "rows": [["x", 0, 0, 1]]}',  # larger than the picture
+        '{"size": [4, 4], "rows": [["x", -1, 0, 1]]}',
+        '{"size": [4, 4], "rows": [["x", 0, 0, 9e99]]}',
+        '{"size": [4, "4"], "rows": [["x", 0, 0, 1]]}',
+        '{"size": [0, 4], "rows": [["x", 0, 0, 1]]}',
+    ],
+)
+def test_a_false_layout_gives_no_images(layout, tmp_path):
+    chunk = PngImagePlugin.PngInfo()
+    if layout is not None:
+        chunk.add_text("layout", layout)
+    Image.new("RGB", (8, 8)).save(tmp_path / "grid.png", pnginfo=chunk)
+    assert load_grid(tmp_path / "grid.png", 10) == {}
 
 
 def test_scatter_draws_all_clouds(tmp_path):

@@ -1,12 +1,15 @@
 """ODE error: with Gaussian data, whose consistency function is a formula, errors are what was put in."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from consistency_models.app.build import build_ode_error
 from consistency_models.data import GaussianMixture
 from consistency_models.evaluation.ode_error import SIGMAS, HeunSolution, ODEError
+from consistency_models.teachers import Guided
 
 MEAN, STD = torch.tensor([0.3, -0.2, 0.1]).double(), torch.tensor([0.1, 0.5, 1.0]).double()
 DATA = MEAN + STD * torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -160,3 +163,36 @@ def test_heun_with_few_steps_on_the_ring_of_gaussians():
     measure = ODEError(lambda x, s, to, y: HeunSolution(ring.denoised, 300)(x, s, to), noise, sigmas=(40.0, 80.0))
     few = HeunSolution(ring.denoised, 17)
     assert measure(lambda x, sigma, labels: few(x, sigma[0].item(), 0.002)).noise_rms == pytest.approx(0.0425, rel=0.2)
+
+
+def test_a_teacher_s_solution_is_solved_once_for_each_teacher(tmp_path, monkeypatch):
+    """It is known by the teacher's digest and settings, not by its path; with guidance it is not kept."""
+    calls = []
+
+    class Teacher(torch.nn.Module):
+        def forward(self, x, sigma, labels):
+            calls.append(len(x))
+            return x / 2
+
+    def solve(digest="a", path="here", weights=None, ode_steps=3, guidance=None):
+        calls.clear()
+        model = Teacher()
+        model.origin = {"digest": digest}
+        config = {
+            "data": {"channels": 1, "image_size": 4, "network_classes": 0, "clamp": True, "sigma_data": 0.5},
+            "model": {},
+            "teacher": {"path": path, "weights": weights},
+            "evaluation": {"ode_points": 6, "ode_steps": ode_steps},
+        }
+        images = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
+        source = SimpleNamespace(images=images, labels=None, prompts=None, has_closed_form=False)
+        teacher = model if guidance is None else Guided(model, guidance, Teacher())
+        solved = build_ode_error(config, source, teacher)("cpu").solutions
+        return bool(solved and calls)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert solve()
+    assert not solve()
+    assert not solve(path="there")
+    assert all([solve("b"), solve(ode_steps=4), solve(weights="model")])
+    assert all([solve(guidance=2.0), solve(guidance=2.0)])

@@ -165,7 +165,7 @@ def header(generator, **changes):
 @pytest.mark.parametrize("kind", ["nothing", "no header", "another schema", "poison", "cut off"])
 def test_another_safetensors_file_is_refused(kind, digits, tmp_path):
     generator, path = consistency_models.load(digits), tmp_path / "bad.safetensors"
-    state = generator.model.state_dict()
+    state = {name: value.contiguous() for name, value in generator.model.state_dict().items()}
     poisoned = {**generator.config, "network": {"_target_": POISON[0]}}
     headers = {
         "no header": {},

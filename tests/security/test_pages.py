@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from security.hostile import folder_with
 
@@ -13,6 +14,7 @@ import consistency_models
 from consistency_models import export
 from consistency_models.errors import DataError
 from consistency_models.evaluation.compare import main as compare
+from consistency_models.evaluation.grids import save_comparison
 from consistency_models.evaluation.references import Reference
 
 EVIL = "<script>alert(1)</script> [x](javascript:y) ![z](http://a.b/c.png) `code` | cell"
@@ -56,6 +58,20 @@ def test_a_link_to_something_private_is_not_embedded(scored, tmp_path):
     (scored / "samples/final.png").symlink_to("real.png")  # inside the folder
     assert compare([str(scored)]) == 0
     assert shown in page.read_text()
+
+
+def test_names_in_the_page_are_text(scored, tmp_path):
+    """Of folders, overrides, metrics, samplers, weights, and of what a picture says about itself."""
+    write(scored, [RESULT | {"metric": EVIL, "sampler": EVIL}], weights=EVIL)
+    save_comparison(scored / "samples/final.png", {EVIL: torch.zeros(2, 1, 8, 8)})
+    other = shutil.copytree(scored, tmp_path / EVIL.replace("/", "%"))
+    (other / "overrides.yaml").write_text(json.dumps([f"loss={EVIL}", f"{EVIL}=1"]))
+    write(other, [RESULT], weights="other")
+    assert compare([str(scored), str(other)]) == 0
+    page = (tmp_path / "comparison.html").read_text()
+    assert page.count("<script") == 1  # that of the page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt; [x](javascript:y)") >= 6
+    assert "Content-Security-Policy" in page
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "evaluation/evaluation.json", "metrics.csv"])

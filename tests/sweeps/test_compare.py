@@ -2,17 +2,20 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.sweep_folder import SweepFolder
 from consistency_models.evaluation.compare import COLUMNS, main
+from consistency_models.evaluation.grids import save_comparison, save_film
 from consistency_models.evaluation.runs import _curves, cells_of, differing_keys, read_runs
 
 VALUES = {("l1", 0): 3.0, ("l1", 1): 5.0, ("l2", 0): 1.0, ("l2", 1): 1.5}
@@ -118,15 +121,67 @@ def test_the_page_needs_nothing_else(sweep, tmp_path):
     assert len(sources.found) == 4  # two figures, samples of two settings
     assert all(source.startswith("data:image/png;base64,") for source in sources.found)
     assert "url(" not in page
+    assert page.count("<table class='sortable'>") == 1
+    assert "default-src 'none'" in page
+
+
+def test_keys_that_follow_from_the_choices_are_collapsed(sweep, tmp_path):
+    (sweep / "0/config.yaml").write_text((sweep / "0/config.yaml").read_text() + "curriculum: {s0: 2}\n")
+    assert main([str(sweep / "0"), str(sweep / "2"), "--out", str(tmp_path / "all")]) == 0
+    shown, collapsed = (tmp_path / "all.html").read_text().split("<details>")
+    assert "<td>loss</td><td>l1</td><td>l2</td>" in shown
+    assert "Keys that follow from the choices (2)" in collapsed
+    for row in ("<td>loss._target_</td><td>l1</td><td>l2</td>", "<td>curriculum.s0</td><td>2</td><td>-</td>"):
+        assert row in collapsed
+        assert row not in shown
+    for job in "02":
+        (sweep / job / "overrides.yaml").unlink()  # the choices are unknown
+    assert main([str(sweep / "0"), str(sweep / "2"), "--out", str(tmp_path / "all")]) == 0
+    assert "<details open><summary>Keys</summary>" in (tmp_path / "all.html").read_text()
+
+
+def test_the_same_noise_and_the_films_of_all_settings(sweep, tmp_path):
+    """Images of a run in one and in two steps; of a run in one step only; and a film."""
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    save_comparison(sweep / "0/samples/final.png", {"1-step": images, "2-step": -images}, columns=4)
+    save_comparison(sweep / "2/samples/final.png", {"1-step": images}, columns=2)
+    save_film(sweep / "2/samples/film.gif", {"step 1": images, "step 2": -images})
+    assert main([str(sweep), "--out", str(tmp_path / "all")]) == 0
+    page = (tmp_path / "all.html").read_text()
+    rows = re.findall(r"<tr><th>(loss=l[12])</th>(.*?)</tr>", page)
+    assert [name for name, _ in rows] == ["loss=l1", "loss=l2", "loss=l1"]
+    assert rows[0][1] == rows[1][1]
+    assert rows[0][1] != rows[2][1]
+    assert [row.count("--width: 64px") for _, row in rows] == [4, 4, 4]
+    assert page.count("data:image/gif;base64,") == 1
+
+
+def browse(browser, tmp_path, *options):
+    """Open the page in a headless browser; returns what it prints."""
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    command += [*options, f"file://{tmp_path}/all.html"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("browser", BROWSERS)
+def test_a_click_sorts_the_results_and_no_other_script_runs(sweep, tmp_path, browser):
+    """Two clicks sort by steps, descending; equal rows keep their order."""
+    assert main([str(sweep), "--out", str(tmp_path / "all")]) == 0
+    page = (tmp_path / "all.html").read_text()
+    injected = "<script>for (const _ of '12') document.querySelectorAll('th button')[3].click()</script>"
+    for text, order in ((page, "2121"), (re.sub('<meta http-equiv="Content-Security-Policy".*>', "", page), "2211")):
+        (tmp_path / "all.html").write_text(text + injected)
+        body = browse(browser, tmp_path, "--dump-dom").split("<tbody>")[1].split("</tbody>")[0]
+        steps = [re.findall(r"<td>(.*?)</td>", row)[3] for row in body.split("</tr>")[:-1]]
+        assert "".join(steps) == order
 
 
 @pytest.mark.parametrize("browser", BROWSERS)
 def test_a_browser_shows_the_page(sweep, tmp_path, browser):
     """Headless: all pictures are loaded, and the screenshot has the colours of the samples."""
     assert main([str(sweep), "--out", str(tmp_path / "all")]) == 0
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
-    command += [f"--screenshot={tmp_path}/shot.png", "--window-size=1400,2200", f"file://{tmp_path}/all.html"]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    browse(browser, tmp_path, f"--screenshot={tmp_path}/shot.png", "--window-size=1400,2200")
     with Image.open(tmp_path / "shot.png") as image:
         colours = {colour for _, colour in image.convert("RGB").getcolors(image.width * image.height)}
     assert {(200, 0, 40), (200, 80, 40)} <= colours  # of jobs 0 and 2, the first seeds

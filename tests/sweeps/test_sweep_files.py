@@ -1,4 +1,4 @@
-"""Every file of sweeps/: both sizes are grids of jobs that pass the checks, and it says what it is."""
+"""Every file of sweeps/: all sizes are grids of jobs that pass the checks, and it says what it is."""
 
 import re
 from pathlib import Path
@@ -54,13 +54,22 @@ def test_every_cell_of_every_command_passes(file, which, composer, inputs):
 def test_a_file_says_what_it_is(file):
     text = file.read_text()
     comment = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
-    for part in (r"arXiv \d{4}\.\d{5}", r"Published: ", r"Small: ", r"Paper: ", r"\d runs", r"sweep_size=paper"):
+    for part in (
+        r"arXiv \d{4}\.\d{5}",
+        r"Published: ",
+        r"Small( and digits)?: ",
+        r"[Dd]igits: ",
+        r"Paper: ",
+        r"\d runs",
+    ):
         assert re.search(part, comment), part
+    assert "sweep_size=paper" in comment
     if "2411.08954" not in comment:  # of Direct CM's paper no table has been seen
         assert re.search(r"(Fig\.|Tables?) \d", comment)
     sizes = yaml.safe_load(text)["sweep"]
-    assert "cpu" in sizes["small"]["trainer"]
-    assert sizes["small"]["seed"] == sizes["paper"]["seed"] == "0,1,2"
+    assert sizes["small"]["trainer"] == sizes["digits"]["trainer"] == "cpu"
+    assert sizes["digits"]["data"] == "digits"
+    assert {sizes[size]["seed"] for size in ("small", "digits", "paper")} == {"0,1,2"}
 
 
 def test_every_published_ablation_has_a_file():
@@ -74,9 +83,9 @@ def test_every_published_ablation_has_a_file():
 
 def test_equal_calls_are_equal():
     """N points, N - 1 intervals: a uniform index makes N/2 solver steps on average, where distillation makes one."""
-    text = yaml.safe_load((ROOT / "sweeps/dcm_equal_calls.yaml").read_text())
-    for steps in text["sweep"]["steps"].values():
-        assert steps["cd"] == steps["dcm"] * 18 / 2
+    sweep = yaml.safe_load((ROOT / "sweeps/dcm_equal_calls.yaml").read_text())["sweep"]
+    for size, steps in sweep["steps"].items():
+        assert steps["cd"] == steps["dcm"] * sweep[size].get("curriculum.N", 18) / 2
 
 
 def test_anything_can_be_overridden_beside_a_sweep(composer):

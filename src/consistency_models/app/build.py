@@ -16,6 +16,7 @@ from hydra.utils import get_object
 from torch import nn
 from torch.nn.functional import one_hot
 
+from consistency_models.app.acceleration import with_acceleration
 from consistency_models.app.checks.table import NOT_ARGUMENTS
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.conditions import Prompt
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # evaluation and sampling run without Lightning
     from lightning import Callback, LightningDataModule, Trainer
 
     from consistency_models.methods.base import Method
+from consistency_models.networks.layout import set_channels_last
 from consistency_models.networks.lora import share_base
 
 log = logging.getLogger(__name__)
@@ -158,22 +160,22 @@ def build_method(
     """Build the method with its network, teacher and initial weights.
 
     Args:
-        config: the resolved configuration.
+        config: the resolved configuration; auto is replaced, see `acceleration`.
         images_seen: of the resumed run; by default the run starts with the first image.
         model: the preconditioned network; by default a new one.
     """
     model = build_model(config) if model is None else model
-    teacher = build_teacher(config)
+    steps = total_steps(config, images_seen or ImagesSeen(config["data"]["batch_size"]))
+    config, teacher = with_acceleration(config, model, steps), build_teacher(config)
     check_range(config, teacher)
     if getattr(model.network, "lora", None) is not None:
         _share_base(config, model, teacher)
     if config["init"]["_target_"]:
         instantiate(config["init"], model=model, teacher=teacher)
     for network in filter(None, (model.network, getattr(teacher, "network", None))):
-        if config["channels_last"]:
-            network.to(memory_format=torch.channels_last)
-        if config["compile"]:
-            network.compile()  # in place, so that names in a checkpoint have no _orig_mod
+        set_channels_last(network, config["channels_last"])
+        if config["compile"]:  # in place, so that names in a checkpoint have no _orig_mod
+            network.compile(dynamic=False)  # otherwise a later batch of another size changes the rounding of all
     return instantiate(
         arguments_of(config, "model"),
         model=model,
@@ -182,7 +184,7 @@ def build_method(
         weighting=instantiate(config["weighting"]),
         optimizer=instantiate(config["optimizer"]),
         learning_rate=instantiate(config["learning_rate"]),
-        total_steps=total_steps(config, images_seen or ImagesSeen(config["data"]["batch_size"])),
+        total_steps=steps,
         teacher=teacher,
         augment=instantiate(config["augment"]) if config["augment"].get("_target_") else None,
     )
@@ -298,14 +300,15 @@ def build_ode_error(
         if prompts is not None:
             images, labels = images[: len(prompts)], prompts[: len(images)]
         labels = None if labels is None else labels.to(device)
-        exact = source.has_closed_form
+        exact, steps = source.has_closed_form, config["evaluation"]["ode_steps"]
         denoiser = None if exact else teacher.to(device).eval()
         if denoiser is not None and config["model"].get("guidance_input") is not None:  # that of the samples
             excess = (config["sampler"].get("inputs") or (0.0,))[-1]
             denoiser = Guided(denoiser.model, 1 + excess, denoiser.weak, denoiser.interval)
-        steps = config["evaluation"]["ode_steps"]
         solution = source.consistency if exact else HeunSolution(denoiser, steps, **ends)
         cache_key = source.digest if exact else None
+        if not isinstance(denoiser, Guided) and hasattr(denoiser, "origin"):  # a digest does not identify guidance
+            cache_key = repr((denoiser.origin["digest"], config["teacher"].get("weights"), steps))
         return ODEError(solution, images, labels, data.sigma_data, sigmas, ends["sigma_min"], cache_key=cache_key)
 
     return measure

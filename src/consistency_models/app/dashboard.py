@@ -34,7 +34,10 @@ def workspace(entity: str, project: str) -> Any:
             panels.WeavePanelSummaryTable(table_name="eval/results"),
             lines("distance to the true solution of the ODE", r"val/ode_error.*", "images_seen", log_y=True),
         ],
-        "Samples": [panels.MediaBrowser(title="the same noise", media_keys=["samples/1step", "samples/2step"])],
+        "Samples": [
+            panels.MediaBrowser(title="the same noise", media_keys=["samples/1step", "samples/2step"]),
+            panels.MediaBrowser(title="the same noise over the training", media_keys=["samples/film"]),
+        ],
         "Training": [
             lines("loss", r"train/loss", "images_seen", log_y=True),
             lines("loss by noise level", r"train/loss_quartile.*", "images_seen", log_y=True),

@@ -160,6 +160,11 @@ class WandbWithImages(WandbLogger):
         with self.harmless():
             super().log_image(key, images, step, **options)
 
+    def log_video(self, key: str, videos: list[Any], step: int | None = None, **options: Any) -> None:
+        """Log videos."""
+        with self.harmless():
+            super().log_video(key, videos, step, **options)
+
 
 def finish_wandb(code: int) -> None:
     """Finish the W&B run of this process, if any. Otherwise the jobs of a multirun would merge into one run.

@@ -111,7 +111,8 @@ def cost(config: dict[str, Any]) -> Cost:
         network = instantiate(config["network"])
     model = Preconditioned(network, instantiate(config["preconditioning"]))
     with warnings.catch_warnings(action="ignore"):  # torch warns about copies of fake tensors (target networks)
-        method = build_method(config | {"init": {"_target_": None}, "compile": False}, model=model).train()
+        changed = {"init": {"_target_": None}, "compile": False, "channels_last": False}
+        method = build_method(config | changed, model=model).train()
     return cost_of(method, config)
 
 

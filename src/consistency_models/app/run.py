@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from consistency_models.app import build
+from consistency_models.app.acceleration import with_acceleration
 from consistency_models.app.checks.targets import fact
 from consistency_models.app.commands import command
 from consistency_models.app.devices import cpu_threads
@@ -34,6 +35,7 @@ from consistency_models.errors import ConfigError, DataError, Exit, NonFiniteErr
 from consistency_models.methods.base import Method
 from consistency_models.random import seed_of
 from consistency_models.storage.checkpoints import CheckpointError, newest_good
+from consistency_models.storage.loading import build_model
 
 log = logging.getLogger(__name__)
 
@@ -92,12 +94,14 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     if names := data.source.class_names:
         log.info("classes: %s", listed(names))
         config = config | {"data": config["data"] | {"class_names": list(names)}}
-        if rank_zero_only.rank == 0:
-            run.write_config(config)
         if origin is not None:
             origin.check_classes(config["data"])
     torch.manual_seed(seed_of(config["seed"], "weights"))  # initial weights; training steps have their own seeds
-    method = build.build_method(config, images_seen)
+    model = build_model(config)
+    config = with_acceleration(config, model, build.total_steps(config, images_seen), origin and origin.config)
+    if rank_zero_only.rank == 0:
+        run.write_config(config)
+    method = build.build_method(config, images_seen, model)
     if origin is not None:
         origin.check(method, run)
     build.prepare_distance(config, method.distance)

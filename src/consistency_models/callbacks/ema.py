@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from lightning import LightningModule, Trainer
@@ -61,15 +61,20 @@ class WeightEMA(StepCallback):
 
     @contextmanager
     def applied(self, method: LightningModule, name: str | None = None) -> Iterator[str]:
-        """Put an average (by default the first) into the model, in eval mode, within the block."""
+        """Put an average (by default the first) into the model, in eval mode, within the block.
+
+        Compiled networks run eagerly in the block: each of its batch sizes would be compiled, for a few calls.
+        """
         name = next(iter(self.averages)) if name is None else name
         parameters = [p.detach() for p in method.weights]
         trained = [p.clone() for p in parameters]
         mode = method.model.training
         torch._foreach_copy_(parameters, self.averages[name])
         method.model.eval()
+        is_compiled = any(module._compiled_call_impl is not None for module in method.model.modules())
         try:
-            yield name
+            with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
+                yield name
         finally:
             torch._foreach_copy_(parameters, trained)
             method.model.train(mode)

@@ -1,7 +1,8 @@
-"""Pictures of samples of the averaged weights, always from the same noise."""
+"""Pictures and a film of samples of the averaged weights, always from the same noise."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from consistency_models.callbacks.ema import WeightEMA
+from consistency_models.callbacks.film import Film
 from consistency_models.callbacks.step import StepCallback
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.grids import save_comparison, save_grid, save_scatter
 from consistency_models.sampling.generator import Generator
 from consistency_models.values import Size, Text, checked
+
+log = logging.getLogger(__name__)
 
 __all__ = ["SampleGrids"]
 
@@ -23,7 +27,8 @@ class SampleGrids(StepCallback):
     """Saves `step_00001800_1step.png` every `every_n_steps` steps, and at the end `final.png` with all step counts.
 
     The noise of an image depends only on the seed and its position, so that pictures can be compared over time and
-    between runs.
+    between runs. `film.gif` shows the first row over the training, at the first step count; see `Film`. An error of
+    the film is a warning, because a training must not end for it.
 
     Args:
         folder: folder of the pictures.
@@ -33,7 +38,11 @@ class SampleGrids(StepCallback):
         generator: samples from the model in training.
         evaluation: holds the data; pictures of points show the data, too.
         settings: `steps` (step counts) and `seed`.
+        film_every_n_steps: lowest number of optimiser steps between two frames, at least 1; None writes no film. Points
+            have no film.
     """
+
+    state_key = "SampleGrids"
 
     needs_callbacks = ("ema",)
 
@@ -48,6 +57,7 @@ class SampleGrids(StepCallback):
         generator: Generator,
         evaluation: Evaluation,
         settings: dict[str, Any],
+        film_every_n_steps: Size | None = None,
         **_: Any,
     ) -> None:
         self.folder, self.every_n_steps, self.columns, self.rows, self.points = (
@@ -59,12 +69,34 @@ class SampleGrids(StepCallback):
         )
         self.generator, self.evaluation, self.settings = generator, evaluation, settings
         self.is_scatter = not generator.clamp and not evaluation.data.is_latent
+        self.film: Film | None = None
+        if film_every_n_steps is not None and not self.is_scatter:
+            self.film = Film(self.folder / "film.gif", film_every_n_steps)
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
-        """Draw every `every_n_steps` steps and at the end."""
-        due = step % self.every_n_steps == 0 or step == method.total_steps
-        if due and (trainer.is_global_zero or method.sharded):
+        """Draw every `every_n_steps` steps and at the end, and add the frames of the film."""
+        if not (trainer.is_global_zero or method.sharded):
+            return
+        if self.film is not None and self.film.is_due(step, method.total_steps):
+            self.add_frame(self.film, trainer, method, step)
+        if step % self.every_n_steps == 0 or step == method.total_steps:
             self.draw(trainer, method, step)
+
+    def add_frame(self, film: Film, trainer: Trainer, method: LightningModule, step: int) -> None:
+        """Add a frame to the film, and pass the finished film to the loggers that support videos."""
+        ema = next(c for c in trainer.callbacks if isinstance(c, WeightEMA))
+        try:
+            # A compiled network would be compiled once more for this number of images.
+            with ema.applied(method), torch.compiler.set_stance("force_eager"):
+                images = self.generator.sample(self.columns, self.settings["steps"][0], self.settings["seed"])
+            if not trainer.is_global_zero:
+                return
+            film.add(step, method.total_steps, self.evaluation.data.pictures(images))
+            for logger in trainer.loggers:
+                if step == method.total_steps and hasattr(logger, "log_video"):
+                    logger.log_video("samples/film", [str(film.path)], step=step)
+        except Exception as error:
+            log.warning("no frame of step %d in %s: %s: %s", step, film.path, type(error).__name__, error)
 
     def draw(self, trainer: Trainer, method: LightningModule, step: int) -> None:
         """Sample with every step count, save the pictures, and pass them to the loggers that support images."""
@@ -100,3 +132,12 @@ class SampleGrids(StepCallback):
             save_grid(path, next(iter(images.values())), self.columns, title, names=names)
         else:
             save_comparison(path, images, self.columns, title, names=names)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the frames of the film."""
+        return {} if self.film is None else self.film.state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the frames of the film."""
+        if self.film is not None:
+            self.film.load(state)

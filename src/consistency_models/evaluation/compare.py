@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from consistency_models.errors import ConfigError
-from consistency_models.evaluation.html_report import save_page
+from consistency_models.evaluation.html_report import Table, save_page
 from consistency_models.evaluation.plots import family, save_curves, save_ode_error, save_quality
-from consistency_models.evaluation.runs import Cell, Run, cells_of, differing_keys, read_runs
+from consistency_models.evaluation.runs import Cell, Run, cells_of, differing_choices, differing_keys, read_runs
 
 __all__ = ["COLUMNS", "differences", "main", "read_runs", "rows", "table"]
 
@@ -75,13 +75,58 @@ def table(runs: Mapping[str, Run], metric: str | None = None) -> str:
     lines = [f"| run | weights | sampler | network calls | {results[0]['metric']} | seeds |" if results else ""]
     lines.append("|---|---|---|---|---|---|")
     for row in results:
-        value = f"{row['value']:.4g}" + (f" ± {row['spread']:.2g}" if row["spread"] is not None else "")
+        value = _with_spread(row["value"], row["spread"])
         sampler = row["sampler"] + (f", {row['steps']} step{'s' * (row['steps'] > 1)}" if row["steps"] else "")
         calls = row["network calls"] or ""
         lines.append(f"| {row['run']} | {row['weights']} | {sampler} | {calls} | {value} | {row['seeds']} |")
-    missing = [cell.name for cell in cells if cell.name not in {row["run"] for row in results}]
-    lines += [f"\nWithout a value: {', '.join(missing)}"] if missing else []
+    missing = _without_value(cells, results)
+    lines += [f"\n{missing}"] if missing else []
     return "\n".join(lines) + "\n"
+
+
+def _with_spread(value: float, spread: float | None) -> str:
+    return f"{value:.4g}" + (f" ± {spread:.2g}" if spread is not None else "")
+
+
+def _without_value(cells: Sequence[Cell], results: Sequence[Mapping[str, Any]]) -> str:
+    missing = [cell.name for cell in cells if cell.name not in {row["run"] for row in results}]
+    return f"Without a value: {', '.join(missing)}" if missing else ""
+
+
+def overview(cells: Sequence[Cell], metric: str | None = None) -> Table:
+    """Return one row for each cell, sampler and step count, with a column for each metric.
+
+    Rows that have the chosen metric come first, in the order of `rows`.
+
+    Args:
+        cells, metric: see `rows`.
+
+    Raises:
+        ValueError: see `rows`.
+    """
+    results = rows(cells, metric)
+    lines: dict[tuple[Any, ...], dict[str, str]] = {(r["run"], r["sampler"], r["steps"]): {} for r in results}
+    metrics = [row["metric"] for row in results[:1]]
+    for cell in cells:
+        for result in (each for each in cell.results if each["value"] is not None):
+            about = (cell.name, cell.runs[0].weights, result["sampler"], result["steps"], result["nfe"], len(cell.runs))
+            texts = ["" if value is None else str(value) for value in about]
+            line = lines.setdefault((cell.name, result["sampler"], result["steps"]), {})
+            line |= dict(zip(("run", "weights", "sampler", "steps", "network calls", "seeds"), texts))
+            line[name := family(result["metric"])] = _with_spread(result["value"], result["spread"])
+            metrics.append(name)
+    columns = ["run", "weights", "sampler", "steps", "network calls", *dict.fromkeys(metrics), "seeds"]
+    return columns, [[line.get(column, "") for column in columns] for line in lines.values()]
+
+
+def _key_table(cells: Sequence[Cell], values: Mapping[str, Sequence[Any]]) -> Table:
+    """Return a table of keys with one column for each cell, or with one column of all values for many cells."""
+    one_column_each = len(cells) <= MOST_COLUMNS
+    table_rows = []
+    for key, each in values.items():
+        texts = ["-" if value is None else json.dumps(value).strip('"') for value in each]
+        table_rows.append([key, *(texts if one_column_each else [", ".join(dict.fromkeys(texts))])])
+    return ["key", *([cell.name for cell in cells] if one_column_each else ["values"])], table_rows
 
 
 def differences(cells: Sequence[Cell]) -> str:
@@ -89,13 +134,9 @@ def differences(cells: Sequence[Cell]) -> str:
 
     Up to `MOST_COLUMNS` cells have one column each. More cells share one column with all values.
     """
-    one_column_each = len(cells) <= MOST_COLUMNS
-    names = [cell.name for cell in cells] if one_column_each else ["values"]
-    lines = [f"| key | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for key, values in differing_keys(cells).items():
-        texts = ["-" if value is None else json.dumps(value).strip('"') for value in values]
-        lines.append(f"| {key} | {' | '.join(texts if one_column_each else [', '.join(dict.fromkeys(texts))])} |")
-    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+    columns, table_rows = _key_table(cells, differing_keys(cells))
+    lines = [columns, ["---"] * len(columns), *table_rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) if table_rows else ""
 
 
 def figures(cells: Sequence[Cell], out: str) -> list[str]:
@@ -128,8 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         runs = read_runs(args.folders)
         cells = cells_of(runs)
-        tables = {"Results, best first": table(runs, args.metric), "Keys in which they differ": differences(cells)}
-        text = "\n".join(tables.values())
+        text = "\n".join([table(runs, args.metric), differences(cells)])
         print(text)
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         written = figures(cells, args.out)
@@ -138,7 +178,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(rows(cells, args.metric))
-        save_page(f"{args.out}.html", tables, written, cells)
+        choices, keys = differing_choices(cells), differing_keys(cells)
+        following = {key: values for key, values in keys.items() if key not in choices}
+        save_page(
+            f"{args.out}.html",
+            results=overview(cells, args.metric),
+            note=_without_value(cells, rows(cells, args.metric)),
+            choices=_key_table(cells, choices),
+            following=_key_table(cells, following),
+            figures=written,
+            cells=cells,
+        )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

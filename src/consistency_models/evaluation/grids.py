@@ -1,10 +1,11 @@
-"""Pictures of samples: grids of images, comparisons of samplers on the same noise, and scatter plots of points."""
+"""Pictures of samples: grids of images, comparisons on the same noise, film strips, and scatter plots of points."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -13,9 +14,13 @@ from consistency_models.evaluation.features import to_bytes, to_float
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-__all__ = ["save_comparison", "save_grid", "save_scatter"]
+__all__ = ["load_grid", "save_comparison", "save_film", "save_grid", "save_scatter"]
+
+LAYOUT = "layout"  # text of a PNG: where its images are
+MOST_PIXELS = 50_000_000  # of a picture that is read
 
 GAP, BETWEEN, TEXT, TITLE, HEAD, MARGIN = 4, 16, 15, 18, 12, 16  # pixels
+FRAME, LAST_FRAME = 200, 2000  # milliseconds
 INK, QUIET, PAPER = (32, 33, 36), (95, 99, 104), (255, 255, 255)
 
 
@@ -46,7 +51,7 @@ def save_grid(
     captions = [""] * len(rows) if row_labels is None else row_labels
     if len(captions) != len(rows):
         raise ValueError(f"row_labels must be one for each of the {len(rows)} rows; got {len(captions)}")
-    _draw(path, [list(zip(captions, rows, _by_row(names, columns, len(rows))))], title)
+    _save(path, *_draw([list(zip(captions, rows, _by_row(names, columns, len(rows))))], title))
 
 
 def save_comparison(
@@ -72,7 +77,69 @@ def save_comparison(
         raise ValueError(f"the images to compare must be at least one set, all of one shape; got {shapes or 'none'}")
     groups = list(zip(*(_rows(each, columns, scale) for each in images.values())))
     heads = _by_row(names, columns, len(groups))
-    _draw(path, [[(*row, head) for row in zip(images, group)] for group, head in zip(groups, heads)], title)
+    drawn = [[(*row, head) for row in zip(images, group)] for group, head in zip(groups, heads)]
+    _save(path, *_draw(drawn, title))
+
+
+def save_film(path: str | Path, frames: Mapping[str, Tensor], columns: int = 10, scale: int | None = None) -> None:
+    """Save an animated GIF, a grid of images in each frame. The last frame stays two seconds, the others 0.2 seconds.
+
+    Grey values are exact; an RGB frame is reduced to 256 colours.
+
+    Args:
+        path: file to write; its folder is created.
+        frames: title -> (n, C, H, W), with the same shape for each frame; see `save_grid`.
+        columns, scale: see `save_grid`.
+
+    Raises:
+        ValueError: see `save_grid`; or there is no frame.
+    """
+    from PIL import Image, ImageOps
+
+    if not frames:
+        raise ValueError("a film needs at least one frame")
+    grids = {title: _rows(images, columns, scale) for title, images in frames.items()}
+    drawn = [_draw([[("", row, ()) for row in rows]], title)[0] for title, rows in grids.items()]
+    width = max(picture.width for picture in drawn)  # a long title makes a frame wider
+    drawn = [ImageOps.expand(picture, (0, 0, width - picture.width, 0), PAPER) for picture in drawn]
+    if {images.shape[1] for images in frames.values()} == {1}:
+        first, *rest = (picture.convert("L") for picture in drawn)
+    else:
+        first, *rest = (picture.quantize(256, dither=Image.Dither.NONE) for picture in drawn)
+    durations = [FRAME] * len(rest) + [LAST_FRAME]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    first.save(path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+
+
+def load_grid(path: str | Path, n: int) -> dict[str, list[Image.Image]]:
+    """Read images from a picture of `save_grid` or `save_comparison`: caption -> the first n images, as drawn.
+
+    Args:
+        path: a PNG file, also of an untrusted run.
+        n: number of images for each caption.
+
+    Returns:
+        Empty for a picture without a layout, and for a damaged picture.
+    """
+    from PIL import Image
+
+    found: dict[str, list[Image.Image]] = {}
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            layout = json.loads(picture.info[LAYOUT])
+            if picture.width * picture.height > MOST_PIXELS:
+                return {}
+            width, height = layout["size"]
+            for caption, x, y, count in layout["rows"][:1000]:
+                images = found.setdefault(str(caption)[:100], [])
+                for column in range(min(count, n - len(images))):
+                    left = x + column * (width + GAP)
+                    if not (0 < width <= picture.width - left and 0 < height <= picture.height - y and min(x, y) >= 0):
+                        return {}
+                    images.append(picture.crop((left, y, left + width, y + height)).convert("RGB"))
+    except Exception:  # Pillow raises errors of many types for damaged files
+        return {}
+    return {caption: images for caption, images in found.items() if images}
 
 
 def save_scatter(path: str | Path, points: Mapping[str, Tensor], title: str | None = None) -> None:
@@ -134,8 +201,20 @@ def _by_row(names: Sequence[str] | None, columns: int, rows: int) -> list[Sequen
 Row = tuple[str, list["Image.Image"], Sequence[str]]
 
 
-def _draw(path: str | Path, groups: list[list[Row]], title: str | None) -> None:
-    """Draw rows with captions. The space between groups is larger than the space between the rows of a group."""
+def _save(path: str | Path, picture: Image.Image, layout: dict[str, Any]) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text(LAYOUT, json.dumps(layout))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, pnginfo=text)
+
+
+def _draw(groups: list[list[Row]], title: str | None) -> tuple[Image.Image, dict[str, Any]]:
+    """Draw rows with captions, and return the picture and its layout for `load_grid`.
+
+    The space between groups is larger than the space between the rows of a group.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     text, large = ImageFont.load_default(TEXT), ImageFont.load_default(TITLE)
@@ -150,7 +229,7 @@ def _draw(path: str | Path, groups: list[list[Row]], title: str | None) -> None:
     bottom = top + len(rows) * (height + GAP) - GAP + (len(groups) - 1) * BETWEEN
     bottom += (HEAD + GAP) * sum(map(bool, heads))
     canvas = Image.new("RGB", (right + MARGIN, bottom + MARGIN), PAPER)
-    draw = ImageDraw.Draw(canvas)
+    draw, layout = ImageDraw.Draw(canvas), []
     draw.text((MARGIN, MARGIN), title or "", fill=INK, font=large)
     y, above = top, iter(heads)
     for group in groups:
@@ -161,12 +240,12 @@ def _draw(path: str | Path, groups: list[list[Row]], title: str | None) -> None:
                     draw.text((left + column * (width + GAP), y), text_above, fill=QUIET, font=small)
                 y += HEAD + GAP
             draw.text((MARGIN, y + height / 2), caption, fill=QUIET, font=text, anchor="lm")
+            layout.append((caption, left, y, len(row)))
             for column, picture in enumerate(row):
                 canvas.paste(picture, (left + column * (width + GAP), y))
             y += height + GAP
         y += BETWEEN
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path)
+    return canvas, {"size": (width, height), "rows": layout}
 
 
 def _fitting(name: str, width: int, length: Callable[[str], float]) -> str:

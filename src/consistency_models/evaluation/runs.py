@@ -16,12 +16,12 @@ from typing import Any
 from consistency_models.errors import pasteable
 from consistency_models.storage.small_files import open_regular, open_text, read_json, read_text, read_yaml
 
-__all__ = ["Cell", "Run", "cells_of", "differing_keys", "leaves", "read_runs"]
+__all__ = ["Cell", "Run", "cells_of", "differing_choices", "differing_keys", "leaves", "read_runs"]
 
 SEEDS = ("seed", "data.seed")
 IGNORED_KEYS = re.compile(r"name|tags|ckpt_path|paths\..*|logger\..*|callbacks\..*|show_traceback|sweep_size|test")
 HIGHER_IS_BETTER = ("is", "precision", "recall", "agreement")  # for a summary.json without `is_distance`
-PNG = b"\x89PNG\r\n\x1a\n"
+PNG, GIF = b"\x89PNG\r\n\x1a\n", b"GIF89a"
 CURVES = r"val/.*|train/loss|curriculum/N"
 COUNT = "train/images_seen"
 LONGEST_LINE = 1 << 20
@@ -40,6 +40,8 @@ class Run:
         ode_error: curves as in evaluation.json.
         curves: logged name -> (images seen, value), as in metrics.csv.
         picture: PNG file of samples, or None.
+        film: GIF file of samples over the training, or None.
+        choices: key -> value of the overrides of the command line.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Run:
     ode_error: list[dict[str, Any]] = field(default_factory=list)
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     picture: Path | None = None
+    film: Path | None = None
+    choices: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -116,6 +120,22 @@ def differing_keys(cells: Sequence[Cell]) -> dict[str, list[Any]]:
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
 
 
+def differing_choices(cells: Sequence[Cell]) -> dict[str, list[Any]]:
+    """Return the overrides in which the cells differ: key or group -> option or value in each cell.
+
+    A cell without this override has the value of its configuration, or the name of the group's option if it has one;
+    otherwise None.
+    """
+    runs = [cell.runs[0] for cell in cells]
+    keys = dict.fromkeys(key for run in runs for key in run.choices if _counts(key) and _counts(f"{key}."))
+    found = {}
+    for key in keys:
+        values = [run.choices.get(key, run.config.get(key, run.config.get(f"{key}.name"))) for run in runs]
+        if any(str(value) != str(values[0]) for value in values):
+            found[key] = values
+    return found
+
+
 def _counts(key: str) -> bool:
     return key not in SEEDS and not IGNORED_KEYS.fullmatch(key)
 
@@ -164,16 +184,28 @@ def _read(path: Path, setting: list[str]) -> Run:
         results=scored["results"],
         ode_error=scored.get("ode_error") or [],
         curves=curves,
-        picture=next((picture for picture in pictures if _is_own_picture(picture, folder)), None),
+        picture=next((picture for picture in pictures if _is_own_file(picture, folder, PNG)), None),
+        film=next((film for film in (folder / "samples/film.gif",) if _is_own_file(film, folder, GIF)), None),
+        choices=_choices(folder),
     )
 
 
-def _is_own_picture(path: Path, folder: Path) -> bool:
-    """Whether the path is a PNG file inside the folder; a link to a private file would be shown to others."""
+def _choices(folder: Path) -> dict[str, str]:
+    """Read the overrides of a run; empty if they are unknown."""
+    try:
+        lines = read_yaml(folder / "overrides.yaml", folder)
+    except (OSError, ValueError):
+        return {}
+    pairs = [str(line).partition("=") for line in lines] if isinstance(lines, list) else []
+    return {key.lstrip("+~"): value.strip("'\"") for key, _, value in pairs}
+
+
+def _is_own_file(path: Path, folder: Path, start: bytes) -> bool:
+    """Whether a file inside the folder starts with these bytes; a link to a private file would be shown to others."""
     if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
         return False
     with open_regular(path) as file:
-        return file.read(len(PNG)) == PNG
+        return file.read(len(start)) == start
 
 
 def _scored(file: Path, folder: Path) -> dict[str, Any]:

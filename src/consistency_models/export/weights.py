@@ -19,9 +19,9 @@ __all__ = ["description", "to_checkpoint", "to_safetensors"]
 
 GROUPS = (
     *("name", "seed", "model", "network", "preconditioning", "sampler", "evaluation", "schedule", "curriculum"),
-    *("loss", "weighting", "optimizer", "learning_rate", "ema", "solver", "augment"),
+    *("loss", "weighting", "optimizer", "learning_rate", "ema", "solver", "augment", "channels_last"),
 )
-"""Parts of the configuration that describe the model. Parts that describe the machine are left out."""
+"""Parts of the configuration that describe the model and its rounding. Paths and devices are left out."""
 
 
 def description(generator: Generator) -> dict[str, Any]:

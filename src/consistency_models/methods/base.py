@@ -28,6 +28,7 @@ from consistency_models.networks.lora import shared_names
 from consistency_models.noise.preconditioned import Preconditioned
 from consistency_models.noise.schedules import Levels
 from consistency_models.optim.ema import ema_update
+from consistency_models.optim.optimizers import match_layouts
 from consistency_models.optim.sharding import local_shards
 from consistency_models.random import BatchRandom
 
@@ -74,7 +75,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model, kept).requires_grad_(False)
     for module, twin in zip(model.modules(), copied.modules()):
         if module._compiled_call_impl is not None:
-            twin.compile()
+            twin.compile(dynamic=False)
     return copied
 
 
@@ -329,9 +330,11 @@ class Method(LightningModule):
         return optimizer
 
     def on_train_start(self) -> None:
-        """Set the optimiser's options from the configuration, because a checkpoint restores the saved options."""
-        for group, options in zip(self.trainer.optimizers[0].param_groups, self._options):
+        """Set the optimiser's options and memory layouts, because a checkpoint restores the saved ones."""
+        optimizer = self.trainer.optimizers[0]
+        for group, options in zip(optimizer.param_groups, self._options):
             group.update(options)
+        match_layouts(optimizer)
 
     def on_fit_start(self) -> None:
         """Move the teacher to the device and set eval mode, because Lightning does not see the teacher."""

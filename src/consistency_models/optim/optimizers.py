@@ -15,7 +15,7 @@ from consistency_models.optim.sharding import local_shards
 from consistency_models.trust import loadable
 from consistency_models.values import BelowOne, NotNegative, Positive, checked
 
-__all__ = ["RAdam"]
+__all__ = ["RAdam", "match_layouts"]
 
 Buffers = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 """Parameters, gradients, m, v, step numbers."""
@@ -64,6 +64,19 @@ class RAdam(torch.optim.RAdam):
             if is_complex or not _as_adam(*tensors, **constants):
                 radam(*tensors, **constants, foreach=True, has_complex=is_complex)
         return loss
+
+
+@torch.no_grad()
+def match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Give the state of each parameter the memory layout of the parameter, in place.
+
+    A fused kernel reads a parameter and its state in the order of memory, whatever their strides are. The strides
+    differ if a checkpoint of another `channels_last` is resumed.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _as_adam(parameters, gradients, m, v, steps, *, lr, weight_decay, eps, beta1, beta2) -> bool:

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import CheckpointError, import_extra, naming
+from consistency_models.networks.layout import prefers_channels_last, set_channels_last
 from consistency_models.networks.lora import share_base, shared_names
 from consistency_models.noise.preconditioned import Preconditioned
 from consistency_models.pretrained.convert import checkpoint_of
@@ -81,7 +82,7 @@ def load(
             `consistency_models.export`, or an official `*.pkl`, `*.pt` or pipeline folder of others (see `pretrained`).
         weights: which weights: "model", or the name of an average such as "0.999" (a decay may be given as the number);
             by default the first average.
-        device: device of the model.
+        device: device of the model. Convolutions have the memory layout of the training.
         trust: packages whose classes the file may name, beside those in CONSISTENCY_MODELS_TRUST (a,b,…): see `trust`.
 
     Raises:
@@ -99,6 +100,9 @@ def load(
         config = current_config(checked_config(content["config"], trust))
         average = {} if chosen == "model" else content["ema"][chosen]
         model = filled_model(config, {**content["model"], **average}, _base_of(content, config))
+        own = config.get("channels_last")  # of the training; an official file leaves it to the device
+        automatic = prefers_channels_last(model.network, torch.device(device).type)
+        set_channels_last(model.network, own if isinstance(own, bool) else automatic)
         generator = _generator_of(config, model.to(device).eval().requires_grad_(False))
     generator.weights, generator.config = chosen, config
     generator.origin = content["origin"]

@@ -103,8 +103,8 @@ TRAIN: dict[str, Any] = PATHS | {
     "plan": bool,
     "ckpt_path": Annotated[Text, doc("last, a run folder, a checkpoint file")] | None,
     "show_traceback": bool,
-    "compile": bool,
-    "channels_last": bool,
+    "compile": Literal["auto"] | bool,
+    "channels_last": Literal["auto"] | bool,
     "classes_if.True": Count | None,
     "classes_if.False": Literal[0],
     # settings of a recipe, read by the groups
@@ -177,7 +177,7 @@ TRAIN: dict[str, Any] = PATHS | {
 FREE: dict[str, Any] = {
     **{f"callbacks.{name}": Object | None for name in ("metrics", "finite", "ema", "samples", "validation")},
     **{f"callbacks.{name}": Object | None for name in ("checkpoint", "signals", "progress")},
-    "sweep_size": Literal["small", "paper"],  # of the files of sweeps/
+    "sweep_size": Literal["small", "digits", "paper"],  # of the files of sweeps/
     **{f"trainer.{name}": Reserved for name in ("callbacks", "logger", "plugins", "default_root_dir", "max_epochs")},
     **{f"trainer.{name}": Reserved for name in ("use_distributed_sampler", "enable_checkpointing")},
     **{f"trainer.{name}": Reserved for name in ("enable_progress_bar", "enable_model_summary", "overfit_batches")},

@@ -38,9 +38,11 @@ def trainer(config: Config, choices: Choices) -> Problems:
         if trainer["precision"] == "16-mixed":
             reason = "each process would see the overflows of its own slices only"
             yield problem("trainer.precision", "16-mixed", "32-true, bf16-mixed with trainer=fsdp", reason=reason)
-        if config["compile"]:
-            reason = "compiled networks were not tried with sharded weights"
-            yield problem("compile", True, "false with trainer=fsdp", reason=reason)
+        for key in ("compile", "channels_last"):
+            if config[key] is True:
+                reason = "compiled networks were not tried with sharded weights"
+                reason = reason if key == "compile" else "torch shards weights of the default layout only"
+                yield problem(key, True, "auto, false with trainer=fsdp", reason=reason)
         if "phases" in config["model"]:
             reason = "the teacher of a phase is a copy of the weights, and divided weights are not copied"
             yield problem("trainer.strategy", "fsdp", "auto, ddp with model.phases", reason=reason)

@@ -1,0 +1,125 @@
+"""The choices of `channels_last=auto` and `compile=auto`, from the network, the device and the length of the training.
+
+No choice uses a measured time, so a run that is killed and started again makes the same choice. The choices are stored
+in config.yaml and in checkpoints. A resumed run keeps those of its checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from consistency_models import conditions
+from consistency_models.networks.layout import is_convolutional, prefers_channels_last
+
+log = logging.getLogger(__name__)
+
+__all__ = ["Choice", "channels_last", "compilation", "with_acceleration"]
+
+SECONDS_A_TENSOR = 1.0  # of compiling a step, for each weight tensor, on a CPU
+LARGEST = 200  # weight tensors of a network whose compilation was measured
+SAVED = 0.05  # share of a channels-last step on a CPU that compilation saves, at least
+FLOPS = 2e11  # operations a second of one fast core; a slower core saves more
+PASSES = 4.0  # cost of a step in forward passes of the student: forward, backward (2), target
+MARGIN = 2.0  # the saved time is at least this multiple of the compilation
+
+
+class Choice(NamedTuple):
+    """The value of a setting and its reason."""
+
+    value: bool
+    reason: str
+
+
+def with_acceleration(
+    config: dict[str, Any], model: nn.Module, steps: int, resumed: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the configuration with true or false in place of auto, and log the choices.
+
+    Args:
+        config: the resolved configuration.
+        model: the preconditioned network, on the CPU.
+        steps: optimiser steps of the whole training.
+        resumed: the configuration of the resumed checkpoint.
+    """
+    chosen = {}
+    for key, choose in (("channels_last", channels_last), ("compile", compilation)):
+        if config[key] != "auto":
+            continue
+        if resumed is not None and isinstance(resumed.get(key), bool) and config["trainer"]["strategy"] != "fsdp":
+            choice = Choice(resumed[key], "as in the resumed run")
+        else:
+            choice = choose(config, model, steps)
+        chosen[key] = choice.value
+        log.info("%s=auto chooses %s: %s", key, str(choice.value).lower(), choice.reason)
+    return config | chosen
+
+
+def channels_last(config: dict[str, Any], model: Any, steps: int) -> Choice:
+    """Choose the memory layout of the networks."""
+    if config["trainer"]["strategy"] == "fsdp":
+        return Choice(False, "sharded weights have the default layout")
+    device, is_mixed = _device_type(config), "16" in str(config["trainer"]["precision"])
+    if prefers_channels_last(model.network, device, is_mixed):
+        return Choice(True, f"convolutions on {device}")
+    if not is_convolutional(model.network):
+        return Choice(False, "the network has few convolutions")
+    return Choice(False, f"no gain is known on {device} in this precision")
+
+
+def compilation(config: dict[str, Any], model: Any, steps: int) -> Choice:
+    """Choose whether the networks are compiled: only if the estimated saving is a multiple of the compilation.
+
+        saving      = SAVED · steps · batch · PASSES · operations of a forward pass / (FLOPS · threads)
+        compilation = SECONDS_A_TENSOR · weight tensors
+
+    The estimate is for networks as those that were measured. For other networks the choice is false.
+    """
+    trainer, network, device = config["trainer"], model.network, _device_type(config)
+    devices = trainer["devices"]
+    tensors = sum(1 for _ in network.parameters())
+    if device != "cpu":
+        return _not(f"the gain on {device} has not been measured")
+    if trainer["strategy"] != "auto" or trainer["num_nodes"] > 1 or devices not in ("auto", 1):
+        return _not("the gain for several processes has not been measured")
+    if not is_convolutional(network) or hasattr(network, "encode"):
+        return _not("the gain for such a network has not been measured")
+    if tensors > LARGEST:
+        return _not(f"compiling a network of {tensors} weight tensors on a CPU takes many minutes")
+    if any(getattr(module, name, 0) for module in network.modules() for name in ("p", "dropout", "label_dropout")):
+        return _not("a compiled network draws other dropout masks")
+    seconds = PASSES * _flops(model, config["data"]) * config["data"]["batch_size"] / FLOPS / torch.get_num_threads()
+    saved, cost = SAVED * steps * seconds / 60, SECONDS_A_TENSOR * tensors / 60
+    estimate = f"compiling takes about {cost:.1f} min and saves about {saved:.3g} min of this training"
+    if saved < MARGIN * cost:
+        return _not(estimate)
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    return Choice(True, estimate) if shutil.which(compiler) else _not(f"there is no C++ compiler {compiler}")
+
+
+def _not(reason: str) -> Choice:
+    return Choice(False, f"{reason}; compile=true compiles")
+
+
+def _device_type(config: dict[str, Any]) -> str:
+    name = config["trainer"]["accelerator"]
+    if name in ("cpu", "cuda", "mps"):
+        return name
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if device is None else device.type
+
+
+def _flops(model: Any, data: dict[str, Any]) -> int:
+    """Count the operations of a forward pass of one image."""
+    x, was_training = torch.zeros(1, data["channels"], data["image_size"], data["image_size"]), model.training
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(x, torch.ones(1), conditions.encode(model.network, torch.zeros(1, dtype=torch.int64)))
+    model.train(was_training)
+    return counter.get_total_flops()

@@ -1,0 +1,34 @@
+"""The memory layout of a network's convolutions."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+__all__ = ["is_convolutional", "prefers_channels_last", "set_channels_last"]
+
+
+def is_convolutional(network: nn.Module) -> bool:
+    """Return whether most weights belong to convolutions; the patch embedding of a transformer is a small share."""
+    weights = list(network.parameters())
+    return 2 * sum(p.numel() for p in weights if p.ndim == 4) > sum(p.numel() for p in weights)
+
+
+def prefers_channels_last(network: nn.Module, device_type: str, is_mixed: bool = False) -> bool:
+    """Return whether channels-last is the faster layout, by the measurements of docs/performance.md.
+
+    Convolutions on a CPU gain, and convolutions of half precision on CUDA use it. Results differ by rounding.
+
+    Args:
+        network: the network.
+        device_type: cpu, cuda, mps.
+        is_mixed: whether convolutions run in bfloat16 or float16.
+    """
+    return is_convolutional(network) and (device_type == "cpu" or (device_type == "cuda" and is_mixed))
+
+
+def set_channels_last(network: nn.Module, is_channels_last: bool) -> None:
+    """Give all convolutions of a network the channels-last layout or the default layout, in place."""
+    layout = torch.channels_last if is_channels_last else torch.contiguous_format
+    if not all(p.is_contiguous(memory_format=layout) for p in network.parameters() if p.ndim == 4):
+        network.to(memory_format=layout)

@@ -1,0 +1,144 @@
+"""channels_last=auto and compile=auto: the choice, where it is stored, and that results differ by rounding only."""
+
+import csv
+import shutil
+
+import pytest
+import torch
+from jobs import TINY, config_of, run
+
+from consistency_models import load
+from consistency_models.app import acceleration
+from consistency_models.app.acceleration import with_acceleration
+from consistency_models.errors import Exit
+from consistency_models.export.weights import to_checkpoint
+from consistency_models.storage.checkpoints import read, write
+from consistency_models.storage.loading import build_model
+
+SMALL = ("data=digits", "trainer=cpu", "optimizer=adam", "network.model_channels=8", "data.batch_size=4")
+LONG = 10**9
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of four steps, with both settings auto."""
+    folder = tmp_path_factory.mktemp("auto")
+    assert run(folder, *SMALL, *TINY, "trainer.max_steps=4", "callbacks.checkpoint.every_n_steps=2") == Exit.DONE
+    return folder
+
+
+def is_channels_last(module):
+    return any(
+        p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
+        for p in module.parameters()
+        if p.ndim == 4
+    )
+
+
+def test_flag_is_about_strides():
+    assert is_channels_last(torch.nn.Conv2d(8, 8, 3).to(memory_format=torch.channels_last))
+    assert not is_channels_last(torch.nn.Conv2d(8, 8, 3))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps", "layout", "compiled", "reason"),
+    [
+        ([], 1300, True, False, "compiling takes about"),
+        ([], LONG, True, True, "compiling takes about"),
+        (["network.dropout=0.1"], LONG, True, False, "dropout masks"),
+        (["network.label_dropout=0.1", "data.conditional=true"], LONG, True, False, "dropout masks"),
+        (["network.num_blocks=8"], LONG, True, False, "weight tensors"),
+        (["trainer.accelerator=gpu", "trainer.precision=bf16-mixed"], LONG, True, False, "on cuda"),
+        (["trainer.accelerator=gpu"], LONG, False, False, "on cuda"),
+        (["trainer.accelerator=mps"], LONG, False, False, "on mps"),
+        (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], LONG, True, False, "several processes"),
+        (["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"], LONG, False, False, "several processes"),
+        (["network=mlp", "data=mixture", "~network.model_channels"], LONG, False, False, "such a network"),
+    ],
+)
+def test_choice(overrides, steps, layout, compiled, reason, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(acceleration.shutil, "which", lambda name: f"/usr/bin/{name}")
+    overrides = [o for o in overrides if not o.startswith("~")]
+    small = SMALL if "network=mlp" not in overrides else SMALL[1:2]
+    config = config_of(tmp_path, *small, *overrides)
+    chosen = with_acceleration(config, build_model(config), steps)
+    assert (chosen["channels_last"], chosen["compile"]) == (layout, compiled)
+    assert reason in acceleration.compilation(config, build_model(config), steps).reason
+
+
+def test_transformers_keep_their_layout(tmp_path):
+    config = config_of(tmp_path, "data=digits", "trainer=cpu", "network=dit")
+    choice = acceleration.channels_last(config, build_model(config), LONG)
+    assert not choice.value
+    assert "few convolutions" in choice.reason
+
+
+def test_compilation_needs_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    config = config_of(tmp_path, *SMALL)
+    choice = acceleration.compilation(config, build_model(config), LONG)
+    assert not choice.value
+    assert "no-such-compiler" in choice.reason
+
+
+def test_own_choices_and_those_of_the_resumed_run_are_kept(tmp_path):
+    config = config_of(tmp_path, *SMALL, "channels_last=false", "compile=true")
+    assert with_acceleration(config, None, LONG) == config
+    config = config_of(tmp_path, *SMALL)
+    chosen = with_acceleration(config, None, LONG, {"channels_last": False, "compile": False})
+    assert chosen["channels_last"] is False
+    assert chosen["compile"] is False
+
+
+def test_a_run_stores_its_choices(trained):
+    for stored in (read(trained / "checkpoints/last.ckpt")["config"], load(trained).config):
+        assert stored["channels_last"] is True
+        assert stored["compile"] is False
+    assert "channels_last: true" in (trained / "config.yaml").read_text()
+
+
+def test_load_follows_the_run(trained, tmp_path):
+    generator = load(trained)
+    images = generator.sample(3)
+    assert is_channels_last(generator.model)
+    to_checkpoint(generator, tmp_path / "export.ckpt")
+    assert torch.equal(load(tmp_path / "export.ckpt").sample(3), images)
+    content = read(trained / "checkpoints/last.ckpt")
+    for layout, expected in ((False, False), (None, True)):  # of a file without the setting
+        config = content["config"] | {"channels_last": layout}
+        write(content | {"config": config if layout is not None else without(config)}, tmp_path / "other.ckpt")
+        other = load(tmp_path / "other.ckpt")
+        assert is_channels_last(other.model) == expected
+        torch.testing.assert_close(other.sample(3), images, rtol=1e-4, atol=1e-5)
+
+
+def without(config):
+    return {key: value for key, value in config.items() if key != "channels_last"}
+
+
+def losses(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return torch.tensor([float(row["train/loss"]) for row in csv.DictReader(file)])
+
+
+def test_layouts_differ_by_rounding_also_when_a_resumed_run_changes_its_layout(trained, tmp_path):
+    saved = ("callbacks.checkpoint.every_n_steps=2", "callbacks.checkpoint.keep_every=2")
+    short = (*SMALL, *TINY, *saved, "trainer.max_steps=4")
+    assert run(tmp_path / "plain", *short, "channels_last=false") == Exit.DONE
+    torch.testing.assert_close(losses(tmp_path / "plain"), losses(trained), rtol=1e-5, atol=0)
+    shutil.copytree(tmp_path / "plain", tmp_path / "changed")
+    path = tmp_path / "changed/checkpoints/step_00000002.ckpt"
+    assert run(tmp_path / "changed", *short, "channels_last=true", f"ckpt_path={path}") == Exit.DONE
+    a, b = (read(tmp_path / name / "checkpoints/last.ckpt") for name in ("plain", "changed"))
+    assert not is_channels_last(Weights(a))
+    assert is_channels_last(Weights(b))
+    for name, value in a["model"].items():
+        torch.testing.assert_close(b["model"][name], value, rtol=1e-3, atol=1e-6)
+
+
+class Weights(torch.nn.ParameterList):
+    """The weights of a checkpoint."""
+
+    def __init__(self, content):
+        super().__init__(content["model"].values())
