@@ -147,7 +147,7 @@ def test_all_that_is_asked_of_a_gpu(tmp_path, capsys):
     overrides = ["data=digits", "network=small", *TINY]
     levers = ["--levers", "bf16", "on_host"]
     found = found_by(gpu, tmp_path, capsys, *QUICK, "--long", "3", *levers, "--overrides", *overrides)
-    assert [row["lever"] for row in found["rows"]] == ["none", "bf16"]
+    assert [row["lever"] for row in found["rows"]] == ["none", "bf16", "bare loop"]
     assert [row["model"] for row in found["methods"]] == ["sct", "sct", "meanflow", "meanflow"]
     assert found["long"][0]["finite"]
     assert found["long"][0]["steps"] == 3
