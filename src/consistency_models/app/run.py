@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
+import shlex
 import sys
 import time
 from contextlib import nullcontext, suppress
@@ -205,7 +206,10 @@ def _final_message(run: RunFolder, summary: dict[str, Any], config: dict[str, An
     any_steps = " 'steps=[1,2,4]'" if fact(config["sampler"], "of_consistency_models") else ""
     lines.append(f"score it  {command('eval')} {pasteable('run', run.path)}{any_steps}")
     student = f"{command('train')} model=cd data={summary['data']} teacher=run"
-    if summary["model"] == "teacher":
+    if fact(config["network"], "needs_package") and config["preconditioning"].get("boundary") is not None:
+        export = f"python -m consistency_models.export {shlex.quote(str(run.path))} OUT --format diffusers"
+        lines.append(f"next      {export}")
+    elif summary["model"] == "teacher":
         lines.append(f"next      {student} {pasteable('teacher.path', run.path)}")
     else:
         teacher = f"{command('train')} model=teacher data={summary['data']}"
