@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from consistency_models.app.build import build_ode_error
+from consistency_models.app.ode_error import build_ode_error
 from consistency_models.data import GaussianMixture
 from consistency_models.evaluation.ode_error import SIGMAS, HeunSolution, ODEError
 from consistency_models.teachers import Guided

@@ -11,7 +11,7 @@ from networks.files import config
 from torch import nn
 from torch.testing import assert_close
 
-from consistency_models.app.build import build_ode_error
+from consistency_models.app.ode_error import build_ode_error
 from consistency_models.data import ImageSet
 from consistency_models.losses.weightings import EDM as EDMWeight
 from consistency_models.methods.scd import ContinuousConsistencyDistillation

@@ -23,6 +23,7 @@ from consistency_models.app.commands import command
 from consistency_models.app.devices import cpu_threads
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.loggers import MetricsCSV, build_loggers, finish_wandb
+from consistency_models.app.ode_error import build_ode_error
 from consistency_models.app.outcome import quiet, report
 from consistency_models.app.pipelines import with_pipeline
 from consistency_models.app.resume import find_checkpoint, origin_of
@@ -112,7 +113,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
         generator=build.build_generator(config, method.model, data.source),
         evaluation=evaluation,
         settings=config["evaluation"],
-        ode_error=build.build_ode_error(config, data.source, method._teacher[0]),
+        ode_error=build_ode_error(config, data.source, method._teacher[0]),
     )
     forecast = Forecast(command("train"), run.read_overrides(), config)
     callbacks.append(forecast)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from consistency_models import teachers
-from consistency_models.app import build
+from consistency_models.app.ode_error import build_ode_error
 from consistency_models.data import Source
 from consistency_models.sampling.generator import Generator
 from consistency_models.sampling.samplers import Consistency
@@ -40,7 +40,7 @@ def ode_errors(
         log.warning("the run's teacher is %s: the distance to its ODE is not measured", teacher.get("_target_"))
         return
     truth = None if exact else teachers.build_teacher(generator.config)
-    make_measure = build.build_ode_error(generator.config, source, truth)
+    make_measure = build_ode_error(generator.config, source, truth)
     if make_measure is None:
         return
     measure = make_measure(device)
