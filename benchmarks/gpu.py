@@ -1,20 +1,29 @@
 """All measurements on a GPU in one command: DDPM++ at CIFAR-10 size, consistency training in bf16.
 
-    python benchmarks/gpu.py --json gpu.json                 # one GPU, about half an hour
+    python benchmarks/gpu.py --json gpu.json --cifar10 FOLDER    # one GPU, about an hour
     python benchmarks/gpu.py --device cpu --overrides data=digits network=small data.batch_size=8 --long 3   # rehearsal
 
-Prints three tables. The first shows the gain of each lever (images/s, memory, share of the measured bf16 matmul peak
-over useful FLOPs, host reads). The second shows the deviation of loss and gradient of the first step from float32, on
-the same images, noise and weights. The third shows a training of 2,000 steps with all levers, in which no loss and no
-gradient may be NaN or Inf.
+Prints tables of
+
+    levers        images/s, memory, share of the measured matmul peak over useful FLOPs, and host reads, for each lever
+    methods       the same for steps with a derivative, model=sct and model=meanflow
+    numerics      deviation of loss and gradient of the first step from float32, on the same images, noise and weights
+    long          a training of 2,000 steps with all levers, in which no loss and no gradient may be NaN or Inf
+    from nothing  Fréchet distance after `--minutes` on CIFAR-10, from fresh weights: a teacher, ECT after a teacher of
+                  half the time, and iCT, with the levers of the long training; see time_to_quality.py
+
+A part that cannot be measured on this machine is listed with the reason.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
+from pathlib import Path
 from typing import Any
 
 import measuring
+import time_to_quality
 import torch
 import train_step
 from case import Case
@@ -23,6 +32,8 @@ from lightning import Callback
 from consistency_models.errors import NonFiniteError
 
 OVERRIDES = ["model=ict", "data=cifar10", "network=ddpmpp", "data.batch_size=512"]
+METHODS = ["sct", "meanflow"]
+FROM_NOTHING = ["model=teacher", time_to_quality.STAGES["ECT"], "model=ict"]
 LEVERS = ["bf16", "bf16+channels_last", "bf16+compile", "bf16+channels_last+compile", "on_host"]
 NUMERICS = {
     "lever": "{lever}",
@@ -87,30 +98,60 @@ def endurance(lever: str, steps: int, overrides: list[str], device: str) -> dict
     return {"lever": lever, "steps": len(values), "finite": finite, **means}
 
 
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Measure and print, write JSON if `--json` is given, and return the results."""
-    parser = measuring.parser(__doc__)
-    parser.add_argument(
+def from_nothing(lever: str, args: argparse.Namespace) -> None:
+    """Train each choice of `FROM_NOTHING` on CIFAR-10, and print and write what time_to_quality.py does."""
+    folder = args.json.with_suffix("") if args.json else Path("runs/gpu")
+    overrides = [*OVERRIDES[1:], *args.overrides, f"data.root={args.cifar10.absolute()}"]
+    fixed = ["--folder", str(folder), "--runs", str(folder / "runs"), "--device", args.device, "--seeds", "0"]
+    fixed += ["--minutes", str(args.minutes), "--choices", *FROM_NOTHING]
+    time_to_quality.main([*fixed, "--overrides", *overrides, *train_step.overrides_of(lever)])
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    made = measuring.parser(__doc__)
+    made.add_argument(
         "--levers", nargs="*", default=LEVERS, help="levers of train_step.py; the longest name gets the long training"
     )
-    parser.add_argument("--overrides", nargs="*", default=[], help=f"for train.py, after {' '.join(OVERRIDES)}")
-    parser.add_argument("--steps", type=int, default=20, help="measured steps of each round")
-    parser.add_argument("--warm", type=int, default=6, help="steps before the measurement")
-    parser.add_argument("--long", type=int, default=2000, help="steps of the long training")
-    args = parser.parse_args(arguments)
-    overrides = [*OVERRIDES, *args.overrides]
+    made.add_argument("--overrides", nargs="*", default=[], help=f"for train.py, after {' '.join(OVERRIDES)}")
+    made.add_argument("--steps", type=int, default=20, help="measured steps of each round")
+    made.add_argument("--warm", type=int, default=6, help="steps before the measurement")
+    made.add_argument("--long", type=int, default=2000, help="steps of the long training")
+    made.add_argument("--cifar10", type=Path, help="folder of CIFAR-10, see conf/data/cifar10.yaml")
+    made.add_argument("--minutes", type=float, default=8, help="of each training from nothing")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure and print, write JSON if `--json` is given, and return the results."""
+    args = parser().parse_args(arguments)
+    overrides, missing = [*OVERRIDES, *args.overrides], {}
+    if args.device == "cpu":
+        missing["memory"] = "there is no GPU: peak MiB is the memory of the process"
+        missing["on_host"] = "there is no GPU: all images are on the host"
+        args.levers = [lever for lever in args.levers if lever != "on_host"]
+    if args.cifar10 is None:
+        missing["from nothing"] = "add --cifar10 FOLDER"
+    best = max(args.levers, key=len)
     results = measuring.machine(args)
     results["matmul_teraflop_per_second"] = {
         k: measuring.peak(args.device, v) / 1e12 for k, v in measuring.DTYPES.items()
     }
     timing = copy.copy(args)
-    timing.overrides = overrides[1:]
+    timing.overrides, timing.clock = overrides[1:], "wall"
     results["rows"] = train_step.measure("ict", timing)
+    timing.levers = args.levers[:1]
+    results["methods"] = [row for model in METHODS for row in train_step.measure(model, timing)]
     results["numerics"] = deviations(args.levers, overrides, args.device)
-    results["long"] = [endurance(max(args.levers, key=len), args.long, overrides, args.device)]
+    results["long"] = [endurance(best, args.long, overrides, args.device)]
+    results["not_measured"] = missing
     measuring.report(results, train_step.COLUMNS, args.json)
+    print(measuring.table(results["methods"], train_step.COLUMNS))
     print(measuring.table(results["numerics"], NUMERICS))
     print(measuring.table(results["long"], LONG))
+    print(*(f"not measured here: {part} ({reason})" for part, reason in missing.items()), sep="\n")
+    if args.cifar10 is not None:  # at the end, since it takes most of the time; it has a file of its own
+        from_nothing(best, args)
     return results
 
 

@@ -35,11 +35,11 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 def configured(overrides: Sequence[str], folder: str | Path = "runs") -> dict[str, Any]:
     """Compose and resolve the configuration of `python train.py OVERRIDES`.
 
-    Data without its required folder is replaced by random images, and a missing teacher by an untrained network.
+    Data of a folder that is not given are replaced by random images, and a missing teacher by an untrained network.
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides=[f"paths.output={folder}", *overrides])
-    if OmegaConf.is_missing(config.data, "root"):
+    if OmegaConf.is_missing(config.data, "root") or config.data.source.get("root", "") is None:
         config.data.root = "random"
         shape = {"channels": config.data.channels, "image_size": config.data.image_size}
         with open_dict(config):

@@ -10,6 +10,8 @@ import frechet
 import gpu
 import host_reads
 import image_files
+import jpeg_draft
+import numpy as np
 import pytest
 import quality_report
 import random_numbers
@@ -141,13 +143,32 @@ def test_on_paper_the_exchange_hides_behind_the_backward_pass():
     assert scaling.step_on_paper(1, 1.0, 0.5, 1e10, 10e9) == 1
 
 
-@pytest.mark.slow
 def test_all_that_is_asked_of_a_gpu(tmp_path, capsys):
     overrides = ["data=digits", "network=small", *TINY]
-    found = found_by(gpu, tmp_path, capsys, *QUICK, "--long", "3", "--levers", "bf16", "--overrides", *overrides)
+    levers = ["--levers", "bf16", "on_host"]
+    found = found_by(gpu, tmp_path, capsys, *QUICK, "--long", "3", *levers, "--overrides", *overrides)
+    assert [row["lever"] for row in found["rows"]] == ["none", "bf16", "bare loop"]
+    assert [row["model"] for row in found["methods"]] == ["sct", "sct", "meanflow", "meanflow"]
     assert found["long"][0]["finite"]
     assert found["long"][0]["steps"] == 3
     assert 0 < found["numerics"][0]["gradient"] < 0.2
+    assert set(found["not_measured"]) == {"memory", "on_host", "from nothing"}
+
+
+@pytest.mark.slow
+def test_training_from_nothing(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), np.uint8)
+    for k, image in enumerate(images):
+        folder = tmp_path / "cifar" / ("train", "test")[k // 100] / str(k % 10)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{k}.png")
+    fast = ["network=small", *TINY, "evaluation.n=20", "features=identity"]
+    arguments = [*FAST, "--levers", "bf16", "--minutes", "0.0001", "--json", str(tmp_path / "found.json")]
+    gpu.from_nothing(
+        "bf16", gpu.parser().parse_args([*arguments, "--cifar10", str(tmp_path / "cifar"), "--overrides", *fast])
+    )
+    rows = [json.loads(line) for line in (tmp_path / "found/results.jsonl").read_text().splitlines()]
+    assert {row["choice"] for row in rows} == {*gpu.FROM_NOTHING}
 
 
 @pytest.mark.slow
@@ -202,6 +223,12 @@ def test_quality_is_reported_over_seeds_and_the_best_comes_first(tmp_path):
         "| `model=mcm` | 20 | 1 |  | 3 |",
     ]
     assert (tmp_path / "curves_2.png").stat().st_size > 10_000
+
+
+def test_a_draft_changes_a_photograph_little(tmp_path, capsys):
+    size = ["--width", "300", "--height", "280", "--image-size", "16"]
+    full, draft = found_by(jpeg_draft, tmp_path, capsys, *FAST, *size)["rows"]
+    assert full["mean_change"] == 0 < draft["mean_change"] < 2
 
 
 def test_the_distance_is_that_of_torch_fidelity(tmp_path, capsys):
