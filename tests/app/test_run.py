@@ -15,6 +15,7 @@ import yaml
 from jobs import GRADIENT_STEP, ROOT, TINY, run
 from lightning import Callback
 
+from consistency_models.app.folder import RunFolder
 from consistency_models.app.loggers import MetricsCSV
 from consistency_models.app.wandb_mode import wandb_mode
 from consistency_models.callbacks.validation import Validation
@@ -96,6 +97,14 @@ def test_a_run_leaves_what_the_design_says(tmp_path):
     for name in ("loss", "loss_quartile1", "loss_quartile4", "gradient_norm", "learning_rate", "images_seen"):
         assert float(rows[0][f"train/{name}"]) >= 0
     assert float(rows[0]["curriculum/N"]) >= 2
+
+
+def test_the_next_command_has_the_data_of_this_one(tmp_path, capsys):
+    typed = ["model=ict", "data=mixture", "+data.source.sample_size=400", "data.name='my own'", "seed=1"]
+    RunFolder(tmp_path).write_config({}, typed)
+    assert run(tmp_path, *SMALL, *TINY, "trainer.max_steps=1") == Exit.DONE
+    teacher = "python train.py model=teacher data=mixture +data.source.sample_size=400 'data.name='\"'\"'my own'\"'\"''"
+    assert f"next      {teacher}   then   " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

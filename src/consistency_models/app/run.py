@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
+import shlex
 import sys
 import time
 from contextlib import nullcontext, suppress
@@ -204,10 +205,13 @@ def _final_message(run: RunFolder, summary: dict[str, Any], config: dict[str, An
         lines.append(f"look at   {picture}")
     any_steps = " 'steps=[1,2,4]'" if fact(config["sampler"], "of_consistency_models") else ""
     lines.append(f"score it  {command('eval')} {pasteable('run', run.path)}{any_steps}")
-    student = f"{command('train')} model=cd data={summary['data']} teacher=run"
+    typed = [line for line in run.read_overrides() if line.lstrip("+").startswith(("data=", "data."))]
+    chosen = [] if any(line.startswith("data=") for line in typed) else [f"data={summary['data']}"]
+    data = " ".join(map(shlex.quote, [*chosen, *typed]))
+    student = f"{command('train')} model=cd {data} teacher=run"
     if summary["model"] == "teacher":
         lines.append(f"next      {student} {pasteable('teacher.path', run.path)}")
     else:
-        teacher = f"{command('train')} model=teacher data={summary['data']}"
+        teacher = f"{command('train')} model=teacher {data}"
         lines.append(f"next      {teacher}   then   {student} teacher.path=FOLDER")
     return "\n".join(lines)
