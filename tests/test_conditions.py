@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from consistency_models.conditions import Prompt, encode, unconditional
+from consistency_models.conditions import Prompt, dropped, encode, is_given, unconditional
 from consistency_models.data.batch import Batch
 from consistency_models.noise import EDM, Preconditioned
 from consistency_models.random import BatchRandom
@@ -43,6 +43,14 @@ def test_the_empty_prompt():
     torch.testing.assert_close(mixed.pooled[2], prompts.pooled[2], rtol=0, atol=0)
     with pytest.raises(ValueError, match="empty prompt"):
         Prompt(torch.ones(1, 2, 4)).unconditional()
+
+
+def test_conditions_of_both_kinds_are_dropped():
+    rows, classes = torch.tensor([False, True, False]), torch.eye(3)
+    for condition in (prompt(), classes):
+        assert is_given(condition).all()
+        assert is_given(dropped(condition, rows)).tolist() == [True, False, True]
+    assert torch.equal(dropped(classes, rows), torch.diag(torch.tensor([1.0, 0.0, 1.0])))
 
 
 def test_parts_of_other_lengths_are_refused():

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Prompt", "encode", "unconditional"]
+__all__ = ["Prompt", "dropped", "encode", "is_given", "unconditional"]
 
 SHARED = ("empty", "empty_pooled")
 
@@ -91,6 +91,10 @@ class Prompt:
             pooled = torch.where(dropped[:, None], pooled, self.pooled)
         return replace(self, text=text, pooled=pooled)
 
+    def is_given(self) -> Tensor:
+        """Whether the text of each row differs from the empty prompt, bool (B,)."""
+        return (self.text != self._empty()[0]).flatten(1).any(1)
+
     def _parts(self) -> dict[str, Tensor]:
         parts = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: part for name, part in parts if part is not None}
@@ -121,3 +125,19 @@ def unconditional(model: Any, labels: Any) -> Any:
     """The condition of classifier-free guidance without classes or text: of the network's own method, or None."""
     of_network = getattr(getattr(model, "network", None), "unconditional", None)
     return None if of_network is None else of_network(labels)
+
+
+def dropped(labels: Tensor | Prompt, rows: Tensor) -> Tensor | Prompt:
+    """The condition with none in the `rows`, bool (B,): zeros for one-hot rows, the empty prompt for text.
+
+    Raises:
+        ValueError: the empty prompt is not known.
+    """
+    if isinstance(labels, Prompt):
+        return labels.with_dropped(rows)
+    return labels * (~rows).float().to(labels.device, non_blocking=True)[:, None]
+
+
+def is_given(labels: Tensor | Prompt) -> Tensor:
+    """Whether each row has a condition, bool (B,): one-hot rows that are not zero, or text that is not empty."""
+    return labels.is_given() if isinstance(labels, Prompt) else labels.sum(1) > 0

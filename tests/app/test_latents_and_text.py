@@ -68,10 +68,13 @@ METHODS = {
         *("model.phases=[8,4]", "schedule.spacing.sigma_max=14.6", "schedule.spacing.sigma_min=0.03"),
         *("preconditioning=table", "weighting=uniform"),
     ),
-    "ect": ("preconditioning=table", "teacher=none", "teacher.guidance=null", "init=pretrained"),
+    "ect": ("preconditioning=table", "init=pretrained"),
     "scd": (),
     "ayf": (),
+    "meanflow": ("model.label_dropout=0.5", "model.omega=2.0", "init=pretrained"),
 }
+OF_DATA = ("ect", "meanflow")
+"""Methods without a teacher, which start with the weights of the folder."""
 
 
 def rows(folder):
@@ -80,10 +83,10 @@ def rows(folder):
 
 
 @pytest.mark.parametrize("model", METHODS)
-def test_every_method_that_distils_takes_a_step(model, common, sd_folder, tmp_path):
+def test_a_step_of_every_method_that_distils_or_starts_with_the_folder(model, common, sd_folder, tmp_path):
     arguments = [*common(model), *METHODS[model]]
-    if model == "ect":
-        arguments = [each for each in arguments if not each.startswith(("teacher", "+teacher"))]
+    if model in OF_DATA:
+        arguments = [each for each in arguments if not each.startswith("teacher")]
         arguments += ["teacher=none", f"init.path={sd_folder}"]
     assert run(tmp_path, *arguments, "trainer.max_steps=1") == Exit.DONE
     (row,) = rows(tmp_path)
@@ -190,3 +193,4 @@ def test_published_settings_train(experiment, encoded, sd_folder, tmp_path):
     assert run(tmp_path, *paths, *TINY, *small) == Exit.DONE
     (row,) = rows(tmp_path)
     assert 0 < float(row["train/loss"]) < float("inf")
+    assert list(read(tmp_path / "checkpoints/last.ckpt")["ema"]) == ["0.95"]  # published trainings are short

@@ -64,3 +64,10 @@ def test_adapters_refused(line, key, part, refused):
 
 def test_adapters_pass(passes):
     passes(LORA)
+
+
+def test_captions_are_dropped_as_classes_are(passes, refused):
+    line = "model=meanflow network=diffusers init=pretrained init.path={pipeline} model.label_dropout=0.1"
+    passes(f"{line} data=latents data.root={{root}} data.image_size=64 model.omega=2.0")
+    (told,) = refused(f"{line} data=digits data.conditional=false")
+    assert (told.key, told.reason) == ("model.label_dropout", "the network takes no classes")

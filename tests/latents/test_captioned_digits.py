@@ -1,4 +1,4 @@
-"""examples/captioned_digits.py, with a tenth of its steps: everything runs, and the student learns."""
+"""examples/captioned_digits.py with few steps: everything runs, and the student learns."""
 
 import json
 import subprocess

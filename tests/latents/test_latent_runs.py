@@ -86,11 +86,13 @@ def test_adapters_are_loaded_onto_the_base(lora_run, sd_folder):
             assert torch.equal(parameter, weights[name.removeprefix("unet.").replace(".base_layer.", ".")]), name
 
 
-def test_a_base_that_is_gone_or_changed(lora_run, arguments, sd_folder, tmp_path):
+def test_a_base_that_is_gone_or_changed(lora_run, arguments, sd_folder, tmp_path, capsys):
     moved = tmp_path / "sd"
     shutil.copytree(sd_folder, moved)
     line = [*arguments(*LORA, "trainer.max_steps=1"), f"teacher.path={moved}"]
     assert run(tmp_path / "run", *line) == Exit.DONE
+    export = f"python -m consistency_models.export {tmp_path / 'run'} OUT --format diffusers"
+    assert f"next      {export}" in capsys.readouterr().out
     load(tmp_path / "run")
     from safetensors.torch import load_file, save_file
 

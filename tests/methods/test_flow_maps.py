@@ -6,6 +6,7 @@ from methods.steps import method, step_of
 from torch import nn
 from torch.testing import assert_close
 
+from consistency_models.conditions import Prompt
 from consistency_models.methods.alphaflow import AlphaFlow
 from consistency_models.methods.ayf import AlignYourFlow
 from consistency_models.methods.facm import FlowAnchoredConsistency
@@ -282,6 +283,36 @@ def test_guidance_leaves_the_network_in_train_mode():
     made.labels = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1, 2]]
     assert (meanflow.velocities(made)[0] != made.noise - made.x).any()
     assert meanflow.model.network.training
+
+
+class OfText(nn.Module):
+    """u = z·(mean of the text)."""
+
+    two_times, num_classes = True, 0
+
+    def encode(self, labels):
+        return labels
+
+    def unconditional(self, labels):
+        return labels.unconditional()
+
+    def forward(self, z, t, labels=None, augment=None, gap=None):
+        return per_image(labels.text.mean((1, 2)), z) * z
+
+
+def test_guidance_by_text():
+    """Rows that keep their text have the guided velocity, dropped rows that of the data."""
+    meanflow = method(MeanFlow, Preconditioned(OfText(), Flow()), label_dropout=0.3, omega=2.0, kappa=0.25)
+    text = torch.arange(1.0, 7.0, dtype=torch.float64).view(6, 1, 1).expand(6, 2, 4)
+    prompts, made = Prompt(text, empty=torch.full((2, 4), 0.5, dtype=torch.float64)), step()
+    made.labels = meanflow.encode_labels(prompts, made.rows)
+    hidden = int((made.labels.text == 0.5).all(2).all(1).sum())
+    assert 0 < hidden < 6
+    v, z = made.noise - made.x, made.x_t / per_image(1 + made.levels.high, made.x)
+    means = torch.arange(1.0, 7.0, dtype=torch.float64).view(6, 1, 1, 1)
+    expected = 2 * v + (1 - 2 - 0.25) * 0.5 * z + 0.25 * means * z
+    expected[:hidden] = v[:hidden]
+    assert_close(meanflow.velocities(made)[0], expected)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ def test_text(plain):
 def test_pixels(pixels):
     own, x, k = wrapped(pixels), torch.randn(2, 3, 8, 8), torch.tensor([999.0, 0.0])
     torch.testing.assert_close(own(x, k, own.encode(None)), pixels(x, k).sample, rtol=0, atol=0)
-    assert own.encode(torch.tensor([1, 2])) is None
+    with pytest.raises(ValueError, match=r"takes no classes here: set data\.conditional=false"):
+        own.encode(torch.tensor([1, 2]))
 
 
 @torch.no_grad()

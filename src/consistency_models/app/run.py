@@ -209,7 +209,10 @@ def _final_message(run: RunFolder, summary: dict[str, Any], config: dict[str, An
     chosen = [] if any(line.startswith("data=") for line in typed) else [f"data={summary['data']}"]
     data = " ".join(map(shlex.quote, [*chosen, *typed]))
     student = f"{command('train')} model=cd {data} teacher=run"
-    if summary["model"] == "teacher":
+    if fact(config["network"], "needs_package") and config["preconditioning"].get("boundary") is not None:
+        export = f"python -m consistency_models.export {shlex.quote(str(run.path))} OUT --format diffusers"
+        lines.append(f"next      {export}")
+    elif summary["model"] == "teacher":
         lines.append(f"next      {student} {pasteable('teacher.path', run.path)}")
     else:
         teacher = f"{command('train')} model=teacher {data}"

@@ -21,6 +21,8 @@ import torch
 from annotated_types import Gt, Len
 from torch import Tensor
 
+from consistency_models import conditions
+from consistency_models.conditions import Prompt
 from consistency_models.methods.base import Step
 from consistency_models.methods.flow_map import FlowMap, end_of, gap
 from consistency_models.noise.schedules import per_image
@@ -40,8 +42,8 @@ class MeanFlow(FlowMap):
 
     Args:
         power, eps: p and ε of the adaptive weight; p = 0 is the sum of squares.
-        label_dropout: expected share of the rows whose class is dropped. As in the official code these are the first
-            rows of the global batch, which have r = t if the schedule chooses rows by position.
+        label_dropout: expected share of the rows whose class or text is dropped. As in the official code these are the
+            first rows of the global batch, which have r = t if the schedule chooses rows by position.
         omega, kappa: ω and κ of the guidance, whose effective scale is ω/(1 - κ); (1, 0) is no guidance. Rows whose
             class is dropped use v without guidance.
         interval: range of the times t, in [0, 1], at which v is guided.
@@ -85,15 +87,14 @@ class MeanFlow(FlowMap):
         self.omega, self.kappa, self.interval, self.own_velocity = omega, kappa, tuple(interval), own_velocity
         self.guidance_input, self.omega_max = guidance_input, omega_max
 
-    def encode_labels(self, labels: Tensor | None, rows: BatchRandom) -> Tensor | None:
-        """One-hot labels; zeros for rows whose class is dropped."""
+    def encode_labels(self, labels: Tensor | Prompt | None, rows: BatchRandom) -> Tensor | Prompt | None:
+        """One-hot labels or prompts; zeros or the empty prompt for rows whose class or text is dropped."""
         labels = super().encode_labels(labels, rows)
         if labels is None or not self.label_dropout:
             return labels
         batch = replace(rows, local_slice=slice(0, rows.total))
         hidden = int((batch.rand("hidden labels") < self.label_dropout).sum())
-        shown = (torch.arange(rows.total)[rows.local_slice] >= hidden).float()
-        return labels * shown.to(labels.device, non_blocking=True)[:, None]
+        return conditions.dropped(labels, torch.arange(rows.total)[rows.local_slice] < hidden)
 
     def inputs(self, step: Step) -> Tensor | None:
         """The labels of the augmentation; with `guidance_input`, followed by 1 - 1/ω and the interval."""
@@ -107,7 +108,7 @@ class MeanFlow(FlowMap):
         drawn = torch.where(equal[:, None], at_all_times(drawn[:, 0]), drawn)
         return drawn if step.augment is None else torch.cat([step.augment, drawn], 1)
 
-    def own(self, step: Step, labels: Tensor | None, scale: Tensor) -> Tensor:
+    def own(self, step: Step, labels: Tensor | Prompt | None, scale: Tensor) -> Tensor:
         """The network's velocity at (z, t), without dropout, with the input 1 - 1/ω = scale (B,); shape of x."""
         training, t, augment = self.model.training, step.levels.high, step.augment
         if augment is not None and self.guidance_input is not None:
@@ -130,8 +131,9 @@ class MeanFlow(FlowMap):
         guided = step.labels is not None and (self.guidance_input is not None or (omega, self.kappa) != (1, 0))
         shown = self.own(step, labels, kappa.where(inside, 0)) if guided or self.own_velocity else v
         if step.labels is not None and guided:
-            hidden, k = self.own(step, None, torch.zeros_like(kappa)), per_image(kappa, v)
-            inside = per_image(inside & (step.labels.sum(1) > 0), v)
+            none = conditions.unconditional(self.model, step.labels)
+            hidden, k = self.own(step, none, torch.zeros_like(kappa)), per_image(kappa, v)
+            inside = per_image(inside & conditions.is_given(step.labels), v)
             v = torch.where(inside, omega * v + (1 - omega - k) * hidden + k * shown, v)
         return v, shown if self.own_velocity else v
 

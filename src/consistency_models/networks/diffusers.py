@@ -110,9 +110,11 @@ class UNet(nn.Module):
         """The prompts, after a check; None without text.
 
         Raises:
-            ValueError: the network needs prompts of other parts or widths.
+            ValueError: the network needs prompts of other parts or widths, or is given classes.
         """
         if not self.takes_text:
+            if isinstance(labels, Tensor):
+                raise ValueError("UNet2DModel takes no classes here: set data.conditional=false")
             return None
         used = {"pooled": self.text_time, "sizes": self.text_time, "guidance": self.w_dim}
         parts = [part for part, needed in used.items() if needed]

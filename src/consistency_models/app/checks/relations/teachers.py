@@ -61,8 +61,9 @@ def guidance(config: Config, choices: Choices) -> Problems:
             reason = "with teacher.guidance=1 the weaker teacher is not used"
             yield problem("teacher.weak", teacher["weak"], "null", "or set teacher.guidance, e.g. to 2", reason=reason)
         yield from wrong_checkpoint("teacher.weak", teacher["weak"])
+    takes_text = fact(config["network"], "needs_package") and fact(config["data"]["source"], "is_latent")
     for key, none in (("omega", 1), ("kappa", 0), ("label_dropout", 0)):
-        if model.get(key, none) != none and not config["data"]["network_classes"]:
+        if model.get(key, none) != none and not config["data"]["network_classes"] and not takes_text:
             fix = "set data.conditional=true"
             yield problem(f"model.{key}", model[key], f"{none}", fix, reason="the network takes no classes")
     given = model.get("guidance_input")
