@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import resource
 import shlex
 import sys
@@ -41,6 +42,8 @@ from consistency_models.storage.loading import build_model
 log = logging.getLogger(__name__)
 
 __all__ = ["run_job"]
+
+IMAGES = r"\+*data(=|\.(root|image_size|channels|num_classes|conditional|source\.))"  # overrides that choose the images
 
 
 def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | None]:
@@ -205,7 +208,7 @@ def _final_message(run: RunFolder, summary: dict[str, Any], config: dict[str, An
         lines.append(f"look at   {picture}")
     any_steps = " 'steps=[1,2,4]'" if fact(config["sampler"], "of_consistency_models") else ""
     lines.append(f"score it  {command('eval')} {pasteable('run', run.path)}{any_steps}")
-    typed = [line for line in run.read_overrides() if line.lstrip("+").startswith(("data=", "data."))]
+    typed = [line for line in run.read_overrides() if re.match(IMAGES, line)]
     chosen = [] if any(line.startswith("data=") for line in typed) else [f"data={summary['data']}"]
     data = " ".join(map(shlex.quote, [*chosen, *typed]))
     student = f"{command('train')} model=cd {data} teacher=run"
