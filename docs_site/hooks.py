@@ -53,6 +53,8 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
         if re.match(r"[a-z]+:|#", target):
             return found[0]
         path = normpath(f"docs/{dirname(page.file.src_uri)}/{target.partition('#')[0]}")
+        if path == "README.md":
+            return f"[{text}]({target.replace('../README.md', 'index.md')})"
         if path.startswith("docs/") or not (ROOT / path).exists():
             return found[0]
         return f"`{path}`" if text.strip("`") == path else f"{text} (`{path}`)"

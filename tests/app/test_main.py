@@ -157,6 +157,13 @@ def test_what_hydra_answers_itself(command, arguments):
         (["--config-name=trian"], "Allowed: files that can be put together"),
         (["--experimental-rerun=x.pickle"], "--experimental-rerun=x.pickle is not allowed. Allowed: not given"),
         (["hydra.searchpath=5"], "hydra.searchpath must be a list of strings"),
+        (["--model=ict"], "Allowed: KEY=VALUE without dashes, and the flags of --hydra-help. Did you mean model=ict?"),
+        (["--model", "ict"], "error: --model= is not allowed. Allowed: KEY=VALUE without dashes, and the flags of"),
+        (  # what zsh makes of a command and its comment
+            ["model=ict", "#", "the", "published", "recipe"],
+            "error: #=the published recipe is not allowed: the shell hands comments to commands. Allowed: KEY=VALUE in "
+            "Hydra's grammar. Leave the comment out, or type `setopt interactive_comments` in zsh",
+        ),
     ],
 )
 def test_flags_that_are_refused(command, arguments, told):

@@ -16,6 +16,7 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("optimiser=adam", "optimiser", "groups (augment, ", "did you mean optimizer=adam?"),
     ("model=icct", "model", "cd, ", "did you mean model=ict?"),
     ("model=iCT2", "model", "cd, ", "did you mean model=ict?"),
+    ("model=itc", "model", "cd, ", "did you mean model=ict?"),
     ("model=teachr", "model", "cd, ", "did you mean model=teacher?"),
     ("model=[ict]x", "model", "KEY=VALUE", "quote"),
     ("model=5", "model", "cd, ", ""),

@@ -166,3 +166,16 @@ def test_no_command_is_overlooked():
             if not block.language:
                 asked = [line for line in block.text.splitlines() if re.match(r"(python|pip|sbatch) ", line)]
                 assert not asked, f"{page}: {asked}: mark the block as bash"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_of_the_repository(page):
+    for target in re.findall(r"\]\((?![a-z]+:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), f"{target}: no such file; a reader of the repository has no generated pages"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, (
+                target
+            )

@@ -60,7 +60,11 @@ def _run_command(task: str, root: Path) -> int:
     # Threads spin while they wait for one another. Unlimited spinning makes a training on shared cores ten times
     # slower; no spinning makes a training on its own cores 1.7 times slower. OpenMP reads the limit at import.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
-    arguments = get_args_parser().parse_args()
+    arguments, flags = get_args_parser().parse_known_args()
+    if flags:
+        key, _, value = flags[0].partition("=")
+        fix = f"did you mean {key.lstrip('-')}={value or '…'}?"
+        raise ConfigError(key, value, "KEY=VALUE without dashes, and the flags of --hydra-help", fix)
     outcomes: list[int] = []
     if arguments.help:
         from consistency_models.app.help import help_of

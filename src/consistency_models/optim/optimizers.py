@@ -57,8 +57,9 @@ class RAdam(torch.optim.RAdam):
         for group in self.param_groups:
             tensors: Buffers = ([], [], [], [], [])
             is_complex = self._init_group(group, *tensors)
-            for part in tensors:
-                part[:] = local_shards(part)
+            if any(hasattr(parameter, "_local_tensor") for parameter in tensors[0]):  # sharded
+                for part in tensors:
+                    part[:] = local_shards(part)
             constants = {name: group[name] for name in ("lr", "weight_decay", "eps")}
             constants |= dict(zip(("beta1", "beta2"), group["betas"]))
             if is_complex or not _as_adam(*tensors, **constants):

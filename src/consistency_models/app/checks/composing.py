@@ -69,6 +69,12 @@ class Composer:
         Raises:
             ConfigError: one or more overrides cannot be parsed.
         """
+        if "#" in overrides:  # a command that was pasted with its comment into zsh
+            comment = " ".join(overrides[overrides.index("#") + 1 :])
+            fix = "leave the comment out, or type `setopt interactive_comments` in zsh"
+            raise problem(
+                "#", comment, "KEY=VALUE in Hydra's grammar", fix, reason="the shell hands comments to commands"
+            )
         parsed, problems = [], []
         for override in overrides:
             key, equals, value = override.partition("=")

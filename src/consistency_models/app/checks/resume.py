@@ -82,7 +82,9 @@ def _last(composer: Composer, overrides: list[Override], given: str | None) -> P
     if folder is None:
         others = sorted({path.parents[1].name for path in runs.glob("*/*/config.yaml")} - {name})
         unfinished = [other for other in others if newest_unfinished(runs, other)]
-        fix = f"unfinished runs have name={', '.join(unfinished)}" if unfinished else "start one without ckpt_path"
+        fix = "start one without ckpt_path, or name the folder of a run by ckpt_path=FOLDER"
+        if unfinished:
+            fix = f"unfinished runs have name={', '.join(unfinished)}"
         allowed, reason = "last only where a run is unfinished and has a checkpoint", f"none is in {runs / name}/*/"
         raise problem("ckpt_path", "last", allowed, fix, reason=reason)
     return folder

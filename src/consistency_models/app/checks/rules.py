@@ -15,11 +15,13 @@ FLAGS = {"1": True, "0": False, "yes": True, "no": False, "on": True, "off": Fal
 
 
 def nearest(word: Any, candidates: Iterable[Any], cutoff: float = 0.6) -> Any:
-    """Return the candidate with the most similar spelling, or None."""
+    """Return the candidate with the most similar spelling, or None. Swapped letters come first: ict for itc."""
     spelled: dict[str, Any] = {}
     for candidate in candidates:
         spelled.setdefault(show(candidate).lower(), candidate)
-    matches = difflib.get_close_matches(show(word).lower(), spelled, n=1, cutoff=cutoff)
+    typed = show(word).lower()
+    matches = difflib.get_close_matches(typed, spelled, cutoff=cutoff)
+    matches.sort(key=lambda match: sorted(match) != sorted(typed))
     return spelled[matches[0]] if matches else None
 
 
