@@ -57,7 +57,7 @@ class RAdam(torch.optim.RAdam):
         for group in self.param_groups:
             tensors: Buffers = ([], [], [], [], [])
             is_complex = self._init_group(group, *tensors)
-            if any(hasattr(parameter, "_local_tensor") for parameter in tensors[0][:1]):  # all are sharded, or none
+            if any(hasattr(parameter, "_local_tensor") for parameter in tensors[0]):  # sharded
                 for part in tensors:
                     part[:] = local_shards(part)
             constants = {name: group[name] for name in ("lr", "weight_decay", "eps")}

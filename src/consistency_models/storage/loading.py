@@ -59,7 +59,7 @@ def instantiate(node: Any, **arguments: Any) -> Any:
     return hydra.utils.instantiate(node, _convert_="all", **arguments)
 
 
-def build_model(config: dict[str, Any]) -> nn.Module:
+def build_model(config: dict[str, Any]) -> Preconditioned:
     """Build the preconditioned network of a configuration, with fresh weights.
 
     A network with adapters is built on the meta device: its weights are those of another model, see `share_base`.
@@ -161,7 +161,7 @@ def _base_of(content: dict[str, Any], config: dict[str, Any]) -> nn.Module | Non
     return generator.model
 
 
-def filled_model(config: dict[str, Any], weights: dict[str, Any], base: nn.Module | None = None) -> nn.Module:
+def filled_model(config: dict[str, Any], weights: dict[str, Any], base: nn.Module | None = None) -> Preconditioned:
     """Build the preconditioned network of a configuration and load these weights, which must be exactly its own.
 
     Args:
