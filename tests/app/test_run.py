@@ -164,6 +164,13 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, capsys):
     assert digest_of(tmp_path / "a/checkpoints/last.ckpt") == digest
 
 
+def test_a_device_that_the_machine_does_not_have_is_one_line(tmp_path, capsys):
+    assert run(tmp_path, *SMALL, *TINY, "trainer.accelerator=mps") == Exit.BAD_INPUT  # no machine of the tests has it
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: trainer.accelerator=mps is not allowed: Lightning says: ")
+    assert "trainer=auto" in line
+
+
 def test_goes_on_from_a_file_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert run(tmp_path / "a", *SMALL, *TINY, "trainer.max_steps=2") == Exit.DONE

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -123,9 +124,13 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
         callbacks.append(MicroBatches(forecast, images_seen.step))
     loggers = build_loggers(config, run.path, images_seen)
     checkpoint_format = CheckpointFormat(config, images_seen, getattr(method._teacher[0], "origin", None))
-    trainer = build.build_trainer(
-        config, run.path, method.total_steps, callbacks=callbacks, logger=loggers, plugins=[checkpoint_format]
-    )
+    shared = {"callbacks": callbacks, "logger": loggers, "plugins": [checkpoint_format]}
+    try:
+        trainer = build.build_trainer(config, run.path, method.total_steps, **shared)
+    except MisconfigurationException as error:  # no such device, or too few of them
+        key, fix = "trainer.accelerator", "trainer=auto takes the GPU if there is one, otherwise the CPU"
+        given = config["trainer"]["accelerator"]
+        raise ConfigError(key, given, "a device of this machine", fix, reason=f"Lightning says: {error}") from error
     if origin is not None:
         for logger in loggers:
             if isinstance(logger, MetricsCSV):
