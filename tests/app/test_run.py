@@ -98,6 +98,11 @@ def test_a_run_leaves_what_the_design_says(tmp_path):
     assert float(rows[0]["curriculum/N"]) >= 2
 
 
+def test_the_next_command_has_the_images_of_this_one(tmp_path, capsys):
+    assert run(tmp_path, *SMALL, *TINY, "+data.source.sample_size=400", "trainer.max_steps=1") == Exit.DONE
+    assert "model=teacher data=mixture +data.source.sample_size=400   then   " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("model", "score", "following"),
     [
@@ -157,6 +162,13 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, capsys):
     assert run(tmp_path / "b", *arguments) == Exit.BAD_INPUT
     assert "a checkpoint of the same network" in capsys.readouterr().err
     assert digest_of(tmp_path / "a/checkpoints/last.ckpt") == digest
+
+
+def test_a_device_that_the_machine_does_not_have_is_one_line(tmp_path, capsys):
+    assert run(tmp_path, *SMALL, *TINY, "trainer.accelerator=mps") == Exit.BAD_INPUT  # no machine of the tests has it
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: trainer.accelerator=mps is not allowed: Lightning says: ")
+    assert "trainer=auto" in line
 
 
 def test_goes_on_from_a_file_in_the_home_folder(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import resource
 import shlex
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -42,6 +44,8 @@ from consistency_models.storage.loading import build_model
 log = logging.getLogger(__name__)
 
 __all__ = ["run_job"]
+
+IMAGES = r"\+*data(=|\.(root|image_size|channels|num_classes|conditional|source\.))"  # overrides that choose the images
 
 
 def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | None]:
@@ -121,9 +125,13 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
         callbacks.append(MicroBatches(forecast, images_seen.step))
     loggers = build_loggers(config, run.path, images_seen)
     checkpoint_format = CheckpointFormat(config, images_seen, getattr(method._teacher[0], "origin", None))
-    trainer = build.build_trainer(
-        config, run.path, method.total_steps, callbacks=callbacks, logger=loggers, plugins=[checkpoint_format]
-    )
+    shared = {"callbacks": callbacks, "logger": loggers, "plugins": [checkpoint_format]}
+    try:
+        trainer = build.build_trainer(config, run.path, method.total_steps, **shared)
+    except MisconfigurationException as error:  # no such device, or too few of them
+        key, fix = "trainer.accelerator", "trainer=auto takes the GPU if there is one, otherwise the CPU"
+        given = config["trainer"]["accelerator"]
+        raise ConfigError(key, given, "a device of this machine", fix, reason=f"Lightning says: {error}") from error
     if origin is not None:
         for logger in loggers:
             if isinstance(logger, MetricsCSV):
@@ -206,13 +214,16 @@ def _final_message(run: RunFolder, summary: dict[str, Any], config: dict[str, An
         lines.append(f"look at   {picture}")
     any_steps = " 'steps=[1,2,4]'" if fact(config["sampler"], "of_consistency_models") else ""
     lines.append(f"score it  {command('eval')} {pasteable('run', run.path)}{any_steps}")
-    student = f"{command('train')} model=cd data={summary['data']} teacher=run"
+    typed = [line for line in run.read_overrides() if re.match(IMAGES, line)]
+    chosen = [] if any(line.startswith("data=") for line in typed) else [f"data={summary['data']}"]
+    data = " ".join(map(shlex.quote, [*chosen, *typed]))
+    student = f"{command('train')} model=cd {data} teacher=run"
     if fact(config["network"], "needs_package") and config["preconditioning"].get("boundary") is not None:
         export = f"python -m consistency_models.export {shlex.quote(str(run.path))} OUT --format diffusers"
         lines.append(f"next      {export}")
     elif summary["model"] == "teacher":
         lines.append(f"next      {student} {pasteable('teacher.path', run.path)}")
     else:
-        teacher = f"{command('train')} model=teacher data={summary['data']}"
+        teacher = f"{command('train')} model=teacher {data}"
         lines.append(f"next      {teacher}   then   {student} teacher.path=FOLDER")
     return "\n".join(lines)

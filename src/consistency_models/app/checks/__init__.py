@@ -56,8 +56,16 @@ def config_to_plan(conf_dir: str | Path, arguments: Namespace) -> dict[str, Any]
     if arguments.multirun or not any(line.startswith("plan=") for line in arguments.overrides):
         return None
     composer = Composer(arguments.config_name or "train", conf_dir, arguments.config_dir)
-    config, _ = resolved(composer.compose(composer.parse(arguments.overrides)))
+    overrides = composer.parse(arguments.overrides)
+    config, _ = resolved(_with_root(composer, composer.compose(overrides), overrides))
     return config if config["plan"] else None
+
+
+def _with_root(composer: Composer, config: DictConfig, overrides: Sequence[Override]) -> DictConfig:
+    """A plan reads no images: if data.root is not given, the current folder takes its place."""
+    if config.get("plan") and OmegaConf.is_missing(config.data, "root"):
+        return composer.compose([*overrides, *composer.parse(["data.root=."])])
+    return config
 
 
 def check(task: str, composer: Composer, lines: Sequence[str], multirun: bool = False) -> list[str]:
@@ -77,7 +85,8 @@ def check(task: str, composer: Composer, lines: Sequence[str], multirun: bool = 
         _check_plugins(config)
         _check_jobs(task, composer, composer.cells(overrides, config))
     else:
-        check_job(composer, task, config if fixed == overrides else composer.compose(overrides))
+        job = config if fixed == overrides else composer.compose(overrides)
+        check_job(composer, task, _with_root(composer, job, overrides))
     return [str(override.input_line) for override in overrides]
 
 

@@ -69,7 +69,7 @@ Mode = Literal["auto", "online", "offline", "disabled"]
 Urls = Annotated[
     str,
     Predicate(re.compile(r"https?://[^\s{}]+(\{\d{1,9}\.\.\d{1,9}\}[^\s{}]*)*\.(tar|parquet)").fullmatch),
-    doc("http(s)://….tar or .parquet, with ranges such as {000..099}"),
+    doc("http(s)://….tar or .parquet, with ranges such as {000..099}; files of this machine: data=image_folder"),
 ]
 StepCounts = Annotated[Sequence[Size], MinLen(1), Distinct]
 Images = Annotated[int, Ge(2)]
