@@ -121,6 +121,7 @@ def test_it_trains(job):
 def test_the_host_never_waits_for_the_device(job, monkeypatch):
     """A meta tensor has no values: whatever asked for one would fail."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no such device
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     *_, config, _ = job
     method, rows = build_method(config), MetaRows(0, 0, 64, slice(0, 64))
     for model in (method.model, method.target_model):

@@ -24,6 +24,7 @@ __all__ = [
     "UNetBlock",
     "attention",
     "check_levels",
+    "dropout",
     "group_norm",
 ]
 
@@ -39,6 +40,17 @@ def check_levels(image_size: int, channel_mult: Sequence[int]) -> None:
             f"image_size must be a multiple of {2 ** (len(channel_mult) - 1)} for the {len(channel_mult)} levels of "
             f"channel_mult={list(channel_mult)}; got {image_size}: give channel_mult fewer levels, or resize the images"
         )
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """Return `F.dropout(x, p, training)`, with a mask that does not depend on the memory layout of x.
+
+    PyTorch draws a mask in the order of the memory, and a derivative in forward mode in another one. Here training and
+    derivative share their masks, and channels-last changes a training by rounding only.
+    """
+    if not training or p == 0:
+        return x
+    return x * torch.empty(x.shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p).div_(1 - p)
 
 
 def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
@@ -248,7 +260,7 @@ class UNetBlock(nn.Module):
             h = F.silu(torch.addcmul(shift, self.norm1(h), scale))
         else:
             h = F.silu(self.norm1(h + params))
-        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        h = self.conv1(dropout(h, self.dropout, self.training))
         x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
         if self.heads:
             qkv = self.qkv(self.norm2(x)).unflatten(1, (self.heads, -1, 3))  # order (head, dim, 3)

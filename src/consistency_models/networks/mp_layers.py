@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from consistency_models.networks.layers import attention
+from consistency_models.networks.layers import attention, dropout
 
 __all__ = ["Block", "MPConv", "MPFourier", "mp_cat", "mp_silu", "mp_sum", "normalize"]
 
@@ -143,7 +143,7 @@ class Block(nn.Module):
             x = skip = normalize(skip, 1)
         y = self.conv_res0(mp_silu(x))
         scale = self.emb_linear(emb, self.emb_gain)[:, :, None, None] + 1
-        y = F.dropout(mp_silu(y * scale.to(y.dtype)), self.dropout, self.training)
+        y = dropout(mp_silu(y * scale.to(y.dtype)), self.dropout, self.training)
         x = mp_sum(skip, self.conv_res1(y).to(skip.dtype), self.res_balance)
         if self.attn_qkv is not None and self.attn_proj is not None:
             qkv = self.attn_qkv(x).unflatten(1, (self.heads, -1, 3))  # order (head, dim, 3)

@@ -14,12 +14,20 @@ import torch.nn.functional as F
 from annotated_types import MinLen
 from torch import Tensor, nn
 
-from consistency_models.networks.layers import Linear, PositionalEmbedding, attention, check_levels
+from consistency_models.networks.layers import Linear, PositionalEmbedding, attention, check_levels, dropout
 from consistency_models.networks.network import Network
 from consistency_models.trust import loadable
 from consistency_models.values import BelowOne, Count, Positive, Share, Size, checked
 
 __all__ = ["OpenAIUNet"]
+
+
+class Dropout(nn.Dropout):
+    """`layers.dropout` as a module of a sequence."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero elements of x in training; shape of x."""
+        return dropout(x, self.p, self.training)
 
 
 def _zero(module: nn.Module) -> nn.Module:
@@ -94,7 +102,7 @@ class ResBlock(nn.Module):
         self.out_layers = nn.Sequential(
             nn.GroupNorm(32, out_channels),
             nn.SiLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             _zero(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         same = in_channels == out_channels

@@ -104,9 +104,9 @@ def load(
         automatic = prefers_channels_last(model.network, torch.device(device).type)
         set_channels_last(model.network, own if isinstance(own, bool) else automatic)
         generator = _generator_of(config, model.to(device).eval().requires_grad_(False))
+        generator.pipeline = _pipeline_of(path, config)
     generator.weights, generator.config = chosen, config
     generator.origin = content["origin"]
-    generator.pipeline = _pipeline_of(path, config)
     return generator
 
 
