@@ -11,6 +11,7 @@ from consistency_models.app.build import build_data, build_method
 from consistency_models.app.plan import cost, plan
 from consistency_models.callbacks.memory import PeakMemory
 from consistency_models.data.batch import Slot
+from consistency_models.losses.distances import VGG16
 from consistency_models.random import BatchRandom
 
 METHODS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
@@ -65,6 +66,13 @@ def test_it_prints_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_perceptual_distance_is_counted_without_its_weights(monkeypatch):
+    monkeypatch.setattr(type(VGG16), "use", None)  # would load or download them
+    tiny = ("data=cifar10", "network=small", "network.model_channels=8", "data.batch_size=2")
+    operations = [cost(config_of("unused", *tiny, f"loss={loss}")).flops for loss in ("l2", "lpips")]
+    assert operations[1] > operations[0] + 2 * 15e9  # VGG16 has 15.5 G multiplications for 224×224, of two images
+
+
 def test_the_largest_micro_batch_fits():
     found = cost(config_of("unused", "data=digits", *SMALL))
     images = found.largest(found.peak_bytes(8), 32)
@@ -79,6 +87,7 @@ sys.path[:0] = {paths}
 from jobs import config_of
 from consistency_models.app.build import build_data, build_method
 from consistency_models.data.batch import Slot
+from consistency_models.losses.distances import VGG16
 from consistency_models.random import BatchRandom
 torch.set_num_threads(1)
 config = config_of("unused", *{overrides})

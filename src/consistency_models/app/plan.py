@@ -18,6 +18,7 @@ from consistency_models.app.build import build_method
 from consistency_models.app.pipelines import with_pipeline
 from consistency_models.callbacks.memory import PeakMemory, peak_of
 from consistency_models.data.batch import Batch
+from consistency_models.losses.distances import LPIPS
 from consistency_models.methods.base import Method
 from consistency_models.noise.preconditioned import Preconditioned
 from consistency_models.random import BatchRandom
@@ -113,6 +114,8 @@ def cost(config: dict[str, Any]) -> Cost:
     with warnings.catch_warnings(action="ignore"):  # torch warns about copies of fake tensors (target networks)
         changed = {"init": {"_target_": None}, "compile": False, "channels_last": False}
         method = build_method(config | changed, model=model).train()
+    if isinstance(method.distance, LPIPS):
+        method.distance.prepare(load=False)  # a plan needs no download
     return cost_of(method, config)
 
 

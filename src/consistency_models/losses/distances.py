@@ -152,15 +152,15 @@ class LPIPS(nn.Module):
         self.weights = weights
         self._metric: list[Any] = [metric]  # a list, so that the module is not registered
 
-    def prepare(self) -> None:
-        """Load the weights from a file or the internet.
+    def prepare(self, load: bool = True) -> None:
+        """Load the weights from a file or the internet, or leave them undefined, which is enough to count operations.
 
         Raises:
             FileNotFoundError: the weights are not on the disk and cannot be downloaded.
             ValueError: the file has another content.
         """
         if self._metric[0] is None:
-            self._metric[0] = _VGG16(self.weights)
+            self._metric[0] = _VGG16(self.weights, load)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """d, shape (B,)."""
@@ -181,18 +181,19 @@ class _VGG16(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, weights: str | Path | None) -> None:
+    def __init__(self, weights: str | Path | None, load: bool) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
-        with torch.device(
-            "meta"
-        ):  # the weights come from files; initialisation would advance the random generator of the training
+        with torch.device("meta"):  # an initialisation would advance the random generator of the training
             for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()] if width else [nn.AvgPool2d(2)]
                 channels = width or channels
         self.features = nn.Sequential(*layers)
-        VGG16.use(self._fill, weights)
+        if load:
+            VGG16.use(self._fill, weights)
+        else:
+            self.features.to_empty(device="cpu")
         for i, weight in enumerate(_linear_weights()):
             self.register_buffer(f"linear{i}", weight)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
