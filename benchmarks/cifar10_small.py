@@ -17,6 +17,7 @@ import argparse
 import csv
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -68,15 +69,19 @@ def command(*arguments: str) -> None:
 
 def train(stage: str, folder: Path, args: argparse.Namespace) -> None:
     """Train a stage, or continue an interrupted training of it."""
+    plan = folder / "plan.json"  # a resumed training has the same number of steps
+    asked = {"hours": args.hours, "n": args.n, "overrides": args.overrides}
+    if plan.exists() and (saved := {key: json.loads(plan.read_text())[key] for key in asked}) != asked:
+        raise SystemExit(f"error: {folder} is of {saved}, not of {asked}; choose another --runs")
     if (folder / "DONE").exists():
         return
     common = ["experiment=cifar10_small", *MODEL[stage], f"data.root={args.root.absolute()}", *args.overrides]
-    plan = folder / "plan.json"  # a resumed training has the same number of steps
     if not plan.exists():
         seconds = step_seconds(common)
         steps = max(args.points, round(3600 * args.hours * SHARE[stage] / seconds))
         folder.mkdir(parents=True, exist_ok=True)
-        plan.write_text(json.dumps({"seconds": seconds, "steps": steps, "threads": torch.get_num_threads()}) + "\n")
+        planned = {"seconds": seconds, "steps": steps, "threads": torch.get_num_threads()}
+        plan.write_text(json.dumps(planned | asked) + "\n")
     steps = json.loads(plan.read_text())["steps"]
     every = -(-steps // args.points)
     start = [] if stage == "teacher" else ["init=run", f"init.path={folder.parent / 'teacher'}"]
@@ -151,7 +156,8 @@ def main(arguments: list[str] | None = None) -> None:
     save_curves(args.out / "curve.png", curves, over="minutes of training")
     picture(runs, args)
     trained = [f"{stage} {plans[stage]['steps']} steps, {minutes[stage]:.0f} min" for stage in SHARE]
-    head = f"{date.today()}, {os.cpu_count()} shared x86_64 cores, torch {torch.__version__}: {'; '.join(trained)}."
+    machine = f"{os.cpu_count()} {platform.machine()} cores, torch {torch.__version__}"
+    head = f"{date.today()}, {machine}: {'; '.join(trained)}."
     lines = [head, "", *table(runs, args)]
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -184,8 +184,9 @@ def main(arguments: list[str] | None = None) -> None:
         print("\n".join(cost_table(list(PUBLISHED), args.teacher)))
         return
     (args.out / "sweeps").mkdir(parents=True, exist_ok=True)
-    day = max((date.fromtimestamp((folder / "jobs.csv").stat().st_mtime) for folder in args.folders), default=None)
-    for (sweep, size), runs in read_jobs(args.folders).items():
+    sweeps = [folder for folder in args.folders if (folder / "jobs.csv").exists()]  # runs/*/* has single runs, too
+    day = max((date.fromtimestamp((folder / "jobs.csv").stat().st_mtime) for folder in sweeps), default=None)
+    for (sweep, size), runs in read_jobs(sweeps).items():
         if any(size in order.sizes for order in PUBLISHED.get(sweep, [])):
             store(sweep, size, runs, day, args.out)
     (args.out / "sweeps.md").write_text(page(args.out))

@@ -212,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=[1.0, 2.0, 4.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--choices", nargs="+", default=CHOICES, help="command lines of train.py")
-    parser.add_argument("--overrides", nargs="*", default=[], help="overrides of all choices and stages")
+    parser.add_argument("--overrides", nargs="*", help="of all choices and stages; default: those of the calibration")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="folder of calibration, results and curves")
     parser.add_argument("--runs", type=Path, default=Path("runs/time_to_quality"), help="folder of the runs")
     parser.add_argument("--points", type=int, default=3, help="validations of each training")
@@ -222,6 +222,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="parallel trainings")
     parser.add_argument("--report", action="store_true", help="train nothing")
     args = parser.parse_args(arguments)
+    if args.overrides is None:
+        measured = args.folder / "calibration.json"
+        args.overrides = json.loads(measured.read_text())["overrides"] if measured.exists() else []
     composer = Composer("train", measuring.CONF)
     for choice in args.choices:
         try:

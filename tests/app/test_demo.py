@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -251,11 +252,13 @@ def test_the_page_is_local(url):
         fetched(url, Host="another.example")
 
 
-def test_ctrl_c_ends_the_command_quietly(paths, monkeypatch, capfd):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_quietly(stop, paths, tmp_path, monkeypatch, capfd):
     """The signal comes when the page has been fetched. Nothing connects to another address."""
     pytest.importorskip("gradio", reason="the live page needs the extra demo: pip install -e '.[demo]'")
     with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     pages, opened, connect = [], [], socket.socket.connect
     monkeypatch.setattr(socket.socket, "connect", lambda own, to: (opened.append(to), connect(own, to))[1])
 
@@ -265,12 +268,13 @@ def test_ctrl_c_ends_the_command_quietly(paths, monkeypatch, capfd):
                 pages.append(fetched(f"http://127.0.0.1:{port}")[1])
                 break
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), stop)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     assert main([f"run={paths[0]}", f"port={port}"]) == 0
     thread.join()
+    assert not list(tmp_path.iterdir())
     assert '"title":"consistency-models"' in pages[0]
     assert set(opened) == {("127.0.0.1", port)}
     said = capfd.readouterr()

@@ -158,6 +158,8 @@ def test_what_hydra_answers_itself(command, arguments):
         (["--experimental-rerun=x.pickle"], "--experimental-rerun=x.pickle is not allowed. Allowed: not given"),
         (["hydra.searchpath=5"], "hydra.searchpath must be a list of strings"),
         (["--model=ict"], "Allowed: KEY=VALUE without dashes, and the flags of --hydra-help. Did you mean model=ict?"),
+        (["--run=FOLDER"], "error: --run=FOLDER is not allowed. Allowed: KEY=VALUE without dashes, and the flags of"),
+        (["--experiment=a"], "Did you mean experiment=a?"),
         (["--model", "ict"], "error: --model= is not allowed. Allowed: KEY=VALUE without dashes, and the flags of"),
         (  # what zsh makes of a command and its comment
             ["model=ict", "#", "the", "published", "recipe"],

@@ -89,6 +89,7 @@ def test_a_picture_is_read_back(tmp_path):
         '{"size": [4, 4], "rows": [["x", -1, 0, 1]]}',
         '{"size": [4, 4], "rows": [["x", 0, 0, 9e99]]}',
         '{"size": [4, "4"], "rows": [["x", 0, 0, 1]]}',
+        '{"size": [8, 8], "rows": [["x", 0, 0, 1], ["y", 0, 0, 1]]}',  # larger together than the picture
         '{"size": [0, 4], "rows": [["x", 0, 0, 1]]}',
     ],
 )

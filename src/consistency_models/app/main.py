@@ -60,7 +60,12 @@ def _run_command(task: str, root: Path) -> int:
     # Threads spin while they wait for one another. Unlimited spinning makes a training on shared cores ten times
     # slower; no spinning makes a training on its own cores 1.7 times slower. OpenMP reads the limit at import.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
-    arguments, flags = get_args_parser().parse_known_args()
+    parser = get_args_parser()
+    parser.allow_abbrev = False  # --experiment=… is a key with dashes, not --experimental-rerun
+    words = sys.argv[1:]
+    flags = [word for word in words if word.startswith("--run=")]  # --run is a flag of Hydra, without a value
+    arguments, unknown = parser.parse_known_args([word for word in words if word not in flags])
+    flags += unknown
     if flags:
         key, _, value = flags[0].partition("=")
         fix = f"did you mean {key.lstrip('-')}={value or '…'}?"

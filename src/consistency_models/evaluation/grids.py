@@ -130,11 +130,15 @@ def load_grid(path: str | Path, n: int) -> dict[str, list[Image.Image]]:
             if picture.width * picture.height > MOST_PIXELS:
                 return {}
             width, height = layout["size"]
+            left_over = picture.width * picture.height  # rows of a false layout may overlap
             for caption, x, y, count in layout["rows"][:1000]:
                 images = found.setdefault(str(caption)[:100], [])
                 for column in range(min(count, n - len(images))):
                     left = x + column * (width + GAP)
                     if not (0 < width <= picture.width - left and 0 < height <= picture.height - y and min(x, y) >= 0):
+                        return {}
+                    left_over -= width * height
+                    if left_over < 0:
                         return {}
                     images.append(picture.crop((left, y, left + width, y + height)).convert("RGB"))
     except Exception:  # Pillow raises errors of many types for damaged files

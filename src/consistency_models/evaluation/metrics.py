@@ -38,7 +38,7 @@ class FrechetDistance:
     """‖μ - μ'‖² + tr(Σ + Σ' - 2(ΣΣ')^½): FID (Heusel et al., arXiv 1706.08500, Eq. 6), in any feature space.
 
     With Σ = RRᵀ and Σ' = R'R'ᵀ, tr (ΣΣ')^½ is the sum of the singular values of RᵀR'. The result is exact to about
-    1e-12 of the covariances' trace, also if one of them is singular. Equal sets can therefore give a tiny negative
+    1e-9 of the covariances' trace, also if one of them is singular. Equal sets can therefore give a tiny negative
     number. With n samples the distance is biased upwards by about c/n: compare only scores of equal n.
 
     Args:

@@ -51,7 +51,7 @@ def page(runs: Sequence[Run]) -> gr.Blocks:
 def _condition(run: Run) -> gr.components.Component:
     generator = run.generator
     if run.takes_text:
-        return gr.Textbox("", label="Prompt", elem_id="condition")
+        return gr.Textbox("", label="Prompt", max_length=1000, elem_id="condition")
     names = generator.class_names or tuple(map(str, range(generator.num_classes)))
     choices = [("in turn", views.IN_TURN), *((name, number) for number, name in enumerate(names))]
     return gr.Dropdown(
@@ -101,7 +101,7 @@ def _edit_tab(blocks: gr.Blocks, runs: Sequence[Run], shared: list[Any]) -> None
                 format="png",
                 canvas_size=(size * scale, size * scale),
                 height=520,
-                brush=gr.Brush(default_size=scale // 2, colors=colours, default_color=SHADE),
+                brush=gr.Brush(default_size=max(4, scale // 2), colors=colours, default_color=SHADE),
                 label="Brush over the part to repaint, or paint",
                 elem_id="canvas",
             )
@@ -127,8 +127,8 @@ def _used_settings(settings: dict[str, Any], edit: str) -> list[Any]:
 
 def _interpolate_tab(tab: gr.Tab, runs: Sequence[Run], shared: list[Any]) -> None:
     with gr.Row():
-        a = gr.Number(0, label="From the noise of image", precision=0, minimum=0)
-        b = gr.Number(1, label="To the noise of image", precision=0, minimum=0)
+        a = gr.Number(0, label="From the noise of image", precision=0, minimum=0, maximum=2**31 - 1)
+        b = gr.Number(1, label="To the noise of image", precision=0, minimum=0, maximum=2**31 - 1)
     outputs = _in_columns(runs, "interpolation")
     answers, inputs = partial(_answers, views.interpolation, runs), [a, b, *shared]
     gr.on([tab.select, *(each.change for each in inputs)], answers, inputs, outputs, **LIVE)

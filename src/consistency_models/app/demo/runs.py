@@ -114,6 +114,9 @@ def open_runs(
             if own != other:
                 reason = f"{what} of {run.name} is {other}, but {own} of {first.name}"
                 raise ConfigError("run", run.name, "runs of the same images and classes", reason=reason)
+        if (run.takes_text, run.latent is None) != (first.takes_text, first.latent is None):
+            reason = f"{run.name} and {first.name} differ in whether they take texts or make latents"
+            raise ConfigError("run", run.name, "runs of the same images and classes", reason=reason)
     return runs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,6 +21,9 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 FONTS = ("system-ui", "sans-serif")
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
 """The browser refuses every script, style, font and connection of another address; Gradio's own need the rest."""
+
+LARGEST_CANVAS = 4_000_000
+"""Pixels of an image that a browser may send."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -41,12 +45,20 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(runs: Sequence[Run], listening: socket.socket) -> None:
     """Serve the page of the runs until SIGINT or SIGTERM."""
     uvicorn = import_extra("uvicorn", "demo")
+    from PIL import Image
+
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server hands a signal on after its end
+    pixels, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, LARGEST_CANVAS  # an error above twice as many
     host, port = listening.getsockname()[:2]
     with tempfile.TemporaryDirectory(prefix="consistency_models_demo_") as folder:
         app = application(runs, host, folder)
         print(f"http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C ends it)", flush=True)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-        server.run(sockets=[listening])
+        try:
+            server.run(sockets=[listening])
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            Image.MAX_IMAGE_PIXELS = pixels
 
 
 def application(runs: Sequence[Run], host: str, folder: str) -> Any:
