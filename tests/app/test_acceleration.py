@@ -45,6 +45,7 @@ def test_flag_is_about_strides():
     [
         ([], 1300, True, False, "compiling takes about"),
         ([], LONG, True, True, "compiling takes about"),
+        (["model=dcm"], LONG, True, False, "batches of varying sizes"),
         (["network.dropout=0.1"], LONG, True, False, "dropout masks"),
         (["network.label_dropout=0.1", "data.conditional=true"], LONG, True, False, "dropout masks"),
         (["network.num_blocks=8"], LONG, True, False, "weight tensors"),

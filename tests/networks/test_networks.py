@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from networks.files import BASES, NAMES, TINY, config, tiny
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from consistency_models.networks.layers import UNetBlock
+from consistency_models.networks.layers import UNetBlock, dropout
 
 
 def inputs(network, batch=3, seed=1):
@@ -146,6 +147,17 @@ def test_dropout_is_drawn_in_training_only_and_repeats_with_the_seed(name):
     first, second, again = (torch.manual_seed(seed) and network(x, c, labels) for seed in (3, 4, 3))
     assert relative(first, second) > 1e-3
     torch.testing.assert_close(first, again)
+
+
+def test_dropout_is_that_of_torch_and_does_not_depend_on_the_layout():
+    x = torch.randn(2, 8, 4, 4)
+    drawn = []
+    for drop, image in ((F.dropout, x), (dropout, x), (dropout, x.to(memory_format=torch.channels_last))):
+        torch.manual_seed(0)
+        drawn.append(drop(image, 0.3, True))
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[1], drawn[2])
+    assert dropout(x, 0.3, False) is x
 
 
 def test_dropout_only_at_coarse_resolutions():

@@ -46,6 +46,23 @@ def test_weights_are_chosen_by_name(trained):
         loading.load(trained, weights="0.5")
 
 
+@pytest.mark.parametrize("change", [{"origin": "x"}, {"ema": ...}, {"config": ...}])
+def test_a_file_without_a_part_is_refused(trained, tmp_path, change):
+    content = read(trained / "checkpoints/last.ckpt") | change
+    write({key: value for key, value in content.items() if value is not ...}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=next(iter(change))):
+        loading.load(tmp_path / "a.ckpt")
+
+
+def test_a_teacher_that_cannot_be_looked_at_is_not_needed(trained, tmp_path):
+    """For instance in a folder of another user; here its name is too long, and the home is of nobody."""
+    for path in ("/" + "x" * 5000, "~nobody_of_this_name/teacher.pkl"):
+        content = read(trained / "checkpoints/last.ckpt")
+        content["config"]["teacher"] = {"path": path}
+        write(content, tmp_path / "a.ckpt")
+        assert loading.load(tmp_path / "a.ckpt").sample(1).shape == (1, 1, 8, 8)
+
+
 def test_a_path_in_the_home_folder(trained, monkeypatch):
     monkeypatch.setenv("HOME", str(trained.parent))
     assert loading.load(f"~/{trained.name}").weights == "0.995"

@@ -10,6 +10,8 @@ import logging
 import os
 import shutil
 import sys
+import sysconfig
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from consistency_models import conditions
+from consistency_models.app.checks.targets import fact
 from consistency_models.networks.layout import is_convolutional, prefers_channels_last
 
 log = logging.getLogger(__name__)
@@ -55,6 +58,8 @@ def with_acceleration(
             continue
         if resumed is not None and isinstance(resumed.get(key), bool) and config["trainer"]["strategy"] != "fsdp":
             choice = Choice(resumed[key], "as in the resumed run")
+            if key == "compile" and choice.value and _device_type(config) == "cpu" and (missing := _missing()):
+                choice = Choice(False, f"there is no {missing}; the resumed run was compiled and differs by rounding")
         else:
             choice = choose(config, model, steps)
         chosen[key] = choice.value
@@ -91,6 +96,8 @@ def compilation(config: dict[str, Any], model: Any, steps: int) -> Choice:
         return _not("the gain for several processes has not been measured")
     if not is_convolutional(network) or hasattr(network, "encode"):
         return _not("the gain for such a network has not been measured")
+    if fact(config["model"], "varying_batches"):
+        return _not("the teacher is called on batches of varying sizes")
     if tensors > LARGEST:
         return _not(f"compiling a network of {tensors} weight tensors on a CPU takes many minutes")
     if any(getattr(module, name, 0) for module in network.modules() for name in ("p", "dropout", "label_dropout")):
@@ -100,8 +107,17 @@ def compilation(config: dict[str, Any], model: Any, steps: int) -> Choice:
     estimate = f"compiling takes about {cost:.1f} min and saves about {saved:.3g} min of this training"
     if saved < MARGIN * cost:
         return _not(estimate)
+    missing = _missing()
+    return _not(f"there is no {missing}") if missing else Choice(True, estimate)
+
+
+def _missing() -> str | None:
+    """What compilation on a CPU needs and this machine lacks."""
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    return Choice(True, estimate) if shutil.which(compiler) else _not(f"there is no C++ compiler {compiler}")
+    if not shutil.which(compiler):
+        return f"C++ compiler {compiler}"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return None if header.exists() else f"header of Python {header}"
 
 
 def _not(reason: str) -> Choice:

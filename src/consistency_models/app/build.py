@@ -15,6 +15,7 @@ from torch import nn
 
 from consistency_models.app.acceleration import with_acceleration
 from consistency_models.app.checks.table import NOT_ARGUMENTS
+from consistency_models.app.checks.targets import fact
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.conditions import Prompt
 from consistency_models.data import Published, Source, check_facts
@@ -168,7 +169,8 @@ def build_method(
         instantiate(config["init"], model=model, teacher=teacher)
     for network in filter(None, (model.network, getattr(teacher, "network", None))):
         set_channels_last(network, config["channels_last"])
-        if config["compile"]:  # in place, so that names in a checkpoint have no _orig_mod
+        is_varying = network is not model.network and fact(config["model"], "varying_batches")
+        if config["compile"] and not is_varying:  # in place, so that names in a checkpoint have no _orig_mod
             network.compile(dynamic=False)  # otherwise a later batch of another size changes the rounding of all
     return instantiate(
         arguments_of(config, "model"),

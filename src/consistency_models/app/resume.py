@@ -121,7 +121,9 @@ class Origin(NamedTuple):
             changes.append(f"processes {self.processes} -> {processes}")
         if changes:
             log.warning("changed against the resumed run: %s", "; ".join(changes))
-        if not same_optimizer(self.config, config):
+        with naming(self.path, "a checkpoint of a training"):
+            is_same = same_optimizer(self.config, config)
+        if not is_same:
             log.warning("the checkpoint has the state of another optimiser: the optimiser starts anew")
 
 

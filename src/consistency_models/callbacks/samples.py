@@ -85,6 +85,7 @@ class SampleGrids(StepCallback):
     def add_frame(self, film: Film, trainer: Trainer, method: LightningModule, step: int) -> None:
         """Add a frame to the film, and pass the finished film to the loggers that support videos."""
         ema = next(c for c in trainer.callbacks if isinstance(c, WeightEMA))
+        images = None
         try:
             # A compiled network would be compiled once more for this number of images.
             with ema.applied(method), torch.compiler.set_stance("force_eager"):
@@ -96,6 +97,8 @@ class SampleGrids(StepCallback):
                 if step == method.total_steps and hasattr(logger, "log_video"):
                     logger.log_video("samples/film", [str(film.path)], step=step)
         except Exception as error:
+            if images is None and method.sharded:
+                raise  # the other processes wait for the weights of this one
             log.warning("no frame of step %d in %s: %s: %s", step, film.path, type(error).__name__, error)
 
     def draw(self, trainer: Trainer, method: LightningModule, step: int) -> None:

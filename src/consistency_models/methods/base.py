@@ -115,6 +115,8 @@ class Method(LightningModule):
     """True: the method can train a second output of the network, see `network.outputs`."""
     difference: float | None = None
     """Share h by which `derivative` moves the level for a central difference; None: derivatives in forward mode."""
+    varying_batches: bool = False
+    """True: the method calls the teacher on batches of varying sizes. Each size would be compiled anew."""
     needs_two_times: bool = False
     """True: the method calls the network with two times."""
     teacher_is_consistent: bool = False

@@ -33,6 +33,7 @@ class DirectConsistency(Method):
 
     needs_levels = "pairs of levels on a grid"
     needs_teacher = True
+    varying_batches = True
 
     @checked
     def __init__(self, *, solver: Callable[..., Tensor] | None = None, **arguments) -> None:

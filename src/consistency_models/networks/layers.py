@@ -50,7 +50,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """
     if not training or p == 0:
         return x
-    return x * torch.empty(x.shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p).div_(1 - p)
+    return x * torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p) * (1 / (1 - p))
 
 
 def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,7 +65,9 @@ class Pipeline:
 
 def is_pipeline(path: Path | str) -> bool:
     """Whether the path is a folder with a model_index.json."""
-    return (Path(path).expanduser() / INDEX).is_file()
+    with suppress(OSError, RuntimeError):  # a folder of another user, no such home, a name that is too long
+        return (Path(path).expanduser() / INDEX).is_file()
+    return False
 
 
 def read_pipeline(path: Path | str) -> Pipeline:

@@ -60,7 +60,7 @@ def _copied_to_host(images: Tensor) -> Callable[[], Tensor]:
 
     def wait() -> Tensor:
         copied.synchronize()
-        return copy
+        return copy.clone()  # page-locked memory is scarce
 
     return wait
 

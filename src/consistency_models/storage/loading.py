@@ -23,7 +23,7 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
-from consistency_models.data_spec import DataSpec
+from consistency_models.data_spec import DataSpec, listed
 from consistency_models.errors import CheckpointError, import_extra, naming
 from consistency_models.networks.layout import prefers_channels_last, set_channels_last
 from consistency_models.networks.lora import share_base, shared_names
@@ -259,7 +259,11 @@ def _content(path: Path) -> dict[str, Any]:
     if path.is_dir() or (path.suffix in (".pkl", ".pt") and not is_marked(path)):
         return checkpoint_of(path)
     content = read(path)
-    return content | {"origin": content.get("origin", {}) | {"path": str(path), "digest": digest_of(path)}}
+    if missing := {"config", "model", "ema"} - content.keys():
+        raise CheckpointError("a checkpoint of a run", f"a file without {listed(sorted(missing))}", path)
+    if not isinstance(origin := content.get("origin", {}), dict):
+        raise CheckpointError("a mapping origin", origin, path)
+    return content | {"origin": origin | {"path": str(path), "digest": digest_of(path)}}
 
 
 def read_safetensors(path: Path | str) -> dict[str, Any]:

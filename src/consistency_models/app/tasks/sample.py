@@ -100,7 +100,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     file = folder / "samples.json"
     if folder.exists() and any(folder.iterdir()):
         known = json.loads(file.read_text()) if file.exists() else {}
-        differing = [key for key in settings if known.get(key) != settings[key]]
+        differing = [key for key in settings if known.get(key, "None") != settings[key]]  # options came later
         if differing:
             allowed, fix = "a new folder, or one of the same settings", "choose another folder by task.out="
             raise ConfigError("task.out", folder, allowed, fix, reason=f"different here: {', '.join(differing)}")

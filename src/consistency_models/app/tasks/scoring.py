@@ -60,6 +60,7 @@ def features_divided(evaluation: Evaluation, producer: Producer, config: dict[st
     if ranks == 1:
         yield
         return
+    _ = evaluation.extractor  # trained or fetched once, not by every process
     alone = evaluation.extract_all, evaluation.collect_shares
     evaluation.extract_all = lambda batches: map(
         torch.from_numpy, producer.map(_features, ((config, batch.numpy()) for batch in batches))

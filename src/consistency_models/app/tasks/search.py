@@ -100,8 +100,9 @@ def run(
             tried: dict[int, float] = {}
 
             def value(i: int, tried: dict[int, float] = tried) -> float:
+                kept = {"unit_variance": own.unit_variance, "inputs": own.inputs}
                 result = score(
-                    Consistency([*sigmas, levels[i]], own.sigma_min, own.clip, unit_variance=own.unit_variance),
+                    Consistency([*sigmas, levels[i]], own.sigma_min, own.clip, **kept),
                     f"σ = {levels[i]:.4g}",
                 )
                 tried[i], names[:] = result.value, [result.name]
