@@ -93,7 +93,7 @@ def test_what_does_not_fit_at_all_is_refused(tmp_path, memory, capsys):
 
 def test_a_training_of_weeks_is_told_with_the_first_lines(tmp_path, memory, caplog):
     memory(2**40)
-    config = config_of(tmp_path, *STEP, "trainer.max_steps=1000000000")
+    config = config_of(tmp_path, *STEP, "trainer.max_steps=1000000000", "compile=false")
     config["callbacks"]["at"] = {"_target_": f"{__name__}.Stop"}
     from consistency_models.app.run import run_job
 

@@ -57,6 +57,7 @@ def assert_one_run_a_job(sweep, jobs):
         assert len(list((sweep / job / "wandb").glob("offline-run-*"))) == 1
 
 
+@pytest.mark.slow  # 45 s of both cores; tests/test_ddp.py has two processes, the tests above have the launcher
 def test_two_processes_train_each_job_of_a_multirun(tmp_path):
     code, output = train(tmp_path, "-m", "seed=0,1", *TINY, *TWO_PROCESSES)
     assert code == 0, output
