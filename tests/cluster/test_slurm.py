@@ -69,6 +69,7 @@ def test_a_preempted_job_ends_as_one_that_was_not(slurm):
     assert len(list(folder.glob(f"wandb/offline-run-*-{identity}"))) == 2
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_job_starts(slurm):
     """From the moment on at which there is something to send it to."""
     job = slurm.submit("logger=csv", "trainer.max_steps=5")
@@ -80,6 +81,7 @@ def test_a_signal_while_the_job_starts(slurm):
     assert (slurm.folder_of(job) / "DONE").exists()
 
 
+@pytest.mark.slow
 def test_a_job_near_its_time_limit_is_requeued(slurm):
     options = ["--time=1", "--signal=USR1@30"]  # Slurm looks at the time every half minute
     job = slurm.submit("logger=default", "trainer.max_steps=1000000", options=options)
@@ -87,6 +89,7 @@ def test_a_job_near_its_time_limit_is_requeued(slurm):
     assert (slurm.folder_of(job) / "STOPPED").read_text().startswith("stopped by SIGUSR1 ")
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_saves_and_is_not_requeued(slurm):
     job = slurm.submit("logger=default", "trainer.max_steps=1000000")
     slurm.trains(job)
@@ -98,6 +101,7 @@ def test_a_cancelled_job_saves_and_is_not_requeued(slurm):
     assert steps_of(folder)[-1] == read(folder / "checkpoints/last.ckpt")["step"]
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_by_a_signal_is_started_again_but_not_without_end(slurm):
     job = slurm.submit("logger=csv", "trainer.max_steps=1000000", options=["--export=ALL,MAX_RESTARTS=1"])
     slurm.trains(job)
@@ -110,6 +114,7 @@ def test_a_process_that_dies_by_a_signal_is_started_again_but_not_without_end(sl
     slurm.wait(job, "FAILED", 1)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_stopped_before_each_save_is_not_requeued_without_end(slurm):
     """As where the time limit is shorter than the time of --signal."""
     job = slurm.submit("logger=csv", "trainer.max_steps=5", options=["--export=ALL,MAX_RESTARTS=0"])
@@ -125,6 +130,7 @@ def assert_two_processes(folder, steps, parts):
     assert len(list(folder.glob("wandb/offline-run-*"))) == parts
 
 
+@pytest.mark.slow
 def test_of_an_array_of_two_processes_each_only_the_stopped_task_is_started_again(slurm):
     """One node with two tasks. The jobs have neighbouring numbers, from which the ports of their processes follow."""
     options = ["--array=0-1", "--ntasks-per-node=2"]
@@ -153,6 +159,7 @@ def test_two_nodes_stop_and_continue_together(slurm):
     assert_two_processes(slurm.folder_of(job), 1000, parts=2)
 
 
+@pytest.mark.slow
 def test_the_job_of_a_node_that_fails_continues_on_another(slurm):
     job = slurm.submit("logger=csv", "trainer.max_steps=1500")
     slurm.trains(job)
@@ -165,6 +172,7 @@ def test_the_job_of_a_node_that_fails_continues_on_another(slurm):
     assert steps_of(slurm.folder_of(job)) == list(range(1, 1501))
 
 
+@pytest.mark.slow
 def test_a_training_that_outlives_the_daemon_of_its_node_leaves_the_folder_to_the_requeued_job(slurm):
     """Slurm gives up the node; training, step and script live on there, and know nothing of it."""
     job = slurm.submit("logger=csv", "trainer.max_steps=20000")
