@@ -268,3 +268,10 @@ def test_the_way_down_of_a_consistency_model_is_one_step():
     x, recorded = normal(), Recorded(consistency)
     assert torch.equal(Consistency((80.0, 5.0)).descend(recorded, x, 3.0), consistency(x, x.new_full((4,), 3.0)))
     assert recorded.sigmas == [3.0]
+
+
+def test_other_levels_keep_all_other_options():
+    own = Consistency([80.0], sigma_min=0.01, clip=True, unit_variance=True, inputs=[0.5])
+    other = own.with_levels([80.0, 0.8])
+    assert vars(other) == vars(Consistency([80.0, 0.8], 0.01, True, unit_variance=True, inputs=[0.5]))
+    assert {key for key in vars(own) if vars(own)[key] != vars(other)[key]} == {"sigmas", "nfe"}

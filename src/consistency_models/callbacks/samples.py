@@ -87,8 +87,7 @@ class SampleGrids(StepCallback):
         ema = next(c for c in trainer.callbacks if isinstance(c, WeightEMA))
         images = None
         try:
-            # A compiled network would be compiled once more for this number of images.
-            with ema.applied(method), torch.compiler.set_stance("force_eager"):
+            with ema.applied(method):
                 images = self.generator.sample(self.columns, self.settings["steps"][0], self.settings["seed"])
             if not trainer.is_global_zero:
                 return

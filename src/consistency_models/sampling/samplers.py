@@ -162,6 +162,10 @@ class Consistency:
         """f(x, sigma), shape of x."""
         return self._function(denoiser)(x, x.new_full((len(x),), sigma))
 
+    def with_levels(self, sigmas: Sequence[float]) -> Consistency:
+        """This sampler with other levels σ_1 > σ_2 > …"""
+        return Consistency(sigmas, self.sigma_min, self.clip, unit_variance=self.unit_variance, inputs=self.inputs)
+
     def _function(self, denoiser: Denoiser) -> Denoiser:
         f = _with_inputs(denoiser, self.inputs)
         return _clipped(f) if self.clip else f

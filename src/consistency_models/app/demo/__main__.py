@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le, MaxLen, MinLen, doc
@@ -25,7 +26,7 @@ from annotated_types import Ge, Le, MaxLen, MinLen, doc
 from consistency_models.app.checks.files import wrong_path
 from consistency_models.app.checks.rules import nearest
 from consistency_models.app.checks.table import Device
-from consistency_models.errors import CheckpointError, ConfigError, Exit
+from consistency_models.errors import ConfigError, Exit, command
 from consistency_models.values import Text, Weights, checked, kinds_of
 
 __all__ = ["main", "settings_of", "show"]
@@ -90,7 +91,8 @@ def settings_of(words: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str] | None = None) -> Exit:
     """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m consistency_models.app.demo",
@@ -99,14 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     given = parser.parse_args(arguments)
-    try:
+    with suppress(KeyboardInterrupt):  # the end of the server, or while the runs are loaded
         show(**settings_of(given.settings))
-    except KeyboardInterrupt:  # the end of the server, or while the runs are loaded
-        return int(Exit.DONE)
-    except (ValueError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(Exit.NO_GOOD_CHECKPOINT if isinstance(error, CheckpointError) else Exit.BAD_INPUT)
-    return int(Exit.DONE)
+    return Exit.DONE
 
 
 if __name__ == "__main__":

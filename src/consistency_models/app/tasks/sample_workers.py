@@ -67,7 +67,7 @@ def _consistency(generator: Generator, sigmas: list[float]) -> Consistency:
         own = generator.make_sampler(steps=len(sigmas))
         if isinstance(own, Consistency):
             fix = ""
-            return Consistency(sigmas, own.sigma_min, own.clip, unit_variance=own.unit_variance, inputs=own.inputs)
+            return own.with_levels(sigmas)
         allowed = f"null with the sampler {type(own).__name__}"
         reason = "only a consistency sampler takes arbitrary levels"
     except ValueError as error:

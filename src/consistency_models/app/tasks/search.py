@@ -100,11 +100,7 @@ def run(
             tried: dict[int, float] = {}
 
             def value(i: int, tried: dict[int, float] = tried) -> float:
-                kept = {"unit_variance": own.unit_variance, "inputs": own.inputs}
-                result = score(
-                    Consistency([*sigmas, levels[i]], own.sigma_min, own.clip, **kept),
-                    f"σ = {levels[i]:.4g}",
-                )
+                result = score(own.with_levels([*sigmas, levels[i]]), f"σ = {levels[i]:.4g}")
                 tried[i], names[:] = result.value, [result.name]
                 return result.value if result.is_distance else -result.value
 
