@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,7 +24,35 @@ from consistency_models.app.outcome import quiet
 from consistency_models.callbacks import ema, metrics
 from consistency_models.methods import base
 
+__all__ = ["Case", "StepClock", "step_seconds"]
+
 RARE = ("samples", "validation", "checkpoint", "signals", "progress")  # callbacks that do not belong to every step
+
+
+class StepClock(Callback):
+    """Records the time after each step.
+
+    Args:
+        read: the clock, in seconds.
+    """
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        self.read, self.times = read, []
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        """Read the clock."""
+        self.times.append(self.read())
+
+    def seconds(self) -> list[float]:
+        """Return the seconds of each step after the first."""
+        return [later - earlier for earlier, later in pairwise(self.times)]
+
+
+def step_seconds(overrides: Sequence[str], steps: int, read: Callable[[], float]) -> float:
+    """Return the median seconds of a step on the CPU by a clock, in a training of `steps` steps."""
+    clock = StepClock(read)
+    Case([*overrides, f"trainer.max_steps={steps + 1}"], "cpu").train(steps, clock)
+    return statistics.median(clock.seconds())
 
 
 class Case:

@@ -21,15 +21,13 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import measuring
 import torch
-from case import Case
-from lightning import Callback
+from case import step_seconds
 
 from consistency_models import load
 from consistency_models.data import cifar10
@@ -41,25 +39,6 @@ SHARE = {"teacher": 0.6, "student": 0.4}
 MODEL = {"teacher": ["model=teacher"], "student": ["model=ect", "recipe.lr=3e-4"]}
 STEPS = {"teacher": [18], "student": [1, 2, 4]}
 PROBE = 6  # steps of a measurement
-
-
-class WallClock(Callback):
-    """Records the wall time after each step."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_train_batch_end(self, *arguments: Any) -> None:
-        """Read the clock."""
-        self.times.append(time.perf_counter())
-
-
-def step_seconds(overrides: Sequence[str]) -> float:
-    """Return the median wall time of a step."""
-    clock = WallClock()
-    Case([*overrides, f"trainer.max_steps={PROBE + 1}"], "cpu").train(PROBE, clock)
-    gaps = sorted(later - earlier for earlier, later in zip(clock.times, clock.times[1:]))
-    return gaps[len(gaps) // 2]
 
 
 def command(*arguments: str) -> None:
@@ -77,7 +56,7 @@ def train(stage: str, folder: Path, args: argparse.Namespace) -> None:
         return
     common = ["experiment=cifar10_small", *MODEL[stage], f"data.root={args.root.absolute()}", *args.overrides]
     if not plan.exists():
-        seconds = step_seconds(common)
+        seconds = step_seconds(common, PROBE, time.perf_counter)
         steps = max(args.points, round(3600 * args.hours * SHARE[stage] / seconds))
         folder.mkdir(parents=True, exist_ok=True)
         planned = {"seconds": seconds, "steps": steps, "threads": torch.get_num_threads()}

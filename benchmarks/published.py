@@ -185,9 +185,10 @@ def main(arguments: list[str] | None = None) -> None:
         return
     (args.out / "sweeps").mkdir(parents=True, exist_ok=True)
     sweeps = [folder for folder in args.folders if (folder / "jobs.csv").exists()]  # runs/*/* has single runs, too
-    day = max((date.fromtimestamp((folder / "jobs.csv").stat().st_mtime) for folder in sweeps), default=None)
     for (sweep, size), runs in read_jobs(sweeps).items():
         if any(size in order.sizes for order in PUBLISHED.get(sweep, [])):
+            own = [folder for folder in sweeps if folder.resolve().parent.name == sweep]
+            day = date.fromtimestamp(max((folder / "jobs.csv").stat().st_mtime for folder in own))
             store(sweep, size, runs, day, args.out)
     (args.out / "sweeps.md").write_text(page(args.out))
     print(page(args.out))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 
 import measuring
-from case import Case
-from time_to_quality import Clock
+from case import step_seconds
 
 from consistency_models.app.checks import Composer
 
@@ -29,14 +29,6 @@ def commands(sweep: str, size: str) -> list[list[str]]:
     return [line for line in named if f"sweep_size={size}" in line]
 
 
-def step_seconds(overrides: Sequence[str]) -> float:
-    """Return the CPU seconds of a step with one thread: the median of a short training."""
-    clock = Clock("cpu")
-    Case([*overrides, f"trainer.max_steps={PROBE + 1}"], "cpu").train(PROBE, clock)
-    gaps = sorted(later - earlier for earlier, later in zip(clock.times, clock.times[1:]))
-    return gaps[len(gaps) // 2]
-
-
 def cost_table(sweeps: Sequence[str], teacher: str) -> Iterator[str]:
     """Yield the Markdown lines of the cost of each sweep of digits, and the sum.
 
@@ -56,7 +48,7 @@ def cost_table(sweeps: Sequence[str], teacher: str) -> Iterator[str]:
                 lines = [each.input_line for each in job if not each.is_hydra_override()]
                 key = tuple(line for line in lines if not FREE.match(line))
                 if key not in seconds:
-                    seconds[key] = step_seconds(lines)
+                    seconds[key] = step_seconds(lines, PROBE, time.process_time)
                 minutes.append((composer.compose(job).trainer.max_steps * seconds[key] + REST) / 60)
         total_runs, total_minutes = total_runs + len(minutes), total_minutes + sum(minutes)
         yield f"| {sweep} | {len(minutes)} | {max(minutes):.1f} | {sum(minutes):.0f} |"

@@ -25,6 +25,7 @@ import os
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -35,8 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import measuring
-from case import Case
-from lightning import Callback
+from case import Case, StepClock
 from quality_report import report
 
 from consistency_models.app.checks import Composer, check
@@ -88,29 +88,18 @@ def own_minutes(choice: str, minutes: float) -> float:
     return minutes / 2 if stages(choice) else minutes
 
 
-class Clock(Callback):
-    """Records the time after each step."""
-
-    def __init__(self, device: str) -> None:
-        self.device, self.times = device, []
-
-    def on_train_batch_end(self, *arguments: Any) -> None:
-        """Read the CPU time of this process, or the wall time of a GPU."""
-        measuring.wait(self.device)
-        self.times.append(time.process_time() if self.device == "cpu" else time.perf_counter())
-
-    def seconds(self) -> float:
-        """Return the mean seconds of a step."""
-        return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
-
-
 def calibrate(choices: Sequence[str], args: argparse.Namespace) -> dict[str, float]:
     """Measure the seconds of a step of each choice. Untrained networks take the places of its stages."""
 
+    def read() -> float:
+        """Read the CPU time of this process, or the wall time of a GPU."""
+        measuring.wait(args.device)
+        return time.process_time() if args.device == "cpu" else time.perf_counter()
+
     def train(case: Case) -> float:
-        clock = Clock(args.device)
+        clock = StepClock(read)
         case.train(args.probe, clock)
-        return clock.seconds()
+        return statistics.mean(clock.seconds())
 
     runs = {}
     for choice in choices:

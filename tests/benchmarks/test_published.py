@@ -92,7 +92,7 @@ def test_where_an_order_holds():
 
 def test_the_cost_is_steps_times_seconds(monkeypatch):
     asked = []
-    monkeypatch.setattr(sweep_costs, "step_seconds", lambda overrides: asked.append(overrides) or 0.1)
+    monkeypatch.setattr(sweep_costs, "step_seconds", lambda overrides, *_: asked.append(overrides) or 0.1)
     lines = list(sweep_costs.cost_table(["ict_depth"], "RUN"))
     minutes = (800 * 0.1 + sweep_costs.REST) / 60
     assert f"| ict_depth | 6 | {minutes:.1f} | {6 * minutes:.0f} |" in lines
