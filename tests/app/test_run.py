@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from jobs import GRADIENT_STEP, ROOT, TINY, run
 from lightning import Callback
 
 from consistency_models.app.loggers import MetricsCSV
+from consistency_models.app.outcome import quiet
 from consistency_models.app.wandb_mode import wandb_mode
 from consistency_models.callbacks.validation import Validation
 from consistency_models.errors import Exit
@@ -46,6 +48,13 @@ class At(Callback):
 
 def at(step, what):
     return {"callbacks": {"at": {"_target_": f"{__name__}.At", "step": step, "what": what}}}
+
+
+def test_matplotlib_does_not_announce_its_font_cache(caplog):
+    caplog.set_level(logging.INFO)
+    quiet()
+    logging.getLogger("matplotlib.font_manager").info("generated new fontManager")
+    assert not caplog.records
 
 
 def test_a_run_leaves_what_the_design_says(tmp_path):
