@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -50,11 +51,13 @@ def at(step, what):
     return {"callbacks": {"at": {"_target_": f"{__name__}.At", "step": step, "what": what}}}
 
 
-def test_matplotlib_does_not_announce_its_font_cache(caplog):
+def test_notices_of_libraries_are_silent(caplog, recwarn):
     caplog.set_level(logging.INFO)
     quiet()
     logging.getLogger("matplotlib.font_manager").info("generated new fontManager")
+    warnings.warn("`torch.jit.script` is deprecated. Please switch to `torch.compile`.", FutureWarning, stacklevel=1)
     assert not caplog.records
+    assert not recwarn
 
 
 def test_a_run_leaves_what_the_design_says(tmp_path):
