@@ -15,6 +15,7 @@ from lightning import LightningModule, Trainer
 from stopwatch import Stopwatch
 from torch import Tensor
 
+from consistency_models.conditions import encode
 from consistency_models.noise.schedules import Levels
 from consistency_models.random import BatchRandom
 
@@ -35,7 +36,8 @@ class BareStep:
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer: Any = method.make_optimizer(self.weights)
         self.average = [p.detach().clone() for p in self.weights]
-        self.images = case.data.source.images.to(self.device)
+        source = case.data.source.to(self.device)
+        self.images, self.classes = source.images, source.labels if case.data.conditional else None
         levels = method.schedule(BatchRandom(0, 0, self.batch, slice(0, self.batch)), 0, method.total_steps)
         self.grid = levels.grid.float().to(self.device)
         # The cost of a draw does not depend on the values.
@@ -46,13 +48,15 @@ class BareStep:
         with self.watch.part("data"):
             indices = torch.randint(len(self.images), (self.batch,), device=self.device)
             x = self.images.index_select(0, indices).float().div_(127.5).sub_(1)
+            classes = None if self.classes is None else self.classes.index_select(0, indices)
+        labels = encode(self.model.network, classes)
         index = torch.multinomial(self.probabilities, self.batch, replacement=True)
         low, high = self.grid[index], self.grid[index + 1]
         noise = torch.randn_like(x)
         with self.watch.part("student"):
-            online = self.model(x + high.view(-1, 1, 1, 1) * noise, high)
+            online = self.model(x + high.view(-1, 1, 1, 1) * noise, high, labels)
         with self.watch.part("target"), torch.no_grad():
-            target = self.model(x + low.view(-1, 1, 1, 1) * noise, low)
+            target = self.model(x + low.view(-1, 1, 1, 1) * noise, low, labels)
         return (self.method.weighting(Levels(high, low)) * self.method.distance(online, target)).mean()
 
     def finish(self) -> None:
