@@ -5,14 +5,15 @@ import os
 import re
 import socket
 import sys
+from functools import cache
 from pathlib import Path
 
-import hydra
 import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
+from consistency_models.app.checks import Composer
 from consistency_models.app.checks.relations import needs_teacher
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.main import main
@@ -41,11 +42,23 @@ GRADIENT_STEP = (
 TWO_PROCESSES = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 
 
-def config_of(folder, *overrides):
-    """The resolved configuration of a command line."""
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = hydra.compose("train", [f"paths.output={folder}", *overrides])
+@cache
+def _composer(task):
+    return Composer(task, ROOT / "conf")
+
+
+def composed(task, *overrides):
+    """The resolved configuration of a command line, as Hydra composes it; files of conf/ are read once a process."""
+    composer = _composer(task)
+    config = composer.compose(composer.parse(overrides))
+    with open_dict(config):
+        del config["hydra"]
     return OmegaConf.to_container(config, resolve=True)
+
+
+def config_of(folder, *overrides):
+    """The resolved configuration of a training in a folder."""
+    return composed("train", f"paths.output={folder}", *overrides)
 
 
 def run(folder, *overrides, **extra):

@@ -7,12 +7,10 @@ import subprocess
 import sys
 from functools import partial
 
-import hydra
 import pytest
 import torch
 from hydra.errors import InstantiationException
-from jobs import ROOT, TINY, config_of, run
-from omegaconf import OmegaConf
+from jobs import ROOT, TINY, composed, config_of, run
 from parity.golden import OURS
 from PIL import Image
 from pretrained import snapshots
@@ -236,9 +234,7 @@ def test_what_is_no_checkpoint_is_not_converted(tmp_path, monkeypatch, capsys):
 
 def settings(folder, run, *overrides):
     """The resolved configuration of eval.py."""
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = hydra.compose("eval", [f"paths.output={folder}", f"run={run}", "n=16", *overrides])
-    return OmegaConf.to_container(config, resolve=True)
+    return composed("eval", f"paths.output={folder}", f"run={run}", "n=16", *overrides)
 
 
 def test_it_is_scored(images, tmp_path):

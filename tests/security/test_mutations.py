@@ -16,6 +16,7 @@ from consistency_models.errors import Exit
 from consistency_models.export import to_safetensors
 
 FORMATS = ("checkpoint", "export", "npz", "yaml", "compare", "resume")
+CASES = dict.fromkeys(FORMATS, 200) | {"compare": 60, "resume": 80}  # a case of the last two draws figures, or trains
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +46,8 @@ def fuzz(name, folder, cases, seed):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_two_hundred_mutations(name, folder):
-    endings = fuzz(name, folder, 200, 0)
+def test_some_mutations(name, folder):
+    endings = fuzz(name, folder, CASES[name], 0)
     assert endings["used"] > 5  # some mutations are harmless: the reader is not just refusing everything
     if name not in ("compare", "resume"):
         assert endings["refused"] > 50
