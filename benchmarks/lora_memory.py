@@ -1,6 +1,6 @@
 """Memory of a step of LCM-LoRA on Stable Diffusion, on paper: tensors have shapes and no values.
 
-    python benchmarks/lora_memory.py                 # SD 1.5 at 512 px, SDXL at 1024 px
+    python benchmarks/lora_memory.py                 # SD 1.5 at 512 px, SDXL at 1024 px; minutes
     python benchmarks/lora_memory.py --sizes 64 128  # other latents
 
 Nothing is downloaded: the U-Nets are built from their published configurations. The step is that of model=lcm with
