@@ -46,7 +46,7 @@ Each group of rows shows the same noise: {steps}.
 ## Use
 
 ```python
-import consistency_models  # pip install "consistency-models[export]"
+import consistency_models  # in a clone of its repository: pip install -e ".[export]"
 
 generator = consistency_models.load({folder})  # this folder
 images = generator.sample(16, steps={first}, seed=0)  # (16, {shape}){range}
