@@ -12,7 +12,7 @@ def test_without_the_extra(refused, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "diffusers" else find(name))
     (told,) = refused(f"{LCM} teacher.path={{pipeline}}")
     assert (told.key, told.reason) == ("network", "the package diffusers is not installed")
-    assert "consistency-models[latent]" in str(told)
+    assert 'pip install -e ".[latent]"' in str(told)
 
 
 @pytest.mark.parametrize(
