@@ -66,6 +66,48 @@ def made(student, teacher, **options):
     )
 
 
+def network_of(config, teacher, checkpointing=False, **options):
+    """A network with adapters on the teacher's weights, in train mode, whose B is not zero."""
+    network = UNet(config, checkpointing=checkpointing, lora=LoRA(r=4, alpha=8, seed=1, **options))
+    share_base(network, teacher.network)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.01)
+    return network.train()
+
+
+def output_and_gradients(network, prompt, seed=0):
+    """The output and the gradients of the adapters, with the dropout masks of a seed."""
+    generator = torch.Generator().manual_seed(2)
+    x, k = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([3.0, 500.0])
+    own = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    torch.manual_seed(seed)
+    output = network(x, k, prompt)
+    return [output.detach(), *torch.autograd.grad(output.square().mean(), own)]
+
+
+def test_recomputed_activations_have_the_same_gradients(config, teacher, prompt):
+    """Of frozen weights with adapters, with the dropout masks of the forward pass."""
+    calls = []
+    networks = [network_of(config, teacher, checkpointing, dropout=0.3) for checkpointing in (False, True)]
+    for network in networks:
+        network.unet.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    plain, recomputed = (output_and_gradients(network, prompt) for network in networks)
+    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed))
+    assert len(calls) == 3  # once, and twice with checkpointing
+
+
+def test_dropout_of_adapters(config, teacher, prompt):
+    """A function of the seed in train mode, and none in eval mode."""
+    network, without = network_of(config, teacher, dropout=0.5), network_of(config, teacher)
+    first, same, other = (output_and_gradients(network, prompt, seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    a, b = (output_and_gradients(each.eval(), prompt)[0] for each in (network, without))
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
 def numbers(parameters):
     return sum(parameter.numel() for parameter in parameters)
 

@@ -58,6 +58,7 @@ def build_ode_error(
         cache_key = source.digest if exact else None
         if not isinstance(denoiser, Guided) and hasattr(denoiser, "origin"):  # a digest does not identify guidance
             cache_key = repr((denoiser.origin["digest"], config["teacher"].get("weights"), steps))
-        return ODEError(solution, images, labels, data.sigma_data, sigmas, ends["sigma_min"], cache_key=cache_key)
+        options = {"batch_size": config["evaluation"]["batch_size"], "cache_key": cache_key}
+        return ODEError(solution, images, labels, data.sigma_data, sigmas, ends["sigma_min"], **options)
 
     return measure
