@@ -1,6 +1,7 @@
 """Adapters on a base that is shared with the teacher: nothing is copied, only the adapters are trained and saved."""
 
 import copy
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -200,6 +201,12 @@ def test_other_bases_are_refused(config, teacher):
         UNet(config, lora=LoRA(r=2), time_cond_proj_dim=16)
     with pytest.raises(ValueError, match="not found in the base model"):
         UNet(config, lora=LoRA(r=2, targets=["no_such_layer"]))
+
+
+def test_without_peft(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ModuleNotFoundError, match=r"peft is not installed: pip install .*\[latent\]"):
+        UNet(config, lora=LoRA(r=2))
 
 
 @pytest.mark.parametrize("options", [{"r": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"targets": []}])
