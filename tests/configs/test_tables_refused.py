@@ -40,7 +40,7 @@ def test_without_peft(refused, passes, monkeypatch):
         (
             f"{LCM} teacher.path={{pipeline}} {CD} data.guidance_w=[5,15] teacher.guidance=8",
             "teacher.guidance",
-            "add data.guidance_w=null, or set",
+            "Add data.guidance_w=null, or set",
         ),
         (f"{LCM} teacher.path={{pipeline}} preconditioning=edm", "preconditioning", "lcm, table"),
         (
