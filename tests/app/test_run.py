@@ -2,10 +2,12 @@
 
 import csv
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +18,7 @@ from jobs import GRADIENT_STEP, ROOT, TINY, run
 from lightning import Callback
 
 from consistency_models.app.loggers import MetricsCSV
+from consistency_models.app.outcome import quiet
 from consistency_models.app.wandb_mode import wandb_mode
 from consistency_models.callbacks.validation import Validation
 from consistency_models.errors import Exit
@@ -46,6 +49,15 @@ class At(Callback):
 
 def at(step, what):
     return {"callbacks": {"at": {"_target_": f"{__name__}.At", "step": step, "what": what}}}
+
+
+def test_notices_of_libraries_are_silent(caplog, recwarn):
+    caplog.set_level(logging.INFO)
+    quiet()
+    logging.getLogger("matplotlib.font_manager").info("generated new fontManager")
+    warnings.warn("`torch.jit.script` is deprecated. Please switch to `torch.compile`.", FutureWarning, stacklevel=1)
+    assert not caplog.records
+    assert not recwarn
 
 
 def test_a_run_leaves_what_the_design_says(tmp_path):

@@ -137,7 +137,6 @@ class DataModule(LightningDataModule):
         workers = 0 if resident else self.workers
         return WorkerLoader(
             self.source.to(device) if resident else self.source,
-            batch_size=None,
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
