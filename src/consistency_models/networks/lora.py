@@ -46,7 +46,7 @@ class LoRA:
     """Adapters of a U-Net of diffusers.
 
     Args:
-        r: rank.
+        r: rank of the adapters.
         alpha: α; the adapters are multiplied by α/r.
         dropout: of the input of the adapters, in training.
         targets: ends of the names of the layers that get adapters.

@@ -60,7 +60,7 @@ def text(config: Config, choices: Choices) -> Problems:
     for group, part in parts:
         package = fact(part, "needs_package")
         if package and importlib.util.find_spec(package) is None:
-            fix = "install it with pip install 'consistency-models[latent]'"
+            fix = 'install it with pip install -e ".[latent]"'
             yield problem(group, choices.get(group), "another", fix, reason=f"the package {package} is not installed")
             return
     reported = fact(config["teacher"], "reads") == "a pipeline"  # a wrong path is reported as such
