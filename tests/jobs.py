@@ -44,13 +44,13 @@ TWO_PROCESSES = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 
 
 @cache
-def _composer(task):
-    return Composer(task, ROOT / "conf")
+def _composer(task, searchpath):
+    return Composer(task, ROOT / "conf", searchpath=searchpath)
 
 
 def composed(task, *overrides):
     """The resolved configuration of a command line, as Hydra composes it; files of conf/ are read once a process."""
-    composer = _composer(task)
+    composer = _composer(task, tuple(line for line in overrides if line.startswith("hydra.searchpath=")))
     config = composer.compose(composer.parse(overrides))
     with open_dict(config):
         del config["hydra"]
