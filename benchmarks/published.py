@@ -185,13 +185,16 @@ def main(arguments: list[str] | None = None) -> None:
         return
     (args.out / "sweeps").mkdir(parents=True, exist_ok=True)
     sweeps = [folder for folder in args.folders if (folder / "jobs.csv").exists()]  # runs/*/* has single runs, too
-    for (sweep, size), runs in read_jobs(sweeps).items():
+    found = read_jobs(sweeps)
+    for (sweep, size), runs in found.items():
         if any(size in order.sizes for order in PUBLISHED.get(sweep, [])):
             own = [folder for folder in sweeps if folder.resolve().parent.name == sweep]
             day = date.fromtimestamp(max((folder / "jobs.csv").stat().st_mtime for folder in own))
             store(sweep, size, runs, day, args.out)
     (args.out / "sweeps.md").write_text(page(args.out))
-    print(page(args.out))
+    for sweep in dict.fromkeys(sweep for sweep, _ in found if sweep in PUBLISHED):
+        print("\n".join(chapter(sweep, stored(sweep, args.out))))
+    print(f"\nwritten to {args.out / 'sweeps.md'}, with the orders of all sweeps")
 
 
 if __name__ == "__main__":

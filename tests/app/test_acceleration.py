@@ -6,12 +6,14 @@ import shutil
 import pytest
 import torch
 from jobs import TINY, config_of, run
+from torch.torch_version import TorchVersion
 
 from consistency_models import load
 from consistency_models.app import acceleration
 from consistency_models.app.acceleration import with_acceleration
 from consistency_models.errors import Exit
 from consistency_models.export.weights import to_checkpoint
+from consistency_models.networks.layout import differentiable_norms
 from consistency_models.storage.checkpoints import read, write
 from consistency_models.storage.loading import build_model
 
@@ -38,6 +40,15 @@ def is_channels_last(module):
 def test_flag_is_about_strides():
     assert is_channels_last(torch.nn.Conv2d(8, 8, 3).to(memory_format=torch.channels_last))
     assert not is_channels_last(torch.nn.Conv2d(8, 8, 3))
+
+
+@pytest.mark.parametrize(("version", "is_contiguous"), [("2.11.0+cu130", True), ("2.13.0", True), ("2.14.0", False)])
+def test_norms_of_older_torch_are_differentiated_in_the_default_layout(version, is_contiguous, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    norm, x = torch.nn.GroupNorm(2, 8), torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last)
+    with differentiable_norms():
+        assert norm(x).is_contiguous() == is_contiguous
+    assert not norm(x).is_contiguous()
 
 
 @pytest.mark.parametrize(

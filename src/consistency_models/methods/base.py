@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from consistency_models import conditions
 from consistency_models.conditions import Prompt
 from consistency_models.methods.differences import central_difference
+from consistency_models.networks.layout import differentiable_norms
 from consistency_models.networks.lora import shared_names
 from consistency_models.noise.preconditioned import Preconditioned
 from consistency_models.noise.schedules import Levels
@@ -249,7 +250,8 @@ class Method(LightningModule):
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), torch.autocast(step.x.device.type, enabled=False):
             if self.difference is not None:
                 return central_difference(seeded, primals, tangents, self.difference)
-            value, derivative, *_ = torch.func.jvp(seeded, primals, tangents)
+            with differentiable_norms():
+                value, derivative, *_ = torch.func.jvp(seeded, primals, tangents)
         return value, derivative
 
     # The step

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["is_convolutional", "prefers_channels_last", "set_channels_last"]
+__all__ = ["differentiable_norms", "is_convolutional", "prefers_channels_last", "set_channels_last"]
+
+
+@contextmanager
+def differentiable_norms() -> Iterator[None]:
+    """Give group norms their inputs in the default layout, within the block, if torch is older than 2.14.
+
+    Their forward derivative fails for channels-last inputs in torch 2.11 to 2.13 ("view size is not compatible").
+    """
+    if torch.__version__ >= (2, 14):
+        yield
+        return
+    hook = register_module_forward_pre_hook(
+        lambda module, inputs: (inputs[0].contiguous(),) if isinstance(module, nn.GroupNorm) else None
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def is_convolutional(network: nn.Module) -> bool:
