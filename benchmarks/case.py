@@ -22,6 +22,8 @@ from consistency_models.app import build
 from consistency_models.app.loggers import MetricsCSV
 from consistency_models.app.outcome import quiet
 from consistency_models.callbacks import ema, metrics
+from consistency_models.callbacks.checkpoint_format import CheckpointFormat
+from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.methods import base
 
 __all__ = ["Case", "StepClock", "step_seconds"]
@@ -80,8 +82,9 @@ class Case:
     def train(self, steps: int, *more: Callback) -> None:
         """Train the first steps, with the callbacks of `train.py`."""
         folder, callbacks = Path(self.folder.name), [*build.build_callbacks(self.config), *more]
-        loggers = [MetricsCSV(folder / "metrics.csv")]
-        trainer = build.build_trainer(self.config, folder, steps, callbacks=callbacks, logger=loggers)
+        shared = {"callbacks": callbacks, "logger": [MetricsCSV(folder / "metrics.csv")]}
+        plugins = [CheckpointFormat(self.config, ImagesSeen(self.batch))]
+        trainer = build.build_trainer(self.config, folder, steps, plugins=plugins, **shared)
         trainer.fit(self.method, datamodule=self.data)
 
     def timed(self, warm: int, steps: int) -> list[dict[str, float]]:

@@ -89,7 +89,7 @@ def measure(part: str, folder: Path, workers: int) -> dict[str, Any]:
         sampler = StepSampler(source.n, 256, seed=0)
         requests: list[Slot] = [slot for slot, _ in zip(sampler, range(batches))]
         began, used = time.perf_counter(), cpu_seconds()
-        images = sum(map(len, WorkerLoader(source, batch_size=None, sampler=requests, num_workers=workers)))
+        images = sum(map(len, WorkerLoader(source, sampler=requests, num_workers=workers)))
     else:
         source = image_folder(folder, cache_dir=folder.parent / "cache")
         images, _ = source.n, (source.digest, source.sigma_data)

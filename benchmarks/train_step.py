@@ -8,10 +8,11 @@
     python benchmarks/train_step.py --models sct meanflow --levers differences     # forward mode against differences
 
 Each lever is compared with the same training without levers in the same run; each round runs all levers in turn. The
-row "bare loop" is iCT's step in a loop of PyTorch (`bare_loop.py`): "outside" is the time outside the networks' passes,
-and the last column is its ratio to that of the bare loop. The defaults are those of `train.py`: `channels_last=auto`. A
-round is a separate training, whose first steps do not count. The time of a part is the median over all steps of all
-rounds. On a GPU, events measure the time of the device, so that the measurement causes no waiting.
+row "bare loop" is iCT's step in a loop of PyTorch (`bare_loop.py`), and "bare loop in Lightning" is the same step in
+Lightning's loop, without callbacks and loggers. "Outside" is the time outside the networks' passes, and the last column
+is its ratio to that of the bare loop. The defaults are those of `train.py`: `channels_last=auto`. A round is a separate
+training, whose first steps do not count. The time of a part is the median over all steps of all rounds. On a GPU,
+events measure the time of the device, so that the measurement causes no waiting.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ LEVERS = {
     "differences": ["model.difference=1e-3"],
     "on_host": ["+data.resident=false"],
 }
+BARE_LOOPS = {"bare loop in Lightning": bare_loop.timed_in_lightning, "bare loop": bare_loop.timed}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
@@ -68,8 +70,9 @@ def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     flops, reads = cases["none"].audit()
     runs = {lever: lambda case=case: case.timed(args.warm, args.steps) for lever, case in cases.items()}
     if model == "ict":
-        cases["bare loop"], peaks["bare loop"] = cases["none"], peaks["none"]
-        runs["bare loop"] = lambda: bare_loop.timed(cases["none"], args.warm, args.steps)
+        for name, loop in BARE_LOOPS.items():
+            cases[name], peaks[name] = cases["none"], peaks["none"]
+            runs[name] = lambda loop=loop: loop(cases["none"], args.warm, args.steps)
     rounds = measuring.interleaved(runs, args.rounds)
     matrix_products = {name: measuring.peak(args.device, dtype) for name, dtype in measuring.DTYPES.items()}
     for lever, case in cases.items():
@@ -97,8 +100,8 @@ def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 "teraflop_per_second": flops / total / 1e12,
                 "of_matmul_peak": flops / total / matrix_products["bf16" if "bf16" in lever else "float32"],
                 "peak_memory_mebibytes": peaks[lever] / 2**20,
-                "host_reads_a_step": len(reads) if lever != "bare loop" else 0,
-                "host_reads": reads if lever != "bare loop" else [],
+                "host_reads_a_step": len(reads) if lever not in BARE_LOOPS else 0,
+                "host_reads": reads if lever not in BARE_LOOPS else [],
             }
         )
     for row in rows:

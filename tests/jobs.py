@@ -5,14 +5,16 @@ import os
 import re
 import socket
 import sys
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import hydra
 import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
+from consistency_models.app.checks import Composer
 from consistency_models.app.checks.relations import needs_teacher
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.main import main
@@ -41,11 +43,23 @@ GRADIENT_STEP = (
 TWO_PROCESSES = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 
 
-def config_of(folder, *overrides):
-    """The resolved configuration of a command line."""
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = hydra.compose("train", [f"paths.output={folder}", *overrides])
+@cache
+def _composer(task, searchpath):
+    return Composer(task, ROOT / "conf", searchpath=searchpath)
+
+
+def composed(task, *overrides):
+    """The resolved configuration of a command line, as Hydra composes it; files of conf/ are read once a process."""
+    composer = _composer(task, tuple(line for line in overrides if line.startswith("hydra.searchpath=")))
+    config = composer.compose(composer.parse(overrides))
+    with open_dict(config):
+        del config["hydra"]
     return OmegaConf.to_container(config, resolve=True)
+
+
+def config_of(folder, *overrides):
+    """The resolved configuration of a training in a folder."""
+    return composed("train", f"paths.output={folder}", *overrides)
 
 
 def run(folder, *overrides, **extra):
@@ -82,13 +96,31 @@ def distilling():
             yield file.stem
 
 
-def forked(function, *arguments):
-    """Start a function in a process that is forked from one that has imported torch, which takes six seconds less."""
+def forkserver():
+    """The context of processes that are forked from one that has imported torch, which takes six seconds less."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["jobs"])
-    process = context.Process(target=function, args=arguments, daemon=True)
+    return context
+
+
+def forked(function, *arguments, environment=None):
+    """Start a function in a process of `forkserver`.
+
+    Args:
+        function: of a module.
+        arguments: of the function.
+        environment: of the process; None: that of this one.
+    """
+    call = (dict(os.environ) if environment is None else environment, function, arguments)
+    process = forkserver().Process(target=_called, args=call, daemon=True)
     process.start()
     return process
+
+
+def _called(environment, function, arguments):
+    os.environ.clear()
+    os.environ.update(environment)
+    function(*arguments)
 
 
 def run_two(folder, *arguments, path=()):
@@ -103,8 +135,9 @@ def run_two(folder, *arguments, path=()):
         free.bind(("127.0.0.1", 0))
         environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     log = folder.with_suffix(".log")
-    own = (*arguments, f"hydra.run.dir={folder}")
-    pair = [forked(_train, rank, environment, log, path, own) for rank in (0, 1)]
+    words = ("train.py", *arguments, f"hydra.run.dir={folder}")
+    ranks = [environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
+    pair = [forked(_main, words, folder.parent, log, path, environment=rank) for rank in ranks]
     for process in pair:
         process.join(300)
     codes = [process.exitcode for process in pair]
@@ -113,14 +146,22 @@ def run_two(folder, *arguments, path=()):
     assert codes == [0, 0], f"{codes}\n{log.read_text()}"
 
 
-def _train(rank, environment, log, path, arguments):
-    os.environ.clear()
-    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
-    rank_zero_only.rank = rank  # Lightning reads RANK when it is imported
-    os.chdir(log.parent)
+def command(folder, *words, **environment):
+    """Exit code and output of `python WORDS` in a folder, with train.py or eval.py as the first word."""
+    with TemporaryDirectory() as place:
+        log = Path(place) / "log"
+        process = forked(_main, words, folder, log, environment={**os.environ, **environment})
+        process.join(300)
+        process.kill()
+        return process.exitcode, log.read_text()
+
+
+def _main(words, folder, log, path=()):
+    rank_zero_only.rank = int(os.environ.get("RANK", 0))  # Lightning reads RANK when it is imported
+    os.chdir(folder)
     with open(log, "a") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
     sys.path[:0] = path
-    sys.argv = ["train.py", *arguments]
-    sys.exit(main("train", ROOT))
+    sys.argv = list(words)
+    sys.exit(main(Path(words[0]).stem, ROOT))

@@ -25,6 +25,7 @@ STEPS = (
 )
 # CT has a slow target network. Sharded weights have the default layout, so the one process has it, too.
 CT = ("model=ct", "data=digits", "network.model_channels=8", "channels_last=false", "evaluation.ode_points=0")
+CT = (*CT, "features=identity")  # the default features are those of a classifier, which is trained first
 MIXTURE = ("data=mixture", "network.width=8", "callbacks.samples.points=16", "evaluation.ode_points=8")
 SLOW = {
     "sct": ("model=sct", *MIXTURE),

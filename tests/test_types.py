@@ -1,5 +1,6 @@
 """mypy finds no error in the rooms that it checks, and every exception there has its code and its reason."""
 
+import os
 import re
 import subprocess
 import sys
@@ -12,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 CHECKED = ("noise", "losses", "optim", "sampling", "methods", "networks", "storage", "export")
 
 
-def test_no_error(tmp_path):
-    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache")]
+def test_no_error():
+    command = [sys.executable, "-m", "mypy", "--cache-dir", os.devnull]  # writing a cache takes a tenth of the time
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,14 +1,12 @@
 """eval.py's tasks run in this process, on small models that were trained for a step or two."""
 
-import hydra
-from jobs import ROOT, TINY, run
-from omegaconf import OmegaConf
+from jobs import TINY, composed, run
 
 from consistency_models.app.tasks import run_task
 from consistency_models.errors import Exit
 
 QUICK = ("evaluation.ode_points=8", "evaluation.ode_steps=4")
-DIGITS = ("network.model_channels=32", "network.channel_mult=[1,1]", "features=identity", "data.batch_size=16", *QUICK)
+DIGITS = ("network.model_channels=8", "network.channel_mult=[1,1]", "features=identity", "data.batch_size=16", *QUICK)
 POINTS = ("data=mixture", "network.width=16", "network.depth=1", "+data.source.sample_size=400", *QUICK)
 
 
@@ -20,6 +18,4 @@ def trained(folder, *overrides, steps=2):
 
 def evaluate(folder, *overrides):
     """The exit code of `python eval.py run=FOLDER …`."""
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = hydra.compose("eval", [f"run={folder}", f"paths.output={folder}", "device=cpu", *overrides])
-    return run_task(OmegaConf.to_container(config, resolve=True))
+    return run_task(composed("eval", f"run={folder}", f"paths.output={folder}", "device=cpu", *overrides))

@@ -2,12 +2,13 @@
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from consistency_models.app.main import main
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
@@ -15,12 +16,13 @@ SHOWN = re.findall(r"```\n\$ python train.py (.*)\n((?:.*\n)*?)```", PAGE)
 
 
 @pytest.mark.parametrize(("arguments", "output"), SHOWN)
-def test_output_is_what_the_page_shows(arguments, output, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), *shlex.split(arguments)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+def test_output_is_what_the_page_shows(arguments, output, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PROJECT_ROOT", str(ROOT))
+    monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(arguments)])
+    assert main("train", ROOT) == 0
     pattern = "(?:.*\n)*".join(re.escape(part) for part in output.split("…\n"))  # … stands for lines left out
-    assert re.fullmatch(pattern, done.stdout)
+    assert re.fullmatch(pattern, capsys.readouterr().out)
     assert not list(tmp_path.iterdir())
 
 

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 from evals import DIGITS, POINTS, evaluate, trained
+from jobs import forkserver
 
+from consistency_models.app.tasks import sample_workers
 from consistency_models.errors import Exit
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.compare import main as compare
@@ -38,6 +40,7 @@ def test_processes_and_batches_change_nothing(digits, monkeypatch):
     assert values(results(digits, "steps=[2]", "n=300", "batch_size=7")[1]) == pytest.approx(alone, rel=1e-6)
     with monkeypatch.context() as patch:  # neither the real nor the generated images are seen by this process
         patch.setattr(Evaluation, "extract", None)
+        patch.setattr(sample_workers, "get_context", lambda _: forkserver())  # test_eval_sample.py spawns
         divided = values(results(digits, "steps=[2]", "n=300", "devices=2")[1])
     assert divided == pytest.approx(alone, rel=1e-6)
 

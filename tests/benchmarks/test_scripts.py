@@ -42,13 +42,14 @@ def found_by(script, tmp_path, capsys, *arguments):
 
 def test_a_step_s_parts_are_the_whole_step(tmp_path, capsys):
     found = found_by(train_step, tmp_path, capsys, *QUICK, "--levers", "no_ema", "channels_last", "--overrides", *TINY)
-    assert [row["lever"] for row in found["rows"]] == ["none", "no_ema", "channels_last", "bare loop"]
+    levers = ["none", "no_ema", "channels_last", "bare loop in Lightning", "bare loop"]
+    assert [row["lever"] for row in found["rows"]] == levers
     assert found["rows"][-1]["of_bare_loop"] == 1
     for row in found["rows"]:
         assert sum(row["parts"].values()) == pytest.approx(row["seconds"])
         assert sum(row["shares"].values()) == pytest.approx(1)
-        left_out = {"no_ema": "EMA", "bare loop": "metrics"}.get(row["lever"])
-        assert all((row["parts"][part] > 0) == (part != left_out) for part in train_step.PARTS)
+        left_out = {"no_ema": "EMA"} | dict.fromkeys(train_step.BARE_LOOPS, "metrics")
+        assert all((row["parts"][part] > 0) == (part != left_out.get(row["lever"])) for part in train_step.PARTS)
         assert row["speed_up"] == pytest.approx(found["rows"][0]["seconds"] / row["seconds"])
 
 
@@ -147,7 +148,7 @@ def test_all_that_is_asked_of_a_gpu(tmp_path, capsys):
     overrides = ["data=digits", "network=small", *TINY]
     levers = ["--levers", "bf16", "on_host"]
     found = found_by(gpu, tmp_path, capsys, *QUICK, "--long", "3", *levers, "--overrides", *overrides)
-    assert [row["lever"] for row in found["rows"]] == ["none", "bf16", "bare loop"]
+    assert [row["lever"] for row in found["rows"]] == ["none", "bf16", *train_step.BARE_LOOPS]
     assert [row["model"] for row in found["methods"]] == ["sct", "sct", "meanflow", "meanflow"]
     assert found["long"][0]["finite"]
     assert found["long"][0]["steps"] == 3

@@ -1,11 +1,14 @@
-"""Real commands: exit code 2 (4 without a good checkpoint), one line a problem, no traceback, nothing written."""
+"""Refused commands, some in processes: exit code 2 (4 without a good checkpoint), one line a problem, no traceback."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from commands import ROOT
+
+from consistency_models.app.main import main
 
 COMMANDS = [  # script, arguments, exit code, first line
     ("train.py", ["modle=ict"], 2, "error: modle=ict is not allowed. Allowed: groups ("),
@@ -38,15 +41,29 @@ def command(script, arguments, folder, **environment):
     )
 
 
+def assert_refused(exit_code, output, errors, expected, line, folder):
+    assert exit_code == expected
+    assert output == ""
+    assert errors.startswith(line)
+    assert all(one.startswith("error: ") for one in errors.splitlines())
+    assert list(folder.iterdir()) == []
+
+
 @pytest.mark.parametrize(("script", "arguments", "code", "line"), COMMANDS, ids=[" ".join(c[1]) for c in COMMANDS])
-def test_refused(script, arguments, code, line, files, tmp_path):
-    arguments = [part for argument in arguments for part in files.split(argument)]
-    done = command(script, arguments, tmp_path)
-    assert done.returncode == code
-    assert done.stdout == ""
-    assert done.stderr.startswith(line)
-    assert all(one.startswith("error: ") for one in done.stderr.splitlines())
-    assert list(tmp_path.iterdir()) == []
+def test_refused(script, arguments, code, line, files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, *(part for argument in arguments for part in files.split(argument))])
+    assert_refused(main(Path(script).stem, ROOT), *capsys.readouterr(), code, line, tmp_path)
+
+
+PROCESSES = [case for case in COMMANDS if case[1][0] in ("modle=ict", "ckpt_path={text}", "run=/nowhere")]
+
+
+@pytest.mark.parametrize(("script", "arguments", "code", "line"), PROCESSES, ids=[" ".join(c[1]) for c in PROCESSES])
+def test_refused_by_a_process(script, arguments, code, line, files, tmp_path):
+    """Each script, and each exit code."""
+    done = command(script, [part for argument in arguments for part in files.split(argument)], tmp_path)
+    assert_refused(done.returncode, done.stdout, done.stderr, code, line, tmp_path)
 
 
 def test_nothing_heavy_is_imported_to_check_a_command(tmp_path):

@@ -51,6 +51,12 @@ def test_composing_leaves_no_trace(composer):
     assert first["seed"] == 5
 
 
+@pytest.mark.parametrize("line", ["", "data=mixture", "data=image_folder data.root=x data.image_size=16"])
+def test_the_average_forgets_the_initial_weights(line, composer):
+    config = composer.compose(composer.parse(line.split()))
+    assert config.ema.decays[0] ** config.trainer.max_steps < 0.01
+
+
 def test_the_mark_of_a_checkpoint_is_the_one_that_is_written():
     from consistency_models.storage import checkpoints
 

@@ -1,18 +1,13 @@
 """What a user does with an official checkpoint: distil it, start from it, score it, convert it."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from functools import partial
 
-import hydra
 import pytest
 import torch
 from hydra.errors import InstantiationException
-from jobs import ROOT, TINY, config_of, run
-from omegaconf import OmegaConf
+from jobs import TINY, command, composed, config_of, run
 from parity.golden import OURS
 from PIL import Image
 from pretrained import snapshots
@@ -236,9 +231,7 @@ def test_what_is_no_checkpoint_is_not_converted(tmp_path, monkeypatch, capsys):
 
 def settings(folder, run, *overrides):
     """The resolved configuration of eval.py."""
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = hydra.compose("eval", [f"paths.output={folder}", f"run={run}", "n=16", *overrides])
-    return OmegaConf.to_container(config, resolve=True)
+    return composed("eval", f"paths.output={folder}", f"run={run}", "n=16", *overrides)
 
 
 def test_it_is_scored(images, tmp_path):
@@ -277,17 +270,10 @@ def test_it_is_scored_from_the_command_line(tmp_path):
         folder = tmp_path / "data" / ("test" if i >= 30 else "train") / f"class{i % 10}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
-    command = (f"run={path}", "data=cifar10", f"data.root={tmp_path / 'data'}", "features=classifier", "n=16")
+    arguments = (f"run={path}", "data=cifar10", f"data.root={tmp_path / 'data'}", "features=classifier", "n=16")
     small = ("steps=[1]", "features.extractor.steps=2", "features.extractor.batch_size=8", "device=cpu")
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "eval.py"), *command, *small],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == Exit.DONE, done.stderr
+    code, output = command(tmp_path, "eval.py", *arguments, *small, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert code == Exit.DONE, output
     written = json.loads((tmp_path / "edm-cifar10/evaluation/evaluation.json").read_text())
     assert {result["features"] for result in written["results"]} == {"classifier"}
-    assert all(result["metric"] in done.stdout for result in written["results"])
+    assert all(result["metric"] in output for result in written["results"])

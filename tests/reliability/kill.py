@@ -144,12 +144,14 @@ def main(arguments: list[str] | None = None) -> int:
     return int(wrong > 0)
 
 
-def one(method: str, variant: str, moments: list[str], folder: Path, draw: random.Random) -> tuple[list[str], str]:
+def one(
+    method: str, variant: str, moments: list[str], folder: Path, draw: random.Random, steps: int = STEPS
+) -> tuple[list[str], str]:
     """The kills of one run, and how it differs from the undisturbed one in the end; an empty text: not at all."""
     arguments = (
         *(f"model={method}", "data=mixture", "data.conditional=true", "data.batch_size=32"),
         *("network=mlp", "network.dropout=0.1", *TEACHER.get(method, ()), *TINY, *VARIANTS[variant]),
-        *(f"trainer.max_steps={STEPS}", "callbacks.checkpoint.every_n_steps=7"),
+        *(f"trainer.max_steps={steps}", "callbacks.checkpoint.every_n_steps=7"),
     )
     undisturbed = Run(arguments, folder / "undisturbed", draw)
     began = time.time()

@@ -33,13 +33,13 @@ class Hang(BaseException):
     """A case that took too long."""
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser()
     parser.add_argument("format", choices=FORMATS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=200)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     logging.disable()
     torch.set_num_threads(1)
@@ -89,4 +89,11 @@ def main():
     print(json.dumps(endings))
 
 
-main()
+def record(file, arguments):
+    """Run `main` and write what it prints to a file; for a process of its own."""
+    with open(file, "w") as output, contextlib.redirect_stdout(output):
+        main(arguments)
+
+
+if __name__ == "__main__":
+    main()

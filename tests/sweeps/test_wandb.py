@@ -1,7 +1,6 @@
 """What W&B is told: read back from the offline files, without a server."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +8,12 @@ from pathlib import Path
 import pytest
 import wandb
 import yaml
+from jobs import ROOT, command
 from packaging.version import Version
 
 from consistency_models.app import dashboard, wandb_sweep
 from consistency_models.app.checks import Composer, check
 
-ROOT = Path(__file__).parents[2]
 TINY = (
     *("data=mixture", "data.batch_size=16", "trainer=cpu", "trainer.max_steps=4", "evaluation.n=20"),
     *(
@@ -32,8 +31,8 @@ def records(folder):
     if Version(wandb.__version__) < Version("0.31"):
         pytest.skip("wandb reads its offline runs back as JSON since 0.31")
     (run,) = folder.glob("wandb/offline-run-*")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    line = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=60)
     found = {}
     for record in map(json.loads, done.stdout.splitlines()):
         found.setdefault(record["type"], []).append(record)
@@ -44,10 +43,8 @@ def records(folder):
 def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wandb")
     arguments = ["-m", "loss=l2,pseudo_huber", "seed=0,1", "tags=[mine]", *TINY]
-    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "train.py"), *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, output = command(folder, "train.py", *arguments, WANDB_MODE="offline")
+    assert code == 0, output
     (file,) = folder.glob("runs/*/*/jobs.csv")
     return file.parent
 
@@ -193,16 +190,15 @@ def test_an_artifact_stands_in_for_a_path(tmp_path, monkeypatch):
 
 
 def test_checkpoints_are_uploaded_where_that_is_asked_for(tmp_path):
-    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
     switches = (
         "logger.wandb.upload=true",
         "callbacks.samples=null",
         "callbacks.validation=null",
         f"hydra.run.dir={tmp_path}",
     )
-    command = [sys.executable, str(ROOT / "train.py"), *TINY[:4], "callbacks.progress=null", *switches]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    arguments = (*TINY[:4], "callbacks.progress=null", *switches)
+    code, output = command(tmp_path, "train.py", *arguments, WANDB_MODE="offline")
+    assert code == 0, output
     text = json.dumps(records(tmp_path))
     assert "last.ckpt" in text
     assert f"model-{(tmp_path / 'wandb_id').read_text()}" in text

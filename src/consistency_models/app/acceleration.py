@@ -104,7 +104,7 @@ def compilation(config: dict[str, Any], model: Any, steps: int) -> Choice:
         return _not("a compiled network draws other dropout masks")
     seconds = PASSES * _flops(model, config["data"]) * config["data"]["batch_size"] / FLOPS / torch.get_num_threads()
     saved, cost = SAVED * steps * seconds / 60, SECONDS_A_TENSOR * tensors / 60
-    estimate = f"compiling takes about {cost:.1f} min and saves about {saved:.3g} min of this training"
+    estimate = f"compiling takes about {cost:.1f} min and saves about {saved:,.1f} min of this training"
     if saved < MARGIN * cost:
         return _not(estimate)
     missing = _missing()

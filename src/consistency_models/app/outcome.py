@@ -38,14 +38,16 @@ def report(error: Exception, show_traceback: bool) -> tuple[Exit, str]:
 
 
 def quiet() -> None:
-    """Silence notices of Lightning, and tracebacks of the logging module on a full disk."""
+    """Silence notices of Lightning, torch and matplotlib, and tracebacks of the logging module on a full disk."""
     logging.raiseExceptions = False
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric", "matplotlib.font_manager"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*`training_step` returned `None`.*",
         ".*isinstance.treespec.*",
+        "`torch.jit.script` is deprecated.*",  # of torch's own formulas for forward derivatives
+        "torch.distributed.nn.functional.all_gather is deprecated.*",  # called by Lightning
         "The `srun` command is available.*",  # on every login node
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -71,7 +71,6 @@ class Images:
         begin = time.monotonic()
         loader = WorkerLoader(
             blocks,
-            batch_size=None,
             num_workers=min(available_cores(), len(blocks)) if n >= FEW else 0,
             collate_fn=_unchanged,
             generator=torch.Generator(),  # otherwise a number of the global generator would be used

@@ -91,6 +91,4 @@ class Batches:
     def __iter__(self) -> Iterator[Tensor]:
         workers = min(available_cores(), len(self)) if len(self) > 1 else 0
         generator = torch.Generator()  # otherwise a number of the global generator would be used
-        yield from WorkerLoader(
-            self._images, batch_size=None, sampler=self._indices, num_workers=workers, generator=generator
-        )
+        yield from WorkerLoader(self._images, sampler=self._indices, num_workers=workers, generator=generator)

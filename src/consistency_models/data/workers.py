@@ -21,16 +21,21 @@ def available_cores() -> int:
 
 
 class WorkerLoader(DataLoader):
-    """A DataLoader whose workers leave signals to the training, and whose DataErrors have their own message.
+    """A DataLoader of whole batches, one for each request of the sampler.
 
-    A DataError that a worker raises would reach the training with the traceback of the worker in its message. The
-    workers therefore return a DataError as an item, and this process raises the item.
+    Workers leave signals to the training. Without workers, this process reads the batches, without DataLoader's
+    iterator. A DataError that a worker raises would reach the training with the traceback of the worker in its message.
+    The workers therefore return a DataError as an item, and this process raises the item.
     """
 
     def __init__(self, dataset: Any, **settings: Any) -> None:
-        super().__init__(_ReturningErrors(dataset), worker_init_fn=_leave_signals_to_the_training, **settings)
+        settings |= {"batch_size": None, "worker_init_fn": _leave_signals_to_the_training}
+        super().__init__(_ReturningErrors(dataset), **settings)
 
     def __iter__(self) -> Iterator:
+        if not (self.num_workers or self.pin_memory):
+            yield from map(self.dataset.__getitem__, self.sampler)
+            return
         for item in super().__iter__():
             if isinstance(item, DataError):
                 raise item

@@ -45,8 +45,11 @@ Each group of rows shows the same noise: {steps}.
 
 ## Use
 
+Install the project in a copy of its repository: `pip install ".[export]"`. The package of its name on PyPI is another
+project.
+
 ```python
-import consistency_models  # pip install "consistency-models[export]"
+import consistency_models
 
 generator = consistency_models.load({folder})  # this folder
 images = generator.sample(16, steps={first}, seed=0)  # (16, {shape}){range}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import pickle
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -56,7 +56,7 @@ class Composer:
         self.loader = ConfigLoaderImpl(search)
         self.parser = OverridesParser.create(self.loader)
         self.searchpath = list(searchpath)
-        self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._bases: dict[tuple[str, ...], bytes] = {}  # pickled: loading is faster than a deep copy
 
     @cached_property
     def repository(self) -> Any:
@@ -181,10 +181,11 @@ class Composer:
         if groups not in self._bases:
             lines = [*self.searchpath, *groups]
             try:
-                self._bases[groups] = self.loader.load_configuration(self.task, lines, RunMode.RUN)
+                self._bases[groups] = pickle.dumps(self.loader.load_configuration(self.task, lines, RunMode.RUN))
             except Exception as error:
                 raise ConfigErrors([_of_files(error, self.task, groups)]) from error
-        return copy.deepcopy(self._bases[groups])
+        base: DictConfig = pickle.loads(self._bases[groups])
+        return base
 
     def _of_value(self, override: Override, config: DictConfig, error: Exception) -> ConfigError:
         key, value = override.key_or_group, override.value()
@@ -247,9 +248,9 @@ def resolved(config: DictConfig, job: int | None = None) -> tuple[dict[str, Any]
                 folder = str(config.hydra.run.dir if job is None else f"{sweep.dir}/{sweep.subdir}")
             except Exception as error:  # raised below, unless a key has a more specific error
                 mistake = error
-            OmegaConf.set_readonly(config.hydra, False)
-            config.hydra.runtime.output_dir = folder
-            HydraConfig.instance().set_config(config)
+            hydra_config = HydraConfig.get()
+            OmegaConf.set_readonly(hydra_config, False)
+            hydra_config.runtime.output_dir = folder
             del config["hydra"]
         content = settings(config)
         if mistake is not None:
