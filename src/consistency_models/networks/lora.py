@@ -58,6 +58,7 @@ class LoRA:
     dropout: BelowOne = 0.0
     targets: Annotated[Sequence[Text], MinLen(1), Distinct] = LCM_LAYERS
     seed: Count = 0
+    needs_package = "peft"
 
     def inject(self, unet: nn.Module) -> None:
         """Add the adapters to a U-Net; all other parameters are frozen.
