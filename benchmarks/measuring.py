@@ -15,9 +15,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-# Same values as in app/main.py; torch and OpenMP read the variables when torch is imported.
+# Same value as in app/main.py; OpenMP reads the variable when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 from hydra import compose, initialize_config_dir

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,11 +22,23 @@ def report(folder: Path, rows: Sequence[Row]) -> str:
     tables = []
     for minutes in sorted({row["minutes"] for row in rows}):
         same = [row for row in rows if row["minutes"] == minutes]
-        curves = {choice: [_curve(same, choice, seed) for seed in seeds] for choice, seeds in _seeds(same).items()}
+        choices = _seeds(same)
+        short = [_short(choice) for choice in choices]
+        names = short if len(set(short)) == len(short) else choices
+        curves = {
+            name: [_curve(same, choice, seed) for seed in seeds]
+            for name, (choice, seeds) in zip(names, choices.items())
+        }
         save_curves(folder / f"curves_{minutes:g}.png", curves, over="minutes of one core, including the stages")
         heading = f"## {minutes:g} min, {same[0]['metric']}, floor {same[0]['floor']:.3g}"
         tables.append(f"{heading}\n\n{_table([row for row in same if row['step'] == row['of_steps']])}\n")
     return "\n".join(tables)
+
+
+def _short(choice: str) -> str:
+    """Return `mcm segments=1` of `model=mcm model.segments=1 teacher=run teacher.path=TEACHER`."""
+    words = [word for word in choice.split() if not word.startswith(("teacher", "init"))]
+    return " ".join(re.sub(r"^model[.=]", "", word) for word in words)
 
 
 def _seeds(rows: Sequence[Row]) -> dict[str, list[int]]:

@@ -2,7 +2,7 @@
 
 The meaning of a key is the comment of its line, or of the lines above. Without a comment, it is the description of the
 argument in the docstring of the `_target_`, or the meaning of the same key in another file. Keys of `recipe` have the
-meaning of the key that reads them, axes of sweeps that of the key or group that they vary.
+meaning of the key that reads them, axes of sweeps that of the group or key that they vary.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from docstrings import PlainText
 __all__ = ["Pages"]
 
 COMMENT = re.compile(r"(?:^|\s)# ?(.*)$")
+SPECIAL = ("recipe", "experiment", "budget")  # their comments tell why a value differs, not what a key means
 INTRO = {
     "train": "The configuration of `python train.py`: its groups in the order of merging, and its own keys.",
     "eval": "The configuration of `python eval.py`: its groups and its own keys.",
@@ -56,9 +57,12 @@ class Pages:
         )
         self.package = loader.load("consistency_models")
         loader.resolve_aliases()
-        keys = [key for file in self._files() for key in _read(file)[1]]
+        folders = (root / "conf").glob("*/*.yaml")
+        options = [key for file in sorted(folders) if file.parent.name not in SPECIAL for key in _read(file)[1]]
+        primary = [key for name in reversed(INTRO) for key in _read(root / f"conf/{name}.yaml")[1]]  # train is the last
+        keys = [*options, *primary]
         described = {key.name: text for key in keys if (text := self._argument(key))}
-        self.meanings = described | {key.name: _text(key.meaning) for key in keys if key.meaning}
+        self.meanings = _comments(options) | described | _comments(primary)
         readers = {one: key.name for key in keys for one in re.findall(r"oc\.select:(recipe\.\w+)", key.value)}
         self.readers = {f"{one}": f"`{name}`" + self._colon(name) for one, name in readers.items()}
 
@@ -80,10 +84,6 @@ class Pages:
         for file in files:
             lines += [f"## {group}={file.stem}", "", *self._section(file)]
         return "\n".join(lines)
-
-    def _files(self) -> list[Path]:
-        """All files; the one whose comment explains a key to all others is the last."""
-        return [*(self.root / "conf").glob("*/*.yaml"), *(self.root / f"conf/{name}.yaml" for name in INTRO)]
 
     def _meaning_of_group(self, group: str) -> str:
         for task in ("train", "eval"):
@@ -114,8 +114,8 @@ class Pages:
 
     def _elsewhere(self, key: Key) -> str:
         """The meaning of the key in other files."""
-        axis = re.sub(r"^sweep\.(small|paper)\.\+*", "", key.name)
-        if meaning := self.readers.get(key.name) or self.meanings.get(axis) or _text(self._meaning_of_group(axis)):
+        axis = re.sub(r"^sweep\.(small|digits|paper)\.\+*", "", key.name)
+        if meaning := self.readers.get(key.name) or _text(self._meaning_of_group(axis)) or self.meanings.get(axis):
             return meaning
         parents = (key.name.rsplit(".", n)[0] for n in range(1, key.name.count(".")))
         return next((self.meanings[name] for name in parents if name in self.meanings), "")
@@ -125,14 +125,14 @@ class Pages:
         argument = key.name.rpartition(".")[2]
         if argument == "_target_":
             docstring = self._found(key.value)
-            return docstring.docstring.value.partition("\n")[0] if docstring and docstring.docstring else ""
+            return _text(docstring.docstring.value.partition("\n")[0]) if docstring and docstring.docstring else ""
         found = self._found(key.target)
         while found is not None:
             for section in found.docstring.parsed if found.docstring else ():
                 if section.kind is griffe.DocstringSectionKind.parameters:
                     for one in section.value:
                         if argument in one.name.replace(" ", "").split(","):
-                            return " ".join(one.description.split())
+                            return _text(" ".join(one.description.split()))
             bases = found.resolved_bases if found.is_class else []
             found = bases[0] if bases else None
         return ""
@@ -145,6 +145,10 @@ class Pages:
             return found.final_target if found.is_alias else found
         except KeyError:
             return None
+
+
+def _comments(keys: list[Key]) -> dict[str, str]:
+    return {key.name: _text(key.meaning) for key in keys if key.meaning}
 
 
 def _read(file: Path) -> tuple[list[str], list[Key]]:

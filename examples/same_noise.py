@@ -4,7 +4,8 @@
     python examples/same_noise.py "diffusion=FOLDER" "consistency training=FOLDER" --steps 1 2 --columns 8 --out two.png
 
 A run is a folder, a checkpoint or an official file, with a caption before `=` if the name of its method is not enough.
-Column k of each block shows the same noise and the same class in all rows.
+Column k of each block shows the same noise and the same class in all rows. The block of a step count stays empty for a
+run that has no sampler of this count, such as a multistep model of other segments.
 """
 
 from __future__ import annotations
@@ -48,12 +49,16 @@ def main(arguments: list[str] | None = None) -> Figure:
         caption = caption or model.config.get("model", {}).get("name", Path(path).stem)
         row[0].set_ylabel(caption, rotation=0, ha="right", va="center", fontsize=9)
         for axis, steps in zip(row, args.steps):
-            images = model.sample(args.columns, steps=steps, seed=args.seed)
-            calls = model.make_sampler(steps=steps).nfe
-            grid = make_grid(images, args.columns, 1, normalize=True, value_range=(-1, 1), pad_value=1.0)
-            axis.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
+            try:
+                calls = model.make_sampler(steps=steps).nfe
+            except ValueError as error:  # a model of S segments is sampled in S steps
+                print(f"{caption}: no images in {steps} steps: {error}")
+                continue
+            images = model.sample(args.columns, steps=steps, seed=args.seed)
+            grid = make_grid(images, args.columns, 1, normalize=True, value_range=(-1, 1), pad_value=1.0)
+            axis.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
             if calls != steps:
                 axis.text(1.01, 0.5, f"{calls} calls", fontsize=5, rotation=90, va="center", transform=axis.transAxes)
     for axis, steps in zip(axes[0], args.steps):

@@ -32,6 +32,16 @@ def test_all_parts_are_converted():
     assert vars(Prompt(torch.ones(1, 2, 4)).to("cpu"))["pooled"] is None
 
 
+def test_all_parts_are_pinned(monkeypatch):
+    """`Tensor.pin_memory`, called with a `Prompt`, would raise a TypeError on a GPU."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)  # there may be no GPU
+    images, rows = torch.zeros(3, 1), BatchRandom(0, 0, 3, slice(0, 3))
+    batch = Batch(images, prompt(), rows).pin_memory()
+    assert torch.equal(batch.images, images + 1)
+    for name, part in vars(prompt()).items():
+        assert torch.equal(getattr(batch.labels, name), part + 1), name
+
+
 def test_the_empty_prompt():
     prompts = prompt()
     empty = prompts.unconditional()

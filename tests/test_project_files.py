@@ -45,6 +45,23 @@ def _reliability():
     return (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
 
 
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_no_file_names_the_package_of_the_index():
+    """The name belongs to another project there."""
+    for file in [*(ROOT / "src").rglob("*.py"), *(ROOT / "conf").rglob("*.yaml"), *(ROOT / "docs").rglob("*.md")]:
+        assert "consistency-models[" not in file.read_text(encoding="utf-8"), file
+
+
+def test_slow_tests_run_once_a_week():
+    assert WORKFLOW[True]["schedule"]  # YAML reads the key `on` as true
+    commands = [step["run"] for step in WORKFLOW["jobs"]["slow"]["steps"] if "run" in step]
+    assert commands[-1] == "python -m pytest -m slow"
+    assert WORKFLOW["jobs"]["slow"]["if"] == "github.event_name == 'schedule'"
+
+
 @pytest.mark.parametrize("name", ["ruff check", "ruff format", "mypy"])
 def test_a_commit_is_checked_as_the_workflow_checks_it(name):
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]

@@ -166,5 +166,5 @@ def import_extra(module: str, group: str = "export") -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        how = f"{error.name} is not installed: pip install 'consistency-models[{group}]'"
+        how = f'{error.name} is not installed: pip install -e ".[{group}]"'
         raise ModuleNotFoundError(how, name=error.name) from error

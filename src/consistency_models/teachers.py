@@ -88,7 +88,7 @@ def run_teacher(path: Text, weights: Weights | None = None) -> nn.Module:
     """Load the model of another run, with its averaged weights."""
     generator = load(path, weights)
     generator.model.is_consistency_model = _samples_consistency_models(generator.make_sampler)
-    generator.model.origin = generator.origin
+    generator.model.origin = generator.origin | {"path": _absolute(generator.origin["path"])}
     return generator.model
 
 
@@ -111,9 +111,14 @@ def official_teacher(path: Text, kinds: Annotated[Sequence[Text], MinLen(1), Dis
 def diffusers_teacher(path: Text) -> nn.Module:
     """Load the U-Net of a diffusers pipeline from its folder, with the scalings of the scheduler."""
     loaded = pretrained.load_pipeline(path)
-    loaded.model.origin = {"path": str(path), "digest": loaded.digest}
+    loaded.model.origin = {"path": _absolute(path), "digest": loaded.digest}
     loaded.model.is_consistency_model = _samples_consistency_models(loaded.recipe["sampler"])
     return loaded.model
+
+
+def _absolute(path: str) -> str:
+    """The path as a checkpoint names it, which is loaded from any working directory."""
+    return str(Path(path).expanduser().absolute())
 
 
 def _samples_consistency_models(make_sampler: partial) -> bool:

@@ -212,7 +212,7 @@ def test_a_port_in_use_and_a_missing_extra_end_with_one_line(paths, monkeypatch,
     assert f"port={port} is not allowed: another program listens on it" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main([f"run={paths[0]}", "port=0"]) == 2
-    assert capsys.readouterr().err == "error: uvicorn is not installed: pip install 'consistency-models[demo]'\n"
+    assert capsys.readouterr().err == 'error: uvicorn is not installed: pip install -e ".[demo]"\n'
 
 
 def test_values_of_the_command_line():

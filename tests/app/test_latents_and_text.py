@@ -1,7 +1,10 @@
 """Latents with captions through the commands: every method that distils, validation, evaluation, what is refused."""
 
 import csv
+import io
 import json
+import shutil
+import zipfile
 from math import isfinite
 
 import numpy as np
@@ -73,6 +76,9 @@ METHODS = {
     "ayf": (),
     "meanflow": ("model.label_dropout=0.5", "model.omega=2.0", "init=pretrained"),
 }
+SMALL_EDM2 = "network.model_channels=16 network.channel_mult=[1] network.num_blocks=1 network.attn_resolutions=[]"
+ODE_POINTS = {"n": 64, "batch_size": 8, "ode_points": 16}
+"""What the validation of the published settings takes: each image costs as many calls as a training step."""
 OF_DATA = ("ect", "meanflow")
 """Methods without a teacher, which start with the weights of the folder."""
 
@@ -142,8 +148,6 @@ def test_it_is_evaluated(lcm):
 
 def test_a_folder_is_evaluated(sd_folder, encoded, tmp_path):
     """The folder itself as run=, with the data of the command line; results lie in a folder in it."""
-    import shutil
-
     folder = tmp_path / "sd"
     for part in ("unet", "scheduler", "vae"):
         shutil.copytree(sd_folder / part, folder / part)
@@ -185,12 +189,49 @@ def test_pixels_of_a_folder_are_distilled(tmp_path):
     assert run(tmp_path / "other", *common, "model=cd", "init=random", *ends) == Exit.DONE
 
 
-@pytest.mark.parametrize("experiment", ["sd15_lcm_lora", "sdxl_dcm_lora"])
-def test_published_settings_train(experiment, encoded, sd_folder, tmp_path):
-    """With the tiny pipeline, its latents and small batches."""
+@pytest.fixture(scope="module")
+def folders(encoded, sd_folder, sdxl_folder, tmp_path_factory):
+    """Latents and pipelines of Stable Diffusion, and of Stable Diffusion XL: wider text, pooled text and sizes."""
+    root, draw = tmp_path_factory.mktemp("sdxl") / "encoded", np.random.default_rng(1)
+    shutil.copytree(encoded, root)
+    parts = {"text": (5, 77, 64), "empty": (77, 64), "pooled": (5, 24), "empty_pooled": (24,)}
+    for name, shape in parts.items():
+        np.save(root / f"{name}.npy", draw.standard_normal(shape).astype(np.float16))
+    np.save(root / "sizes.npy", np.full((24, 6), 16, np.float32))
+    return {"sd15": (encoded, sd_folder), "sdxl": (root, sdxl_folder)}
+
+
+@pytest.mark.parametrize("experiment", ["sd15_lcm_lora", "sdxl_cm_lora"])
+def test_published_settings_train(experiment, folders, tmp_path):
+    """With the tiny pipelines, their latents and small batches."""
+    encoded, pipeline = folders[experiment.partition("_")[0]]
     small = ("data.image_size=8", "data.batch_size=2", "trainer.max_steps=1", "schedule.steps=4")
-    paths = (f"experiment={experiment}", f"data.root={encoded}", f"teacher.path={sd_folder}")
+    paths = (f"experiment={experiment}", f"data.root={encoded}", f"teacher.path={pipeline}")
     assert run(tmp_path, *paths, *TINY, *small) == Exit.DONE
     (row,) = rows(tmp_path)
     assert 0 < float(row["train/loss"]) < float("inf")
-    assert list(read(tmp_path / "checkpoints/last.ckpt")["ema"]) == ["0.95"]  # published trainings are short
+    content = read(tmp_path / "checkpoints/last.ckpt")
+    assert list(content["ema"]) == ["0.95"]  # published trainings are short
+    assert {key: content["config"]["evaluation"][key] for key in ODE_POINTS} == ODE_POINTS
+
+
+@pytest.mark.parametrize("network", ["dit network.width=16 network.depth=1 network.heads=2", f"edm2 {SMALL_EDM2}"])
+def test_latents_with_classes_train_the_networks_of_this_suite(network, tmp_path):
+    """EDM2's zip, with validation."""
+    draw = np.random.default_rng(0)
+    names = [f"00000/img-mean-std-{k:08d}.npy" for k in range(12)]
+    with zipfile.ZipFile(tmp_path / "edm2.zip", "w") as archive:
+        for name in names:
+            file = io.BytesIO()
+            np.save(file, np.concatenate([draw.standard_normal((4, 8, 8)), np.full((4, 8, 8), 0.1)]).astype(np.float32))
+            archive.writestr(name, file.getvalue())
+        archive.writestr("dataset.json", json.dumps({"labels": [[name, k % 3] for k, name in enumerate(names)]}))
+    data = (f"data.root={tmp_path}/edm2.zip", "data.image_size=8", "data.batch_size=4", "data.num_classes=3")
+    data = ("data=latents", "data.conditional=true", "data.source.scale=1", "data.source.shift=0", *data)
+    scored = ("callbacks.validation.every_n_steps=1", "evaluation.n=8", "evaluation.steps=[1]")
+    tiny = [each for each in TINY if each != "callbacks.validation=null"]
+    own = [f"network={part}" if part in ("dit", "edm2") else part for part in network.split()]
+    assert run(tmp_path / "run", "model=ect", *own, *data, *tiny, *scored, "trainer.max_steps=1") == Exit.DONE
+    (row,) = [row for row in rows(tmp_path / "run") if row.get("val/energy8_identity_train_1step")]
+    assert isfinite(float(row["val/energy8_identity_train_1step"]))
+    assert load(tmp_path / "run").sample(labels=[0, 2]).shape == (2, 4, 8, 8)

@@ -55,7 +55,7 @@ def test_refused(line, told, refused):
 def test_a_search_needs_its_package(refused, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "optuna" else find(name, *more))
-    assert "consistency-models[sweeps]" in refused("hydra/sweeper=search seed=0,1", multirun=True)[0].fix
+    assert 'pip install -e ".[sweeps]"' in refused("hydra/sweeper=search seed=0,1", multirun=True)[0].fix
 
 
 def test_what_is_wrong_with_all_jobs_is_told_once(refused):

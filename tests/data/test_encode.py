@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -99,6 +100,12 @@ def test_pictures_of_latents(sd_folder, images, tmp_path):
     assert colours.abs().max() <= 1
     with pytest.raises(DataError, match="holds nothing"):
         latents(out, decoder=str(tmp_path / "nowhere"))
+
+
+def test_without_transformers(sd_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModuleNotFoundError, match=r"transformers is not installed: pip install .*\[latent\]"):
+        Encoders(sd_folder)
 
 
 def test_captions_of_metadata(sd_folder, images, tmp_path):

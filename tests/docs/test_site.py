@@ -57,7 +57,19 @@ def test_every_option_and_every_key_is_described(site):
         section = page.partition(f'id="{group}{file.stem}"')[2].partition("<h2")[0]
         assert f"<code>{file.relative_to(ROOT)}</code>" in section, file
         rows = re.findall(r"<tr>\s*<td><code>(.*?)</code></td>\s*<td>(.*?)</td>\s*<td>(.*?)</td>", section)
-        assert not [key for key, _, meaning in rows if not meaning], f"{file}: keys without a comment or a docstring"
+        short = [key for key, _, meaning in rows if len(meaning.split()) < 2]
+        assert not short, f"{file}: {short}: no comment and no docstring, or less than two words"
+
+
+def test_an_axis_of_a_sweep_has_the_meaning_of_its_group_or_key(site):
+    page = (site / "reference/configuration/sweeps.html").read_text(encoding="utf-8")
+    rows = re.findall(r"<td><code>sweep\.(\w+)\.([\w.+]+)</code></td>\s*<td>.*?</td>\s*<td>(.*?)</td>", page)
+    meanings = {(size, axis): meaning for size, axis, meaning in rows}
+    for size in ("small", "digits", "paper"):
+        assert meanings[size, "loss"] == "the distance d(online, target)"
+        assert meanings[size, "model"] == "the method"
+        assert meanings[size, "seed"] == "the seed of all random numbers: weights, images, levels, noise"
+    assert meanings["paper", "data.batch_size"].startswith("images of one optimiser step")
 
 
 def test_a_key_has_its_default_and_its_meaning(site):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from consistency_models.app.ode_error import build_ode_error
+from consistency_models.conditions import Prompt
 from consistency_models.data import GaussianMixture
 from consistency_models.evaluation.ode_error import SIGMAS, HeunSolution, ODEError
 from consistency_models.teachers import Guided
@@ -109,6 +110,28 @@ def test_solutions_that_have_a_name_are_kept(monkeypatch, tmp_path):
     assert errors() == (first, 20)
 
 
+def test_solutions_for_prompts_are_kept_for_each_prompt(monkeypatch, tmp_path):
+    calls = []
+
+    def solution(x, sigma, to, labels):
+        calls.append(len(labels))
+        return exact(x, sigma, to) + labels.text.mean()
+
+    def solved(prompt):
+        calls.clear()
+        measure = ODEError(solution, DATA, prompt, sigmas=(1.0, 80.0), batch_size=16, cache_key="teacher")
+        return torch.stack(measure.solutions["noised"]), len(calls)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    prompt = Prompt(torch.ones(len(DATA), 2, 4), empty=torch.zeros(2, 4))
+    first, computed = solved(prompt)
+    assert computed == 4 * math.ceil(len(DATA) / 16)
+    again, computed = solved(prompt)
+    assert computed == 0
+    assert torch.equal(again, first)
+    assert solved(Prompt(2 * prompt.text, empty=prompt.empty))[1] > 0
+
+
 def test_the_batch_does_not_matter():
     small, large = (ODEError(exact, DATA, batch_size=size)(denoised).summary() for size in (7, 64))
     assert small == pytest.approx(large, rel=1e-12)
@@ -182,7 +205,7 @@ def test_a_teacher_s_solution_is_solved_once_for_each_teacher(tmp_path, monkeypa
             "data": {"channels": 1, "image_size": 4, "network_classes": 0, "clamp": True, "sigma_data": 0.5},
             "model": {},
             "teacher": {"path": path, "weights": weights},
-            "evaluation": {"ode_points": 6, "ode_steps": ode_steps},
+            "evaluation": {"ode_points": 6, "ode_steps": ode_steps, "batch_size": 4},
         }
         images = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
         source = SimpleNamespace(images=images, labels=None, prompts=None, has_closed_form=False)

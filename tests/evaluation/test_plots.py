@@ -38,6 +38,15 @@ def test_a_metric_is_a_panel_and_a_run_a_line(tmp_path, drawn):
     assert (tmp_path / "new/quality.png").stat().st_size
 
 
+@pytest.mark.parametrize("length", [5, 45, 75])
+def test_the_legend_fits_into_the_figure(length, tmp_path, drawn):
+    metrics = [*results("fd9_x_train", (1, 3.0)), *results("kd9_x_train", (1, 2.0))]
+    label = "weighting=uniform network={embedding:{scale:16.0},dropout:0.0}, model.segments=1 loss.c=0.03"
+    plots.save_quality(tmp_path / "quality.png", {run + label[:length]: metrics for run in "abcd"})
+    (figure,) = drawn
+    assert figure.legends[0].get_window_extent().width < figure.bbox.width
+
+
 def test_the_ode_error_has_a_line_for_each_run_and_measure(tmp_path, drawn):
     curve = {"steps": 1, "reference": "exact", "sigmas": [0.1, 1.0, 10.0]}
     curve |= {"rms": [0.1, 0.2, 0.3], "median": [0.05, 0.1, 0.2], "self_consistency": [0.01, 0.02]}

@@ -208,5 +208,5 @@ def test_a_missing_library_is_told_with_the_command_that_installs_it(form, digit
         assert code == Exit.DONE
         return
     assert code == Exit.BAD_INPUT
-    assert "is not installed: pip install 'consistency-models[export" in capsys.readouterr().err
+    assert 'is not installed: pip install -e ".[export' in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

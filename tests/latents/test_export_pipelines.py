@@ -1,6 +1,7 @@
 """Exports of students of Stable Diffusion: diffusers' own pipelines sample the images of this project."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -118,6 +119,53 @@ def test_what_is_refused(full_run, lora_run, sd_folder, tmp_path, capsys, monkey
     monkeypatch.setattr("sys.argv", ["export", str(full_run), str(tmp_path / "out"), "--merge"])
     assert main() == Exit.BAD_INPUT
     assert "--merge=True is not allowed: --format=safetensors has no use for it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def no_index(folder):
+    (folder / "model_index.json").write_text("{broken")
+
+
+def a_list(folder):
+    (folder / "model_index.json").write_text("[]")
+
+
+def no_vae(folder):
+    shutil.rmtree(folder / "vae")
+
+
+def outside(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"../other": ["diffusers", "AutoencoderKL"]}))
+    (folder.parent / "other").mkdir()
+
+
+def pickled(folder):
+    (folder / "text_encoder/model.safetensors").rename(folder / "text_encoder/pytorch_model.bin")
+
+
+def half(folder):
+    weights = folder / "vae/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (no_index, "model_index.json is no JSON"),
+        (a_list, "is no mapping"),
+        (no_vae, r"names vae, which has no folder.* or write \"vae\": \[null, null\]"),
+        (outside, r"names \.\./other, which has no folder"),
+        (pickled, r"text_encoder has no .*found pytorch_model\.bin: give a folder that"),
+        (half, r"vae has no .*found diffusion_pytorch_model\.fp16\.safetensors"),
+    ],
+)
+def test_an_incomplete_base_is_refused_before_anything_is_written(spoil, message, full_run, sd_folder, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(sd_folder, base)
+    spoil(base)
+    with pytest.raises(ValueError, match=message):
+        to_diffusers(load(full_run), tmp_path / "out", pipeline=base)
     assert not (tmp_path / "out").exists()
 
 

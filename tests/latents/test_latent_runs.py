@@ -12,9 +12,11 @@ from resume.test_resume import assert_same, contents, crash
 from consistency_models import load
 from consistency_models.app.pipelines import with_pipeline
 from consistency_models.app.plan import cost
+from consistency_models.conditions import Prompt
 from consistency_models.errors import CheckpointError, Exit
+from consistency_models.export import to_diffusers
 from consistency_models.networks.lora import shared_names
-from consistency_models.storage.checkpoints import read
+from consistency_models.storage.checkpoints import read, write
 
 TENSORS = 158  # A and B of 79 layers
 
@@ -86,13 +88,18 @@ def test_adapters_are_loaded_onto_the_base(lora_run, sd_folder):
             assert torch.equal(parameter, weights[name.removeprefix("unet.").replace(".base_layer.", ".")]), name
 
 
-def test_a_base_that_is_gone_or_changed(lora_run, arguments, sd_folder, tmp_path, capsys):
-    moved = tmp_path / "sd"
-    shutil.copytree(sd_folder, moved)
-    line = [*arguments(*LORA, "trainer.max_steps=1"), f"teacher.path={moved}"]
+def test_a_base_that_is_moved_gone_or_changed(arguments, sd_folder, tmp_path, capsys, monkeypatch):
+    shutil.copytree(sd_folder, tmp_path / "sd")
+    monkeypatch.chdir(tmp_path)
+    line = [*arguments(*LORA, "trainer.max_steps=1"), "teacher.path=sd"]
     assert run(tmp_path / "run", *line) == Exit.DONE
     export = f"python -m consistency_models.export {tmp_path / 'run'} OUT --format diffusers"
     assert f"next      {export}" in capsys.readouterr().out
+    monkeypatch.chdir("/")  # the checkpoint has the whole path
+    assert load(tmp_path / "run").pipeline == str(tmp_path / "sd")
+    moved = (tmp_path / "sd").rename(tmp_path / "moved")
+    line[-1] = f"teacher.path={moved}"
+    assert run(tmp_path / "run", *line, "trainer.max_steps=2", f"ckpt_path={tmp_path / 'run'}") == Exit.DONE
     load(tmp_path / "run")
     from safetensors.torch import load_file, save_file
 
@@ -100,10 +107,21 @@ def test_a_base_that_is_gone_or_changed(lora_run, arguments, sd_folder, tmp_path
     save_file({name: value + 1e-3 for name, value in load_file(weights).items()}, weights, {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"the base of the adapters.*not "):
         load(tmp_path / "run")
-    assert run(tmp_path / "run", *line, "trainer.max_steps=2", f"ckpt_path={tmp_path / 'run'}") == Exit.BAD_INPUT
+    assert run(tmp_path / "run", *line, "trainer.max_steps=3", f"ckpt_path={tmp_path / 'run'}") == Exit.BAD_INPUT
     shutil.rmtree(moved)
     with pytest.raises(CheckpointError, match="put it back"):
         load(tmp_path / "run")
+
+
+def test_latents_of_another_size_than_the_teachers(full_run, tmp_path):
+    """A run on latents of 16x16, of a U-Net with the sample_size 8: loaded, sampled from, and exported."""
+    content = read(full_run / "checkpoints/last.ckpt")
+    content["config"]["data"]["image_size"] = 16
+    write(content, tmp_path / "last.ckpt")
+    generator, text = load(tmp_path / "last.ckpt"), torch.zeros(2, 77, 32)
+    assert generator.sample(2, labels=Prompt(text, guidance=torch.ones(2))).shape == (2, 4, 16, 16)
+    to_diffusers(generator, tmp_path / "out")
+    assert load(tmp_path / "out").shape == (4, 16, 16)
 
 
 def test_a_plan_counts_the_shared_weights_once(arguments, sd_folder, tmp_path):

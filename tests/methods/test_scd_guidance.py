@@ -133,7 +133,7 @@ def test_the_ode_of_the_samples_is_the_reference(inputs, scale):
     data = {"channels": 3, "image_size": 2, "network_classes": 3, "clamp": False, "sigma_data": SIGMA_DATA}
     settings = {
         "data": data,
-        "evaluation": {"ode_points": 6, "ode_steps": 3},
+        "evaluation": {"ode_points": 6, "ode_steps": 3, "batch_size": 4},
         "model": {"guidance_input": [1, 2]},
         "sampler": {"inputs": inputs},
     }

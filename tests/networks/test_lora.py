@@ -1,6 +1,7 @@
 """Adapters on a base that is shared with the teacher: nothing is copied, only the adapters are trained and saved."""
 
 import copy
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -64,6 +65,48 @@ def made(student, teacher, **options):
         teacher=teacher,
         **options,
     )
+
+
+def network_of(config, teacher, checkpointing=False, **options):
+    """A network with adapters on the teacher's weights, in train mode, whose B is not zero."""
+    network = UNet(config, checkpointing=checkpointing, lora=LoRA(r=4, alpha=8, seed=1, **options))
+    share_base(network, teacher.network)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.01)
+    return network.train()
+
+
+def output_and_gradients(network, prompt, seed=0):
+    """The output and the gradients of the adapters, with the dropout masks of a seed."""
+    generator = torch.Generator().manual_seed(2)
+    x, k = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([3.0, 500.0])
+    own = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    torch.manual_seed(seed)
+    output = network(x, k, prompt)
+    return [output.detach(), *torch.autograd.grad(output.square().mean(), own)]
+
+
+def test_recomputed_activations_have_the_same_gradients(config, teacher, prompt):
+    """Of frozen weights with adapters, with the dropout masks of the forward pass."""
+    calls = []
+    networks = [network_of(config, teacher, checkpointing, dropout=0.3) for checkpointing in (False, True)]
+    for network in networks:
+        network.unet.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    plain, recomputed = (output_and_gradients(network, prompt) for network in networks)
+    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed))
+    assert len(calls) == 3  # once, and twice with checkpointing
+
+
+def test_dropout_of_adapters(config, teacher, prompt):
+    """A function of the seed in train mode, and none in eval mode."""
+    network, without = network_of(config, teacher, dropout=0.5), network_of(config, teacher)
+    first, same, other = (output_and_gradients(network, prompt, seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    a, b = (output_and_gradients(each.eval(), prompt)[0] for each in (network, without))
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def numbers(parameters):
@@ -158,6 +201,12 @@ def test_other_bases_are_refused(config, teacher):
         UNet(config, lora=LoRA(r=2), time_cond_proj_dim=16)
     with pytest.raises(ValueError, match="not found in the base model"):
         UNet(config, lora=LoRA(r=2, targets=["no_such_layer"]))
+
+
+def test_without_peft(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ModuleNotFoundError, match=r"peft is not installed: pip install .*\[latent\]"):
+        UNet(config, lora=LoRA(r=2))
 
 
 @pytest.mark.parametrize("options", [{"r": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"targets": []}])

@@ -37,7 +37,7 @@ def load(path):
 @lru_cache(maxsize=1)
 def _keys():
     found = {}
-    for path in sorted(FOLDER.glob("*/*.npz")):
+    for path in sorted(FOLDER.rglob("*.npz")):
         with np.load(path) as file:
             found[path] = file.files
     return found

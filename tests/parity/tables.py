@@ -10,7 +10,7 @@ from consistency_models.conditions import Prompt
 from consistency_models.noise import Discrete
 
 TABLE = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
-DEFAULTS = {"beta_start": 0.0001, "beta_end": 0.02}  # of diffusers' schedulers
+DEFAULTS = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}  # of diffusers' schedulers
 EXACT = {"rtol": 1e-6, "atol": 1e-6}  # diffusers takes roots of the table in float32, see README.md of the files
 
 
@@ -19,13 +19,21 @@ def said(case, key):
     return json.loads(case[key])
 
 
+def table_of(config):
+    """The keys of a table in a scheduler's configuration, which has others, too."""
+    table = DEFAULTS | {key: config[key] for key in TABLE if key in config}
+    return table | ({"beta_schedule": config["trained_betas"]} if config.get("trained_betas") else {})
+
+
+def offset(args):
+    """`steps_offset`, which diffusers reads for the spacing "leading" only."""
+    return args.get("steps_offset", 0) if args.get("timestep_spacing", "leading") == "leading" else 0
+
+
 def scalings(config, prediction_type=None, boundary=None, kind=Discrete):
     """The scalings of a scheduler's configuration."""
-    table = {key: config[key] for key in TABLE if key in config}
-    if config.get("trained_betas"):
-        table["beta_schedule"] = config["trained_betas"]
     return kind(
-        **DEFAULTS | table,
+        **table_of(config),
         prediction_type=prediction_type or config.get("prediction_type", "epsilon"),
         boundary=boundary,
     )

@@ -5,10 +5,11 @@ from functools import partial
 import pytest
 import torch
 from parity.golden import cases, load
-from parity.tables import EXACT, Recorded, TextNet, prompts, said, scalings
+from parity.tables import EXACT, Recorded, TextNet, offset, prompts, said, scalings, table_of
 from torch.testing import assert_close
 
 from consistency_models.noise import Preconditioned, alphas_cumprod, karras_grid
+from consistency_models.noise.discrete import BETAS
 from consistency_models.sampling import DDIM, LCM, solvers
 from consistency_models.teachers import Guided
 
@@ -21,12 +22,15 @@ def rows(values):
 def test_table_is_equal_to_the_last_bit(path, i):
     case = load(path)
     config = said(case, f"table_{i}_config")
-    betas = config.pop("trained_betas", None)
-    table = alphas_cumprod(**config | ({"beta_schedule": betas} if betas else {}))
+    table = alphas_cumprod(**table_of(config), rescale_betas_zero_snr=config.get("rescale_betas_zero_snr", False))
     assert_close(table, case[f"table_{i}_alphas_cumprod"], rtol=0, atol=0)
     if f"table_{i}_sigmas" in case:
-        sigmas = scalings(config | ({"trained_betas": betas} if betas else {})).sigmas
-        assert_close(sigmas, case[f"table_{i}_sigmas"].double(), rtol=1e-6, atol=0)
+        assert_close(scalings(config).sigmas, case[f"table_{i}_sigmas"].double(), rtol=1e-6, atol=0)
+    if f"table_{i}_betas" in case and not {"rescale_betas_zero_snr", "trained_betas"} & {
+        k for k in config if config[k]
+    }:
+        schedule, start, end, *T = table_of(config).values()
+        assert_close(BETAS[schedule](start, end, *T or [1000]), case[f"table_{i}_betas"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("path", "i"), cases(r"(\d+)_clean_epsilon"))
@@ -51,13 +55,13 @@ def test_denoised_images(path, i, prediction):
 @pytest.mark.parametrize(("path", "i"), cases(r"timesteps_(\d+)_args", "timesteps_0_args", without=["w"]))
 def test_timesteps_of_ddim(path, i):
     case = load(path)
-    args, table = said(case, f"timesteps_{i}_args"), scalings(said(case, "table_0_config"))
-    spacing, offset = args["timestep_spacing"], args["steps_offset"]
+    args = said(case, f"timesteps_{i}_args")
+    table, spacing = scalings(args), args.get("timestep_spacing", "leading")
     if spacing == "linspace":
         with pytest.raises(ValueError, match="leading, trailing"):
             DDIM(args["steps"], table, spacing)
         return
-    sampler = DDIM(args["steps"], table, spacing, offset if spacing == "leading" else 0)
+    sampler = DDIM(args["steps"], table, spacing, offset(args))
     assert list(sampler.timesteps) == case[f"timesteps_{i}"].tolist()
     assert sampler.sigmas == tuple(table.sigmas[case[f"timesteps_{i}"]].tolist())
 
@@ -66,8 +70,11 @@ def test_timesteps_of_ddim(path, i):
 def test_timestep_of_levels_off_the_table(path, i):
     case = load(path)
     args, sigmas = said(case, f"euler_{i}_args"), case[f"euler_{i}_sigmas"][:-1].double()
-    table, karras = scalings(args), args.get("use_karras_sigmas", False)
-    on_table = args.get("timestep_spacing") in ("leading", "trailing") and not karras
+    table, karras, spacing = scalings(args), args.get("use_karras_sigmas", False), args.get("timestep_spacing")
+    # EulerDiscreteScheduler starts at σ_1·n with other spacings, as DDIMScheduler does not
+    start = (1 + sigmas[0] ** 2) ** 0.5 if spacing == "leading" else sigmas[0]
+    assert_close(start, case[f"euler_{i}_init_noise_sigma"].double(), rtol=1e-6, atol=0)
+    on_table = spacing in ("leading", "trailing") and not karras
     if karras:
         grid = karras_grid(args["steps"], sigmas[-1].item(), sigmas[0].item())
         assert_close(grid.flip(0), sigmas, rtol=2e-6, atol=0)
@@ -77,14 +84,8 @@ def test_timestep_of_levels_off_the_table(path, i):
         below = case[f"euler_{i}_timesteps"].floor().long().clamp(max=len(table.sigmas) - 2)
         assert ((table.sigmas[below] <= sigmas * (1 + 1e-6)) & (sigmas <= table.sigmas[below + 1] * (1 + 1e-6))).all()
     if on_table:
-        ours = DDIM(args["steps"], table, args["timestep_spacing"], args.get("steps_offset", 0))
+        ours = DDIM(args["steps"], table, spacing, offset(args))
         assert_close(torch.tensor(ours.sigmas, dtype=torch.float64), sigmas, rtol=1e-6, atol=0)
-        if (
-            args["timestep_spacing"] == "trailing"
-        ):  # EulerDiscreteScheduler starts there at σ_1·n, DDIMScheduler does not
-            return
-        start = (1 + ours.sigmas[0] ** 2) ** 0.5
-        assert start == pytest.approx(case[f"euler_{i}_init_noise_sigma"].item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(("path", "i"), cases(r"step_(\d+)_args"))
@@ -94,12 +95,13 @@ def test_a_step_of_ddim_is_a_step_of_euler(path, i):
     table, k = scalings(args), args["timestep"]
     below = k - len(table.sigmas) // args["steps"]
     high = table.sigmas[k]
-    last = 0.0 if args["set_alpha_to_one"] else table.sigma_min
+    last = 0.0 if args.get("set_alpha_to_one", True) else table.sigma_min
     low = table.sigmas[below].item() if below >= 0 else last
     x = case["sample"] * (1 + high**2).sqrt()
     denoised = table.c_skip(high) * x + table.c_out(high) * case["output"]
-    if args["clip_sample"]:  # which is not the ODE: only the denoised image is compared
-        assert_close(denoised.clamp(-1, 1), case[f"step_{i}_clean"], **EXACT)
+    if args.get("clip_sample", True):  # which is not the ODE: only the denoised image is compared
+        bound = args.get("clip_sample_range", 1.0)
+        assert_close(denoised.clamp(-bound, bound), case[f"step_{i}_clean"], **EXACT)
         return
     scale = max(1.0, case[f"step_{i}_clean"].abs().max().item())
     assert_close(denoised / scale, case[f"step_{i}_clean"] / scale, **EXACT)
@@ -115,11 +117,12 @@ def test_trajectory_of_the_guided_teacher(path, i):
     teacher = Preconditioned(TextNet(case, "net"), table)
     teacher.origin = {}
     timesteps = case[f"trajectory_{i}_timesteps"]
-    if (timesteps.diff() != -(len(table.sigmas) // args["steps"])).any():
+    spacing = args.get("timestep_spacing", "leading")
+    if spacing == "linspace" or (timesteps.diff() != -(len(table.sigmas) // args["steps"])).any():
         pytest.skip("the steps do not end at the next timestep: the network is told another level than z has")
-    denoiser = Recorded(partial(Guided(teacher, args["guidance"]), labels=prompts(case)))
-    final = "zero" if args["set_alpha_to_one"] else "first"
-    sampler = DDIM(args["steps"], table, args["timestep_spacing"], args["steps_offset"], final)
+    denoiser = Recorded(partial(Guided(teacher, args.get("guidance", 1.0)), labels=prompts(case)))
+    final = "zero" if args.get("set_alpha_to_one", True) else "first"
+    sampler = DDIM(args["steps"], table, spacing, offset(args), final)
     assert list(sampler.timesteps) == timesteps.tolist()
     end = sampler(denoiser, case["start"], None)
     states = case[f"trajectory_{i}_states"]
@@ -134,7 +137,7 @@ def test_trajectory_of_lcm(path, i):
     table = scalings(args, boundary=args.get("timestep_scaling", 10.0))
     embedding = case["guidance_embedding"]
     model = Recorded(partial(Preconditioned(TextNet(case, "net"), table), labels=prompts(case, embedding=embedding)))
-    sampler, noises = LCM(args["steps"], table, args["original_inference_steps"]), iter(case["noises"])
+    sampler, noises = LCM(args["steps"], table, args.get("original_inference_steps", 50)), iter(case["noises"])
     assert list(sampler.timesteps) == case[f"trajectory_{i}_timesteps"].tolist()
     end = sampler(model, case["start"], lambda: next(noises))
     states = case[f"trajectory_{i}_states"]
@@ -146,16 +149,19 @@ def test_trajectory_of_lcm(path, i):
 @pytest.mark.parametrize(("path", "i"), cases(r"timesteps_(\d+)_args", "w"))
 def test_timesteps_of_lcm(path, i):
     case = load(path)
-    args, table = said(case, f"timesteps_{i}_args"), scalings(said(case, "trajectory_0_args"))
-    sampler = LCM(args["steps"], table, args["original_inference_steps"], args["strength"])
+    args = said(case, f"timesteps_{i}_args")
+    original, strength = args.get("original_inference_steps", 50), args.get("strength", 1.0)
+    sampler = LCM(args["steps"], scalings(args), original, strength)
     assert list(sampler.timesteps) == case[f"timesteps_{i}"].tolist()
 
 
 @pytest.mark.parametrize(("path", "i"), cases(r"boundary_(\d+)_c_skip"))
 def test_boundary_scalings(path, i):
     case = load(path)
-    table = scalings(said(case, "trajectory_0_args"), boundary=case[f"boundary_{i}_timestep_scaling"].item())
-    sigma, c_skip, c_out = table.sigmas, case[f"boundary_{i}_c_skip"], case[f"boundary_{i}_c_out"]
+    c_skip, c_out = case[f"boundary_{i}_c_skip"], case[f"boundary_{i}_c_out"]
+    boundary = case[f"boundary_{i}_timestep_scaling"].item()
+    table = scalings({"num_train_timesteps": len(c_skip)}, "epsilon", boundary)  # the scalings are those of any table
+    sigma = table.sigmas
     # f = c_skip·z + c_out·x̂0 with z = c_in·x and x̂0 = x - σ·F
     assert_close(table.c_skip(sigma), c_skip * table.c_in(sigma) + c_out, rtol=1e-9, atol=0)
     assert_close(table.c_out(sigma), -sigma * c_out, rtol=1e-9, atol=1e-12)

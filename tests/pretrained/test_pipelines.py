@@ -178,6 +178,12 @@ def test_sdxl(sdxl_folder):
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)  # σ is 14.6
 
 
+def test_the_path_of_a_teacher_holds_in_every_working_directory(copied, monkeypatch):
+    monkeypatch.setenv("HOME", str(copied.parent))
+    monkeypatch.chdir(copied.parent)
+    assert diffusers_teacher("sd").origin["path"] == diffusers_teacher("~/sd").origin["path"] == str(copied)
+
+
 def test_the_size_of_the_published_teacher_of_cifar10():
     with torch.device("meta"):
         network = UNet(CIFAR10)
@@ -222,6 +228,10 @@ def transformer(folder):
     (folder / "transformer").mkdir()
 
 
+def vqvae(folder):
+    (folder / "vqvae").mkdir()
+
+
 def no_scheduler(folder):
     shutil.rmtree(folder / "scheduler")
 
@@ -232,6 +242,7 @@ def no_scheduler(folder):
         (pickled, r"a pickle \(\*\.bin\), which is not read.*save_pretrained"),
         (truncate, "SafetensorError|incomplete"),
         (transformer, r"transformer \(SD3"),
+        (vqvae, r"a VQ-VAE in vqvae/ \(LDM\)"),
         (no_scheduler, "scheduler/scheduler_config.json"),
         (lambda f: (f / "unet" / WEIGHTS).unlink(), f"unet/{WEIGHTS}; found no such file"),
         (lambda f: (f / "model_index.json").unlink(), "model_index.json"),
@@ -239,6 +250,11 @@ def no_scheduler(folder):
             lambda f: change(f / "scheduler/scheduler_config.json", rescale_betas_zero_snr=True),
             "noise level is infinite",
         ),
+        (
+            lambda f: change(f / "scheduler/scheduler_config.json", trained_betas=[0.999] * 100),
+            r"end at .* and inf: .*no signal",
+        ),
+        (lambda f: change(f / "scheduler/scheduler_config.json", trained_betas=[1e-9, 0.5]), r"end at 0\.0 and"),
         (
             lambda f: change(f / "scheduler/scheduler_config.json", _class_name="FlowMatchEulerScheduler"),
             "flow matching",

@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+from collections import OrderedDict, defaultdict
 
 import pytest
 import torch
@@ -78,7 +79,11 @@ def test_a_pickle_is_not_executed(tmp_path, monkeypatch):
 def test_what_could_not_be_read_back_is_not_written(tmp_path):
     with pytest.raises(TypeError, match=r"checkpoint\['a'\]\[1\] is a Bomb"):
         write({"a": [1, Bomb()]}, tmp_path / "a.ckpt")
+    with pytest.raises(TypeError, match=r"checkpoint\['config'\] is a defaultdict"):
+        write({"config": defaultdict(int)}, tmp_path / "a.ckpt")
     assert not list(tmp_path.iterdir())
+    write({"schema": 1, "a": OrderedDict(b=1)}, tmp_path / "a.ckpt")
+    assert read(tmp_path / "a.ckpt")["a"] == {"b": 1}
 
 
 def test_a_failed_write_leaves_the_old_one(checkpoint, monkeypatch):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.sweep_folder import SweepFolder
+from consistency_models.errors import Exit
 from consistency_models.evaluation.compare import COLUMNS, main
 from consistency_models.evaluation.grids import save_comparison, save_film
 from consistency_models.evaluation.runs import _curves, cells_of, differing_keys, read_runs
@@ -111,6 +112,12 @@ class Sources(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.found += [value for key, value in attributes if key in ("src", "href")]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_of_error(sweep, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([str(sweep), "--out", str(tmp_path / "file/all")]) == Exit.STORAGE
+    assert re.fullmatch(r"error: .*/file'\n", capsys.readouterr().err)
 
 
 def test_the_page_needs_nothing_else(sweep, tmp_path):

@@ -159,7 +159,7 @@ print("left:", sum(isinstance(thing, LightningModule) for thing in gc.get_object
 @pytest.mark.slow
 def test_ray_with_two_local_workers(tmp_path):
     """Two jobs at a time; the one that fails harms no other, and its exit code is that of the multirun."""
-    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="pip install 'consistency-models[ray]'")
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason='pip install -e ".[ray]"')
     workers = ("+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false")
     axes = ("-m", "optimizer.lr=1e-3,1e30", "hydra/launcher=ray", *workers, "+hydra.launcher.ray.remote.num_cpus=1")
     code, output = train(tmp_path, *axes, *TINY, "logger=default")

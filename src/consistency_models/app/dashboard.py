@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         view = workspace(entity, project)
     except ImportError:
-        fix = "pip install 'consistency-models[dashboard]'"
+        fix = 'pip install -e ".[dashboard]"'
         print(f"error: the package wandb-workspaces is not installed. Install it with {fix}", file=sys.stderr)
         return 2
     if given.json:

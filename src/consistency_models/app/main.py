@@ -60,8 +60,6 @@ def _run_command(task: str, root: Path) -> int:
     # Threads spin while they wait for one another. Unlimited spinning makes a training on shared cores ten times
     # slower; no spinning makes a training on its own cores 1.7 times slower. OpenMP reads the limit at import.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
-    # torch allocates large tensors on huge pages of Linux. Otherwise, page faults take 7 % of a CIFAR-10-size step.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     parser = get_args_parser()
     parser.allow_abbrev = False  # --experiment=… is a key with dashes, not --experimental-rerun
     words = sys.argv[1:]

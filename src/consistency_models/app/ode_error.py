@@ -58,6 +58,9 @@ def build_ode_error(
         cache_key = source.digest if exact else None
         if not isinstance(denoiser, Guided) and hasattr(denoiser, "origin"):  # a digest does not identify guidance
             cache_key = repr((denoiser.origin["digest"], config["teacher"].get("weights"), steps))
-        return ODEError(solution, images, labels, data.sigma_data, sigmas, ends["sigma_min"], cache_key=cache_key)
+        lowest_level, batch_size = ends["sigma_min"], config["evaluation"]["batch_size"]
+        return ODEError(
+            solution, images, labels, data.sigma_data, sigmas, lowest_level, batch_size=batch_size, cache_key=cache_key
+        )
 
     return measure

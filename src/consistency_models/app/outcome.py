@@ -47,6 +47,7 @@ def quiet() -> None:
         ".*`training_step` returned `None`.*",
         ".*isinstance.treespec.*",
         "`torch.jit.script` is deprecated.*",  # of torch's own formulas for forward derivatives
+        "torch.distributed.nn.functional.all_gather is deprecated.*",  # called by Lightning
         "The `srun` command is available.*",  # on every login node
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -70,7 +70,8 @@ class Origin(NamedTuple):
                 f"{self.shapes.get(name, 'missing')} in the file, {here.get(name, 'missing')} here",
             )
         base = getattr(method._teacher[0], "origin", {})
-        if getattr(method.model.network, "lora", None) is not None and self.teacher != base:
+        changed = self.teacher.get("digest") != base.get("digest")  # a folder may be moved
+        if getattr(method.model.network, "lora", None) is not None and changed:
             reason = (
                 f"its adapters belong to {self.teacher.get('path')}, SHA-256 {str(self.teacher.get('digest'))[:12]}"
             )

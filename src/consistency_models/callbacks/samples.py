@@ -116,7 +116,9 @@ class SampleGrids(StepCallback):
             paths[steps] = self.folder / f"step_{step:08d}_{steps}step.png"
             self.save(paths[steps], {f"{steps}-step": images}, f"{steps}-step samples at step {step}")
         if step == method.total_steps:
-            title = f"the same noise in {' and '.join(map(str, samples))} steps, weights {weights}, step {step}"
+            *first, last = map(str, samples)
+            counts = f"{', '.join(first)} and {last} steps" if first else f"{last} step{'s' * (last != '1')}"
+            title = f"the same noise in {counts}, weights {weights}, step {step}"
             self.save(self.folder / "final.png", {f"{steps}-step": images for steps, images in samples.items()}, title)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +251,7 @@ def latents(
     )
 
 
+@lru_cache(maxsize=1)  # pictures are decoded many times in a run
 def _vae(decoder: str) -> Encoders:
     folder = Path(decoder).expanduser()
     return Encoders(folder / "vae" if (folder / "vae").is_dir() else folder)

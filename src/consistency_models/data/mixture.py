@@ -200,7 +200,7 @@ class Mixture(Source):
 
     Args:
         dimension: d; the mixture is a `GaussianMixture.ring` for 2 and a `GaussianMixture.random` otherwise.
-        components: K.
+        components: K, the number of components.
         seed: seed of the random mixture and of the fixed sample.
         sample_size: number of points of the fixed sample, `images` and `labels`; metrics compare generated points with
             the fixed sample.

@@ -46,9 +46,9 @@ class DataModule(LightningDataModule):
         guidance_w: (low, high) of w of cond + w·(cond - uncond), drawn uniformly for each caption; None draws nothing.
         caption_dropout: share of captions that are replaced by the empty one.
         overfit_steps: number of steps whose images are repeated; 0 uses all images.
-        name, root: name and path of the data in the configuration, for messages.
-        image_size, channels, num_classes: values of the configuration. Values other than None are compared with the
-            source.
+        name, root: name of the data, and their folder or file, for messages.
+        image_size, channels, num_classes: height and width in pixels, channels and classes of the data. Values other
+            than None are compared with the source.
 
     Raises:
         DataError: the source differs from the configuration, or has no labels for conditional training.

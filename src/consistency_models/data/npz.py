@@ -24,7 +24,7 @@ def npz_images(root: Text | Path, name: Text = "npz", max_bytes: Size | None = N
     """Load the images of an npz file: arr_0 (n, H, W, C) uint8, and optionally the classes arr_1 (n,), whole numbers.
 
     Args:
-        root: the file.
+        root: the npz file.
         name: name of the data set.
         max_bytes: limit of the memory of both arrays; None: 64 MiB plus 16 times the size of the file.
 

@@ -72,7 +72,7 @@ def _open(path: str | Path) -> Any:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise DataError(f"{path}: parquet needs pyarrow: pip install 'consistency-models[formats]'") from error
+        raise DataError(f'{path}: parquet needs pyarrow: pip install -e ".[formats]"') from error
     return parquet.ParquetFile(path, thrift_string_size_limit=LIMIT, thrift_container_size_limit=LIMIT)
 
 

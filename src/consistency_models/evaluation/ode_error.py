@@ -18,6 +18,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from consistency_models.conditions import Prompt
 from consistency_models.noise.schedules import karras_grid
 from consistency_models.sampling.solvers import Heun
 from consistency_models.storage.cache import cached, source_fingerprint
@@ -103,7 +104,7 @@ class ODEError:
     Args:
         solution: `solution(x, sigma, to, labels) -> x`, see the module.
         images: clean data (n, ...), on the device and in the dtype of the model's inputs.
-        labels: (n, ...) for class-conditional models, or None.
+        labels: (n, ...) for class-conditional models, a `Prompt` of n rows, or None.
         sigma_data: unit of the distances.
         sigmas: levels, ascending; by default 10 from 0.02 to 80, evenly spaced in ln σ.
         sigma_min: level of the model's output.
@@ -119,7 +120,7 @@ class ODEError:
         self,
         solution: Callable[..., Tensor],
         images: Tensor,
-        labels: Tensor | None = None,
+        labels: Tensor | Prompt | None = None,
         sigma_data: float = 0.5,
         sigmas: Sequence[float] = SIGMAS,
         sigma_min: float = 0.002,
@@ -148,7 +149,8 @@ class ODEError:
         """True solutions of the noised data and of the pure noise."""
         if self.cache_key is None:
             return self._solved()
-        inputs = [each if each is None else each.cpu().numpy().tobytes() for each in (self.images, self.labels)]
+        labels = vars(self.labels).values() if isinstance(self.labels, Prompt) else [self.labels]
+        inputs = [each if each is None else each.cpu().numpy().tobytes() for each in (self.images, *labels)]
         code = source_fingerprint(ODEError, self.solution)
         key = (self.cache_key, self.sigmas, self.sigma_min, self.seed, self.images.device.type, inputs, code)
         solutions = cached(
@@ -195,7 +197,7 @@ class ODEError:
     def _output(self, model: Callable[..., Tensor], x: Tensor, sigma: float) -> Tensor:
         return self._batched(lambda x, labels: model(x, x.new_full((len(x),), sigma), labels), x)
 
-    def _batched(self, function: Callable[[Tensor, Tensor | None], Tensor], x: Tensor) -> Tensor:
+    def _batched(self, function: Callable[[Tensor, Tensor | Prompt | None], Tensor], x: Tensor) -> Tensor:
         batches = torch.arange(len(x), device=x.device).split(self.batch_size)
         return torch.cat([function(x[rows], None if self.labels is None else self.labels[rows]) for rows in batches])
 

@@ -26,6 +26,8 @@ from consistency_models.sampling.generator import Generator
 __all__ = ["merged_weights", "to_pipeline"]
 
 NOT_COPIED = ("*.bin", "*.ckpt", "*.pt", "*.pkl", "*.msgpack", "*.h5", "*.onnx*", ".*")
+STEMS = ("diffusion_pytorch_model", "model")
+"""Names of the weights of diffusers and of transformers."""
 ADAPTERS = (
     *("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "use_dora"),
     *("rank_pattern", "alpha_pattern"),
@@ -80,7 +82,7 @@ def to_pipeline(
 
     Raises:
         ValueError: the student has other scalings, there are no adapters to merge, adapters of pixels are not merged,
-            or there is no such pipeline.
+            there is no such pipeline, or one of its parts is missing. Nothing is written then.
         ModuleNotFoundError: the extra `latent` is not installed.
         OSError: it cannot be written.
     """
@@ -96,19 +98,20 @@ def to_pipeline(
         raise ValueError("--merge: this student has no adapters")
     if adapters and not merge and not network.takes_text:
         raise ValueError("diffusers' pipelines of pixels load no adapters: add --merge, which writes a whole U-Net")
-    base = Path(pipeline or (generator.config.get("teacher") or {}).get("path") or "").expanduser()
+    base = Path(pipeline or generator.pipeline or "").expanduser()
     if network.takes_text and not is_pipeline(base):
         raise ValueError(f"--pipeline: {base} is no folder with model_index.json; give the folder of the teacher")
     if adapters and not merge:
         _write_adapters(generator, network, folder, base)
         return
+    index = _index(base) if network.takes_text else {}
     diffusers = import_extra("diffusers", "latent")
-    unet = type(network.unet).from_config(network.unet.config)
+    unet = type(network.unet).from_config(network.unet.config, sample_size=generator.shape[-1])
     unet.load_state_dict(merged_weights(network.unet))
     unet.save_pretrained(folder / "unet")
     diffusers.LCMScheduler(**_scheduler(generator)).save_pretrained(folder / "scheduler")
     if network.takes_text:
-        _copy_rest(base, folder)
+        _copy_rest(base, index, folder)
         takes_w = network.unet.config.get("time_cond_proj_dim") is not None
         code = WHOLE.format(folder=json.dumps(folder.name), scale=8.0 if takes_w else 1.0)
         _write_card(folder, "The folder is a pipeline of diffusers.", code, EMBEDDED if takes_w else FREE)
@@ -149,15 +152,44 @@ def _scheduler(generator: Generator) -> dict[str, Any]:
     }
 
 
-def _copy_rest(base: Path, folder: Path) -> None:
-    """Copy all parts that model_index.json names, but the U-Net and the scheduler."""
-    index = json.loads((base / "model_index.json").read_bytes())
-    for part, value in index.items():
+def _index(base: Path) -> dict[str, Any]:
+    """The content of model_index.json, after a check of the parts that are copied.
+
+    Raises:
+        ValueError: the file is no JSON mapping, or a part has no folder, or no weights in safetensors.
+    """
+    try:
+        index = json.loads((base / "model_index.json").read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--pipeline: {base}/model_index.json is no JSON ({error})") from error
+    if not isinstance(index, dict):
+        raise ValueError(f"--pipeline: {base}/model_index.json is no mapping")
+    for part in _copied(index):
         source = base / part
-        if isinstance(value, list) and part not in ("unet", "scheduler") and value[-1] and source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns(*NOT_COPIED), dirs_exist_ok=True)
-    index["scheduler"] = ["diffusers", "LCMScheduler"]
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        if Path(part).name != part or not source.is_dir():
+            fix = f'copy the part there, or write "{part}": [null, null] if the pipeline runs without it'
+            raise ValueError(f"--pipeline: {base}/model_index.json names {part}, which has no folder in {base}: {fix}")
+        files = [source / f"{stem}.safetensors{end}" for stem in STEMS for end in ("", ".index.json")]
+        if (source / "config.json").is_file() and not any(file.is_file() for file in files):
+            found = ", ".join(sorted(file.name for file in source.iterdir() if file.suffix in (".bin", ".safetensors")))
+            raise ValueError(
+                f"--pipeline: {source} has no {' or '.join(f'{stem}.safetensors' for stem in STEMS)}; found "
+                f"{found or 'no weights'}: give a folder that DiffusionPipeline.save_pretrained wrote"
+            )
+    return index
+
+
+def _copied(index: dict[str, Any]) -> list[str]:
+    """Names of the parts that are copied: all parts that the pipeline has, but the U-Net and the scheduler."""
+    parts = [part for part, value in index.items() if isinstance(value, list) and value and value[-1]]
+    return [part for part in parts if part not in ("unet", "scheduler") and not part.startswith("_")]
+
+
+def _copy_rest(base: Path, index: dict[str, Any], folder: Path) -> None:
+    for part in _copied(index):
+        shutil.copytree(base / part, folder / part, ignore=shutil.ignore_patterns(*NOT_COPIED), dirs_exist_ok=True)
+    content = index | {"scheduler": ["diffusers", "LCMScheduler"]}
+    (folder / "model_index.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _write_adapters(generator: Generator, network: UNet, folder: Path, base: Path) -> None:

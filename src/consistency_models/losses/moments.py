@@ -20,7 +20,7 @@ class MomentMatching:
 
     Args:
         a, b: parameters; the paper uses 1 and 5 on CIFAR-10, 1 or 2 and 4 on ImageNet-256.
-        sigma_data: σ_d.
+        sigma_data: σ_d, the standard deviation of the data.
 
     Raises:
         ValueError: sigma_data is not positive and finite.

@@ -32,7 +32,7 @@ class ContinuousConsistencyTraining(Method):
         tangent_norm: c; None: g is not normalised.
         tangent_rms: True: divide g by the root of its mean square plus c; False: by its norm over the image plus c.
         tangent_clip: largest absolute value in ĝ; None: no limit.
-        warmup_steps: H; 0: r = 1 from the start.
+        warmup_steps: H, the steps in which r grows to 1; 0: r = 1 from the start.
         difference: share of the level for derivatives by differences (`Method.difference`); None: forward mode.
         arguments: as for `Method`; the preconditioning is `TrigFlow` or `EDM`, the weighting `EDM`, which is 1/c_out².
 

@@ -27,7 +27,7 @@ class TruncatedConsistency(Method):
     """LightningModule for the second stage of TCM; the teacher is f_1.
 
     Args:
-        transition: t'.
+        transition: t', the level below which the first stage is used.
         diffusion: frozen denoiser; x_s is an Euler step of its ODE from t. None: x_s = x + s·noise.
         arguments: as for `Method`; the schedule is `TruncatedStudentT`.
     """

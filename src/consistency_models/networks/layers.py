@@ -203,7 +203,7 @@ class UNetBlock(nn.Module):
         dropout: probability of dropout.
         skip_scale: 1, or √½ to preserve the variance.
         eps: ε of the normalisations.
-        resample_filter: see `Conv2d`.
+        resample_filter: filter taps of the resampling, see `Conv2d`.
         resample_proj: add a learned 1x1 convolution to the skip path of a block that resamples.
         adaptive_scale: True: the embedding scales and shifts (AdaGN); False: the embedding shifts.
         double_norm: replace 1 + scale and shift by p(scale) and p(shift), p(y) = y/√(mean y² + 1e-8) over channels.

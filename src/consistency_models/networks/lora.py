@@ -46,7 +46,7 @@ class LoRA:
     """Adapters of a U-Net of diffusers.
 
     Args:
-        r: rank.
+        r: rank of the adapters.
         alpha: α; the adapters are multiplied by α/r.
         dropout: of the input of the adapters, in training.
         targets: ends of the names of the layers that get adapters.
@@ -58,6 +58,7 @@ class LoRA:
     dropout: BelowOne = 0.0
     targets: Annotated[Sequence[Text], MinLen(1), Distinct] = LCM_LAYERS
     seed: Count = 0
+    needs_package = "peft"
 
     def inject(self, unet: nn.Module) -> None:
         """Add the adapters to a U-Net; all other parameters are frozen.

@@ -56,7 +56,7 @@ class SongUNet(Network):
         embedding: maps a width to a module from noise labels (B,) to features (B, width).
         encoder: "standard"; "residual" or "skip" feed a resampled image into each level.
         decoder: "standard"; "skip" sums an image from each level.
-        resample_filter: see `Conv2d`.
+        resample_filter: filter taps of the resampling, see `Conv2d`.
         adaptive_scale: True: the embedding scales and shifts (AdaGN); False: the embedding shifts.
         double_norm: normalise scale and shift, see `UNetBlock`.
         checkpointing: do not store activations within blocks; the backward pass recomputes them.

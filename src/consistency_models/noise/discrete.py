@@ -104,6 +104,9 @@ class Discrete:
         num_train_timesteps: T of a named table; None: 1000.
         prediction_type: what the network predicts; None: epsilon.
         boundary: τ, 10 for LCM; None: a denoiser.
+
+    Raises:
+        ValueError: a level of the table is 0 or infinite in float32.
     """
 
     predicts = "what a scheduler's prediction_type names"
@@ -124,6 +127,11 @@ class Discrete:
         self.sigmas = (1 / self.table.double() - 1).sqrt()  # ascending, float64
         self.prediction_type, self.boundary = prediction_type or "epsilon", boundary
         self.sigma_min, self.sigma_max = self.sigmas[0].item(), self.sigmas[-1].item()
+        if not 0 < self.sigma_min <= self.sigma_max < math.inf:
+            raise ValueError(
+                f"the levels of the table must be > 0 and finite; they end at {self.sigma_min} and {self.sigma_max}: "
+                "the first β is too small, or the last level has no signal (ᾱ = 0)"
+            )
         self._elsewhere: dict[torch.device, Tensor] = {}  # copies of the levels, so that a step copies nothing
 
     def timestep(self, sigma: Tensor) -> Tensor:

@@ -148,11 +148,11 @@ class Groups:
     App. C; η(t) - … is clamped at η(ε), below which its inverse would exceed 1.)
 
     Args:
-        group: M.
-        gap: k.
-        highest: T.
-        lowest: ε.
-        sigma_data: σ_d.
+        group: M, the rows of a group.
+        gap: k; η(t) - η(r) is 2^-k of the whole range of η.
+        highest: T, the largest t.
+        lowest: ε, the smallest t.
+        sigma_data: σ_d, the standard deviation of the data.
 
     Raises:
         ValueError: group < 1, gap < 1, not 0 <= lowest < highest < 1, or sigma_data not positive.

@@ -174,9 +174,9 @@ class VP(_NoisePrediction):
     σ(t) = √(e^(½·β_d·t² + β_min·t) - 1), t in [ε, 1], and t(σ) its inverse.  (EDM, arXiv 2206.00364, Table 1.)
 
     Args:
-        beta_d: β_d.
-        beta_min: β_min.
-        steps: M.
+        beta_d: β_d, the growth of the rate of noise.
+        beta_min: β_min, the rate of noise at t = 0.
+        steps: M, the number of noise levels.
         epsilon: ε, the smallest time of training.
     """
 
@@ -254,8 +254,8 @@ class IDDPM(_NoisePrediction):
 
     Args:
         c_1: C_1, lower bound of ᾱ_{j-1}/ᾱ_j.
-        c_2: C_2.
-        steps: M.
+        c_2: C_2, offset of the cosine schedule.
+        steps: M, the number of noise levels.
     """
 
     @checked

@@ -87,7 +87,7 @@ class KarrasUniform:
 
     Args:
         curriculum: N(k, K), the number of levels at step k of K.
-        sigma_min, sigma_max, rho: arguments of `karras_grid`.
+        sigma_min, sigma_max, rho: lowest and highest level and exponent of the Karras grid, see `karras_grid`.
 
     Raises:
         ValueError: as `karras_grid`; and at a draw, if the curriculum returns fewer than 2 levels.
@@ -128,7 +128,8 @@ class KarrasLogNormal(KarrasUniform):
     p(i) ∝ erf((ln σ_{i+1} - mean)/(√2·std)) - erf((ln σ_i - mean)/(√2·std)).  (iCT, arXiv 2310.14189, Sec. 3.5.)
 
     Args:
-        curriculum, sigma_min, sigma_max, rho: as for `KarrasUniform`.
+        curriculum: N(k, K), the number of levels at step k of K.
+        sigma_min, sigma_max, rho: lowest and highest level and exponent of the Karras grid, see `karras_grid`.
         mean, std: mean and standard deviation of ln σ; the paper's values by default.
 
     Raises:
@@ -197,7 +198,7 @@ class ECTSchedule(LogNormal):
         mean, std: mean and standard deviation of ln t.
         q: factor by which the gap shrinks from stage to stage.
         slope, steepness: k and b of the paper; with slope 0 the gap is the same share of every t.
-        stages: number of stages.
+        stages: number of stages of equal length.
 
     Raises:
         ValueError: there are so many stages that s = t in float32.

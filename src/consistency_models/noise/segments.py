@@ -68,7 +68,7 @@ class Segments:
     (arXiv 2403.06807, Algorithm 1.)
 
     Args:
-        segments: S.
+        segments: S, the number of segments of the trajectory.
         curriculum: N(k, K), the number of grid points, T(k) + 1.
         spacing: grid of the levels between 0 and σ_max.
 

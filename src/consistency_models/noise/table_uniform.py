@@ -29,8 +29,8 @@ class TableUniform(KarrasUniform):
     (Latent Consistency Models, arXiv 2310.04378, Sec. 4.3; Direct CM, arXiv 2411.08954.)
 
     Args:
-        scalings: the table.
-        steps: number of intervals.
+        scalings: the table of levels.
+        steps: number of intervals between levels.
         lowest: "first": σ_0, LCM's; "zero": 0, Direct CM's.
 
     Raises:

@@ -39,11 +39,11 @@ class TruncatedStudentT:
     (TCM, arXiv 2410.14895, Sec. 3 and its code.)
 
     Args:
-        transition: t'.
+        transition: t', the lowest level of the other rows.
         sigma_min, sigma_max: the range of the other rows.
         mean, scale, df: parameters of the distribution of ln t.
         q, slope, steepness: parameters of the gap, as for `ECTSchedule`.
-        limit: largest ratio.
+        limit: largest value of the ratio, in (0, 1).
         first_stage, stages: a goes from first_stage to first_stage + stages - 1 in equal parts of the training.
         share: share of the rows at t', in [0, 1).
         boundary_weight: w_b.

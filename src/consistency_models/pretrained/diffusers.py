@@ -82,6 +82,10 @@ def read_pipeline(path: Path | str) -> Pipeline:
             raise CheckpointError(f"a folder of a diffusers pipeline, with {INDEX}", "no such file")
         if (folder / "transformer").is_dir():
             raise CheckpointError("a pipeline with a U-Net", "a transformer (SD3, Flux and others): not supported")
+        if (folder / "vqvae").is_dir():
+            raise CheckpointError(
+                "a pipeline of pixels, or with a VAE in vae/", "a VQ-VAE in vqvae/ (LDM): not supported"
+            )
         unet, config = _part(folder, "unet", "config.json")
         config = {key: _plain(key, config[key]) for key in config if key == "_class_name" or not key.startswith("_")}
         _, scheduler = _part(folder, "scheduler", "scheduler_config.json")

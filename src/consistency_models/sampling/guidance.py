@@ -89,5 +89,7 @@ class Guided(nn.Module):
             return per_image(guidance.to(x.dtype), x)
         drawn = getattr(labels, "guidance", None)
         if drawn is None:
-            raise ValueError("teacher.guidance=null takes w of each row from Prompt.guidance, which is not given")
+            raise ValueError(
+                "teacher.guidance=null takes w = guidance - 1 of each row from Prompt.guidance, which is not given"
+            )
         return per_image(1 + drawn.to(x.dtype), x)

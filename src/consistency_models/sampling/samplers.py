@@ -108,7 +108,7 @@ class Consistency:
             steps: number of calls, at least 1.
             sigma_mid: the second level of two: 0.821 on CIFAR-10, 1.526 on ImageNet-64 (iCT's and ECT's code).
             sigma_min, clip, inputs: as for the class.
-            sigma_max, rho: the grid's.
+            sigma_max, rho: highest level and exponent of the Karras grid.
 
         Raises:
             ValueError: sigma_mid is not between sigma_min and sigma_max.
@@ -339,7 +339,7 @@ class Heun(_ODE):
 
     Args:
         steps: levels of the Karras grid; 0 comes after them.
-        sigma_min, sigma_max, rho: the grid's.
+        sigma_min, sigma_max, rho: lowest and highest level and exponent of the Karras grid.
         churn, churn_min, churn_max, churn_noise: EDM's S_churn, S_min, S_max, S_noise; churn 0 is deterministic.
         clip: clamp the output of the denoiser to [-1, 1].
 
@@ -374,7 +374,7 @@ class Ancestral:
 
     Args:
         steps: levels of the Karras grid; 0 comes after them.
-        sigma_min, sigma_max, rho: the grid's.
+        sigma_min, sigma_max, rho: lowest and highest level and exponent of the Karras grid.
         clip: clamp the output of the denoiser to [-1, 1].
 
     Raises:

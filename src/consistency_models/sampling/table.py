@@ -36,7 +36,7 @@ class LCM(Consistency):
 
     Args:
         steps: number of calls.
-        scalings: the table.
+        scalings: the table of levels.
         original_steps: number of levels of the training.
         strength: share of the levels, from the lowest, that is used: of image-to-image.
         clip: clamp the output of f to [-1, 1].
@@ -80,7 +80,7 @@ class DDIM:
 
     Args:
         steps: number of calls.
-        scalings: the table.
+        scalings: the table of levels.
         spacing: which levels. The spacing "linspace" of diffusers is left out: its steps tell the network another level
             than the image has.
         offset: `steps_offset` of "leading", 1 for Stable Diffusion.

@@ -14,6 +14,7 @@ import hashlib
 import os
 import secrets
 import zipfile
+from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,7 @@ def _check_read(content: dict[str, Any]) -> None:
 
 
 def _check_plain(value: Any, where: str) -> None:
-    if isinstance(value, dict):
+    if type(value) in (dict, OrderedDict):  # `read` refuses other mappings
         for key, item in value.items():
             _check_plain(key, where)
             _check_plain(item, f"{where}[{key!r}]")

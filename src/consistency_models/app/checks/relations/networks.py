@@ -56,10 +56,11 @@ def network(config: Config, choices: Choices) -> Problems:
 def text(config: Config, choices: Choices) -> Problems:
     """A U-Net of diffusers has a folder that describes it, and w of each caption is drawn if it is an input."""
     network = config["network"]
-    for group in ("network", "teacher"):
-        package = fact(config[group], "needs_package")
+    parts = [("network", network), ("network", network.get("lora") or {}), ("teacher", config["teacher"])]
+    for group, part in parts:
+        package = fact(part, "needs_package")
         if package and importlib.util.find_spec(package) is None:
-            fix = "install it with pip install 'consistency-models[latent]'"
+            fix = 'install it with pip install -e ".[latent]"'
             yield problem(group, choices.get(group), "another", fix, reason=f"the package {package} is not installed")
             return
     reported = fact(config["teacher"], "reads") == "a pipeline"  # a wrong path is reported as such

@@ -74,7 +74,7 @@ def outputs(config: Config, choices: Choices) -> Problems:
         reason = "keep counts the numbered checkpoints"
         yield problem("callbacks.checkpoint.keep", saves["keep"], allowed, fix, reason=reason)
     if config["logger"]["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
-        fix = "install it with pip install 'consistency-models[tensorboard]'"
+        fix = 'install it with pip install -e ".[tensorboard]"'
         reason = "the package tensorboard is not installed"
         yield problem("logger.tensorboard", True, "false", fix, reason=reason)
 

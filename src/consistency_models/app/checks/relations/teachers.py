@@ -8,6 +8,7 @@ from consistency_models.app.checks.files import wrong_checkpoint, wrong_path, wr
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.relations.choices import Choices, Config, Problems
 from consistency_models.app.checks.targets import fact
+from consistency_models.values import show
 
 __all__ = ["guidance", "init", "needs_teacher", "teacher"]
 
@@ -74,6 +75,11 @@ def guidance(config: Config, choices: Choices) -> Problems:
     if given is not None and fact(model, "needs_teacher") and teacher.get("guidance") is not None:
         reason = f"model.guidance_input={given} draws the guidance of each image"
         yield problem("teacher.guidance", teacher["guidance"], "null", reason=reason)
+    drawn, fixed = config["data"].get("guidance_w"), teacher.get("guidance")
+    if drawn is not None and teacher["_target_"] and fixed is not None:
+        own = "model.guidance_w=null model.w_embedding=null" if "guidance_w" in model else "data.guidance_w=null"
+        reason = f"data.guidance_w={show(drawn)} draws w of each caption, which a fixed guidance ignores"
+        yield problem("teacher.guidance", fixed, "null", f"add {own}, or set teacher.guidance=null", reason=reason)
     if guided and "label_dropout" in model and not model["label_dropout"]:
         reason = "guidance calls the network without a class, which label dropout trains"
         yield problem("model.label_dropout", model.get("label_dropout"), "a number in (0, 1]", reason=reason)
