@@ -97,7 +97,7 @@ class Steps(Callback):
 def timed_loader(loader: DataLoader, watch: Stopwatch) -> DataLoader:
     """Make the loader count the time of its batches for the part "data"."""
 
-    class Timed(type(loader)):  # type: ignore[misc]
+    class Timed(type(loader)):
         def __iter__(self) -> Iterator[Any]:
             batches = super().__iter__()
             while True:

@@ -84,7 +84,7 @@ def test_there_are_enough():
     assert len(CASES) > 250
 
 
-@pytest.mark.parametrize(("target", "argument", "value"), CASES, ids=[f"{t}-{a}-{show(v)}" for t, a, v in CASES])
+@pytest.mark.parametrize(("target", "argument", "value"), CASES, ids=[f"{t}-{a}-{show(v)[:40]}" for t, a, v in CASES])
 def test_refused_at_run_time_and_by_the_command(target, argument, value):
     with pytest.raises(ValueError, match=f"^{argument}="):
         get_object(target)(**{argument: value})
