@@ -51,6 +51,7 @@ DISTIL = "teacher=run teacher.path=TEACHER"
 CHOICES = [
     "model=teacher",
     "model=ict",
+    "model=ict recipe.lr=1e-3 recipe.decay=0.3 recipe.s1=80",  # the rate of the other methods
     "model=ct",
     f"model=cd {DISTIL}",
     f"model=mcm model.segments=1 {DISTIL}",

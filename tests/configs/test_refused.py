@@ -296,7 +296,7 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("sampler=heun +sampler.churn_min=5 +sampler.churn_max=1", "sampler.churn_min", "at most", ""),
     ("schedule.mean=1000", "schedule.mean", "no level is ever drawn", "widen schedule.std"),
     ("schedule=lognormal", "schedule", "pairs of levels", "did you mean schedule=karras_lognormal?"),
-    ("curriculum.s0=200", "curriculum.s0", "at most curriculum.s1=80", ""),
+    ("curriculum.s0=200", "curriculum.s0", "at most curriculum.s1=40", ""),
     ("network.channel_mult=[1,2,2,2,2]", "data.image_size", "a multiple of 16", "network.channel_mult=[1,2,2,2]?"),
     ("network.model_channels=30", "network.model_channels", "multiples of 32 can", ""),
     ("network=small data=mixture", "data.image_size", "a multiple of 2", "network=mlp"),
