@@ -22,6 +22,7 @@ import shlex
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -218,6 +219,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="a new folder")
     parser.add_argument("--quick", action="store_true", help="few steps: everything runs, the images are noise")
     given = parser.parse_args()
+    if given.folder.exists():
+        parser.error(f"{given.folder} exists: name a new folder")
+    if find_spec("diffusers") is None:
+        parser.error("diffusers is not installed: pip install -e '.[latent]'")
     folder, started = given.folder.resolve(), time.perf_counter()
     torch.set_num_threads(1)
     vae_steps, teacher_steps, student_steps, n = (40, 100, 50, 100) if given.quick else (400, 3000, 1500, 500)

@@ -1,6 +1,7 @@
 """The scripts of examples/ run, with few steps."""
 
 import importlib
+import sys
 
 import pytest
 import torch
@@ -62,6 +63,16 @@ def test_a_block_stays_empty_for_a_number_of_steps_without_a_sampler(example, tm
     figure = example("same_noise")([str(EDM), "--steps", "0", "1", "--columns", "2"])
     assert [len(axis.images) for axis in figure.axes] == [0, 1]
     assert capsys.readouterr().out.startswith("edm_snapshot_song: no images in 0 steps: ")
+
+
+@pytest.mark.parametrize(("name", "reason"), [("", "exists: name a new folder"), ("new", "pip install -e '.[latent]'")])
+def test_the_demonstration_is_refused_in_one_line(name, reason, example, tmp_path, monkeypatch, capsys):
+    main = example("captioned_digits")
+    monkeypatch.setattr("captioned_digits.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["captioned_digits.py", str(tmp_path / name)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert reason in capsys.readouterr().err
 
 
 def test_the_same_noise_in_all_rows(example, tmp_path):

@@ -18,16 +18,18 @@ def differentiable_norms() -> Iterator[None]:
 
     Their forward derivative fails for channels-last inputs in torch 2.11 to 2.13 ("view size is not compatible").
     """
-    if torch.__version__ >= (2, 14):
+    if torch.__version__ >= "2.14":
         yield
         return
-    hook = register_module_forward_pre_hook(
-        lambda module, inputs: (inputs[0].contiguous(),) if isinstance(module, nn.GroupNorm) else None
-    )
+    hook = register_module_forward_pre_hook(_contiguous)  # type: ignore[arg-type]  # the type forgets the result
     try:
         yield
     finally:
         hook.remove()
+
+
+def _contiguous(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+    return (inputs[0].contiguous(),) if isinstance(module, nn.GroupNorm) else None
 
 
 def is_convolutional(network: nn.Module) -> bool:
