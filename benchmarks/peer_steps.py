@@ -33,11 +33,13 @@ Peer = tuple[nn.Module, Callable[[], None]]  # the network and its training step
 def imports_from(checkout: Path) -> Iterator[None]:
     """Import modules of a checkout, and forget them afterwards: edm and ect have packages of the same names."""
     before = set(sys.modules)
-    with patch.object(sys, "path", [str(checkout), *sys.path]):
-        yield
-    for name in set(sys.modules) - before:
-        if (checkout / name.partition(".")[0]).is_dir():
-            del sys.modules[name]
+    try:
+        with patch.object(sys, "path", [str(checkout), *sys.path]):
+            yield
+    finally:
+        for name in set(sys.modules) - before:
+            if (checkout / name.partition(".")[0]).is_dir():
+                del sys.modules[name]
 
 
 def on_a_cpu() -> Any:

@@ -115,7 +115,7 @@ class Pages:
     def _elsewhere(self, key: Key) -> str:
         """The meaning of the key in other files."""
         axis = re.sub(r"^sweep\.(small|digits|paper)\.\+*", "", key.name)
-        if meaning := self.readers.get(key.name) or _text(self._meaning_of_group(axis)) or self.meanings.get(axis):
+        if meaning := self.readers.get(axis) or _text(self._meaning_of_group(axis)) or self.meanings.get(axis):
             return meaning
         parents = (key.name.rsplit(".", n)[0] for n in range(1, key.name.count(".")))
         return next((self.meanings[name] for name in parents if name in self.meanings), "")

@@ -222,7 +222,7 @@ def main() -> None:
     if given.folder.exists():
         parser.error(f"{given.folder} exists: name a new folder")
     if find_spec("diffusers") is None:
-        parser.error("diffusers is not installed: pip install -e '.[latent]'")
+        parser.error('diffusers is not installed: pip install -e ".[latent]"')
     folder, started = given.folder.resolve(), time.perf_counter()
     torch.set_num_threads(1)
     vae_steps, teacher_steps, student_steps, n = (40, 100, 50, 100) if given.quick else (400, 3000, 1500, 500)

@@ -27,7 +27,7 @@ from consistency_models.sampling import Consistency, Generator
 def main(arguments: list[str] | None = None) -> Generator:
     """Train, write samples of one and of two steps, and return the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1300)
+    parser.add_argument("--steps", type=int, default=950)
     parser.add_argument("--out", default="digits.png")
     args = parser.parse_args(arguments)
 
@@ -36,11 +36,11 @@ def main(arguments: list[str] | None = None) -> Generator:
     network = SongUNet(8, 1, 10, model_channels=32, channel_mult=(1, 2), num_blocks=1, attn_resolutions=())
     method = ImprovedConsistencyTraining(
         model=Preconditioned(network, Boundary(sigma_data=0.75)),
-        schedule=KarrasLogNormal(Doubling(s0=10, s1=80)),
+        schedule=KarrasLogNormal(Doubling(s0=10, s1=40)),
         distance=PseudoHuber(),
         weighting=InverseGap(),
-        optimizer=partial(RAdam, lr=1e-3),
-        learning_rate=Linear(decay=0.3),
+        optimizer=partial(RAdam, lr=4e-3),
+        learning_rate=Linear(decay=0.5),
         total_steps=args.steps,
     )
     options = {"use_distributed_sampler": False, "enable_checkpointing": False, "logger": False}

@@ -101,7 +101,7 @@ def official_teacher(path: Text, kinds: Annotated[Sequence[Text], MinLen(1), Dis
         raise ConfigError(
             "teacher.path", path, f"a file of kind {', '.join(kinds)}", reason=f"this one is {loaded.kind}"
         )
-    loaded.model.origin = {"path": str(path), "digest": loaded.digest}
+    loaded.model.origin = {"path": _absolute(path), "digest": loaded.digest}
     loaded.model.is_consistency_model = _samples_consistency_models(loaded.recipe["sampler"])
     return loaded.model
 

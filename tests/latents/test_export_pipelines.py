@@ -140,6 +140,16 @@ def outside(folder):
     (folder.parent / "other").mkdir()
 
 
+def parent(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"..": ["diffusers", "AutoencoderKL"]}))
+
+
+def nameless(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"": ["diffusers", "AutoencoderKL"]}))
+
+
 def pickled(folder):
     (folder / "text_encoder/model.safetensors").rename(folder / "text_encoder/pytorch_model.bin")
 
@@ -156,6 +166,8 @@ def half(folder):
         (a_list, "is no mapping"),
         (no_vae, r"names vae, which has no folder.* or write \"vae\": \[null, null\]"),
         (outside, r"names \.\./other, which has no folder"),
+        (parent, r"names \.\., which has no folder"),
+        (nameless, r"names , which has no folder"),
         (pickled, r"text_encoder has no .*found pytorch_model\.bin: give a folder that"),
         (half, r"vae has no .*found diffusion_pytorch_model\.fp16\.safetensors"),
     ],

@@ -21,7 +21,7 @@ def available_cores() -> int:
 
 
 class WorkerLoader(DataLoader):
-    """A DataLoader of whole batches, one for each request of the sampler.
+    """A DataLoader of whole batches, one for each request of the sampler: `batch_size` is always None.
 
     Workers leave signals to the training. Without workers, this process reads the batches, without DataLoader's
     iterator. A DataError that a worker raises would reach the training with the traceback of the worker in its message.

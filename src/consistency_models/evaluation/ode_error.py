@@ -49,7 +49,7 @@ class HeunSolution:
         self.density = steps / (sigma_max ** (1 / rho) - sigma_min ** (1 / rho))
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, sigma: float, to: float, labels: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, sigma: float, to: float, labels: Tensor | Prompt | None = None) -> Tensor:
         """Solve the trajectory through (x, sigma) to level `to` <= sigma; returns shape and dtype of x."""
         if to == sigma:
             return x

@@ -164,9 +164,10 @@ def _index(base: Path) -> dict[str, Any]:
         raise ValueError(f"--pipeline: {base}/model_index.json is no JSON ({error})") from error
     if not isinstance(index, dict):
         raise ValueError(f"--pipeline: {base}/model_index.json is no mapping")
+    folders = {each.name for each in base.iterdir() if each.is_dir()}  # not "..", nor a path
     for part in _copied(index):
         source = base / part
-        if Path(part).name != part or not source.is_dir():
+        if part not in folders:
             fix = f'copy the part there, or write "{part}": [null, null] if the pipeline runs without it'
             raise ValueError(f"--pipeline: {base}/model_index.json names {part}, which has no folder in {base}: {fix}")
         files = [source / f"{stem}.safetensors{end}" for stem in STEMS for end in ("", ".index.json")]
