@@ -135,5 +135,5 @@ def test_without_the_extra(plain, monkeypatch):
 
     config = config_of(plain)
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'consistency-models\[latent\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r'pip install -e "\.\[latent\]"'):
         UNet(config)
