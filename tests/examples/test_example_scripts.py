@@ -65,7 +65,7 @@ def test_a_block_stays_empty_for_a_number_of_steps_without_a_sampler(example, tm
     assert capsys.readouterr().out.startswith("edm_snapshot_song: no images in 0 steps: ")
 
 
-@pytest.mark.parametrize(("name", "reason"), [("", "exists: name a new folder"), ("new", "pip install -e \".[latent]\"")])
+@pytest.mark.parametrize(("name", "reason"), [("", "exists: name a new folder"), ("new", 'pip install -e ".[latent]"')])
 def test_the_demonstration_is_refused_in_one_line(name, reason, example, tmp_path, monkeypatch, capsys):
     main = example("captioned_digits")
     monkeypatch.setattr("captioned_digits.find_spec", lambda name: None)
