@@ -174,9 +174,8 @@ def _style(axis: Axes, title: str, x: str, y: str) -> None:
 
 def _save(figure: Figure, axes: Sequence[Axes], path: str | Path) -> None:
     named = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    ncols = (
-        2 if max(map(len, named), default=0) < 6 * figure.get_figwidth() else 1
-    )  # 12 characters of this size an inch
+    longest = max(map(len, named), default=0)
+    ncols = 2 if longest < 6 * figure.get_figwidth() else 1  # an inch has 12 characters of this size
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=ncols, fontsize=8, frameon=False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
