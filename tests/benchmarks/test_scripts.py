@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import cifar10_small
 import derivative
+import features
 import frechet
 import gpu
 import host_reads
@@ -236,6 +237,13 @@ def test_the_distance_is_that_of_torch_fidelity(tmp_path, capsys):
     found = found_by(frechet, tmp_path, capsys, *FAST, "--images", "300", "--features", "64")
     theirs, ours = (row["distance"] for row in found["rows"])
     assert ours == pytest.approx(theirs, rel=1e-6)  # torch-fidelity takes the means in float32
+
+
+def test_features_are_the_same_in_every_layout_and_number_of_images(tmp_path, capsys):
+    found = found_by(features, tmp_path, capsys, *FAST, "--images", "5")
+    ways = [(5, False), (5, True), (4, False), (4, True)]
+    assert [(row["call"], row["channels_last"]) for row in found["rows"]] == ways
+    assert all(row["change"] < 1e-4 for row in found["rows"])
 
 
 def test_a_process_draws_its_own_rows(tmp_path, capsys):

@@ -57,6 +57,24 @@ def test_every_feature_space_scores_images_under_names_that_say_what_they_are(
     assert unlabelled == [metric.name for metric in evaluation.metrics if not metric.needs_labels]
 
 
+@pytest.mark.parametrize(("device", "largest"), [("cpu", 3), ("cuda", 8)])
+def test_on_a_cpu_an_extractor_is_called_with_the_images_that_it_asks_for(device, largest):
+    calls = []
+
+    class Small(Identity):
+        cpu_batch_size = 3
+
+        def forward(self, images):
+            calls.append(len(images))
+            return super().forward(images)
+
+    evaluation, images = Evaluation(points(8), Small, [FrechetDistance()]), points(8).images
+    evaluation.extractor.eval()  # built on the CPU
+    evaluation.device = torch.device(device)
+    assert torch.equal(evaluation.extract(images), Identity(None)(images))
+    assert (max(calls), sum(calls)) == (largest, 8)
+
+
 def test_names():
     score = Score("fd", 1.0, 1797, "classifier", "train", "", 1)
     assert score.name == "fd1797_classifier_train_1step"

@@ -44,6 +44,7 @@ class DINOv2(nn.Module):
     protocol = "8 bits, bicubic antialiased 224"
 
     needs_images = True
+    cpu_batch_size = 4
 
     @checked
     def __init__(self, data=None, weights: Text | Path | None = None, download: bool = True) -> None:

@@ -40,6 +40,7 @@ class EfficientNetLite0(nn.Module):
     name, protocol = "efficientnet", "8 bits, bicubic antialiased 224"
 
     needs_images = True
+    cpu_batch_size = 4
     needs_package = "efficientnet_lite_pytorch"
 
     def __init__(self, data=None) -> None:

@@ -3,6 +3,8 @@
 An extractor is built from a data set and maps images in [-1, 1], shape (B, C, H, W), to features (B, F). It declares
     name      part of the name of every score in this space; distances in different spaces cannot be compared
     protocol  preprocessing of the images; part of the key of cached features, beside the weights
+and may declare
+    cpu_batch_size  images in one call on a CPU, where activations of a whole batch would leave the caches
 A classifier also has `logits(features)`, (B, F) -> (B, classes).
 """
 

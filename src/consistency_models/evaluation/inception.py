@@ -43,6 +43,7 @@ class InceptionV3(nn.Module):
     name, protocol = "inception", "8 bits, TensorFlow 1 bilinear 299"
 
     needs_images = True
+    cpu_batch_size = 4
 
     @checked
     def __init__(self, data=None, weights: Text | Path | None = None, download: bool = True) -> None:

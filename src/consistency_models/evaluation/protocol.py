@@ -19,6 +19,7 @@ from consistency_models.evaluation.feature_set import FeatureSet
 from consistency_models.evaluation.features import to_float
 from consistency_models.evaluation.real_features import Share, merged, share_of, subset
 from consistency_models.evaluation.references import Reference, identity_of
+from consistency_models.networks.layout import prefers_channels_last, set_channels_last
 from consistency_models.random import seed_of
 from consistency_models.storage.cache import cached, source_fingerprint
 from consistency_models.trust import loadable
@@ -133,7 +134,9 @@ class Evaluation:
     @cached_property
     def extractor(self) -> nn.Module:
         """The feature space; built, and if necessary trained, at the first access."""
-        return self.make_extractor(self.data).to(self.device)
+        extractor = self.make_extractor(self.data).to(self.device)
+        set_channels_last(extractor, prefers_channels_last(extractor, self.device.type))
+        return extractor
 
     @cached_property
     def reference(self) -> FeatureSet:
@@ -240,7 +243,8 @@ class Evaluation:
         """
         exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
         with exact, torch.autocast(self.device.type, enabled=False):
-            return self.extractor(to_float(batch))
+            size = getattr(self.extractor, "cpu_batch_size", None) if self.device.type == "cpu" else None
+            return torch.cat([self.extractor(to_float(part)) for part in batch.split(size or len(batch))])
 
     def features(self, images: Tensor, labels: Tensor | None = None, what: str = "images") -> FeatureSet:
         """Compute the features of images (n, C, H, W), uint8 or float in [-1, 1], and return them on the CPU."""
