@@ -39,11 +39,13 @@ SHARE = {"teacher": 0.6, "student": 0.4}
 MODEL = {"teacher": ["model=teacher"], "student": ["model=ect", "recipe.lr=3e-4"]}
 STEPS = {"teacher": [18], "student": [1, 2, 4]}
 PROBE = 6  # steps of a measurement
+BATCH = "batch_size=16"  # of the sampler: 1.3 times faster on a CPU than 256
 
 
 def command(*arguments: str) -> None:
-    """Run a script of the repository; its output is shown."""
-    subprocess.run([sys.executable, *arguments], check=True, cwd=measuring.ROOT, env=os.environ)
+    """Run a script of the repository, whose output is shown, and exit as it does if it fails or is interrupted."""
+    if code := subprocess.run([sys.executable, *arguments], cwd=measuring.ROOT, env=os.environ).returncode:
+        sys.exit(code)
 
 
 def train(stage: str, folder: Path, args: argparse.Namespace) -> None:
@@ -67,20 +69,34 @@ def train(stage: str, folder: Path, args: argparse.Namespace) -> None:
     resume = [f"ckpt_path={folder}"] if (folder / "checkpoints" / "last.ckpt").exists() else []
     fixed = [f"trainer.max_steps={steps}", f"callbacks.validation.every_n_steps={every}", f"evaluation.n={args.n // 4}"]
     fixed += [f"callbacks.checkpoint.every_n_steps={min(500, every)}", f"callbacks.samples.every_n_steps={steps}"]
-    fixed += [f"evaluation.steps={STEPS[stage]}".replace(" ", ""), "trainer=cpu", f"hydra.run.dir={folder}"]
-    command("train.py", *common, *start, *fixed, "logger=csv", *resume)
+    fixed += [f"evaluation.steps={STEPS[stage]}".replace(" ", ""), f"hydra.run.dir={folder}"]
+    fixed += [f"evaluation.{BATCH}", "trainer=cpu", "logger=csv"]
+    command("train.py", *common, *start, *fixed, *resume)
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    """Read the rows of a run's metrics."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def minutes_of_a_step(folder: Path) -> float:
+    """Return the minutes of a step: the median of the training itself, or those of the plan if it logged none."""
+    rows = [row for row in metrics(folder) if row.get("train/images_per_second")]
+    if not rows:
+        return json.loads((folder / "plan.json").read_text())["seconds"] / 60
+    batch = float(rows[-1]["train/images_seen"]) / int(rows[-1]["step"])
+    return batch / measuring.median([float(row["train/images_per_second"]) for row in rows]) / 60
 
 
 def curve(stage: str, folder: Path, started: float) -> dict[str, list[tuple[float, float]]]:
     """Return metric -> (minutes of training, value) of a stage that started after `started` minutes."""
-    plan, curves = json.loads((folder / "plan.json").read_text()), {}
-    with open(folder / "metrics.csv", newline="") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if name.startswith("val/fd") and value:
-                    minutes = started + int(row["step"]) * plan["seconds"] / 60
-                    label = f"{stage}, {name.rpartition('_')[2].removesuffix('step')} steps"
-                    curves.setdefault(label, []).append((minutes, float(value)))
+    minutes, curves = minutes_of_a_step(folder), {}
+    for row in metrics(folder):
+        for name, value in row.items():
+            if name.startswith("val/fd") and value:
+                label = f"{stage}, {name.rpartition('_')[2].removesuffix('step')} steps"
+                curves.setdefault(label, []).append((started + int(row["step"]) * minutes, float(value)))
     return curves
 
 
@@ -126,10 +142,10 @@ def main(arguments: list[str] | None = None) -> None:
         train(stage, runs / stage, args)
         if not (runs / stage / "evaluation" / "evaluation.json").exists():
             steps = f"steps={STEPS[stage]}".replace(" ", "")
-            command("eval.py", f"run={runs / stage}", steps, f"n={args.n}", "device=cpu", "wandb=disabled")
+            command("eval.py", f"run={runs / stage}", steps, f"n={args.n}", BATCH, "device=cpu", "wandb=disabled")
     args.out.mkdir(parents=True, exist_ok=True)
     plans = {stage: json.loads((runs / stage / "plan.json").read_text()) for stage in SHARE}
-    minutes = {stage: plan["steps"] * plan["seconds"] / 60 for stage, plan in plans.items()}
+    minutes = {stage: plan["steps"] * minutes_of_a_step(runs / stage) for stage, plan in plans.items()}
     starts = {"teacher": 0.0, "student": minutes["teacher"]}
     curves = {stage: [curve(stage, runs / stage, starts[stage])] for stage in SHARE}
     save_curves(args.out / "curve.png", curves, over="minutes of training")
