@@ -109,13 +109,14 @@ class Decoder:
                 return self._pixels(image)
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
         if image.mode[0] in "IF":
             image = self._eight_bits(image)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("L" if self.channels == 1 else "RGB")
+        if image.mode != (mode := "L" if self.channels == 1 else "RGB"):  # `convert` copies
+            image = image.convert(mode)
         if self.image_size is not None and image.size != (self.image_size, self.image_size):
             image = RESIZES[self.resize](image, self.image_size)
         if image.width != image.height:

@@ -219,7 +219,7 @@ def content_of(path: str | Path) -> bytes:
             raise DataError("is no regular file: remove it")
         if status.st_size > FILE_BYTES:
             raise DataError(f"has {status.st_size:,} bytes; an image file may have {FILE_BYTES:,}: remove it")
-        return file.read(FILE_BYTES)
+        return file.read(status.st_size)  # a larger number would be allocated
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
