@@ -30,7 +30,7 @@ class FlowAnchoredConsistency(FlowMap):
     The online output and the target have 2·B rows: those of the consistency model, then those of the anchor.
 
     Args:
-        power: p, the exponent of the adaptive weight.
+        power: p, the exponent of τ in the target.
         eps: ε of the adaptive weight.
         tangent_clip: largest absolute value of g.
         difference: share of the level for derivatives by differences (`Method.difference`); None: forward mode.
