@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["link_outwards", "open_regular", "open_text", "read_json", "read_text", "read_yaml"]
+__all__ = ["MAX_YAML", "link_outwards", "open_regular", "open_text", "read_json", "read_text", "read_yaml"]
 
 MAX_BYTES = 1 << 28  # a metrics.csv of a million rows
 MAX_YAML = 1 << 18  # a config.yaml has 10 kB; a YAML file of 256 kB is parsed in two seconds
