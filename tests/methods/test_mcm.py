@@ -6,11 +6,13 @@ from methods.steps import Answers, method, step_of
 from torch import nn
 from torch.testing import assert_close
 
+from consistency_models.conditions import Prompt
 from consistency_models.losses.distances import PseudoHuber, SquaredL2
 from consistency_models.losses.weightings import SNRPlusOne
 from consistency_models.methods.mcm import MultistepConsistency
 from consistency_models.noise.schedules import Levels, karras_grid, per_image
 from consistency_models.noise.segments import Phases
+from consistency_models.sampling.guidance import Guided
 from consistency_models.sampling.solvers import ADDIM, Euler, Heun
 
 T = torch.tensor([80.0, 1.0, 0.5, 2.0, 0.002, 7.0])
@@ -89,6 +91,25 @@ def test_one_step_from_the_end_adjusted_ddim_adds_its_noise():
     norm = noise.square().flatten(1).mean(1)
     sigma = (s**2 + per_image(variance / norm, x) * (1 - s / t) ** 2).sqrt()
     assert_close(target[rows], denoised + (sigma - s) / (1 - s / t) * noise)
+
+
+@pytest.mark.parametrize("guidance", [3.0, None], ids=["one scale", "a scale of each row"])
+def test_adjusted_ddim_takes_its_variance_from_the_teacher_without_guidance(guidance):
+    """Algorithm 1 of the paper: x_T is the guided output, and x_var = η‖x_T' - x‖²/d, x_T' without guidance."""
+    teacher, labels = Guided(Shrinks(), guidance, Answers(images(2, torch.float64))), None
+    if guidance is None:
+        labels = Prompt(torch.zeros(6, 1, 1), guidance=torch.linspace(0, 5, 6))
+    multistep = method(MultistepConsistency, Answers(images(3, torch.float64)), teacher)
+    step = step_of(*(images(k, torch.float64) for k in (0, 1)), Levels(T, S, P).to("cpu", torch.float64), labels)
+    t, s = (per_image(level.double(), step.x) for level in (T, S))
+    guided, unguided = teacher(step.x_t, T.double(), labels, with_unguided=True)
+    assert torch.equal(unguided, Shrinks()(step.x_t, T.double()))
+    noise = (step.x_t - guided) / t
+    ratio = 0.75 * (unguided - step.x).square().flatten(1).mean(1) / noise.square().flatten(1).mean(1)
+    multistep.target(step)
+    assert multistep.teacher_calls == 12
+    ((x_s, _),) = multistep.model.asked
+    assert_close(x_s, guided + (s**2 + (1 - s / t) ** 2 * per_image(ratio, step.x)).sqrt() * noise)
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=NAMES)

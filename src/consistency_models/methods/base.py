@@ -221,7 +221,7 @@ class Method(LightningModule):
         """f_θ⁻: the averaged copy of the model if `target_ema` is given, otherwise the model."""
         return self.model if self.target_ema is None else self.target_copy
 
-    def teacher(self, x: Tensor, sigma: Tensor, labels: Tensor | Prompt | None = None, **given: Tensor) -> Tensor:
+    def teacher(self, x: Tensor, sigma: Tensor, labels: Tensor | Prompt | None = None, **given: Any) -> Any:
         """The teacher's denoised images at level sigma (B,). Network calls are counted in `teacher_calls`.
 
         Args:

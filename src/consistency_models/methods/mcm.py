@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from consistency_models.methods.base import Method, Step, frozen_copy
 from consistency_models.noise.schedules import per_image
+from consistency_models.sampling.guidance import Guided
 from consistency_models.sampling.solvers import ADDIM
 from consistency_models.values import checked
 
@@ -61,7 +62,8 @@ class MultistepConsistency(Method):
         if self._teacher[0] is None:
             denoised, x_s = step.x, step.at(s)
         else:
-            teacher = partial(self.teacher, labels=step.labels)
+            pair = isinstance(self.solver, ADDIM) and isinstance(self._teacher[0], Guided)
+            teacher = partial(self.teacher, labels=step.labels, **({"with_unguided": True} if pair else {}))
             slope = self.solver.slope(teacher, step.x_t, t, s, step.x)
             denoised, x_s = step.x_t - per_image(t, step.x) * slope, step.x_t + per_image(s - t, step.x) * slope
         above = torch.where(s > 0, s, t)  # avoids calls of the network at level 0, where β = 1

@@ -60,12 +60,14 @@ class Guided(nn.Module):
         sigma: Tensor,
         labels: Tensor | Prompt | None = None,
         guidance: Tensor | None = None,
-    ) -> Tensor:
+        with_unguided: bool = False,
+    ) -> Any:
         """Denoise images for one-hot labels or text; the result has the shape of x.
 
         Args:
             x, sigma, labels: as for `model`.
             guidance: w of each row (B,), only if the guidance of the constructor is None.
+            with_unguided: return a pair, the result and D(x, σ, class).
 
         Raises:
             ValueError: no row has a guidance, or the guidance is given twice.
@@ -78,7 +80,9 @@ class Guided(nn.Module):
         if self.interval is not None:
             inside = (sigma >= self.interval[0]) & (sigma <= self.interval[1])
             weight = 1 + per_image(inside.to(x.dtype), x) * (weight - 1)
-        return weak + weight * (self.model(x, sigma, labels) - weak)
+        unguided = self.model(x, sigma, labels)
+        guided = weak + weight * (unguided - weak)
+        return (guided, unguided) if with_unguided else guided
 
     def _weight(self, x: Tensor, labels: Tensor | Prompt | None, guidance: Tensor | None) -> Tensor | float:
         if self.guidance is not None:

@@ -12,6 +12,7 @@ step to the number 0. A step is x_s = x_t + (s - t)·Φ; Φ, the mean slope of t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,8 +73,9 @@ class ADDIM(_OneStep):
     """x_s = D + σ'·ε,  ε = (x_t - D)/t,  σ'² = s² + (d/‖ε‖²)·(1 - s/t)²·v: DDIM with added noise.
 
     d is the number of values of an image, and v estimates the variance of a pixel of the clean image given x_t. In
-    training, where the clean image x is known, v = η·‖D - x‖²/d; otherwise v = share/(1/prior_variance + 1/t²), a part
-    of the variance for Gaussian data.  (Multistep Consistency Models, arXiv 2403.06807, Algorithm 3 and App. A.)
+    training, where the clean image x is known, v = η·‖D - x‖²/d with D without guidance; otherwise
+    v = share/(1/prior_variance + 1/t²), a part of the variance for Gaussian data.
+    (Multistep Consistency Models, arXiv 2403.06807, Algorithms 1 and 3, App. A.)
 
     Args:
         eta: η; None: the second estimate in any case.
@@ -95,11 +97,15 @@ class ADDIM(_OneStep):
         return self.eta * (denoised - clean).square().flatten(1).mean(1)
 
     def slope(self, denoiser, x, high, low, clean=None) -> Tensor:
-        """ε·(t - σ')/(t - s), without the difference of σ' and s where they are close."""
+        """ε·(t - σ')/(t - s), without the difference of σ' and s where they are close.
+
+        The denoiser may return a pair: D, and D without guidance, of which v is an estimate.
+        """
         high, low = _rows(high, x), _rows(low, x)
-        denoised = denoiser(x, high)
+        denoised: Any = denoiser(x, high)
+        denoised, unguided = denoised if isinstance(denoised, tuple) else (denoised, denoised)
         epsilon = (x - denoised) / per_image(high, x)
-        excess = self.variance(denoised, high, clean) / epsilon.square().flatten(1).mean(1).clamp(min=1e-20)
+        excess = self.variance(unguided, high, clean) / epsilon.square().flatten(1).mean(1).clamp(min=1e-20)
         sigma = (low**2 + (1 - low / high) ** 2 * excess).sqrt()  # σ'
         # (σ' - s)/(t - s) = (σ'² - s²)/((σ' + s)·(t - s))
         added = (1 - low / high) * excess / ((sigma + low).clamp(min=1e-20) * high)
