@@ -94,6 +94,11 @@ def test_distilled_from_it_and_started_from_it(images, tmp_path):
     assert 0 < distance < 0.01  # two steps away from where it started
 
 
+def test_distilled_from_it_with_its_augmentation(images, tmp_path):
+    arguments = ("model=cd", "teacher=edm", f"teacher.path={EDM}", "init=teacher", "trainer.max_steps=2", *LIKE_EDM)
+    assert run(tmp_path, *arguments, "augment=edm", *images, *TINY) == Exit.DONE
+
+
 def test_a_student_is_distilled_from_openai_s_file(images, openai_file, tmp_path):
     path, folder = openai_file("edm_tiny.pt"), tmp_path / "run"
     arguments = ("model=cd", "teacher=openai", f"teacher.path={path}", "init=teacher", "trainer.max_steps=2")

@@ -163,6 +163,8 @@ def build_method(
     steps = total_steps(config, images_seen or ImagesSeen(config["data"]["batch_size"]))
     config, teacher = with_acceleration(config, model, steps), build_teacher(config)
     check_range(config, teacher)
+    augment = instantiate(config["augment"]) if config["augment"].get("_target_") else None
+    _check_augmentation(config, augment, teacher)
     if getattr(model.network, "lora", None) is not None:
         _share_base(config, model, teacher)
     if config["init"]["_target_"]:
@@ -182,7 +184,7 @@ def build_method(
         learning_rate=instantiate(config["learning_rate"]),
         total_steps=steps,
         teacher=teacher,
-        augment=instantiate(config["augment"]) if config["augment"].get("_target_") else None,
+        augment=augment,
     )
 
 
@@ -211,6 +213,17 @@ def check_range(config: dict[str, Any], teacher: nn.Module | None) -> None:
                 allowed = f"{table.sigma_min:.5g} to {table.sigma_max:.5g}, the levels of the teacher's table"
                 fix = f"set {group}.{key}={bound:.5g}, as for the preconditioning and the sampler"
                 raise ConfigError(f"{group}.{key}", value, allowed, fix)
+
+
+def _check_augmentation(config: dict[str, Any], augment: Any, teacher: nn.Module | None) -> None:
+    """Check that the teacher takes the labels of the augmentation, since it would take the images for plain ones."""
+    width = getattr(augment, "augment_dim", 0)
+    for key, model in (("path", teacher), ("weak", getattr(teacher, "weak", None))):
+        own = getattr(getattr(model, "network", None), "augment_dim", 0)
+        if width and model is not None and own != width:
+            reason = f"the augmentation has {width} labels, and the network of this teacher takes {own}"
+            allowed, fix = f"a model that was trained with network.augment_dim={width}", "or set augment=none"
+            raise ConfigError(f"teacher.{key}", config["teacher"].get(key), allowed, fix, reason=reason)
 
 
 def prompts_of(data: dict[str, Any], source: Source) -> Prompt | None:

@@ -57,7 +57,7 @@ class AlignYourFlow(FlowMap):
 
     def velocity(self, step: Step) -> Tensor:
         """The teacher's dz/dt = (x - D)/σ - D, shape of x."""
-        denoised = self.teacher(step.x_t, step.levels.high, step.labels)
+        denoised = self.teacher(step.x_t, step.levels.high, step.labels, step.augmentation)
         return (step.x_t - denoised) / per_image(step.levels.high, denoised) - denoised
 
     def target(self, step: Step) -> Tensor:

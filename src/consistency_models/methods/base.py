@@ -51,6 +51,7 @@ class Step:
         rows: rows of the global batch, with their random numbers.
         online: the output that is trained, without gradient; set before `Method.target` is called.
         classes: the argument of `Method.encode_labels`, which may drop rows: classes (B,), a `Prompt`, or None.
+        augmentation: labels of the augmentation alone, which the teacher takes, too, or None.
     """
 
     x: Tensor
@@ -63,6 +64,7 @@ class Step:
     rows: BatchRandom
     online: Tensor | None = None
     classes: Any = None
+    augmentation: Tensor | None = None
 
     def at(self, s: Tensor) -> Tensor:
         """x + s·noise for levels s of shape (B,): the same images and noise at another level."""
@@ -221,13 +223,23 @@ class Method(LightningModule):
         """f_θ⁻: the averaged copy of the model if `target_ema` is given, otherwise the model."""
         return self.model if self.target_ema is None else self.target_copy
 
-    def teacher(self, x: Tensor, sigma: Tensor, labels: Tensor | Prompt | None = None, **given: Any) -> Any:
+    def teacher(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        labels: Tensor | Prompt | None = None,
+        augment: Tensor | None = None,
+        **given: Any,
+    ) -> Any:
         """The teacher's denoised images at level sigma (B,). Network calls are counted in `teacher_calls`.
 
         Args:
+            x, sigma, labels: images (B, ...), levels (B,) and the condition.
+            augment: `Step.augmentation`.
             given: further arguments of the teacher, such as `guidance` (B,) of `teachers.Guided`.
         """
         self.teacher_calls += len(x) * getattr(self._teacher[0], "calls", 1)
+        given |= {} if augment is None else {"augment": augment}
         return self._teacher[0](x, sigma, labels, **given)
 
     def derivative(
@@ -277,6 +289,7 @@ class Method(LightningModule):
             progress=k / K,
             rows=rows,
             classes=batch.labels,
+            augmentation=augment,
         )
         step.augment = self.inputs(step)
         self.teacher_calls = 0

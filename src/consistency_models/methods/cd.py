@@ -39,5 +39,6 @@ class ConsistencyDistillation(Method):
     def target(self, step: Step) -> Tensor:
         """f_θ⁻(x̂_s, s), shape of x."""
         t, s = step.levels.high, step.levels.low
-        x_s = self.solver(partial(self.teacher, labels=step.labels), step.x_t, t, s)
+        teacher = partial(self.teacher, labels=step.labels, augment=step.augmentation)
+        x_s = self.solver(teacher, step.x_t, t, s)
         return self.target_model(x_s, s, step.labels, step.augment)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -56,15 +57,13 @@ class DirectConsistency(Method):
         assert levels is not None, "the schedule has no grid"
         high, grid = index + 1, levels.tolist()
         order = step.levels.high.argsort(descending=True)
-        x, labels = x[order], None if step.labels is None else step.labels[order]
+        x = x[order]
+        labels, augment = (None if each is None else each[order] for each in (step.labels, step.augmentation))
         for m in range(len(grid) - 1, 0, -1):
             reached = int((high >= m).sum())  # rows with t at or above this level of the grid
             rows = slice(reached) if below else slice(reached, None)
             if len(x[rows]):
-                x[rows] = self.solver(
-                    partial(self.teacher, labels=None if labels is None else labels[rows]),
-                    x[rows],
-                    grid[m],
-                    grid[m - 1],
-                )
+                given: dict[str, Any] = {"labels": labels, "augment": augment}
+                given = {name: each[rows] for name, each in given.items() if each is not None}
+                x[rows] = self.solver(partial(self.teacher, **given), x[rows], grid[m], grid[m - 1])
         return x[order.argsort()]

@@ -74,7 +74,7 @@ class FlowAnchoredConsistency(FlowMap):
         """v, shape of x: n - x0, or the teacher's (x - D)/σ - D."""
         if self._teacher[0] is None:
             return step.noise - step.x
-        denoised = self.teacher(step.x_t, step.levels.high, step.labels)
+        denoised = self.teacher(step.x_t, step.levels.high, step.labels, step.augmentation)
         return (step.x_t - denoised) / per_image(step.levels.high, denoised) - denoised
 
     def online(self, step: Step) -> Tensor:

@@ -62,8 +62,9 @@ class MultistepConsistency(Method):
         if self._teacher[0] is None:
             denoised, x_s = step.x, step.at(s)
         else:
-            pair = isinstance(self.solver, ADDIM) and isinstance(self._teacher[0], Guided)
-            teacher = partial(self.teacher, labels=step.labels, **({"with_unguided": True} if pair else {}))
+            teacher = partial(self.teacher, labels=step.labels, augment=step.augmentation)
+            if isinstance(self.solver, ADDIM) and isinstance(self._teacher[0], Guided):
+                teacher = partial(teacher, with_unguided=True)
             slope = self.solver.slope(teacher, step.x_t, t, s, step.x)
             denoised, x_s = step.x_t - per_image(t, step.x) * slope, step.x_t + per_image(s - t, step.x) * slope
         above = torch.where(s > 0, s, t)  # avoids calls of the network at level 0, where β = 1

@@ -59,5 +59,5 @@ class ContinuousConsistencyDistillation(ContinuousConsistencyTraining):
         if self.guidance_input is not None:
             assert step.augment is not None
             given = {"guidance": 1 + step.augment[:, -1]}
-        denoised = self.teacher(step.x_t, sigma, step.labels, **given)
+        denoised = self.teacher(step.x_t, sigma, step.labels, step.augmentation, **given)
         return (step.x_t - denoised) / per_image(sigma, step.x_t)

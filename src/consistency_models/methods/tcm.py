@@ -52,8 +52,13 @@ class TruncatedConsistency(Method):
     def target(self, step: Step) -> Tensor:
         """f_θ(x_s, s) for s >= t', f_1(x_s, s) for s < t'; shape of x."""
         t, s, diffusion = step.levels.high, step.levels.low, self._diffusion[0]
-        x_s = step.at(s) if diffusion is None else Euler()(partial(diffusion, labels=step.labels), step.x_t, t, s)
+        given = {} if step.augmentation is None else {"augment": step.augmentation}
+        x_s = (
+            step.at(s)
+            if diffusion is None
+            else Euler()(partial(diffusion, labels=step.labels, **given), step.x_t, t, s)
+        )
         student = self.target_model(x_s, s, step.labels, step.augment)
         step.rows.seed_dropout()  # both models run on all rows, so that their masks agree
-        first = self.teacher(x_s, s, step.labels)
+        first = self.teacher(x_s, s, step.labels, step.augmentation)
         return torch.where(per_image(s >= self.transition, step.x), student, first)

@@ -59,28 +59,30 @@ class Guided(nn.Module):
         x: Tensor,
         sigma: Tensor,
         labels: Tensor | Prompt | None = None,
+        augment: Tensor | None = None,
         guidance: Tensor | None = None,
         with_unguided: bool = False,
     ) -> Any:
         """Denoise images for one-hot labels or text; the result has the shape of x.
 
         Args:
-            x, sigma, labels: as for `model`.
+            x, sigma, labels, augment: as for `model`.
             guidance: w of each row (B,), only if the guidance of the constructor is None.
             with_unguided: return a pair, the result and D(x, σ, class).
 
         Raises:
             ValueError: no row has a guidance, or the guidance is given twice.
         """
+        given = {} if augment is None else {"augment": augment}
         if self.weak is None:
-            weak = self.model(x, sigma, conditions.unconditional(self.model, labels))
+            weak = self.model(x, sigma, conditions.unconditional(self.model, labels), **given)
         else:
-            weak = self.weak(x, sigma, labels)
+            weak = self.weak(x, sigma, labels, **given)
         weight = self._weight(x, labels, guidance)
         if self.interval is not None:
             inside = (sigma >= self.interval[0]) & (sigma <= self.interval[1])
             weight = 1 + per_image(inside.to(x.dtype), x) * (weight - 1)
-        unguided = self.model(x, sigma, labels)
+        unguided = self.model(x, sigma, labels, **given)
         guided = weak + weight * (unguided - weak)
         return (guided, unguided) if with_unguided else guided
 
