@@ -15,6 +15,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from consistency_models.app.folder import RunFolder, write_atomically
+from consistency_models.errors import Exit
 from consistency_models.storage.small_files import read_yaml
 
 __all__ = ["SweepFolder", "varied"]
@@ -73,6 +74,8 @@ class SweepFolder:
         """Record the start of a job, or its end with an exit code; the state is read from the folder of the job."""
         folder = self.path / job
         status = "RUNNING" if exit_code is None else RunFolder(folder).state or "FAILED"
+        if status == "DONE" and exit_code == Exit.STOPPED:
+            status = "STOPPED"  # in its test; the same command tests it
         new = _row(job, shlex.join(overrides), status, exit_code)
         if new["status"] == "DONE":
             new["metric"], new["monitor"] = _monitored(folder)
@@ -82,6 +85,10 @@ class SweepFolder:
             return rows if new in rows else [*rows, new]
 
         self._change(replaced)
+
+    def is_noted(self, job: str) -> bool:
+        """Whether jobs.csv has this job as DONE. A killed process may have finished the job and not noted it."""
+        return any(row["job"] == job and row["status"] == "DONE" for row in self.rows())
 
     @property
     def exit_code(self) -> int:
