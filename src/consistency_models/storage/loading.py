@@ -96,15 +96,17 @@ def load(
     chosen = next(iter(content["ema"]), "model") if weights is None else str(weights)
     if chosen != "model" and chosen not in content["ema"]:
         raise ValueError(f"weights={chosen!r}: {path} has {['model', *content['ema']]}")
+    kind = torch.device(device).type
     with naming(path, "a model with its weights, and how it is sampled from"):
         config = current_config(checked_config(content["config"], trust))
         average = {} if chosen == "model" else content["ema"][chosen]
         model = filled_model(config, {**content["model"], **average}, _base_of(content, config))
         own = config.get("channels_last")  # of the training; an official file leaves it to the device
-        automatic = prefers_channels_last(model.network, torch.device(device).type)
+        automatic = prefers_channels_last(model.network, kind)
         set_channels_last(model.network, own if isinstance(own, bool) else automatic)
-        generator = _generator_of(config, model.to(device).eval().requires_grad_(False))
+        generator = _generator_of(config, model.eval().requires_grad_(False))
         generator.pipeline = _pipeline_of(path, content, config)
+    model.to(device)  # an error is not one of the file
     generator.weights, generator.config = chosen, config
     generator.origin = content["origin"]
     return generator

@@ -28,7 +28,8 @@ def eval_config(train_config: dict[str, Any], run: str) -> dict[str, Any]:
     evaluation = train_config["evaluation"]
     shared = {key: evaluation[key] for key in ("steps", "n", "seed", "batch_size")}
     accelerator = train_config["trainer"]["accelerator"]
-    device = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(accelerator, "auto")
+    gpu = "cuda" if torch.cuda.is_available() else "mps"
+    device = {"gpu": gpu, "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(accelerator, "auto")
     chosen = {"run": run, "weights": None, "device": device, "devices": 1, "data": None, "features": None}
     chosen |= {"sampler": None, "sigmas": None, "seeds": None, "repeats": 1, "wandb": "auto"}
     task = {"_target_": f"{__name__}.run"}
