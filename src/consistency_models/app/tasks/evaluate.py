@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consistency_models.app import build
 from consistency_models.app.tasks.ode import ode_errors
 from consistency_models.app.tasks.records import publish, result, write
 from consistency_models.app.tasks.sample_workers import Producer, index_sets, progress_bar, results_folder, samplers_of
@@ -40,7 +39,6 @@ def run(config: dict[str, Any], generator: Generator) -> None:
     """Score images of `run` at the step counts `steps`, or at the levels `sigmas`."""
     samplers, sets = samplers_of(config, generator), index_sets(config, generator.config["evaluation"]["n"])
     evaluation, results, pictures = evaluation_of(config, generator), [], {}
-    generator.prompts = build.prompts_of(build.chosen_data(config, generator.config), evaluation.data)
     with (
         Producer(config, generator) as producer,
         features_divided(evaluation, producer, config),
