@@ -20,7 +20,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from consistency_models.errors import Exit
-from consistency_models.storage.small_files import read_yaml
+from consistency_models.files import read_yaml
 
 __all__ = ["RunFolder", "is_run_of", "make_new_folder", "newest_unfinished", "write_atomically"]
 

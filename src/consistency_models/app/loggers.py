@@ -26,7 +26,7 @@ from consistency_models.app.sweep_folder import SweepFolder
 from consistency_models.app.wandb_mode import wandb_mode
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.errors import ConfigError, DataError, Exit
-from consistency_models.storage.small_files import read_text
+from consistency_models.files import read_text
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from consistency_models.app.folder import RunFolder, write_atomically
-from consistency_models.storage.small_files import read_yaml
+from consistency_models.files import read_yaml
 
 __all__ = ["SweepFolder", "varied"]
 

@@ -22,13 +22,11 @@ from typing import Any
 import torch
 
 from consistency_models.errors import CheckpointError
-from consistency_models.storage.small_files import open_regular
+from consistency_models.files import COMMENT, MARK, open_regular
 
-__all__ = ["CheckpointError", "digest_of", "is_marked", "newest_good", "read", "write"]
+__all__ = ["CheckpointError", "digest_of", "newest_good", "read", "write"]
 
 SCHEMA = 1
-MARK = b"sha256:"
-COMMENT = len(MARK) + 64
 KEYS: dict[str, Any] = {"config": dict, "model": dict, "ema": dict, "optimizer": dict, "trainer": dict, "step": int}
 KEYS |= {"target": dict | None, "teacher": dict | None}
 MAX_ITEMS = 1_000_000
@@ -102,16 +100,6 @@ def digest_of(path: str | Path) -> str:
         was = f"SHA-256 {found[:12]}...: the file was damaged after it was written"
         raise CheckpointError(f"SHA-256 {expected[:12]}...", was, path)
     return found
-
-
-def is_marked(path: str | Path) -> bool:
-    """Whether the file ends with a digest, as checkpoints of this project do; `digest_of` verifies the digest."""
-    try:
-        with open_regular(path) as file:
-            file.seek(-COMMENT, os.SEEK_END)
-            return file.read(len(MARK)) == MARK
-    except OSError:
-        return False
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from consistency_models.app.checks.problems import one_line, problem
 from consistency_models.app.checks.strangers import check_links, harmless
 from consistency_models.app.folder import STATES, newest_unfinished
 from consistency_models.errors import Exit
-from consistency_models.storage.small_files import read_yaml
+from consistency_models.files import read_yaml
 
 __all__ = ["continued"]
 

@@ -1,4 +1,4 @@
-"""Reading of small text files from run folders of strangers: regular files only, with bounded sizes.
+"""Files of strangers: small text files are read from regular files only, with bounded sizes, and kinds are recognised.
 
 This module does not import torch, because the check of a command uses it.
 """
@@ -11,15 +11,28 @@ import json
 import os
 import stat
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-__all__ = ["link_outwards", "open_regular", "open_text", "read_json", "read_text", "read_yaml"]
+__all__ = [
+    "is_checkpoint",
+    "is_pipeline",
+    "link_outwards",
+    "open_regular",
+    "open_text",
+    "read_json",
+    "read_text",
+    "read_yaml",
+]
 
 MAX_BYTES = 1 << 28  # a metrics.csv of a million rows
 MAX_YAML = 1 << 18  # a config.yaml has 10 kB; a YAML file of 256 kB is parsed in two seconds
+MARK = b"sha256:"  # begins the last bytes of a checkpoint, its SHA-256
+COMMENT = len(MARK) + 64  # bytes of the mark and of the digest
+PIPELINE_INDEX = "model_index.json"
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
@@ -104,6 +117,23 @@ class _WithoutAliases(yaml.SafeLoader):
                 None, None, "aliases (*name) are not allowed", self.peek_event().start_mark
             )
         return super().compose_node(parent, index)
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether the file ends with a digest, as checkpoints of this project do. Loading the file verifies the digest."""
+    try:
+        with open_regular(path) as file:
+            file.seek(-COMMENT, os.SEEK_END)
+            return file.read(len(MARK)) == MARK
+    except OSError:
+        return False
+
+
+def is_pipeline(path: str | Path) -> bool:
+    """Whether the path is a folder of a pipeline of diffusers, with a model_index.json."""
+    with suppress(OSError, RuntimeError):  # a folder of another user, no such home, a name that is too long
+        return (Path(path).expanduser() / PIPELINE_INDEX).is_file()
+    return False
 
 
 def link_outwards(folder: str | Path, top: Collection[str] | None = None, closed: Collection[str] = ()) -> Path | None:
