@@ -1,4 +1,4 @@
-"""Files of strangers: small text files are read from regular files only, with bounded sizes, and kinds are recognised.
+"""Small files of strangers, read from regular files only and with bounded sizes; kinds of files; atomic writing.
 
 This module does not import torch, because the check of a command uses it.
 """
@@ -9,9 +9,10 @@ import errno
 import io
 import json
 import os
+import secrets
 import stat
 from collections.abc import Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ __all__ = [
     "read_json",
     "read_text",
     "read_yaml",
+    "replaced",
+    "write_atomically",
 ]
 
 MAX_BYTES = 1 << 28  # a metrics.csv of a million rows
@@ -146,6 +149,28 @@ def link_outwards(folder: str | Path, top: Collection[str] | None = None, closed
     """
     inside = os.path.realpath(folder)
     return next((path for path in _links(inside, top, closed) if not _is_inside(path, inside)), None)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield the name of a new file in the same folder, which replaces `path` at the end of the block.
+
+    A reader sees the old file or the whole new one. Each writer has a name of its own. After an error, such as a full
+    disk, `path` is as it was and the new file is deleted.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file atomically, also if several processes write the same file; its folder is created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(path) as part:
+        part.write_text(text)
 
 
 def _check_inside(path: str | Path, folder: str | Path | None) -> None:

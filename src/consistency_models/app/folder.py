@@ -20,9 +20,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from consistency_models.errors import Exit
-from consistency_models.files import read_yaml
+from consistency_models.files import read_yaml, write_atomically
 
-__all__ = ["RunFolder", "is_run_of", "make_new_folder", "newest_unfinished", "write_atomically"]
+__all__ = ["RunFolder", "is_run_of", "make_new_folder", "newest_unfinished"]
 
 PATIENCE = 10.0  # seconds: helpers of a killed process may hold its lock for some time
 HANDOVER = 300.0  # seconds: another node may see a changed file late, since NFS caches folders for up to a minute
@@ -30,17 +30,6 @@ WATCH = 5.0  # seconds between two looks at RUNNING
 TOKEN = secrets.token_hex(4)  # distinguishes this process from a process of the same number in another container
 STATES = ("RUNNING", "DONE", "FAILED", "STOPPED")
 PACKAGES = ("torch", "lightning", "hydra-core", "wandb", "torchmetrics", "torch-fidelity", "consistency-models")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file atomically, also if several processes write the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        part.write_text(text)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)  # after an error, such as a full disk
 
 
 def make_new_folder(path: str | Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shlex
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -14,8 +13,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from consistency_models.app.folder import RunFolder, write_atomically
-from consistency_models.files import read_yaml
+from consistency_models.app.folder import RunFolder
+from consistency_models.files import read_yaml, replaced, write_atomically
 
 __all__ = ["SweepFolder", "varied"]
 
@@ -110,12 +109,10 @@ class SweepFolder:
             rows = change(self.rows())
             for row, overrides in zip(rows, varied(shlex.split(row["overrides"]) for row in rows)):
                 row["differs"] = shlex.join(override.lstrip("+") for override in overrides)
-            part = self.path / ".jobs.csv.part"
-            with open(part, "w", newline="") as file:
+            with replaced(self.path / "jobs.csv") as part, open(part, "w", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS)
                 writer.writeheader()
                 writer.writerows(rows)
-            os.replace(part, self.path / "jobs.csv")
             write_atomically(self.path / "summary.md", self.summary())
 
     def summary(self) -> str:
