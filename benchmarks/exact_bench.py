@@ -133,7 +133,8 @@ def train(folder: Path, config: dict[str, Any], steps: int) -> None:
     summary = folder / "summary.json"
     if RunFolder(folder).state == "DONE" and json.loads(summary.read_text())["max_steps"] == steps:
         return
-    shutil.rmtree(folder)
+    if folder.exists():
+        shutil.rmtree(folder)
     RunFolder(folder).write_config(config, [])
     with redirect_stdout(io.StringIO()):  # hides the final messages of the run
         code, _ = run_job(config, folder)

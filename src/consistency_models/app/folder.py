@@ -20,7 +20,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from consistency_models.errors import Exit
-from consistency_models.files import read_yaml, write_atomically
+from consistency_models.files import read_json, read_yaml, write_atomically
 
 __all__ = ["RunFolder", "is_run_of", "make_new_folder", "newest_unfinished"]
 
@@ -59,12 +59,11 @@ class RunFolder:
     """The folder of one run. It has exactly one of the files RUNNING, DONE, FAILED and STOPPED.
 
     Args:
-        path: the folder; created if missing.
+        path: the folder; created when it is claimed or written to, not when it is read.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
 
     def mark(self, state: str, text: str = "") -> None:
         """Set the state and write `text` into its file (FAILED: traceback and error line; STOPPED: step and signal).
@@ -105,13 +104,17 @@ class RunFolder:
 
     @contextmanager
     def claimed(self, patience: float | None = None) -> Iterator[bool]:
-        """Lock the folder during the block; yields False if another process trains in this folder.
+        """Create and lock the folder during the block; yields False if another process trains in this folder.
 
         A requeued Slurm job takes the folder over from an earlier start of the same job: see `watched`.
 
         Args:
             patience: seconds to wait for the lock; None: `PATIENCE`.
+
+        Raises:
+            OSError: the folder cannot be created.
         """
+        self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".running")
         try:
             try:
@@ -167,6 +170,17 @@ class RunFolder:
         content = {"schema": 1, "run": str(self.path), **summary, "git": git_state(), "versions": versions()}
         write_atomically(self.path / "summary.json", json.dumps(content, indent=2, default=str) + "\n")
 
+    @property
+    def monitored(self) -> tuple[str, float | None]:
+        """Name and final value of the monitored metric; "" and None if summary.json is lost or damaged."""
+        try:
+            summary = read_json(self.path / "summary.json")
+            name = summary.get("monitor")
+            value = summary.get("metrics", {}).get("final", {}).get(name)
+        except (OSError, ValueError, AttributeError, TypeError):
+            return "", None
+        return name if isinstance(name, str) else "", value if type(value) in (int, float) else None
+
 
 def _this_process() -> str:
     return f"{os.getpid()}\n{socket.gethostname()} {TOKEN}\n{_slurm_job()}\n"
@@ -178,9 +192,9 @@ def _slurm_job() -> str:
 
 def is_run_of(folder: str | Path, overrides: Sequence[str]) -> bool:
     """Whether the folder has a run that was started with these overrides, resumed or not."""
-    if not (Path(folder) / "overrides.yaml").is_file():
-        return False
-    return [line for line in RunFolder(folder).read_overrides() if not line.startswith("ckpt_path=")] == list(overrides)
+    run = RunFolder(folder)
+    same = [line for line in run.read_overrides() if not line.startswith("ckpt_path=")] == list(overrides)
+    return same and (run.path / "overrides.yaml").is_file()  # a run without overrides has an empty list
 
 
 def newest_unfinished(runs: str | Path, name: str) -> Path | None:

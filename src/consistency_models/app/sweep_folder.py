@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import json
 import shlex
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -70,11 +68,12 @@ class SweepFolder:
 
     def note(self, job: str, overrides: Sequence[str], exit_code: int | None = None) -> None:
         """Record the start of a job, or its end with an exit code; the state is read from the folder of the job."""
-        folder = self.path / job
-        status = "RUNNING" if exit_code is None else RunFolder(folder).state or "FAILED"
+        run = RunFolder(self.path / job)
+        status = "RUNNING" if exit_code is None else run.state or "FAILED"
         new = _row(job, shlex.join(overrides), status, exit_code)
         if new["status"] == "DONE":
-            new["metric"], new["monitor"] = _monitored(folder)
+            new["metric"], value = run.monitored
+            new["monitor"] = "" if value is None else repr(value)
 
         def replaced(rows: list[Row]) -> list[Row]:
             rows = [new if row["job"] == job else row for row in rows]
@@ -142,14 +141,3 @@ class SweepFolder:
 def _row(job: str, overrides: str, status: str = "WAITING", exit_code: int | None = None) -> Row:
     row = dict.fromkeys(COLUMNS, "") | {"job": job, "overrides": overrides, "status": status}
     return row | {"exit_code": "" if exit_code is None else str(exit_code)}
-
-
-def _monitored(folder: Path) -> tuple[str, str]:
-    """Return name and final value of the monitored metric of a finished run; empty if there is no such value."""
-    try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
-        return "", ""
-    name = summary.get("monitor") or ""
-    value = summary.get("metrics", {}).get("final", {}).get(name)
-    return name, "" if value is None else repr(value)

@@ -93,11 +93,11 @@ class Processes(Launcher):
         self, number: int, folder: Path, overrides: Sequence[str], free: queue.SimpleQueue[dict[str, str]]
     ) -> JobReturn:
         from consistency_models.app.folder import RunFolder
-        from consistency_models.app.multirun import monitored_metric, state_of
+        from consistency_models.app.multirun import state_of
         from consistency_models.app.sweep_folder import SweepFolder
         from consistency_models.errors import Exit
 
-        result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+        run, result = RunFolder(folder), JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
         state = state_of(folder, list(overrides))
         if state != "DONE" and not self.stopped:
             sweep, place, began = SweepFolder(folder.parent), free.get(), time.perf_counter()
@@ -109,11 +109,11 @@ class Processes(Launcher):
                 free.put(place)  # also after an error such as a full disk: another job waits for the place
             if code < 0:  # a killed process could not mark its own folder
                 name = signal.Signals(-code).name
-                RunFolder(folder).mark("FAILED", f"error: the process was killed by {name}\n")
+                run.mark("FAILED", f"error: the process was killed by {name}\n")
             code = int(Exit.UNEXPECTED) if code < 0 else code
             sweep.note(folder.name, overrides, code)
             log.info("\t#%d ended after %.0f s with exit code %d", number, time.perf_counter() - began, code)
-        result.return_value = monitored_metric(folder) if RunFolder(folder).state == "DONE" else None
+        result.return_value = run.monitored[1] if run.state == "DONE" else None
         return result
 
     def _folder(self, number: int) -> Path:
