@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 __all__ = [
+    "MAX_YAML",
     "is_checkpoint",
     "is_pipeline",
     "link_outwards",

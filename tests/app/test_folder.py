@@ -96,6 +96,15 @@ def test_a_run_ends_when_another_process_has_taken_its_folder(tmp_path, monkeypa
         assert codes.get(timeout=100) == Exit.STOPPED
 
 
+def test_the_configuration_can_be_read_whatever_the_number_of_classes(tmp_path):
+    run = RunFolder(tmp_path)
+    for count, recorded in ((1_000, True), (21_841, False)):
+        data = {"name": "image_folder", "class_names": [f"n{k:08d}" for k in range(count)]}
+        run.write_config({"data": data, "seed": 3})
+        kept = data if recorded else {"name": "image_folder"}
+        assert run.read_config() == {"data": kept, "seed": 3}
+
+
 @pytest.mark.parametrize(("job", "restarts", "free"), [("7", "1", True), ("7", "0", False), ("8", "1", False)])
 def test_only_a_requeued_job_takes_its_folder_over(job, restarts, free, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE", 0)

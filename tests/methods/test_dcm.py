@@ -84,3 +84,10 @@ def test_on_two_levels_it_is_consistency_distillation(solver):
         method(kind, student, Normal(), solver=solver) for kind in (DirectConsistency, ConsistencyDistillation)
     )
     assert_close(direct.target(case), twin.target(case))
+
+
+def test_a_part_that_the_method_does_not_use_is_refused():
+    with pytest.raises(ValueError, match="DirectConsistency needs a teacher"):
+        method(DirectConsistency, nn.Identity(), solver=Euler())
+    with pytest.raises(ValueError, match="DirectConsistency has no target network: target_ema must be None"):
+        method(DirectConsistency, nn.Identity(), teacher=Normal(), solver=Euler(), target_ema=lambda k, K: 0.5)

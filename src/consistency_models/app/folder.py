@@ -20,7 +20,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from consistency_models.errors import Exit
-from consistency_models.files import read_json, read_yaml, write_atomically
+from consistency_models.files import MAX_YAML, read_json, read_yaml, write_atomically
 
 __all__ = ["RunFolder", "is_run_of", "make_new_folder", "newest_unfinished"]
 
@@ -148,8 +148,15 @@ class RunFolder:
         return next((state for state in STATES if (self.path / state).exists()), None)
 
     def write_config(self, config: dict[str, Any], overrides: list[str] | None = None) -> None:
-        """Write config.yaml (resolved) and overrides.yaml (None leaves the file unchanged)."""
-        write_atomically(self.path / "config.yaml", yaml.dump(config, Dumper=_WithoutAliases, sort_keys=False))
+        """Write config.yaml (resolved) and overrides.yaml (None leaves the file unchanged).
+
+        Names of classes that make the file larger than `read_yaml` accepts are left out; checkpoints hold them.
+        """
+        text = yaml.dump(config, Dumper=_WithoutAliases, sort_keys=False)
+        if len(text.encode()) > MAX_YAML and "data" in config:
+            data = {key: value for key, value in config["data"].items() if key != "class_names"}
+            text = yaml.dump(config | {"data": data}, Dumper=_WithoutAliases, sort_keys=False)
+        write_atomically(self.path / "config.yaml", text)
         if overrides is not None:
             write_atomically(self.path / "overrides.yaml", yaml.safe_dump(overrides))
 

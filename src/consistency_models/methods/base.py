@@ -99,7 +99,8 @@ class Method(LightningModule):
         augment: augmentation of the clean images, `augment(images, rows) -> (images, labels)`, or None.
 
     Raises:
-        ValueError: the method needs a teacher and has none, or does not support a teacher and has one.
+        ValueError: the method needs a teacher and has none, does not support a teacher and has one, or has no target
+            network and a decay of one.
     """
 
     rows_together: int = 1
@@ -110,6 +111,8 @@ class Method(LightningModule):
     """Required value of the schedule's `draws`; None: any schedule."""
     needs_network_of: str | None = None
     """Required value of the preconditioning's `predicts`; None: any preconditioning."""
+    has_target_network: bool = True
+    """False: the method has no use for `target_ema`, since its target is not that of a slowly changing network."""
     guidance_inputs: int = 0
     """Number of inputs of the network that the guidance takes if `guidance_input` is set."""
     second_head: bool = False
@@ -142,6 +145,8 @@ class Method(LightningModule):
                 f"{type(self).__name__} {'needs a teacher' if self.needs_teacher else 'has no use for a teacher'}: "
                 f"choose teacher={'run, exact, …' if self.needs_teacher else 'none'}"
             )
+        if target_ema is not None and not self.has_target_network:
+            raise ValueError(f"{type(self).__name__} has no target network: target_ema must be None")
         consistent = getattr(teacher, "is_consistency_model", self.teacher_is_consistent)
         if consistent != self.teacher_is_consistent:
             kinds = (

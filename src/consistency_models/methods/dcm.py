@@ -33,6 +33,7 @@ class DirectConsistency(Method):
 
     needs_levels = "pairs of levels on a grid"
     needs_teacher = True
+    has_target_network = False
     varying_batches = True
 
     @checked

@@ -43,6 +43,7 @@ class FlowMap(Method):
 
     needs_network_of = "a velocity"
     needs_two_times = True
+    has_target_network = False
 
     def u(self, step: Step, x: Tensor, sigma: Tensor, end: Tensor) -> Tensor:
         """u(z, t, r) for x at level sigma (B,), to the level end (B,); shape of x."""

@@ -38,6 +38,7 @@ class InductiveMomentMatching(Method):
     """
 
     needs_two_times = True
+    has_target_network = False
     needs_levels = "levels that a group shares"
 
     @checked

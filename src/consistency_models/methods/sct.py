@@ -41,6 +41,7 @@ class ContinuousConsistencyTraining(Method):
     """
 
     needs_network_of = "EDM's F, up to its sign"
+    has_target_network = False
 
     @checked
     def __init__(

@@ -42,6 +42,7 @@ class Shortcut(FlowMap):
     schedule: Dyadic
 
     needs_levels = "steps of lengths 2^-j"
+    has_target_network = True
 
     @checked
     def __init__(self, *, clip: Positive = 4.0, cfg_scale: NotNegative = 1.0, **arguments) -> None:

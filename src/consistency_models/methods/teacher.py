@@ -18,6 +18,8 @@ __all__ = ["Diffusion"]
 class Diffusion(Method):
     """LightningModule for a diffusion model; parameters as for `Method`."""
 
+    has_target_network = False
+
     def target(self, step: Step) -> Tensor:
         """The clean images x."""
         return step.x

@@ -23,7 +23,7 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
-from consistency_models.data_spec import DataSpec, listed
+from consistency_models.data_spec import DataSpec
 from consistency_models.errors import CheckpointError, import_extra, naming
 from consistency_models.files import is_checkpoint, is_pipeline, open_regular
 from consistency_models.networks.layout import prefers_channels_last, set_channels_last
@@ -263,7 +263,7 @@ def _content(path: Path) -> dict[str, Any]:
         return checkpoint_of(path)
     content = read(path)
     if missing := {"config", "model", "ema"} - content.keys():
-        raise CheckpointError("a checkpoint of a run", f"a file without {listed(sorted(missing))}", path)
+        raise CheckpointError("a checkpoint of a run", f"a file without {', '.join(sorted(missing))}", path)
     if not isinstance(origin := content.get("origin", {}), dict):
         raise CheckpointError("a mapping origin", origin, path)
     return content | {"origin": origin | {"path": str(path), "digest": digest_of(path)}}

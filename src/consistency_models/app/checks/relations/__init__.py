@@ -5,7 +5,15 @@ All take the resolved configuration, which has passed the rules for single keys,
 
 from consistency_models.app.checks.relations.choices import Choices
 from consistency_models.app.checks.relations.images import augment, data, features
-from consistency_models.app.checks.relations.levels import curriculum, levels, preconditioning, schedule, steps, table
+from consistency_models.app.checks.relations.levels import (
+    curriculum,
+    levels,
+    preconditioning,
+    ranges,
+    schedule,
+    steps,
+    table,
+)
 from consistency_models.app.checks.relations.networks import method, network, text, two_times
 from consistency_models.app.checks.relations.running import checkpoint, outputs, solver, trainer
 from consistency_models.app.checks.relations.scoring import sample_sets, scored_run, ways
@@ -21,6 +29,7 @@ TRAIN = (
         two_times,
         preconditioning,
         init,
+        ranges,
         levels,
         schedule,
         table,
@@ -31,4 +40,4 @@ TRAIN = (
     ),
     *(data, augment, features, trainer, outputs, solver, checkpoint),
 )
-EVAL = (scored_run, sample_sets, ways)
+EVAL = (scored_run, sample_sets, ways, ranges)

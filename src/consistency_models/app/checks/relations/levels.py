@@ -9,12 +9,12 @@ from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.relations.choices import Choices, Config, Problems
 from consistency_models.app.checks.targets import fact
 
-__all__ = ["curriculum", "levels", "preconditioning", "schedule", "steps", "table"]
+__all__ = ["curriculum", "levels", "preconditioning", "ranges", "schedule", "steps", "table"]
 
 
-def levels(config: Config, choices: Choices) -> Problems:
-    """Ranges of noise levels are not empty, and schedule and preconditioning have the same range."""
-    schedule, sampler, preconditioning = config["schedule"], config["sampler"], config["preconditioning"]
+def ranges(config: Config, choices: Choices) -> Problems:
+    """Ranges of noise levels are not empty."""
+    schedule, sampler = (config.get(group) or {} for group in ("schedule", "sampler"))
     spacing = schedule.get("spacing") or {}
     for group, settings in (("schedule", schedule), ("schedule.spacing", spacing), ("sampler", sampler)):
         low, high, sigma_mid = (settings.get(key) for key in ("sigma_min", "sigma_max", "sigma_mid"))
@@ -25,6 +25,11 @@ def levels(config: Config, choices: Choices) -> Problems:
         if settings.get("churn_min", 0) > settings.get("churn_max", math.inf):
             allowed = f"at most {group}.churn_max={settings['churn_max']}"
             yield problem(f"{group}.churn_min", settings["churn_min"], allowed)
+
+
+def levels(config: Config, choices: Choices) -> Problems:
+    """The model is trained on the levels of the sampler, and schedule and preconditioning have the same range."""
+    schedule, sampler, preconditioning = config["schedule"], config["sampler"], config["preconditioning"]
     transition, called = (
         config["model"].get("transition") or 0.0,
         ("sigma_mid" if "sigma_mid" in sampler else "sigma_min"),

@@ -110,12 +110,15 @@ def two_times(config: Config, choices: Choices) -> Problems:
 
 
 def method(config: Config, choices: Choices) -> Problems:
-    """An RMS norm requires a norm, ranges are ascending, and a second output of the network is trained."""
+    """A target network is used, an RMS norm has a norm, ranges are ascending, and a second output is trained."""
     model, outputs = config["model"], config["network"].get("outputs", 1)
     most = 2 if fact(model, "second_head") and model.get("own_velocity", True) else 1
     if outputs > most:
         fix, reason = "choose model=imf", f"model={choices.get('model')} does not train a further output"
         yield problem("network.outputs", outputs, "1 or 2" if most == 2 else "1", fix, reason=reason)
+    if model.get("target_ema") is not None and not fact(model, "has_target_network", True):
+        reason = f"model={choices.get('model')} has no target network"
+        yield problem("model.target_ema", "a decay", "null", reason=reason)
     if model.get("tangent_rms") and model.get("tangent_norm") is None:
         fix = "set model.tangent_norm=0.1"
         reason = "it says how the norm is taken"

@@ -53,8 +53,8 @@ def sample_sets(config: Config, choices: Choices) -> Problems:
 
 
 def ways(config: Config, choices: Choices) -> Problems:
-    """Steps and levels are consistent, the sampler can be built, and there are enough devices."""
-    steps, sigmas, sampler = config["steps"], config["sigmas"], config.get("sampler") or {}
+    """Steps and levels are consistent, and there are enough devices."""
+    steps, sigmas = config["steps"], config["sigmas"]
     if sigmas is not None and steps not in (None, [len(sigmas)]):
         reason = f"sigmas={show(sigmas)} are {len(sigmas)} steps"
         yield problem("steps", steps, "null", "leave steps out", reason=reason)
@@ -66,11 +66,6 @@ def ways(config: Config, choices: Choices) -> Problems:
         if steps == [1]:
             reason = "task=search needs a second level, which one step does not have"
             yield problem("steps", steps, "a step count from 2", reason=reason)
-    low, high = sampler.get("sigma_min"), sampler.get("sigma_max")
-    if low is not None and high is not None and not low < high:
-        yield problem("sampler.sigma_min", low, f"less than sampler.sigma_max={high}", "did you swap them?")
-    elif "sigma_mid" in sampler and not low < sampler["sigma_mid"] < high:
-        yield problem("sampler.sigma_mid", sampler["sigma_mid"], f"between sigma_min={low} and sigma_max={high}")
     if config["devices"] > 1 and config["device"] not in ("auto", "cpu", "cuda"):
         yield problem(
             "devices", config["devices"], f"1 with device={config['device']}", "or device=cuda, for the first"
