@@ -32,6 +32,7 @@ SLOW = {
     "meanflow": ("model=meanflow", *MIXTURE),
     "alphaflow": ("model=alphaflow", *MIXTURE),
     "ayf": ("model=ayf", "teacher=exact", *MIXTURE),
+    "facm": ("model=facm", "model.two_times=false", "sampler=consistency_from_zero", *MIXTURE),
     "shortcut": ("model=shortcut", *MIXTURE),  # the second process has no rows of two half steps
 }
 

@@ -118,6 +118,28 @@ def test_captions_of_metadata(sd_folder, images, tmp_path):
     assert np.load(tmp_path / "out/caption.npy").tolist() == [0, 1, 0, 2, 1]
 
 
+@pytest.mark.parametrize("outer", ["", "outer/"])
+def test_captions_of_metadata_beside_a_folder_of_images(outer, sd_folder, images, tmp_path):
+    root = write(tmp_path / "photos", {f"{outer}images/{k}.png": (images / f"{k}.png").read_bytes() for k in range(5)})
+    lines = [json.dumps({"file_name": f"images/{k}.png", "text": text}) for k, text in enumerate(CAPTIONS)]
+    (root / outer / "metadata.jsonl").write_text("\n".join(lines))
+    assert encode(sd_folder, root, tmp_path / "out", size=16)["captions"] == 3
+    (root / outer / "metadata.jsonl").write_text("\n".join(lines[:4]))
+    with pytest.raises(
+        DataError, match=r'1 of 5 .*: add a line {"file_name": "images/4.png", .*} to metadata.jsonl, or'
+    ):
+        encode(sd_folder, root, tmp_path / "less", size=16)
+    encode(sd_folder / "vae", root, tmp_path / "plain", size=16)  # one folder is no class
+    assert latents(tmp_path / "plain").labels is None
+
+
+def test_metadata_of_several_sets_is_refused(sd_folder, images, tmp_path):
+    root = write(tmp_path / "photos", {f"{name}/0.png": (images / "0.png").read_bytes() for name in ("train", "test")})
+    (root / "metadata.jsonl").write_text(json.dumps({"file_name": "train/0.png", "text": "a dog"}))
+    with pytest.raises(DataError, match=r"metadata.jsonl lies beside train and test; each set needs one of its own"):
+        encode(sd_folder, root, tmp_path / "out", size=16)
+
+
 def test_a_vae_alone_encodes_classes(sd_folder, folder, tmp_path):
     encode(sd_folder / "vae", folder, tmp_path / "out")
     data = latents(tmp_path / "out")

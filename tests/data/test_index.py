@@ -9,7 +9,8 @@ import pytest
 import torch
 from data.conftest import write
 
-from consistency_models.data import DataError, image_folder, index
+from consistency_models.data import DataError, image_folder, index, layout
+from consistency_models.data.decoding import SUFFIXES
 from consistency_models.data.files import Files
 
 
@@ -88,6 +89,15 @@ def test_a_change_of_the_labels_is_noticed_in_any_sample(tmp_path, pixels, monke
         (root / "dataset.json").write_text(json.dumps({"labels": [[f"{k}.png", c] for k, c in enumerate(labels)]}))
         assert image_folder(aged(root), cache_dir=tmp_path / "cache").labels.tolist() == labels
     assert len(list((tmp_path / "cache").glob("*.index.npz"))) == 1
+
+
+def test_files_of_a_format_that_pillow_reads_since_are_found(split, tmp_path, pixels, monkeypatch):
+    write(split, {"train/dog/9.webp": b"-"})
+    with monkeypatch.context() as patch:
+        for module in (index, layout):
+            patch.setattr(module, "SUFFIXES", tuple(suffix for suffix in SUFFIXES if suffix != ".webp"))
+        assert len(index.listed(aged(split), tmp_path / "cache")[0]) == 3
+    assert len(index.listed(split, tmp_path / "cache")[0]) == 4
 
 
 def test_a_folder_that_has_just_changed_is_not_indexed(folder, tmp_path, walks):

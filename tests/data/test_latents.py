@@ -160,6 +160,13 @@ def test_arguments_that_contradict_the_files(message, root):
         latents(root, **{"scale": 1.0, "shift": 0.0} | WRONG[message])
 
 
+def test_names_of_a_part_of_the_classes_are_left_out(root):
+    (root / "meta.json").write_text(json.dumps({"scale": 1, "shift": 0, "classes": 2, "class_names": ["cat", "dog"]}))
+    assert latents(root).class_names == latents(root, num_classes=2).class_names == ("cat", "dog")
+    more = latents(root, num_classes=3)
+    assert (more.num_classes, more.class_names) == (3, ())
+
+
 def test_values_out_of_range(root):
     with pytest.raises(ConfigError, match="scale=-1"):
         latents(root, scale=-1.0, shift=0.0)

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from consistency_models.app import multirun
+from consistency_models.app.folder import RunFolder
 from consistency_models.app.sweep_folder import SweepFolder, varied
 from consistency_models.errors import Exit
 
@@ -41,6 +42,17 @@ def test_jobs_and_what_they_found(train):
     assert "4 jobs: 4 DONE" in summary
     assert "| `loss=l1` | val/sw_1step | 10.5 | 0.71 | 2 |" in summary
     assert yaml.safe_load((file.parent / "0/config.yaml").read_text())["seed"] == 0
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "garbage", '{"metrics": 3}'])
+def test_a_job_with_a_damaged_summary_is_done(text, tmp_path):
+    sweep = SweepFolder(tmp_path)
+    sweep.begin(["seed=0"], [["seed=0"]])
+    RunFolder(tmp_path / "0").mark("DONE")
+    (tmp_path / "0/summary.json").write_text(text)
+    sweep.note("0", ["seed=0"], 0)
+    assert [(row["status"], row["monitor"]) for row in jobs(tmp_path / "jobs.csv")] == [("DONE", "")]
+    assert "1 DONE" in (tmp_path / "summary.md").read_text()
 
 
 def test_one_failure_lets_the_others_go_on_and_is_told(train):

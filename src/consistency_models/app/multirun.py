@@ -7,7 +7,6 @@ and the function that runs or resumes a job in its folder.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import re
 import signal
@@ -191,7 +190,7 @@ def run_or_resume_job(run: Callable[[dict[str, Any]], Outcome], config: dict[str
             if config["test"] and not was_tested(folder):
                 code, _ = run({**config, "train": False, "ckpt_path": str(folder)})
             sweep.note(job, overrides, int(code))
-        return code, monitored_metric(folder)
+        return code, RunFolder(folder).monitored[1]
     if state == "begun":
         config["ckpt_path"] = str(folder)
     if rank_zero_only.rank == 0:
@@ -216,15 +215,6 @@ def _is_running() -> bool:
     """Whether Slurm counts this job as running. After scancel or a requeue, Slurm does not."""
     squeue = ("squeue", "--noheader", "--format=%T", f"--job={os.environ['SLURM_JOB_ID']}")
     return subprocess.run(squeue, capture_output=True, text=True, check=False).stdout.strip() == "RUNNING"
-
-
-def monitored_metric(folder: Path) -> float | None:
-    """Return the final value of the monitored metric of a finished run, None if there is no such value."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text())
-        return summary.get("metrics", {}).get("final", {}).get(summary.get("monitor"))
-    except (OSError, ValueError, AttributeError, TypeError):  # lost or damaged
-        return None
 
 
 def free_memory() -> None:

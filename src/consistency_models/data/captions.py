@@ -53,7 +53,7 @@ def listed(images: str | Path, takes_text: bool, skip: bool) -> tuple[Work, list
         DataError: there are no images, an image has no caption, or there are neither captions nor classes.
     """
     files = Files.open(images)
-    files, test = sets_of(files)
+    files, test = sets_of(files, ("dataset.json", METADATA) if takes_text else ("dataset.json",))
     if test is not None:
         log.warning("%s is not encoded: encode it as a folder of its own", test.origin)
     names = image_names(files)
@@ -65,9 +65,12 @@ def listed(images: str | Path, takes_text: bool, skip: bool) -> tuple[Work, list
     if captions is not None:
         without = [name for name in names if name not in captions]
         if without and not skip:
+            fix = f"write {without[0].rpartition('.')[0]}.txt"
+            if METADATA in files.stamps:
+                fix = f"add a line {FORM.replace('a.png', without[0])} to {METADATA}"
             raise DataError(
-                f"{files.origin}: {len(without)} of {len(names)} images have no caption, first {without[0]}: write "
-                f"{without[0].rpartition('.')[0]}.txt, or leave these images out with --bad-images skip"
+                f"{files.origin}: {len(without)} of {len(names)} images have no caption, first {without[0]}: {fix}, or "
+                "leave these images out with --bad-images skip"
             )
         names = [name for name in names if name in captions]
         if not names:

@@ -4,6 +4,7 @@
 
 The index is valid as long as
     - size, time and inode of every folder are as they were, so that no name was added, removed or replaced;
+    - Pillow reads the formats that it read then, since the index has the files with their suffixes only;
     - size and time of `SAMPLE` files, evenly spread, and of every dataset.json are as they were.
 In a set of at most `SAMPLE` files, every change of a file is noticed, as without an index. In a larger set, a file that
 was overwritten in place is only noticed if it is in the sample. A zip is read again if its size, time or inode differ.
@@ -24,10 +25,12 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from consistency_models.data.decoding import SUFFIXES
 from consistency_models.data.encoded import EncodedImages
 from consistency_models.data.file_images import ReadNamed, encoded_images
 from consistency_models.data.files import Below, Files, FolderReader, ZipReader, stamp_of, time_of
 from consistency_models.data.layout import log_left_out, sets_of
+from consistency_models.files import replaced
 
 __all__ = ["listed"]
 
@@ -113,6 +116,7 @@ def _write(path: Path, root: Path, files: Files, sets: Sets) -> None:
     names = list(files.stamps)
     sample = names[:: -(-len(names) // SAMPLE)] + [name for name in names if name.endswith("dataset.json")]
     content: dict[str, Any] = {
+        "suffixes": SUFFIXES,
         "times": {os.path.relpath(folder, root): each for folder, each in files.times.items()},
         "stamps": {name: files.stamps[name] for name in sample} if is_folder else {},
         "sets": [],
@@ -126,10 +130,8 @@ def _write(path: Path, root: Path, files: Files, sets: Sets) -> None:
         packed = Names.of(each.names)
         arrays |= {f"text{k}": packed.text, f"ends{k}": packed.ends}
         arrays |= {} if each.labels is None else {f"labels{k}": each.labels}
-    new = path.with_suffix(".new")
-    with open(new, "wb") as file:
+    with replaced(path) as part, open(part, "wb") as file:
         np.savez(file, content=np.frombuffer(json.dumps(content).encode(), np.uint8), **arrays)
-    os.replace(new, path)
 
 
 def _read(path: Path, root: Path) -> Sets | None:
@@ -137,6 +139,8 @@ def _read(path: Path, root: Path) -> Sets | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             content = json.loads(file["content"].tobytes())
+            if content.get("suffixes") != list(SUFFIXES):
+                raise ValueError("the formats that Pillow reads have changed")
             for name, before in content["times"].items():
                 if time_of(os.path.normpath(root / name)) != before:
                     raise ValueError(f"{name} has changed")

@@ -227,6 +227,7 @@ def latents(
         if classes.shape != (n,) or classes.min() < 0:
             raise DataError(f"{root}: labels must be {n} numbers from 0 on; got {tuple(classes.shape)}")
     count = about.get("classes") or (0 if classes is None else int(classes.max()) + 1)
+    names = tuple(about.get("class_names") or ())
     if num_classes and count > num_classes:
         raise DataError(
             f"{root} has {count} classes, but data.num_classes is {num_classes}: set data.num_classes={count}"
@@ -244,7 +245,7 @@ def latents(
         captions=captions,
         classes=classes,
         num_classes=(num_classes or count) if classes is not None else 0,
-        class_names=tuple(about.get("class_names") or ()) if classes is not None else (),
+        class_names=names if classes is not None and len(names) == (num_classes or count) else (),
         sample_size=sample_size,
         sums=sums,
         decoder=decoder,

@@ -35,17 +35,21 @@ def image_names(files: Files) -> list[str]:
     return [name for name in files.stamps if name.lower().endswith(SUFFIXES)]
 
 
-def sets_of(files: Files) -> tuple[Files, Files | None]:
+def sets_of(files: Files, whole: Sequence[str] = ("dataset.json",)) -> tuple[Files, Files | None]:
     """Return the training set and, if there is a folder for it, the test set. The chosen folders are logged.
 
     A folder that contains exactly one folder and nothing else is skipped. Folders `train` and `test` or `val` are the
     sets, in upper or lower case and with the usual synonyms. `test` has priority over `val`, which is then not used. A
     folder `train` without a folder for a test set is a class.
 
+    Args:
+        files: of the data set.
+        whole: files of labels whose names of images start at their own folder, which is therefore not divided.
+
     Raises:
         DataError: several folders, or none, can be the training set; or sets lie within class folders.
     """
-    files = _unwrapped(files)
+    files = _unwrapped(files, whole)
     full = sorted({name.split("/")[0] for name in image_names(files) if "/" in name})
     train = [folder for folder in full if TRAIN.fullmatch(folder)]
     held_out = [folder for kind in HELD_OUT for folder in full if kind.fullmatch(folder)]
@@ -58,12 +62,12 @@ def sets_of(files: Files) -> tuple[Files, Files | None]:
         return files, None
     if len(train) > 1:
         raise DataError(f"{files.origin} holds {', '.join(train)}; one training set is allowed: move the others away")
-    if "dataset.json" in files.stamps:
+    if labels := [name for name in whole if name in files.stamps]:
         raise DataError(
-            f"{files.origin}/dataset.json lies beside {train[0]} and {held_out[0]}; each set needs one of its own: "
+            f"{files.origin}/{labels[0]} lies beside {train[0]} and {held_out[0]}; each set needs one of its own: "
             "split it, or set data.root to one of the folders"
         )
-    sets = [_unwrapped(files.below(folder), keep_class=True) for folder in (train[0], *held_out)]
+    sets = [_unwrapped(files.below(folder), whole, keep_class=True) for folder in (train[0], *held_out)]
     labelled = [_has_classes(each) for each in sets]
     chosen = next((k for k, has in enumerate(labelled) if k and has == labelled[0]), 1)
     unused = [folder for folder in full if folder not in (train[0], held_out[chosen - 1])]
@@ -89,15 +93,20 @@ def split_sets(containers: Sequence[T], name_of: Callable[[T], str]) -> tuple[li
     return list(containers), []
 
 
-def _unwrapped(files: Files, keep_class: bool = False) -> Files:
-    """Descend into single outer folders. With `keep_class` a single folder of images is a class."""
+def _unwrapped(files: Files, whole: Sequence[str], keep_class: bool = False) -> Files:
+    """Descend into single outer folders without a file of labels (`whole`) beside.
+
+    With `keep_class` a single folder of images is a class.
+    """
     while True:
         top = {folder for folder in files.folders if "/" not in folder}
         names = image_names(files)
         full = {name.split("/")[0] for name in names}
         trains = [folder for folder in full if TRAIN.fullmatch(folder)]
         lone = next(iter(top)) if len(top) == 1 else trains[0] if len(full) == 1 and trains else None
-        if lone is None or lone not in full or any("/" not in name for name in names) or "dataset.json" in files.stamps:
+        if lone is None or lone not in full or any("/" not in name for name in names):
+            return files
+        if any(name in files.stamps for name in whole):
             return files
         if keep_class and any(name.count("/") == 1 for name in names):
             return files

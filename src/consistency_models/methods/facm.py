@@ -30,7 +30,7 @@ class FlowAnchoredConsistency(FlowMap):
     The online output and the target have 2·B rows: those of the consistency model, then those of the anchor.
 
     Args:
-        power: p, the exponent of the adaptive weight.
+        power: p, the exponent of τ in the target.
         eps: ε of the adaptive weight.
         tangent_clip: largest absolute value of g.
         difference: share of the level for derivatives by differences (`Method.difference`); None: forward mode.
@@ -65,11 +65,10 @@ class FlowAnchoredConsistency(FlowMap):
 
     def anchor(self, step: Step) -> Tensor:
         """u_t, shape of x."""
-        t, x, scalings = step.levels.high, step.x_t, self.model.preconditioning
+        t, x = step.levels.high, step.x_t
         if self.model.two_times:
             return self.u(step, x, t, t)
-        z, time = per_image(scalings.c_in(t), x) * x, scalings.c_noise(t)
-        return self.model.network(z, -time, step.labels, step.augment)[:, : x.shape[1]]
+        return self.model.raw(x, t, step.labels, step.augment, negate=True)[:, : x.shape[1]]
 
     def velocity(self, step: Step) -> Tensor:
         """v, shape of x: n - x0, or the teacher's (x - D)/σ - D."""

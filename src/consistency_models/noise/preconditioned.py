@@ -66,11 +66,16 @@ class Preconditioned(nn.Module):
         labels: Tensor | Prompt | None = None,
         augment: Tensor | None = None,
         end: Tensor | float | None = None,
+        negate: bool = False,
     ) -> Tensor:
-        """F(c_in(σ)·x, c_noise(σ)), all channels of the network's output; arguments and errors as `forward`."""
+        """F(c_in(σ)·x, c_noise(σ)), all channels of the network's output; arguments and errors as `forward`.
+
+        With `negate` the network is called with -c_noise(σ), which no level has.
+        """
         sigma = self._levels(sigma, x)
         c_in = per_image(self.preconditioning.c_in(sigma), x)
-        arguments = ((c_in * x).to(x.dtype), self.preconditioning.c_noise(sigma), labels, augment)
+        c_noise = self.preconditioning.c_noise(sigma)
+        arguments = ((c_in * x).to(x.dtype), -c_noise if negate else c_noise, labels, augment)
         if self.two_times:
             end = sigma if end is None else self._levels(end, x)
             return self.network(*arguments, self.preconditioning.c_end(sigma, end))

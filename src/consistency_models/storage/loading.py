@@ -25,15 +25,14 @@ from torch.overrides import TorchFunctionMode
 
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import CheckpointError, import_extra, naming
+from consistency_models.files import is_checkpoint, is_pipeline, open_regular
 from consistency_models.networks.layout import prefers_channels_last, set_channels_last
 from consistency_models.networks.lora import share_base, shared_names
 from consistency_models.noise.preconditioned import Preconditioned
 from consistency_models.pretrained.convert import checkpoint_of
-from consistency_models.pretrained.diffusers import is_pipeline
 from consistency_models.sampling.generator import Generator
-from consistency_models.storage.checkpoints import digest_of, is_marked, read
+from consistency_models.storage.checkpoints import digest_of, read
 from consistency_models.storage.moved_names import current_config, current_target
-from consistency_models.storage.small_files import open_regular
 from consistency_models.trust import advice, fixed_arguments
 
 __all__ = ["build_model", "checkpoint_file", "instantiate", "load", "read_safetensors"]
@@ -262,7 +261,7 @@ def _content(path: Path) -> dict[str, Any]:
     """The content of a file that `load` takes: configuration, weights, and their origin."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    if path.is_dir() or (path.suffix in (".pkl", ".pt") and not is_marked(path)):
+    if path.is_dir() or (path.suffix in (".pkl", ".pt") and not is_checkpoint(path)):
         return checkpoint_of(path)
     content = read(path)
     if missing := {"config", "model", "ema"} - content.keys():

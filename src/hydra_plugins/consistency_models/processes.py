@@ -93,15 +93,15 @@ class Processes(Launcher):
         self, number: int, folder: Path, overrides: Sequence[str], free: queue.SimpleQueue[dict[str, str]]
     ) -> JobReturn:
         from consistency_models.app.folder import RunFolder
-        from consistency_models.app.multirun import monitored_metric, state_of, was_tested
+        from consistency_models.app.multirun import state_of, was_tested
         from consistency_models.app.sweep_folder import SweepFolder
         from consistency_models.errors import Exit
 
-        result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+        run, result = RunFolder(folder), JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
         sweep, state = SweepFolder(folder.parent), state_of(folder, list(overrides))
         # The launcher of an earlier attempt was killed, and its job ended later.
         not_noted = state == "DONE" and not sweep.is_noted(folder.name)
-        not_tested = not_noted and RunFolder(folder).read_config()["test"] and not was_tested(folder)
+        not_tested = not_noted and run.read_config()["test"] and not was_tested(folder)
         if not_noted and not not_tested:
             sweep.note(folder.name, overrides, int(Exit.DONE))
         if (state != "DONE" or not_tested) and not self.stopped:
@@ -114,11 +114,11 @@ class Processes(Launcher):
                 free.put(place)  # also after an error such as a full disk: another job waits for the place
             if code < 0:  # a killed process could not mark its own folder
                 name = signal.Signals(-code).name
-                RunFolder(folder).mark("FAILED", f"error: the process was killed by {name}\n")
+                run.mark("FAILED", f"error: the process was killed by {name}\n")
             code = int(Exit.UNEXPECTED) if code < 0 else code
             sweep.note(folder.name, overrides, code)
             log.info("\t#%d ended after %.0f s with exit code %d", number, time.perf_counter() - began, code)
-        result.return_value = monitored_metric(folder) if RunFolder(folder).state == "DONE" else None
+        result.return_value = run.monitored[1] if run.state == "DONE" else None
         return result
 
     def _folder(self, number: int) -> Path:

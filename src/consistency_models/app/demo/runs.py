@@ -11,7 +11,7 @@ from torch import Tensor
 from consistency_models.devices import chosen_device
 from consistency_models.errors import ConfigError
 from consistency_models.evaluation.features import to_bytes
-from consistency_models.pretrained import is_pipeline
+from consistency_models.files import is_pipeline
 from consistency_models.sampling.generator import Generator
 from consistency_models.sampling.text_to_image import TextToImage
 from consistency_models.storage.loading import load

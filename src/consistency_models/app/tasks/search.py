@@ -22,13 +22,13 @@ from hydra.core.hydra_config import HydraConfig
 
 from consistency_models.app.checks.targets import fact
 from consistency_models.app.commands import command
-from consistency_models.app.folder import write_atomically
 from consistency_models.app.tasks.evaluate import sample_sets
 from consistency_models.app.tasks.sample_workers import Producer, index_sets, progress_bar, results_folder, samplers_of
 from consistency_models.app.tasks.scoring import evaluation_of, features_divided
 from consistency_models.errors import ConfigError, pasteable
 from consistency_models.evaluation import combined
 from consistency_models.evaluation.plots import save_search
+from consistency_models.files import write_atomically
 from consistency_models.noise.schedules import karras_grid
 from consistency_models.sampling.generator import Generator
 from consistency_models.sampling.samplers import Consistency
