@@ -6,9 +6,10 @@ import sys
 
 import pytest
 from evals import DIGITS, POINTS, evaluate, trained
-from jobs import forkserver
+from jobs import composed, config_of, forkserver
 
 from consistency_models.app.tasks import sample_workers
+from consistency_models.app.tasks.evaluate import eval_config
 from consistency_models.errors import Exit
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.compare import main as compare
@@ -156,3 +157,12 @@ def test_runs_side_by_side(digits, points, tmp_path, monkeypatch, capsys):
     assert "Allowed: sw20_identity_train" in capsys.readouterr().err
     assert compare([str(tmp_path)]) == 2
     assert f"score the run with eval.py run={tmp_path}" in capsys.readouterr().err
+
+
+def test_a_test_after_training_takes_its_settings_from_conf(tmp_path):
+    """Every key of eval.py's configuration, with its value there or that of the training."""
+    train = config_of(tmp_path, "seed=3")
+    found, typed = eval_config(train, "FOLDER"), composed("eval", "run=FOLDER", "paths.output=unused")
+    del typed["paths"]
+    own = {key: train["evaluation"][key] for key in ("steps", "n", "seed", "batch_size")}
+    assert found == typed | own | {"device": found["device"], "show_traceback": train["show_traceback"]}
