@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from evals import DIGITS, POINTS, evaluate, trained
-from jobs import composed, forkserver
+from jobs import composed, config_of, forkserver
 
 from consistency_models import load
 from consistency_models.app.tasks import sample_workers
@@ -181,3 +181,12 @@ def test_the_test_of_a_training_takes_the_kind_of_its_gpu(has_cuda, device, tmp_
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
     config = composed("train", f"paths.output={tmp_path}", "data=mixture", "trainer.accelerator=gpu")
     assert eval_config(config, str(tmp_path))["device"] == device
+
+
+def test_a_test_after_training_takes_its_settings_from_conf(tmp_path):
+    """Every key of eval.py's configuration, with its value there or that of the training."""
+    train = config_of(tmp_path, "seed=3")
+    found, typed = eval_config(train, "FOLDER"), composed("eval", "run=FOLDER", "paths.output=unused")
+    del typed["paths"]
+    own = {key: train["evaluation"][key] for key in ("steps", "n", "seed", "batch_size")}
+    assert found == typed | own | {"device": found["device"], "show_traceback": train["show_traceback"]}
