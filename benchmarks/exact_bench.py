@@ -33,12 +33,13 @@ from lightning import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
 
 from consistency_models.app.build import instantiate
-from consistency_models.app.folder import RunFolder, write_atomically
+from consistency_models.app.folder import RunFolder
 from consistency_models.app.run import run_job
 from consistency_models.data import Mixture, Slot
 from consistency_models.errors import Exit
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.ode_error import ODEError
+from consistency_models.files import write_atomically
 from consistency_models.random import BatchRandom
 from consistency_models.storage.loading import load
 
@@ -132,7 +133,8 @@ def train(folder: Path, config: dict[str, Any], steps: int) -> None:
     summary = folder / "summary.json"
     if RunFolder(folder).state == "DONE" and json.loads(summary.read_text())["max_steps"] == steps:
         return
-    shutil.rmtree(folder)
+    if folder.exists():
+        shutil.rmtree(folder)
     RunFolder(folder).write_config(config, [])
     with redirect_stdout(io.StringIO()):  # hides the final messages of the run
         code, _ = run_job(config, folder)

@@ -36,7 +36,7 @@ from sweep_costs import commands, cost_table
 from consistency_models.app.sweep_folder import varied
 from consistency_models.evaluation.plots import save_quality
 from consistency_models.evaluation.runs import Run, cells_of, read_runs
-from consistency_models.storage.small_files import read_yaml
+from consistency_models.files import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "results"

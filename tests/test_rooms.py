@@ -89,7 +89,7 @@ def test_numerics_import_no_lightning_hydra_or_wandb():
     code = (
         "import sys, consistency_models\n"
         "assert 'torch' not in sys.modules, 'import consistency_models imports torch'\n"
-        "import consistency_models.storage.moved_names\n"
+        "import consistency_models.files, consistency_models.storage.moved_names\n"
         "assert 'torch' not in sys.modules, 'the check of a command would import torch'\n"
         f"import {', '.join(f'consistency_models.{room}' for room in NUMERICS)}\n"
         f"found = {heavy} & set(sys.modules)\n"

@@ -5,10 +5,13 @@ import shutil
 import sys
 
 import pytest
+import torch
 from evals import DIGITS, POINTS, evaluate, trained
-from jobs import forkserver
+from jobs import composed, config_of, forkserver
 
+from consistency_models import load
 from consistency_models.app.tasks import sample_workers
+from consistency_models.app.tasks.evaluate import eval_config
 from consistency_models.errors import Exit
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.compare import main as compare
@@ -156,3 +159,34 @@ def test_runs_side_by_side(digits, points, tmp_path, monkeypatch, capsys):
     assert "Allowed: sw20_identity_train" in capsys.readouterr().err
     assert compare([str(tmp_path)]) == 2
     assert f"score the run with eval.py run={tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["mps", "cuda:99", "gpu"])  # no machine of the tests has them
+def test_a_device_that_the_machine_does_not_have_is_one_line(device, tmp_path, capsys):
+    folder = trained(tmp_path, *POINTS)
+    capsys.readouterr()
+    assert evaluate(folder, "n=20", f"device={device}") == Exit.BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: device={device} is not allowed: ")
+    assert line.endswith("Allowed: auto, or a device of this machine")
+
+
+def test_a_missing_device_is_no_damage_of_the_file(tmp_path):
+    with pytest.raises((RuntimeError, AssertionError)):  # AssertionError: torch without CUDA
+        load(trained(tmp_path, *POINTS), device="cuda:99")
+
+
+@pytest.mark.parametrize(("has_cuda", "device"), [(True, "cuda"), (False, "mps")])
+def test_the_test_of_a_training_takes_the_kind_of_its_gpu(has_cuda, device, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    config = composed("train", f"paths.output={tmp_path}", "data=mixture", "trainer.accelerator=gpu")
+    assert eval_config(config, str(tmp_path))["device"] == device
+
+
+def test_a_test_after_training_takes_its_settings_from_conf(tmp_path):
+    """Every key of eval.py's configuration, with its value there or that of the training."""
+    train = config_of(tmp_path, "seed=3")
+    found, typed = eval_config(train, "FOLDER"), composed("eval", "run=FOLDER", "paths.output=unused")
+    del typed["paths"]
+    own = {key: train["evaluation"][key] for key in ("steps", "n", "seed", "batch_size")}
+    assert found == typed | own | {"device": found["device"], "show_traceback": train["show_traceback"]}

@@ -5,6 +5,7 @@ import json
 import zipfile
 from itertools import count
 
+import jobs
 import numpy as np
 import pytest
 import torch
@@ -43,6 +44,17 @@ def test_bytes_depend_neither_on_batches_nor_on_an_interruption(digits, tmp_path
     assert files(tmp_path / "a") == first
     assert sample(digits, tmp_path / "b", f"n={N}", "batch_size=7", "devices=2") == Exit.DONE
     assert files(tmp_path / "b") == first
+
+
+def test_an_interrupted_command_goes_on_in_another_process(digits, tmp_path):
+    """With a sampler that has an object, which lies elsewhere in the memory there."""
+    assert sample(digits, tmp_path / "a", "sampler=heun", "n=4") == Exit.DONE
+    whole = files(tmp_path / "a")
+    (tmp_path / "a/00000/img00000003.png").unlink()
+    command = ("eval.py", f"run={digits}", "task=sample", f"task.out={tmp_path / 'a'}", "steps=[2]", "device=cpu")
+    code, output = jobs.command(tmp_path, *command, "sampler=heun", "n=4")
+    assert code == Exit.DONE, output
+    assert files(tmp_path / "a") == whole
 
 
 def test_an_error_of_writing_and_a_stop_leave_complete_files(digits, tmp_path, monkeypatch, capsys):

@@ -46,6 +46,40 @@ def test_a_folder_that_was_moved_away_is_made_again(tmp_path):
     assert [path.name for path in Path(tmp_path / "run").iterdir()] == ["DONE"]
 
 
+def test_a_folder_is_created_when_it_is_claimed_not_when_it_is_read(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    assert (run.state, run.read_overrides(), run.monitored) == (None, [], ("", None))
+    assert not run.path.exists()
+    with run.claimed() as is_free:
+        assert is_free
+        assert run.path.is_dir()
+
+
+SUMMARY = '{"monitor": "val/sw", "metrics": {"final": {"val/sw": %s}}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (SUMMARY % 1.5, ("val/sw", 1.5)),
+        (SUMMARY % '"1.5"', ("val/sw", None)),
+        (SUMMARY % "[1.5]", ("val/sw", None)),
+        ('{"monitor": "val/sw", "metrics": {"final": {}}}', ("val/sw", None)),
+        ('{"monitor": null, "metrics": {"final": {}}}', ("", None)),
+        ('{"monitor": "val/sw", "metrics": 3}', ("", None)),
+        ('{"monitor": ["val/sw"], "metrics": {"final": {}}}', ("", None)),
+        ("[]", ("", None)),
+        ("3", ("", None)),
+        ("{cut off", ("", None)),
+        ("[" * 100_000, ("", None)),
+        ("\udcff", ("", None)),
+    ],
+)
+def test_a_damaged_summary_has_no_monitored_metric(text, found, tmp_path):
+    (tmp_path / "summary.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert RunFolder(tmp_path).monitored == found
+
+
 def test_a_run_ends_when_another_process_has_taken_its_folder(tmp_path, monkeypatch):
     """And only then: not by another state, and not where the folder has been moved away."""
     codes = SimpleQueue()

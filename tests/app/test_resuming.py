@@ -5,6 +5,7 @@ import json
 
 import pytest
 from jobs import TINY, run
+from lightning import Callback
 
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.errors import Exit
@@ -82,3 +83,42 @@ def test_a_checkpoint_of_another_form_is_one_line(tmp_path, capsys):
         errors = capsys.readouterr().err.splitlines()
         assert (code, len(errors)) in [(Exit.NO_GOOD_CHECKPOINT, 1), (Exit.DONE, 0)], (change, errors)
         assert code == Exit.DONE or errors[0].startswith("error: "), change
+
+
+class Broken(Callback):
+    """Fails in the first step."""
+
+    def on_train_batch_start(self, *_):
+        raise RuntimeError("the disk of the logger is full")
+
+
+def test_only_errors_of_loading_are_those_of_the_checkpoint(tmp_path, capsys):
+    assert run(tmp_path, *RUN, "trainer.max_steps=2") == Exit.DONE
+    more = (*RUN, "trainer.max_steps=6", f"ckpt_path={tmp_path}")
+    capsys.readouterr()
+    assert run(tmp_path, *more, "data.batch_size=16", "trainer.accumulate_grad_batches=3") == Exit.BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: data.batch_size=16 is not allowed: ")
+    assert line.endswith("Allowed: a multiple of 3. Did you mean data.batch_size=15?")
+    broken = {"callbacks": {"broken": {"_target_": f"{__name__}.Broken"}}}
+    assert run(tmp_path, *more, **broken) == Exit.UNEXPECTED
+    assert capsys.readouterr().err.splitlines()[-1] == "error: RuntimeError: the disk of the logger is full"
+
+
+def test_the_best_of_another_run_is_not_that_of_this_one(tmp_path):
+    """Which would end without best.ckpt if nothing is better."""
+    scored = (argument for argument in RUN if argument != "callbacks.validation=null")
+    scored = (*scored, "evaluation.n=20", "evaluation.ode_points=0", "callbacks.validation.every_n_steps=1")
+    assert run(tmp_path / "a", *scored, "trainer.max_steps=2") == Exit.DONE
+    file = tmp_path / "a/checkpoints/last.ckpt"
+    content = read(file)
+    for best in content["trainer"]["callbacks"]["Validation"]["best"].values():
+        best["value"] = 0.0  # of a distance
+    write(content, file)
+    assert run(tmp_path / "b", *scored, "trainer.max_steps=3", f"ckpt_path={file}") == Exit.DONE
+    assert (tmp_path / "b/checkpoints/best.ckpt").exists()
+    best = json.loads((tmp_path / "b/summary.json").read_text())["metrics"]["best"]
+    assert {each["step"] for each in best.values()} == {3}
+    assert run(tmp_path / "a", *scored, "trainer.max_steps=3", f"ckpt_path={tmp_path / 'a'}") == Exit.DONE
+    best = json.loads((tmp_path / "a/summary.json").read_text())["metrics"]["best"]
+    assert {each["value"] for each in best.values()} == {0.0}  # its own

@@ -14,7 +14,7 @@ from lightning import Callback
 
 from consistency_models.app import loggers
 from consistency_models.errors import Exit
-from consistency_models.storage.small_files import read_text
+from consistency_models.files import read_text
 
 RUN = [argument for argument in TINY if argument != "logger=csv"]
 RUN += ["data=mixture", "data.batch_size=16", "trainer.max_steps=8", "network.width=8"]

@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 
 from consistency_models.app.checks import check, rules
 from consistency_models.app.checks.composing import Composer, plain
-from consistency_models.app.checks.files import MARK, SIZE
 from consistency_models.app.checks.targets import find
 from consistency_models.values import (
     BelowOne,
@@ -55,12 +54,6 @@ def test_composing_leaves_no_trace(composer):
 def test_the_average_forgets_the_initial_weights(line, composer):
     config = composer.compose(composer.parse(line.split()))
     assert config.ema.decays[0] ** config.trainer.max_steps < 0.01
-
-
-def test_the_mark_of_a_checkpoint_is_the_one_that_is_written():
-    from consistency_models.storage import checkpoints
-
-    assert (MARK, SIZE) == (checkpoints.MARK, checkpoints.COMMENT)
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,21 @@ def test_images_that_cannot_be_used(sd_folder, images, tmp_path, pixels):
         encode(sd_folder, images, images)
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "told"),
+    [
+        ("--device", "gpu", "--device=gpu is not allowed: "),
+        ("--device", "cuda:99", "--device=cuda:99 is not allowed: "),
+        ("--batch-size", "0", "--batch-size 0 must be 1 or more"),
+    ],
+)
+def test_flags_that_are_refused(flag, value, told, sd_folder, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["encode", str(sd_folder), str(images), str(tmp_path / "out"), flag, value])
+    assert main() == Exit.BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {told}")
+
+
 def test_the_command(sd_folder, images, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     monkeypatch.setattr("sys.argv", ["encode", str(sd_folder), str(images), str(out), "--size", "16"])

@@ -78,8 +78,8 @@ def test_without_a_fixed_set_there_are_no_indices():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"total": 10, "ranks": 2, "accumulate": 2}, r"data.batch_size=10 must be a multiple of 4 .* take 8"),
-        ({"total": 2, "ranks": 4}, "take 4"),
+        ({"total": 10, "ranks": 2, "accumulate": 2}, r"data.batch_size=10 is .* a multiple of 4.* data.batch_size=8"),
+        ({"total": 2, "ranks": 4}, "data.batch_size=4"),
         ({"total": 0}, "at least 1"),
         ({"n": 0}, "at least 1"),
         ({"accumulate": 0}, "at least 1"),

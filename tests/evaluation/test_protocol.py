@@ -157,13 +157,6 @@ def test_scores_of_different_things_are_not_combined(steps):
         combined([Score("fid", 1.0, 10, "inception", "train", "", step) for step in steps])
 
 
-def test_progress_is_told_of_both_sides():
-    evaluation, told = Evaluation(points(100), Identity, [FrechetDistance()], batch_size=40), []
-    evaluation.progress = lambda *what: told.append(what)
-    evaluation.scores(points(50).images, None, 1)
-    assert told == [("images", 40, 50), ("images", 50, 50), ("train", 40, 100), ("train", 80, 100), ("train", 100, 100)]
-
-
 def test_features_of_a_network_are_kept_in_half_the_space(classifier, digit_set):
     evaluation = Evaluation(digit_set, lambda data: classifier, [FrechetDistance()])
     with torch.autocast("cpu", torch.bfloat16):  # does not reach them

@@ -1,10 +1,12 @@
 """Trainings on latents with captions: adapters and all weights, resumed, accumulated, loaded."""
 
 import hashlib
+import json
 import shutil
 
 import pytest
 import torch
+from app.evals import evaluate
 from jobs import GRADIENT_STEP, config_of, run, run_two
 from latents.conftest import LORA
 from resume.test_resume import assert_same, contents, crash
@@ -130,3 +132,10 @@ def test_a_plan_counts_the_shared_weights_once(arguments, sd_folder, tmp_path):
     teacher = sum(parameter.nbytes for parameter in load(sd_folder).model.parameters())
     assert found.parameters == 36928
     assert found.fixed_bytes == teacher + 4 * 4 * 36928  # adapters, two moments, one average
+
+
+def test_search_of_levels_takes_the_texts_of_the_data(full_run):
+    """Levels below those of the table are not searched."""
+    assert evaluate(full_run, "task=search", "n=4", "task.grid=5", "task.images=4") == Exit.DONE
+    first, second = json.loads((full_run / "evaluation/search.json").read_text())["sigmas"]
+    assert first > second > load(full_run).model.preconditioning.sigma_min

@@ -10,11 +10,11 @@ from faults import fault, job
 from jobs import TINY, run
 from lightning import Callback
 
+from consistency_models import files
 from consistency_models.app import build
 from consistency_models.callbacks.checkpoint import Checkpoint
 from consistency_models.callbacks.step import StepCallback
 from consistency_models.errors import Exit
-from consistency_models.storage import checkpoints
 from consistency_models.storage.checkpoints import digest_of, newest_good, read, write
 
 RUN = (*TINY, "data=mixture", "data.batch_size=16", "trainer.max_steps=8", "callbacks.checkpoint.every_n_steps=2")
@@ -48,7 +48,7 @@ def test_a_disk_without_space_is_called_full(tmp_path, monkeypatch, capsys):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/.last.ckpt.0.part").symlink_to("/dev/full")  # where the next checkpoint is written first
     monkeypatch.setattr(Checkpoint, "on_train_start", StepCallback.on_train_start)  # which would clear it away
-    monkeypatch.setattr(checkpoints.secrets, "token_hex", lambda n: "0")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda n: "0")
     assert run(tmp_path, *RUN) == Exit.STORAGE
     line = told(capsys.readouterr().err)
     assert line.startswith("error: the disk is full: [Errno 28] No space left on device: ")

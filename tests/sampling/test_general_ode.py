@@ -152,3 +152,12 @@ def test_levels_without_meaning_are_refused(sigmas):
 def test_alpha_without_meaning_is_refused(alpha):
     with pytest.raises(ValueError, match="alpha must be in"):
         GeneralODESampler([2.0, 1.0], Linear(), alpha=alpha)
+
+
+@pytest.mark.parametrize("schedule", [VP(0.02, 100), VE(), Linear()])
+def test_the_text_of_a_sampler_is_its_numbers(schedule):
+    """task=sample compares it with that of an earlier process."""
+    text = str(vars(GeneralODESampler((80.0, 1.0), schedule, churn=1)))
+    assert "0x" not in text
+    assert "Churn(gamma=0.41421356237309515, window=(0.0, inf), noise=1.0)" in text
+    assert all(repr(value) in text for value in vars(schedule).values())

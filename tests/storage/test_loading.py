@@ -97,7 +97,7 @@ POISON = (
     "os.system",
     "consistency_models.storage.checkpoints.os.system",
     "torch.nn.Linear",
-    "consistency_models.app.folder.write_atomically",  # of this package, and writes files
+    "consistency_models.files.write_atomically",  # of this package, and writes files
     "consistency_models.storage.loading.instantiate",
     "${oc.env:HOME}",
     None,

@@ -3,9 +3,11 @@
 import csv
 from pathlib import Path
 
+import pytest
 import yaml
 
 from consistency_models.app import multirun
+from consistency_models.app.folder import RunFolder
 from consistency_models.app.sweep_folder import SweepFolder, varied
 from consistency_models.errors import Exit
 
@@ -40,6 +42,17 @@ def test_jobs_and_what_they_found(train):
     assert "4 jobs: 4 DONE" in summary
     assert "| `loss=l1` | val/sw_1step | 10.5 | 0.71 | 2 |" in summary
     assert yaml.safe_load((file.parent / "0/config.yaml").read_text())["seed"] == 0
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "garbage", '{"metrics": 3}'])
+def test_a_job_with_a_damaged_summary_is_done(text, tmp_path):
+    sweep = SweepFolder(tmp_path)
+    sweep.begin(["seed=0"], [["seed=0"]])
+    RunFolder(tmp_path / "0").mark("DONE")
+    (tmp_path / "0/summary.json").write_text(text)
+    sweep.note("0", ["seed=0"], 0)
+    assert [(row["status"], row["monitor"]) for row in jobs(tmp_path / "jobs.csv")] == [("DONE", "")]
+    assert "1 DONE" in (tmp_path / "summary.md").read_text()
 
 
 def test_one_failure_lets_the_others_go_on_and_is_told(train):
@@ -114,6 +127,59 @@ def test_a_folder_that_is_named_is_gone_on_in_too(train):
     assert len(train.ran) == 1
     assert train(*named, "trainer.max_steps=7") == Exit.BAD_INPUT
     assert train.ran == []
+
+
+def unnoted(file, job):
+    """As after a kill between the end of a training and its note."""
+    sweep = SweepFolder(file.parent)
+    sweep.note(job, next(row["overrides"] for row in sweep.rows() if row["job"] == job).split())
+
+
+@pytest.mark.parametrize("launcher", [(), ("hydra/launcher=processes",)])
+def test_a_job_that_is_done_but_not_noted_is_noted(train, launcher):
+    assert train(*TWO) == 0
+    (file,) = folders()
+    unnoted(file, "1")
+    assert train(*TWO, *launcher) == 0
+    assert train.ran == []
+    assert folders() == [file]
+    assert [(row["status"], row["monitor"], row["exit_code"]) for row in jobs(file)][1] == ("DONE", "11.0", "0")
+    assert "2 jobs: 2 DONE" in (file.parent / "summary.md").read_text()
+
+
+def test_a_test_that_was_killed_is_done(train, monkeypatch):
+    tested = []
+
+    def run_task(config):
+        tested.append(config["run"])
+        written = Path(config["run"]) / "evaluation/evaluation.json"
+        written.parent.mkdir(exist_ok=True)
+        written.touch()
+        return Exit.DONE
+
+    monkeypatch.setattr("consistency_models.app.tasks.run_task", run_task)
+    assert train(*TWO, "test=true") == 0
+    (file,) = folders()
+    folder = str(file.parent.absolute() / "1")
+    assert tested[1] == folder
+    unnoted(file, "1")
+    assert train(*TWO, "test=true") == 0
+    assert len(tested) == 2  # it had ended
+    unnoted(file, "1")
+    Path(folder, "evaluation/evaluation.json").unlink()
+    assert train(*TWO, "test=true") == 0
+    assert tested[2:] == [folder]
+    assert train.ran == []
+    assert [row["status"] for row in jobs(file)] == ["DONE", "DONE"]
+
+
+def test_a_job_that_was_stopped_in_its_test_is_not_done(train):
+    assert train(*TWO) == 0
+    (file,) = folders()
+    sweep = SweepFolder(file.parent)
+    sweep.note("1", sweep.rows()[1]["overrides"].split(), int(Exit.STOPPED))
+    assert [row["status"] for row in jobs(file)] == ["DONE", "STOPPED"]
+    assert not sweep.finished
 
 
 def test_who_stops_a_job_stops_the_multirun(train):

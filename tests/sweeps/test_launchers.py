@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 from omegaconf import OmegaConf
 
+from consistency_models.app.sweep_folder import SweepFolder
 from hydra_plugins.consistency_models.processes import Processes
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +103,24 @@ def test_a_job_that_cannot_be_started_keeps_no_place(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(OSError, match="No space left"):
         launcher.launch([["seed=0"], ["seed=1"]], 0)
+
+
+@pytest.mark.slow
+def test_a_test_after_a_killed_launcher(tmp_path):
+    """The training is done, its test is not, and nobody has noted either."""
+    axes = ("-m", "seed=0,1", "hydra/launcher=processes", "hydra.launcher.jobs=2", *TINY, "test=true", "evaluation.n=8")
+    code, output = train(tmp_path, *axes, "evaluation.ode_points=0")
+    assert code == 0, output
+    sweep = sweep_of(tmp_path)
+    SweepFolder(sweep).note("1", rows_of(sweep)[1]["overrides"].split())
+    before = (sweep / "1/checkpoints/last.ckpt").stat().st_mtime_ns
+    (sweep / "1/evaluation/evaluation.json").unlink()
+    code, output = train(tmp_path, *axes, "evaluation.ode_points=0")
+    assert code == 0, output
+    assert sweep_of(tmp_path) == sweep
+    assert [row["status"] for row in rows_of(sweep)] == ["DONE"] * 2
+    assert (sweep / "1/evaluation/evaluation.json").exists()
+    assert (sweep / "1/checkpoints/last.ckpt").stat().st_mtime_ns == before
 
 
 @pytest.mark.slow

@@ -246,12 +246,16 @@ def build_evaluation(config: dict[str, Any], source: Source) -> Evaluation:
     """Build the evaluation of generated images against a source of real ones.
 
     Raises:
-        ConfigError: weights are not available. They are loaded here, so that a training fails at its start and not at
-            the first validation.
+        ConfigError: the features need classes and the images have none, or weights are not available. They are loaded
+            here, so that a training fails at its start and not at the first validation.
         DataError: the reference is not available.
     """
-    evaluation = instantiate(config["features"])(source)
     extractor = config["features"]["extractor"]
+    if fact(extractor, "needs_classes") and not source.num_classes:
+        chosen, reason = extractor["_target_"].rpartition(".")[2], "the images have no classes to learn"
+        allowed, fix = "identity, or efficientnet for grey or RGB images", "did you mean features=identity?"
+        raise ConfigError("features", chosen, allowed, fix, reason=reason)
+    evaluation = instantiate(config["features"])(source)
     if "weights" in extractor:
         try:
             evaluation.extractor  # noqa: B018

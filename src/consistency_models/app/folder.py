@@ -20,9 +20,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from consistency_models.errors import Exit
-from consistency_models.storage.small_files import MAX_YAML, read_yaml
+from consistency_models.files import MAX_YAML, read_json, read_yaml, write_atomically
 
-__all__ = ["RunFolder", "is_run_of", "make_new_folder", "newest_unfinished", "write_atomically"]
+__all__ = ["RunFolder", "is_run_of", "make_new_folder", "newest_unfinished"]
 
 PATIENCE = 10.0  # seconds: helpers of a killed process may hold its lock for some time
 HANDOVER = 300.0  # seconds: another node may see a changed file late, since NFS caches folders for up to a minute
@@ -30,17 +30,6 @@ WATCH = 5.0  # seconds between two looks at RUNNING
 TOKEN = secrets.token_hex(4)  # distinguishes this process from a process of the same number in another container
 STATES = ("RUNNING", "DONE", "FAILED", "STOPPED")
 PACKAGES = ("torch", "lightning", "hydra-core", "wandb", "torchmetrics", "torch-fidelity", "consistency-models")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file atomically, also if several processes write the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        part.write_text(text)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)  # after an error, such as a full disk
 
 
 def make_new_folder(path: str | Path) -> Path:
@@ -70,12 +59,11 @@ class RunFolder:
     """The folder of one run. It has exactly one of the files RUNNING, DONE, FAILED and STOPPED.
 
     Args:
-        path: the folder; created if missing.
+        path: the folder; created when it is claimed or written to, not when it is read.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
 
     def mark(self, state: str, text: str = "") -> None:
         """Set the state and write `text` into its file (FAILED: traceback and error line; STOPPED: step and signal).
@@ -116,13 +104,17 @@ class RunFolder:
 
     @contextmanager
     def claimed(self, patience: float | None = None) -> Iterator[bool]:
-        """Lock the folder during the block; yields False if another process trains in this folder.
+        """Create and lock the folder during the block; yields False if another process trains in this folder.
 
         A requeued Slurm job takes the folder over from an earlier start of the same job: see `watched`.
 
         Args:
             patience: seconds to wait for the lock; None: `PATIENCE`.
+
+        Raises:
+            OSError: the folder cannot be created.
         """
+        self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".running")
         try:
             try:
@@ -185,6 +177,17 @@ class RunFolder:
         content = {"schema": 1, "run": str(self.path), **summary, "git": git_state(), "versions": versions()}
         write_atomically(self.path / "summary.json", json.dumps(content, indent=2, default=str) + "\n")
 
+    @property
+    def monitored(self) -> tuple[str, float | None]:
+        """Name and final value of the monitored metric; "" and None if summary.json is lost or damaged."""
+        try:
+            summary = read_json(self.path / "summary.json")
+            name = summary.get("monitor")
+            value = summary.get("metrics", {}).get("final", {}).get(name)
+        except (OSError, ValueError, AttributeError, TypeError):
+            return "", None
+        return name if isinstance(name, str) else "", value if type(value) in (int, float) else None
+
 
 def _this_process() -> str:
     return f"{os.getpid()}\n{socket.gethostname()} {TOKEN}\n{_slurm_job()}\n"
@@ -196,9 +199,9 @@ def _slurm_job() -> str:
 
 def is_run_of(folder: str | Path, overrides: Sequence[str]) -> bool:
     """Whether the folder has a run that was started with these overrides, resumed or not."""
-    if not (Path(folder) / "overrides.yaml").is_file():
-        return False
-    return [line for line in RunFolder(folder).read_overrides() if not line.startswith("ckpt_path=")] == list(overrides)
+    run = RunFolder(folder)
+    same = [line for line in run.read_overrides() if not line.startswith("ckpt_path=")] == list(overrides)
+    return same and (run.path / "overrides.yaml").is_file()  # a run without overrides has an empty list
 
 
 def newest_unfinished(runs: str | Path, name: str) -> Path | None:

@@ -26,7 +26,7 @@ from consistency_models.app.sweep_folder import SweepFolder
 from consistency_models.app.wandb_mode import wandb_mode
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.errors import ConfigError, DataError, Exit
-from consistency_models.storage.small_files import read_text
+from consistency_models.files import read_text, replaced
 
 log = logging.getLogger(__name__)
 
@@ -82,12 +82,10 @@ class MetricsCSV(Logger):
 
     def _write_all(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)  # the folder may have been moved
-        part = self.path.with_name(f".{self.path.name}.part")
-        with open(part, "w", newline="") as file:
+        with replaced(self.path) as part, open(part, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows[step] for step in sorted(self.rows))
-        os.replace(part, self.path)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing; config.yaml has the hyperparameters."""

@@ -7,7 +7,6 @@ and the function that runs or resumes a job in its folder.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import re
 import signal
@@ -30,7 +29,7 @@ from consistency_models.app.folder import RunFolder, is_run_of, make_new_folder
 from consistency_models.app.sweep_folder import SweepFolder
 from consistency_models.errors import ConfigError, Exit
 
-__all__ = ["Multirun", "run_or_resume_job", "state_of"]
+__all__ = ["Multirun", "run_or_resume_job", "state_of", "was_tested"]
 
 Outcome = tuple[Exit, float | None]
 
@@ -164,8 +163,16 @@ def state_of(folder: Path, overrides: list[str]) -> str | None:
     return "DONE" if RunFolder(folder).state == "DONE" else "begun" if has_checkpoint(folder) else None
 
 
+def was_tested(folder: Path) -> bool:
+    """Whether the evaluation of `test=true` has written its results."""
+    return (folder / "evaluation" / "evaluation.json").exists()
+
+
 def run_or_resume_job(run: Callable[[dict[str, Any]], Outcome], config: dict[str, Any]) -> Outcome:
     """Run a job. Skip it if an earlier attempt is done; resume it if an earlier attempt has a checkpoint.
+
+    The process of an earlier attempt may have been killed after its training: then the job is tested, if it was not,
+    and noted.
 
     Args:
         run: trains as configured in the folder of the job.
@@ -178,7 +185,12 @@ def run_or_resume_job(run: Callable[[dict[str, Any]], Outcome], config: dict[str
     sweep, job = SweepFolder(folder.parent), folder.name
     state = state_of(folder, overrides)
     if state == "DONE":
-        return Exit.DONE, monitored_metric(folder)
+        code = Exit.DONE
+        if rank_zero_only.rank == 0 and not sweep.is_noted(job):
+            if config["test"] and not was_tested(folder):
+                code, _ = run({**config, "train": False, "ckpt_path": str(folder)})
+            sweep.note(job, overrides, int(code))
+        return code, RunFolder(folder).monitored[1]
     if state == "begun":
         config["ckpt_path"] = str(folder)
     if rank_zero_only.rank == 0:
@@ -203,15 +215,6 @@ def _is_running() -> bool:
     """Whether Slurm counts this job as running. After scancel or a requeue, Slurm does not."""
     squeue = ("squeue", "--noheader", "--format=%T", f"--job={os.environ['SLURM_JOB_ID']}")
     return subprocess.run(squeue, capture_output=True, text=True, check=False).stdout.strip() == "RUNNING"
-
-
-def monitored_metric(folder: Path) -> float | None:
-    """Return the final value of the monitored metric of a finished run, None if there is no such value."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text())
-        return summary.get("metrics", {}).get("final", {}).get(summary.get("monitor"))
-    except (OSError, ValueError, AttributeError, TypeError):  # lost or damaged
-        return None
 
 
 def free_memory() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from consistency_models.pretrained import is_pipeline, read_pipeline
+from consistency_models.files import is_pipeline
+from consistency_models.pretrained import read_pipeline
 
 __all__ = ["pipeline_folder", "with_pipeline"]
 

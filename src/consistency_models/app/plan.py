@@ -14,9 +14,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from consistency_models.app.build import build_method
+from consistency_models.app.build import build_method, total_steps
 from consistency_models.app.pipelines import with_pipeline
-from consistency_models.callbacks.memory import PeakMemory, peak_of
+from consistency_models.callbacks.images_seen import ImagesSeen
+from consistency_models.callbacks.memory import PeakMemory, later_bytes, peak_of
 from consistency_models.data.batch import Batch
 from consistency_models.losses.distances import LPIPS
 from consistency_models.methods.base import Method
@@ -71,9 +72,7 @@ def plan(config: dict[str, Any]) -> str:
     """Return a table of the costs of a training from its resolved configuration."""
     config = with_pipeline(config)
     step_cost, batch_size = cost(config), config["data"]["batch_size"]
-    steps = config["trainer"]["max_steps"]
-    if config["trainer"]["max_images"]:
-        steps = min(steps, -(-config["trainer"]["max_images"] // batch_size))
+    steps = total_steps(config, ImagesSeen(batch_size))
     step_flops = step_cost.flops * batch_size
     lines = [
         f"{config['name']}: {steps:,} steps of {batch_size:,} images of "
@@ -135,8 +134,8 @@ def cost_of(method: Method, config: dict[str, Any]) -> Cost:
     averages = len(instantiate(config["ema"]).names) if (config.get("callbacks") or {}).get("ema") else 0
     tensors = {id(p): p for module in modules for p in (*module.parameters(), *module.buffers())}  # shared ones once
     weights = sum(tensor.nbytes for tensor in tensors.values())
-    later = (2 + averages) * sum(parameter.nbytes for parameter in trained)
-    return Cost(sum(p.numel() for p in trained), flops.get_total_flops() / (2 * unit), weights + later, unit, traces)
+    fixed = weights + later_bytes(method, averages)
+    return Cost(sum(p.numel() for p in trained), flops.get_total_flops() / (2 * unit), fixed, unit, traces)
 
 
 def _step(method: Method, config: dict[str, Any], images: int) -> None:

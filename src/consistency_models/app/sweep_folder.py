@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import csv
-import json
-import os
 import shlex
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
-from consistency_models.app.folder import RunFolder, write_atomically
-from consistency_models.storage.small_files import read_yaml
+from consistency_models.app.folder import RunFolder
+from consistency_models.errors import Exit
+from consistency_models.files import read_yaml, replaced, write_atomically
 
 __all__ = ["SweepFolder", "varied"]
 
@@ -71,17 +69,24 @@ class SweepFolder:
 
     def note(self, job: str, overrides: Sequence[str], exit_code: int | None = None) -> None:
         """Record the start of a job, or its end with an exit code; the state is read from the folder of the job."""
-        folder = self.path / job
-        status = "RUNNING" if exit_code is None else RunFolder(folder).state or "FAILED"
+        run = RunFolder(self.path / job)
+        status = "RUNNING" if exit_code is None else run.state or "FAILED"
+        if status == "DONE" and exit_code == Exit.STOPPED:
+            status = "STOPPED"  # in its test; the same command tests it
         new = _row(job, shlex.join(overrides), status, exit_code)
         if new["status"] == "DONE":
-            new["metric"], new["monitor"] = _monitored(folder)
+            new["metric"], value = run.monitored
+            new["monitor"] = "" if value is None else repr(value)
 
         def replaced(rows: list[Row]) -> list[Row]:
             rows = [new if row["job"] == job else row for row in rows]
             return rows if new in rows else [*rows, new]
 
         self._change(replaced)
+
+    def is_noted(self, job: str) -> bool:
+        """Whether jobs.csv has this job as DONE. A killed process may have finished the job and not noted it."""
+        return any(row["job"] == job and row["status"] == "DONE" for row in self.rows())
 
     @property
     def exit_code(self) -> int:
@@ -110,12 +115,10 @@ class SweepFolder:
             rows = change(self.rows())
             for row, overrides in zip(rows, varied(shlex.split(row["overrides"]) for row in rows)):
                 row["differs"] = shlex.join(override.lstrip("+") for override in overrides)
-            part = self.path / ".jobs.csv.part"
-            with open(part, "w", newline="") as file:
+            with replaced(self.path / "jobs.csv") as part, open(part, "w", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS)
                 writer.writeheader()
                 writer.writerows(rows)
-            os.replace(part, self.path / "jobs.csv")
             write_atomically(self.path / "summary.md", self.summary())
 
     def summary(self) -> str:
@@ -145,14 +148,3 @@ class SweepFolder:
 def _row(job: str, overrides: str, status: str = "WAITING", exit_code: int | None = None) -> Row:
     row = dict.fromkeys(COLUMNS, "") | {"job": job, "overrides": overrides, "status": status}
     return row | {"exit_code": "" if exit_code is None else str(exit_code)}
-
-
-def _monitored(folder: Path) -> tuple[str, str]:
-    """Return name and final value of the monitored metric of a finished run; empty if there is no such value."""
-    try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
-        return "", ""
-    name = summary.get("monitor") or ""
-    value = summary.get("metrics", {}).get("final", {}).get(name)
-    return name, "" if value is None else repr(value)

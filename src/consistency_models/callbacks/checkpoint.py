@@ -10,6 +10,7 @@ from pathlib import Path
 from lightning import LightningModule, Trainer
 
 from consistency_models.callbacks.step import StepCallback
+from consistency_models.files import replaced
 from consistency_models.storage.checkpoints import CheckpointError, digest_of, newest_good
 from consistency_models.values import Size, Text, checked
 
@@ -77,13 +78,11 @@ class Checkpoint(StepCallback):
         """Copy `last.ckpt` to another name, by a hard link if the file system supports it."""
         if not trainer.is_global_zero:
             return
-        part = self.folder / f".{name}.part"
-        part.unlink(missing_ok=True)
-        try:
-            os.link(self.last, part)
-        except OSError:
-            shutil.copyfile(self.last, part)
-        os.replace(part, self.folder / name)
+        with replaced(self.folder / name) as part:
+            try:
+                os.link(self.last, part)
+            except OSError:
+                shutil.copyfile(self.last, part)
 
     def prune(self, trainer: Trainer) -> None:
         """Delete the oldest numbered checkpoints beyond `keep`, except the newest valid checkpoint of the folder."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch.nn.functional import interpolate
 
 from consistency_models.evaluation.features import to_bytes, to_float
 from consistency_models.evaluation.grids import save_film
+from consistency_models.files import replaced
 
 __all__ = ["Film"]
 
@@ -67,9 +67,8 @@ class Film:
         kept = {k: each for k, each in self.frames.items() if k < step and k % distance == 0}
         self.frames = {k: each for k, each in kept.items() if each.shape == frame.shape} | {step: frame}
         self.path.parent.mkdir(parents=True, exist_ok=True)  # the folder may have been moved
-        part = self.path.with_name(f".{self.path.name}.part")
-        save_film(part, {f"step {k:,}": each for k, each in self.frames.items()}, columns=len(frame))
-        os.replace(part, self.path)
+        with replaced(self.path) as part:
+            save_film(part, {f"step {k:,}": each for k, each in self.frames.items()}, columns=len(frame))
 
     def state(self) -> dict[str, Any]:
         """Return the frames by step, for a checkpoint."""

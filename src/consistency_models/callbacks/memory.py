@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["PeakMemory", "available_bytes", "peak_of"]
+__all__ = ["PeakMemory", "available_bytes", "later_bytes", "peak_of"]
 
 CGROUP = Path("/sys/fs/cgroup")
 FILES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))  # v2, v1
@@ -61,6 +62,11 @@ def peak_of(n: int, one: list[int], two: list[int]) -> int:
     if len(one) != len(two):
         return -(-n * max(two) // 2)
     return max(first + (n - 1) * (second - first) for first, second in zip(one, two))
+
+
+def later_bytes(module: nn.Module, averages: int) -> int:
+    """Bytes that are allocated after the first pass: two numbers per weight in the optimiser, and the averages."""
+    return (2 + averages) * sum(p.nbytes for p in module.parameters() if p.requires_grad)
 
 
 def available_bytes(device: torch.device) -> int:

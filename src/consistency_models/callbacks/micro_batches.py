@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from consistency_models.callbacks.ema import WeightEMA
 from consistency_models.callbacks.forecast import Forecast
-from consistency_models.callbacks.memory import PeakMemory, available_bytes, peak_of
+from consistency_models.callbacks.memory import PeakMemory, available_bytes, later_bytes, peak_of
 from consistency_models.data.batch import Slot
 from consistency_models.data.sampler import StepSampler
 from consistency_models.errors import ConfigError
@@ -158,9 +158,7 @@ def _powers_of_two(local: int, first: int, unit: int) -> Iterator[int]:
 
 
 def _later_bytes(trainer: Trainer, method: LightningModule) -> int:
-    """Bytes that are allocated after the first pass: two numbers per weight in the optimiser, and the averages."""
-    averages = sum(len(c.profile.names) for c in trainer.callbacks if isinstance(c, WeightEMA))
-    return (2 + averages) * sum(p.nbytes for p in method.parameters() if p.requires_grad)
+    return later_bytes(method, sum(len(c.profile.names) for c in trainer.callbacks if isinstance(c, WeightEMA)))
 
 
 def _bound(trainer: Trainer, method: LightningModule, images: int) -> float:

@@ -58,6 +58,13 @@ class Validation(StepCallback):
         self.final: dict[str, float] = {}
         self.best: dict[str, Any] = {}
 
+    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
+        """Forget the best values of a checkpoint of another run, whose best.ckpt is not in this folder."""
+        super().on_train_start(trainer, method)
+        checkpoint = next(c for c in trainer.callbacks if isinstance(c, Checkpoint))
+        if not (checkpoint.folder / "best.ckpt").exists():
+            self.best = {}
+
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Validate every `every_n_steps` steps and at the end."""
         if step % self.every_n_steps == 0 or step == method.total_steps:

@@ -31,6 +31,7 @@ from consistency_models.data.captions import Work, listed
 from consistency_models.data.decoding import Decoder
 from consistency_models.data.encoders import Encoders
 from consistency_models.data.growing_array import GrowingArray
+from consistency_models.devices import chosen_device
 from consistency_models.errors import DataError, Exit, command
 
 __all__ = ["encode"]
@@ -75,15 +76,17 @@ def encode(
         The number of encoded images, of distinct captions, of skipped images, and of captions that were cut off.
 
     Raises:
-        DataError: the pipeline, an image or a caption cannot be used, a latent is not finite, or `out` exists.
+        ConfigError: this machine has no such device.
+        DataError: `batch_size` is below 1, the pipeline, an image or a caption cannot be used, a latent is not finite,
+            or `out` exists.
         OSError: `out` cannot be written.
     """
     out = Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is not empty: choose another folder, or remove it")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoders = Encoders(pipeline, device)
+    if batch_size < 1:
+        raise DataError(f"--batch-size {batch_size} must be 1 or more: take 8")
+    encoders = Encoders(pipeline, chosen_device(device, "--device"))
     work, skipped = listed(images, encoders.takes_text, bad_images == "skip")
     if size is not None and size % encoders.factor:
         near = max(size // encoders.factor, 1) * encoders.factor

@@ -30,6 +30,7 @@ from consistency_models.data.encoded import EncodedImages
 from consistency_models.data.file_images import ReadNamed, encoded_images
 from consistency_models.data.files import Below, Files, FolderReader, ZipReader, stamp_of, time_of
 from consistency_models.data.layout import log_left_out, sets_of
+from consistency_models.files import replaced
 
 __all__ = ["listed"]
 
@@ -129,10 +130,8 @@ def _write(path: Path, root: Path, files: Files, sets: Sets) -> None:
         packed = Names.of(each.names)
         arrays |= {f"text{k}": packed.text, f"ends{k}": packed.ends}
         arrays |= {} if each.labels is None else {f"labels{k}": each.labels}
-    new = path.with_suffix(".new")
-    with open(new, "wb") as file:
+    with replaced(path) as part, open(part, "wb") as file:
         np.savez(file, content=np.frombuffer(json.dumps(content).encode(), np.uint8), **arrays)
-    os.replace(new, path)
 
 
 def _read(path: Path, root: Path) -> Sets | None:

@@ -21,6 +21,7 @@ from filelock import FileLock
 from consistency_models.data.files import FILE_BYTES
 from consistency_models.data.index import Names
 from consistency_models.errors import DataError
+from consistency_models.files import replaced
 
 __all__ = ["Places", "Ranges", "identity_of", "indexed"]
 
@@ -124,10 +125,9 @@ def indexed(paths: Sequence[str], cache_dir: str | Path | None, build: Callable[
                 "%s: reading the list of its images, once", paths[0] if len(paths) == 1 else os.path.commonpath(paths)
             )
             places = build()
-            temporary = file.with_suffix(".new.npz")
             columns = {name: getattr(places, name) for name in ARRAYS}
-            np.savez(temporary, text=places.names.text, ends=places.names.ends, **columns)
-            os.replace(temporary, file)
+            with replaced(file) as part, open(part, "wb") as opened:
+                np.savez(opened, text=places.names.text, ends=places.names.ends, **columns)
             return places
     except OSError as error:
         log.warning("data.source.cache_dir: %s: the list of the images is read again by the next run", error)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from consistency_models.data.batch import Slot
+from consistency_models.errors import ConfigError
 from consistency_models.random import BatchRandom, seed_of
 
 __all__ = ["StepSampler"]
@@ -33,7 +34,8 @@ class StepSampler(Sampler[Slot]):
         period: repeat the images of the first `period` steps; 0 does not repeat.
 
     Raises:
-        ValueError: a count is below 1, rank is not in [0, ranks), or total is not a multiple of ranks·accumulate.
+        ValueError: a count is below 1, or rank is not in [0, ranks).
+        ConfigError: total is not a multiple of ranks·accumulate.
     """
 
     def __init__(
@@ -53,12 +55,10 @@ class StepSampler(Sampler[Slot]):
             )
         if not 0 <= rank < ranks:
             raise ValueError(f"rank must be in [0, {ranks}); got {rank}")
-        if total % (ranks * accumulate):
-            raise ValueError(
-                f"data.batch_size={total} must be a multiple of {ranks * accumulate} "
-                f"({ranks} processes x {accumulate} accumulated micro-batches); "
-                f"take {max(total // (ranks * accumulate), 1) * ranks * accumulate}"
-            )
+        if total % (parts := ranks * accumulate):
+            reason = f"each of {ranks} processes takes {accumulate} micro-batches of one size"
+            fix = f"did you mean data.batch_size={max(total // parts, 1) * parts}?"
+            raise ConfigError("data.batch_size", total, f"a multiple of {parts}", fix, reason=reason)
         self.n, self.total, self.seed = n, total, seed
         self.rank, self.ranks, self.accumulate, self.start, self.period = rank, ranks, accumulate, start, period
         self._permutation = (-1, torch.empty(0))  # the last epoch, and the order of its images

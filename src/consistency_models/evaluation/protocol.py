@@ -101,7 +101,6 @@ class Evaluation:
             a random subset of this size, which the names of their scores state (train100000).
 
     Attributes:
-        progress: None, or `progress(what, done, total)`, called after each batch of features.
         extract_all: yields the features of an iterable of batches, in order; by default computed in this process.
         collect_shares: returns the shares of the real images (see `real_features`); by default one, of this process.
 
@@ -126,7 +125,6 @@ class Evaluation:
         self.data, self.metrics, self.batch_size, self.device = data, metrics, batch_size, torch.device(device)
         self.source = Reference.of(data, reference, reference_bytes)
         self.make_extractor, self.reference_points = extractor, reference_points
-        self.progress: Callable[[str, int, int], None] | None = None
         self.extract_all: Callable[[Iterable[Tensor]], Iterable[Tensor]] = lambda batches: map(self.extract, batches)
         self.collect_shares: Callable[[], Sequence[Share]] = lambda: [self.share()]
         self._is_shared = False
@@ -199,16 +197,7 @@ class Evaluation:
 
     def share(self, rank: int = 0, ranks: int = 1) -> Share:
         """Compute the features of batches rank, rank + ranks, … of the real images."""
-        images, done = self.source.images, 0
-
-        def extract(batch: Tensor) -> Tensor:
-            nonlocal done
-            features, done = self.extract(batch), done + len(batch)
-            if self.progress is not None:
-                self.progress(self.source.name, min(done * ranks, len(images)), len(images))
-            return features
-
-        return share_of(images, extract, self.batch_size, self.reference_points, rank, ranks)
+        return share_of(self.source.images, self.extract, self.batch_size, self.reference_points, rank, ranks)
 
     @property
     def _subset(self) -> tuple[int, ...]:
@@ -246,14 +235,9 @@ class Evaluation:
             size = getattr(self.extractor, "cpu_batch_size", None) if self.device.type == "cpu" else None
             return torch.cat([self.extractor(to_float(part)) for part in batch.split(size or len(batch))])
 
-    def features(self, images: Tensor, labels: Tensor | None = None, what: str = "images") -> FeatureSet:
+    def features(self, images: Tensor, labels: Tensor | None = None) -> FeatureSet:
         """Compute the features of images (n, C, H, W), uint8 or float in [-1, 1], and return them on the CPU."""
-        batches, done = [], 0
-        for points in self.extract_all(images.split(self.batch_size)):
-            batches.append(points.cpu())
-            done += len(points)
-            if self.progress is not None:
-                self.progress(what, done, len(images))
+        batches = [points.cpu() for points in self.extract_all(images.split(self.batch_size))]
         return FeatureSet(torch.cat(batches), labels, self.extractor)
 
     def scores(self, images: Tensor, labels: Tensor | None, steps: int) -> list[Score]:

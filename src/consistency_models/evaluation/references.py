@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from consistency_models.data.npz import check_sizes
 from consistency_models.errors import DataError
-from consistency_models.storage.small_files import open_regular
+from consistency_models.files import open_regular
 
 __all__ = ["Reference", "identity_of"]
 

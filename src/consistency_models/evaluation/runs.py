@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from consistency_models.errors import pasteable
-from consistency_models.storage.small_files import open_regular, open_text, read_json, read_text, read_yaml
+from consistency_models.files import open_regular, open_text, read_json, read_text, read_yaml
 
 __all__ = ["Cell", "Run", "cells_of", "differing_choices", "differing_keys", "leaves", "read_runs"]
 

@@ -18,8 +18,8 @@ from consistency_models.data_spec import listed
 from consistency_models.errors import import_extra
 from consistency_models.evaluation.grids import save_comparison, save_scatter
 from consistency_models.export.weights import description, to_safetensors
+from consistency_models.files import read_json
 from consistency_models.sampling.generator import Generator
-from consistency_models.storage.small_files import read_json
 
 __all__ = ["measured", "to_hub"]
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from consistency_models.errors import import_extra
+from consistency_models.files import is_pipeline
 from consistency_models.networks.diffusers import UNet
 from consistency_models.networks.lora import ADAPTER
 from consistency_models.noise.discrete import Discrete
-from consistency_models.pretrained import is_pipeline
 from consistency_models.sampling.generator import Generator
 
 __all__ = ["merged_weights", "to_pipeline"]

@@ -12,9 +12,10 @@ import zipfile
 from pathlib import Path
 
 from consistency_models.errors import CheckpointError
+from consistency_models.files import is_pipeline
 from consistency_models.networks.layout import prefers_channels_last, set_channels_last
 from consistency_models.pretrained.build import Pretrained
-from consistency_models.pretrained.diffusers import is_pipeline, load_pipeline, read_pipeline
+from consistency_models.pretrained.diffusers import load_pipeline, read_pipeline
 from consistency_models.pretrained.edm import load_snapshot
 from consistency_models.pretrained.openai import load_openai
 from consistency_models.pretrained.reader import Snapshot, read_snapshot

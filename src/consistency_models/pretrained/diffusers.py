@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,15 +22,15 @@ import torch
 from torch import Tensor
 
 from consistency_models.errors import CheckpointError, import_extra, naming
+from consistency_models.files import PIPELINE_INDEX, is_pipeline
 from consistency_models.networks.diffusers import UNet
 from consistency_models.noise.discrete import Discrete
 from consistency_models.noise.preconditioned import Preconditioned
 from consistency_models.pretrained.build import Pretrained
 from consistency_models.sampling.table import DDIM, LCM
 
-__all__ = ["Pipeline", "is_pipeline", "load_pipeline", "read_pipeline"]
+__all__ = ["Pipeline", "load_pipeline", "read_pipeline"]
 
-INDEX = "model_index.json"
 WEIGHTS = "diffusion_pytorch_model"
 MAX_JSON = 4 << 20  # bytes; the index of SDXL's shards has 0.2 MB
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -63,13 +62,6 @@ class Pipeline:
     is_latent: bool
 
 
-def is_pipeline(path: Path | str) -> bool:
-    """Whether the path is a folder with a model_index.json."""
-    with suppress(OSError, RuntimeError):  # a folder of another user, no such home, a name that is too long
-        return (Path(path).expanduser() / INDEX).is_file()
-    return False
-
-
 def read_pipeline(path: Path | str) -> Pipeline:
     """Read the configurations of a folder; no weights.
 
@@ -77,9 +69,9 @@ def read_pipeline(path: Path | str) -> Pipeline:
         CheckpointError: a part is missing, or the process is none of a table with a denoiser.
     """
     folder = Path(path).expanduser()
-    with naming(folder, f"a folder of a diffusers pipeline, with {INDEX}"):
+    with naming(folder, f"a folder of a diffusers pipeline, with {PIPELINE_INDEX}"):
         if not is_pipeline(folder):
-            raise CheckpointError(f"a folder of a diffusers pipeline, with {INDEX}", "no such file")
+            raise CheckpointError(f"a folder of a diffusers pipeline, with {PIPELINE_INDEX}", "no such file")
         if (folder / "transformer").is_dir():
             raise CheckpointError("a pipeline with a U-Net", "a transformer (SD3, Flux and others): not supported")
         if (folder / "vqvae").is_dir():

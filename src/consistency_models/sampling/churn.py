@@ -39,6 +39,9 @@ class Churn:
             raise ValueError(f"need churn_min <= churn_max; got churn_min {churn_min}, churn_max {churn_max}")
         self.gamma, self.window, self.noise = min(churn / steps, sqrt(2) - 1), (churn_min, churn_max), churn_noise
 
+    def __repr__(self) -> str:
+        return f"Churn(gamma={self.gamma}, window={self.window}, noise={self.noise})"
+
     def __call__(self, sigma: float) -> tuple[float, float]:
         """(σ̂, churn_noise·√(σ̂² - σ²)): the level from which the step starts, and the added noise."""
         gamma = self.gamma if self.window[0] <= sigma <= self.window[1] else 0.0

@@ -23,8 +23,13 @@ from consistency_models.trust import loadable
 __all__ = ["VE", "VP", "GeneralODESampler", "Linear", "edm_levels", "iddpm_levels", "ve_levels", "vp_levels"]
 
 
+class _Schedule:
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+
+
 @loadable()
-class VP:
+class VP(_Schedule):
     """σ(t) = √(e^(½·β_d·t² + β_min·t) - 1), with β such that σ(1) = σ_max and σ(ε) = σ_min.
 
     Args:
@@ -54,7 +59,7 @@ class VP:
 
 
 @loadable()
-class VE:
+class VE(_Schedule):
     """σ(t) = √t."""
 
     def sigma(self, t: float) -> float:
@@ -71,7 +76,7 @@ class VE:
 
 
 @loadable()
-class Linear:
+class Linear(_Schedule):
     """σ(t) = t: EDM and DDIM."""
 
     def sigma(self, t: float) -> float:

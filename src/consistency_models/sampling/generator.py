@@ -140,6 +140,17 @@ class Generator:
             raise ValueError(f"guidance={guidance}: a model of two times has learned its guidance; leave guidance out")
         return encoders.prompts(texts, self.shape[-1]), Guided(self.model, guidance)
 
+    def _classes(self, labels: Tensor | Sequence[int], n: int) -> Tensor:
+        """The classes of n images, shape (n,).
+
+        Raises:
+            ValueError: another number of classes, or a class that the model does not have.
+        """
+        labels = torch.as_tensor(labels)
+        if len(labels) != n or labels.min() < 0 or labels.max() >= self.num_classes:
+            raise ValueError(f"labels must be {n} numbers from 0 to {self.num_classes - 1}; got {labels.tolist()[:8]}")
+        return labels
+
     @torch.no_grad()
     def sample(
         self,
@@ -200,13 +211,9 @@ class Generator:
             if len(labels) != n:
                 raise ValueError(f"labels must be {n} prompts; got {len(labels)}")
         elif labels is not None:
-            labels = torch.as_tensor(labels)
             if not self.num_classes:
                 raise ValueError("labels: this model is unconditional; leave them out")
-            if len(labels) != n or labels.min() < 0 or labels.max() >= self.num_classes:
-                raise ValueError(
-                    f"labels must be {n} numbers from 0 to {self.num_classes - 1}; got {labels.tolist()[:8]}"
-                )
+            labels = self._classes(labels, n)
 
         def rows(indices: Tensor) -> Tensor | Prompt | None:
             return self.prompts_or_labels(indices) if labels is None else labels[indices - first]
@@ -292,9 +299,7 @@ class Generator:
         if (labels is None) == bool(classes):
             kind = f"class-conditional: give {n} classes" if classes else "unconditional: leave them out"
             raise ValueError(f"labels: this model is {kind}")
-        labels = None if labels is None else torch.as_tensor(labels)
-        if labels is not None and (len(labels) != n or labels.min() < 0 or labels.max() >= classes):
-            raise ValueError(f"labels must be {n} numbers from 0 to {classes - 1}; got {labels.tolist()[:8]}")
+        labels = None if labels is None else self._classes(labels, n)
         steps = self.steps[0] if steps is None else steps
         solver, sampler = self.solver(steps), self.make_sampler(steps=steps)
         sigmas = grid_of(levels, sigma_max=sampler.sigmas[0]) if isinstance(levels, int) else levels

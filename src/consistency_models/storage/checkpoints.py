@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import zipfile
 from collections import OrderedDict
 from contextlib import suppress
@@ -22,13 +21,11 @@ from typing import Any
 import torch
 
 from consistency_models.errors import CheckpointError
-from consistency_models.storage.small_files import open_regular
+from consistency_models.files import COMMENT, MARK, open_regular, replaced
 
-__all__ = ["CheckpointError", "digest_of", "is_marked", "newest_good", "read", "write"]
+__all__ = ["CheckpointError", "digest_of", "newest_good", "read", "write"]
 
 SCHEMA = 1
-MARK = b"sha256:"
-COMMENT = len(MARK) + 64
 KEYS: dict[str, Any] = {"config": dict, "model": dict, "ema": dict, "optimizer": dict, "trainer": dict, "step": int}
 KEYS |= {"target": dict | None, "teacher": dict | None}
 MAX_ITEMS = 1_000_000
@@ -45,9 +42,8 @@ def write(content: dict[str, Any], path: str | Path) -> None:
     _check_plain(content, "checkpoint")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with open(part, "w+b") as file:
+        with replaced(path) as part, open(part, "w+b") as file:
             torch.save(content, file)
             file.seek(-2, os.SEEK_END)
             file.write(COMMENT.to_bytes(2, "little"))  # the field of the zip for the length of its comment
@@ -57,7 +53,6 @@ def write(content: dict[str, Any], path: str | Path) -> None:
             file.write(MARK + digest.encode())
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
         _sync_folder(path.parent)
     except OSError as error:
         if error.filename is not None:
@@ -68,8 +63,6 @@ def write(content: dict[str, Any], path: str | Path) -> None:
         if isinstance(cause, OSError):
             raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise OSError(f"{path} could not be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def digest_of(path: str | Path) -> str:
@@ -102,16 +95,6 @@ def digest_of(path: str | Path) -> str:
         was = f"SHA-256 {found[:12]}...: the file was damaged after it was written"
         raise CheckpointError(f"SHA-256 {expected[:12]}...", was, path)
     return found
-
-
-def is_marked(path: str | Path) -> bool:
-    """Whether the file ends with a digest, as checkpoints of this project do; `digest_of` verifies the digest."""
-    try:
-        with open_regular(path) as file:
-            file.seek(-COMMENT, os.SEEK_END)
-            return file.read(len(MARK)) == MARK
-    except OSError:
-        return False
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -25,15 +25,14 @@ from torch.overrides import TorchFunctionMode
 
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import CheckpointError, import_extra, naming
+from consistency_models.files import is_checkpoint, is_pipeline, open_regular
 from consistency_models.networks.layout import prefers_channels_last, set_channels_last
 from consistency_models.networks.lora import share_base, shared_names
 from consistency_models.noise.preconditioned import Preconditioned
 from consistency_models.pretrained.convert import checkpoint_of
-from consistency_models.pretrained.diffusers import is_pipeline
 from consistency_models.sampling.generator import Generator
-from consistency_models.storage.checkpoints import digest_of, is_marked, read
+from consistency_models.storage.checkpoints import digest_of, read
 from consistency_models.storage.moved_names import current_config, current_target
-from consistency_models.storage.small_files import open_regular
 from consistency_models.trust import advice, fixed_arguments
 
 __all__ = ["build_model", "checkpoint_file", "instantiate", "load", "read_safetensors"]
@@ -96,15 +95,17 @@ def load(
     chosen = next(iter(content["ema"]), "model") if weights is None else str(weights)
     if chosen != "model" and chosen not in content["ema"]:
         raise ValueError(f"weights={chosen!r}: {path} has {['model', *content['ema']]}")
+    kind = torch.device(device).type
     with naming(path, "a model with its weights, and how it is sampled from"):
         config = current_config(checked_config(content["config"], trust))
         average = {} if chosen == "model" else content["ema"][chosen]
         model = filled_model(config, {**content["model"], **average}, _base_of(content, config))
         own = config.get("channels_last")  # of the training; an official file leaves it to the device
-        automatic = prefers_channels_last(model.network, torch.device(device).type)
+        automatic = prefers_channels_last(model.network, kind)
         set_channels_last(model.network, own if isinstance(own, bool) else automatic)
-        generator = _generator_of(config, model.to(device).eval().requires_grad_(False))
+        generator = _generator_of(config, model.eval().requires_grad_(False))
         generator.pipeline = _pipeline_of(path, content, config)
+    model.to(device)  # an error is not one of the file
     generator.weights, generator.config = chosen, config
     generator.origin = content["origin"]
     return generator
@@ -260,7 +261,7 @@ def _content(path: Path) -> dict[str, Any]:
     """The content of a file that `load` takes: configuration, weights, and their origin."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    if path.is_dir() or (path.suffix in (".pkl", ".pt") and not is_marked(path)):
+    if path.is_dir() or (path.suffix in (".pkl", ".pt") and not is_checkpoint(path)):
         return checkpoint_of(path)
     content = read(path)
     if missing := {"config", "model", "ema"} - content.keys():

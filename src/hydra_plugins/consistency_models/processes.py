@@ -93,27 +93,32 @@ class Processes(Launcher):
         self, number: int, folder: Path, overrides: Sequence[str], free: queue.SimpleQueue[dict[str, str]]
     ) -> JobReturn:
         from consistency_models.app.folder import RunFolder
-        from consistency_models.app.multirun import monitored_metric, state_of
+        from consistency_models.app.multirun import state_of, was_tested
         from consistency_models.app.sweep_folder import SweepFolder
         from consistency_models.errors import Exit
 
-        result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
-        state = state_of(folder, list(overrides))
-        if state != "DONE" and not self.stopped:
-            sweep, place, began = SweepFolder(folder.parent), free.get(), time.perf_counter()
+        run, result = RunFolder(folder), JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+        sweep, state = SweepFolder(folder.parent), state_of(folder, list(overrides))
+        # The launcher of an earlier attempt was killed, and its job ended later.
+        not_noted = state == "DONE" and not sweep.is_noted(folder.name)
+        not_tested = not_noted and run.read_config()["test"] and not was_tested(folder)
+        if not_noted and not not_tested:
+            sweep.note(folder.name, overrides, int(Exit.DONE))
+        if (state != "DONE" or not_tested) and not self.stopped:
+            place, began = free.get(), time.perf_counter()
             try:
                 log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
                 sweep.note(folder.name, overrides)
-                code = self._wait_for(command(overrides, folder, state == "begun"), folder, place)
+                code = self._wait_for(command(overrides, folder, state), folder, place)
             finally:
                 free.put(place)  # also after an error such as a full disk: another job waits for the place
             if code < 0:  # a killed process could not mark its own folder
                 name = signal.Signals(-code).name
-                RunFolder(folder).mark("FAILED", f"error: the process was killed by {name}\n")
+                run.mark("FAILED", f"error: the process was killed by {name}\n")
             code = int(Exit.UNEXPECTED) if code < 0 else code
             sweep.note(folder.name, overrides, code)
             log.info("\t#%d ended after %.0f s with exit code %d", number, time.perf_counter() - began, code)
-        result.return_value = monitored_metric(folder) if RunFolder(folder).state == "DONE" else None
+        result.return_value = run.monitored[1] if run.state == "DONE" else None
         return result
 
     def _folder(self, number: int) -> Path:
@@ -149,8 +154,14 @@ class Processes(Launcher):
                 signal.signal(number, handler)
 
 
-def command(overrides: Sequence[str], folder: Path, begun: bool) -> list[str]:
-    """Build the command line of a job: script and flags of this process, overrides and folder of the job."""
+def command(overrides: Sequence[str], folder: Path, state: str | None) -> list[str]:
+    """Build the command line of a job: script and flags of this process, overrides and folder of the job.
+
+    Args:
+        overrides: of the job.
+        folder: of the job.
+        state: see `state_of`; a job that is DONE is only tested.
+    """
     from hydra._internal.utils import get_args_parser
 
     args = get_args_parser().parse_args(sys.argv[1:])
@@ -158,7 +169,8 @@ def command(overrides: Sequence[str], folder: Path, begun: bool) -> list[str]:
         f"--{name}={value}" for name in ("config-name", "config-dir") if (value := vars(args)[name.replace("-", "_")])
     ]
     quoted = QuotedString(str(folder), Quote.single).with_quotes()
-    own = ["hydra.mode=RUN", f"hydra.run.dir={quoted}", *([f"ckpt_path={quoted}"] if begun else [])]
+    own = ["hydra.mode=RUN", f"hydra.run.dir={quoted}", *([f"ckpt_path={quoted}"] if state else [])]
+    own += ["train=false"] if state == "DONE" else []
     return [sys.executable, sys.argv[0], *flags, *overrides, *own]
 
 

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.rules import nearest
 from consistency_models.errors import ConfigError, Exit, pasteable
-from consistency_models.storage.small_files import open_regular
+from consistency_models.files import is_checkpoint, is_pipeline
 
-__all__ = ["has_checkpoint", "is_pipeline", "wrong_checkpoint", "wrong_path", "wrong_pipeline"]
+__all__ = ["has_checkpoint", "wrong_checkpoint", "wrong_path", "wrong_pipeline"]
 
 ARTIFACT = re.compile(r"wandb:[^/:\s]+/[^/:\s]+/[^/:\s]+:[^/:\s]+")
-MARK = b"sha256:"
 LAST = Path("checkpoints", "last.ckpt")
-SIZE = len(MARK) + 64  # of the end of a checkpoint, see consistency_models.storage.checkpoints
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether the file ends with a digest. Loading the file verifies the digest."""
-    try:
-        with open_regular(path) as file:
-            file.seek(-SIZE, os.SEEK_END)
-            return file.read(len(MARK)) == MARK
-    except OSError:
-        return False
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -52,11 +39,6 @@ def wrong_path(key: str, path: str, what: str) -> list[ConfigError]:
     fix = f"did you mean {pasteable(key, meant)}?" if meant else ""
     reason = f"{existing or '.'} has no {first or path}"
     return [problem(key, path, f"{what} that exists", fix, reason=reason)]
-
-
-def is_pipeline(path: str | Path) -> bool:
-    """Whether the path is a folder of a diffusers pipeline."""
-    return (Path(path).expanduser() / "model_index.json").is_file()
 
 
 def wrong_pipeline(key: str, path: str) -> list[ConfigError]:

@@ -13,9 +13,9 @@ from consistency_models.app.checks.composing import Composer
 from consistency_models.app.checks.files import has_checkpoint
 from consistency_models.app.checks.problems import one_line, problem
 from consistency_models.app.checks.strangers import check_links, harmless
-from consistency_models.app.folder import STATES, newest_unfinished
+from consistency_models.app.folder import RunFolder, newest_unfinished
 from consistency_models.errors import Exit
-from consistency_models.storage.small_files import read_yaml
+from consistency_models.files import read_yaml
 
 __all__ = ["continued"]
 
@@ -62,7 +62,7 @@ def continued(composer: Composer, overrides: Sequence[Override]) -> list[Overrid
     config = composer.compose(merged)
     limits = {key: OmegaConf.select(config, key) for key in LIMITS}
     limits_before = {key: _at(trained, *key.split(".")) for key in LIMITS}
-    if config.get("train", True) and _state(folder) == "DONE" and limits == limits_before:
+    if config.get("train", True) and RunFolder(folder).state == "DONE" and limits == limits_before:
         steps = limits["trainer.max_steps"]
         reason = f"this one is DONE (trainer.max_steps={steps})"
         fix = f"continue with, for instance, trainer.max_steps={2 * steps}"
@@ -94,10 +94,6 @@ def _at(config: dict[str, Any], group: str, key: str) -> Any:
     """Return a value of an untrusted configuration without resolving interpolations."""
     settings = config.get(group)
     return settings.get(key) if isinstance(settings, dict) else None
-
-
-def _state(folder: Path) -> str | None:
-    return next((state for state in STATES if (folder / state).exists()), None)
 
 
 def _read(folder: Path, name: str, kind: type) -> Any:

@@ -14,7 +14,7 @@ from consistency_models.app.checks.composing import Composer
 from consistency_models.app.checks.problems import ConfigErrors, one_line, problem
 from consistency_models.app.checks.targets import find
 from consistency_models.errors import ConfigError
-from consistency_models.storage.small_files import link_outwards
+from consistency_models.files import link_outwards
 from consistency_models.trust import advice, is_trusted
 
 __all__ = ["check_links", "harmless"]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from consistency_models.devices import chosen_device
 from consistency_models.errors import ConfigError
 from consistency_models.evaluation.features import to_bytes
-from consistency_models.pretrained import is_pipeline
+from consistency_models.files import is_pipeline
 from consistency_models.sampling.generator import Generator
 from consistency_models.sampling.text_to_image import TextToImage
 from consistency_models.storage.loading import load
@@ -99,13 +100,7 @@ def open_runs(
             missing or not used.
         CheckpointError: a run cannot be loaded.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
-        reason = str(error).partition("\n")[0]
-        raise ConfigError("device", device, "auto, or a device of this machine", reason=reason) from error
+    device = chosen_device(device)
     runs = [_open(path, weights, device, pipeline) for path in paths]
     first, *others = runs
     for run in others:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from hydra.utils import get_method
 
 from consistency_models.app.outcome import quiet, report
+from consistency_models.devices import chosen_device
 from consistency_models.errors import ConfigError, Exit
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage.checkpoints import CheckpointError
@@ -20,7 +20,7 @@ def run_task(config: dict[str, Any]) -> Exit:
     """Load `run`, do `task`, and return the exit code."""
     try:
         quiet()
-        task, config = dict(config["task"]), {**config, "device": _device(config["device"])}
+        task, config = dict(config["task"]), {**config, "device": chosen_device(config["device"])}
         generator = _load(config)
         if config.get("sampler"):
             generator.make_sampler = instantiate(_sampler(config["sampler"], generator.config["sampler"]))
@@ -44,9 +44,3 @@ def _sampler(chosen: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Fill null values of the chosen sampler, such as the segments, with the values of the run's sampler."""
     filled = {key: own.get(key) if value is None else value for key, value in chosen.items()}
     return {key: value for key, value in filled.items() if value is not None}
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
+from consistency_models.files import replaced
+
 __all__ = ["ARCHIVES", "PNGWriter", "save_png"]
 
 THREADS = 4
-
-
-@contextmanager
-def _atomic_file(path: Path) -> Iterator[BinaryIO]:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(part, "wb") as file:
-            yield file
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 class PNGWriter:
@@ -79,14 +66,14 @@ class PNGWriter:
 
 def save_png(path: Path, pixels: np.ndarray) -> None:
     """Write a PNG of uint8 pixels (H, W, 1 or 3). The folder must exist."""
-    with _atomic_file(path) as file:
+    with replaced(path) as part, open(part, "wb") as file:
         Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, format="PNG")
 
 
 def _save_zip(path: Path, folder: Path, names: Sequence[str], labels: Sequence[int] | None) -> None:
     """Write a zip as EDM's dataset_tool.py does: the PNGs, not compressed again, and dataset.json."""
     pairs = None if labels is None else [list(pair) for pair in zip(names, labels)]
-    with _atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with replaced(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         for name in names:
             # ZipInfo has a constant date, so the same images give the same bytes.
             archive.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes())
@@ -97,7 +84,7 @@ def _save_npz(path: Path, folder: Path, names: Sequence[str], labels: Sequence[i
     """Write an npz as OpenAI's image_sample.py does: arr_0 (n, H, W, C) uint8, and arr_1 (n,) int64 for classes."""
     images = np.stack([np.atleast_3d(np.asarray(Image.open(folder / name))) for name in names])
     arrays = [images] if labels is None else [images, np.array(labels, dtype=np.int64)]
-    with _atomic_file(path) as file:
+    with replaced(path) as part, open(part, "wb") as file:
         np.savez(file, *arrays)
 
 

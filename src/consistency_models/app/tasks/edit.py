@@ -15,6 +15,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from consistency_models.app.tasks.archives import save_png
+from consistency_models.app.tasks.evaluate import eval_defaults
 from consistency_models.app.tasks.pictures import Pictures, class_labels, known_pixels, load_pictures, refuse_points
 from consistency_models.app.tasks.sample_workers import results_folder, samplers_of
 from consistency_models.errors import ConfigError
@@ -40,8 +41,8 @@ Levels = Annotated[int, Ge(2)] | Descending
 Ends = Annotated[Sequence[Count], Len(2, 2), Distinct]
 SHOWN = 40  # images in TASK.png
 ROUNDING = 0.0025  # rounding to 8 bits adds noise of 2/255/√12 = 0.00226
-UNUSED = {"sigmas": None, "seeds": None, "repeats": 1, "devices": 1}
-"""Keys of conf/eval.yaml that editing does not use, and their defaults."""
+UNUSED = ("sigmas", "seeds", "repeats", "devices")
+"""Keys of conf/eval.yaml that editing does not use."""
 
 
 @checked
@@ -184,9 +185,10 @@ def _measured(config: Config, operator: Any, images: Tensor) -> Tensor:
 
 def _sampler(config: Config, generator: Generator) -> Any:
     """Return the sampler that solves the ODE from any level, for the given step count or the first one of the run."""
-    for key, unset in UNUSED.items():
-        if config[key] != unset:
-            raise ConfigError(key, config[key], str(unset), reason=f"task={_name(config)} does not use it")
+    defaults = eval_defaults()
+    for key in UNUSED:
+        if config[key] != defaults[key]:
+            raise ConfigError(key, config[key], str(defaults[key]), reason=f"task={_name(config)} does not use it")
     sampler, steps = samplers_of(config, generator)[0], config["steps"]
     if steps and (len(steps) > 1 or isinstance(sampler, Consistency)):
         allowed = "one number for a model that takes several steps from each level, null for a consistency model"

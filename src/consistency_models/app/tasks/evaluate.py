@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consistency_models.app import build
+from consistency_models.app.commands import project_root
 from consistency_models.app.tasks.ode import ode_errors
 from consistency_models.app.tasks.records import publish, result, write
 from consistency_models.app.tasks.sample_workers import Producer, index_sets, progress_bar, results_folder, samplers_of
@@ -17,10 +17,18 @@ from consistency_models.app.tasks.scoring import evaluation_of, features_divided
 from consistency_models.evaluation import combined
 from consistency_models.evaluation.grids import save_comparison, save_scatter
 from consistency_models.evaluation.plots import save_ode_error, save_quality
+from consistency_models.files import read_yaml
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage.loading import checkpoint_file
 
-__all__ = ["eval_config", "run", "sample_sets"]
+__all__ = ["eval_config", "eval_defaults", "run", "sample_sets"]
+
+
+def eval_defaults() -> dict[str, Any]:
+    """Return the settings of conf/eval.yaml, without its groups."""
+    settings = read_yaml(project_root() / "conf/eval.yaml")
+    del settings["defaults"]
+    return settings
 
 
 def eval_config(train_config: dict[str, Any], run: str) -> dict[str, Any]:
@@ -28,18 +36,16 @@ def eval_config(train_config: dict[str, Any], run: str) -> dict[str, Any]:
     evaluation = train_config["evaluation"]
     shared = {key: evaluation[key] for key in ("steps", "n", "seed", "batch_size")}
     accelerator = train_config["trainer"]["accelerator"]
-    device = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(accelerator, "auto")
-    chosen = {"run": run, "weights": None, "device": device, "devices": 1, "data": None, "features": None}
-    chosen |= {"sampler": None, "sigmas": None, "seeds": None, "repeats": 1, "wandb": "auto"}
-    task = {"_target_": f"{__name__}.run"}
-    return {"task": task, **shared, **chosen, "show_traceback": train_config["show_traceback"]}
+    gpu = "cuda" if torch.cuda.is_available() else "mps"
+    device = {"gpu": gpu, "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(accelerator, "auto")
+    chosen = {"task": {"_target_": f"{__name__}.run"}, "run": run, "device": device}
+    return eval_defaults() | shared | chosen | {"show_traceback": train_config["show_traceback"]}
 
 
 def run(config: dict[str, Any], generator: Generator) -> None:
     """Score images of `run` at the step counts `steps`, or at the levels `sigmas`."""
     samplers, sets = samplers_of(config, generator), index_sets(config, generator.config["evaluation"]["n"])
     evaluation, results, pictures = evaluation_of(config, generator), [], {}
-    generator.prompts = build.prompts_of(build.chosen_data(config, generator.config), evaluation.data)
     with (
         Producer(config, generator) as producer,
         features_divided(evaluation, producer, config),

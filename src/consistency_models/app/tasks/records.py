@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from consistency_models.app.folder import write_atomically
 from consistency_models.app.wandb_mode import wandb_mode
 from consistency_models.data_spec import listed
-from consistency_models.storage.small_files import read_json
+from consistency_models.files import read_json, write_atomically
 
 log = logging.getLogger(__name__)
 

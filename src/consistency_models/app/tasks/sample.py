@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
 
-from consistency_models.app.folder import write_atomically
 from consistency_models.app.tasks.archives import ARCHIVES, PNGWriter
 from consistency_models.app.tasks.pictures import class_number
 from consistency_models.app.tasks.sample_workers import Producer, index_sets, progress_bar, results_folder, samplers_of
 from consistency_models.errors import ConfigError, NonFiniteError
 from consistency_models.evaluation.features import to_bytes
+from consistency_models.files import write_atomically
 from consistency_models.sampling.generator import Generator
 from consistency_models.values import Count, Distinct, Text, checked
 

@@ -23,7 +23,7 @@ __all__ = ["evaluation_of", "features_divided"]
 
 
 def evaluation_of(config: dict[str, Any], generator: Generator) -> Evaluation:
-    """Build the evaluation, with the data of the command line or of the run.
+    """Build the evaluation, with the data of the command line or of the run, whose texts `generator` takes by default.
 
     Raises:
         ConfigError: no data are given, or the data have another shape or other classes than the model.
@@ -46,6 +46,7 @@ def evaluation_of(config: dict[str, Any], generator: Generator) -> Evaluation:
     if names and source.class_names not in (names, ()):
         allowed = f"images of the classes {listed(names)}, as {config['run']} makes"
         raise ConfigError("data", chosen["data"]["name"], allowed, reason=f"these are {listed(source.class_names)}")
+    generator.prompts = build.prompts_of(data, source)
     return build.build_evaluation(chosen, source)
 
 

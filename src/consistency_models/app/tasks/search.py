@@ -20,14 +20,15 @@ import torch
 from annotated_types import Ge, Le
 from hydra.core.hydra_config import HydraConfig
 
+from consistency_models.app.checks.targets import fact
 from consistency_models.app.commands import command
-from consistency_models.app.folder import write_atomically
 from consistency_models.app.tasks.evaluate import sample_sets
 from consistency_models.app.tasks.sample_workers import Producer, index_sets, progress_bar, results_folder, samplers_of
 from consistency_models.app.tasks.scoring import evaluation_of, features_divided
 from consistency_models.errors import ConfigError, pasteable
 from consistency_models.evaluation import combined
 from consistency_models.evaluation.plots import save_search
+from consistency_models.files import write_atomically
 from consistency_models.noise.schedules import karras_grid
 from consistency_models.sampling.generator import Generator
 from consistency_models.sampling.samplers import Consistency
@@ -73,9 +74,10 @@ def run(
         raise ConfigError("steps", [wanted], allowed, "add sampler=consistency", reason=reason)
     sets = index_sets(config, min(images, generator.config["evaluation"]["n"]))
     evaluation, trace, sigmas, names = evaluation_of(config, generator), [], [own.sigmas[0]], []
-    levels = karras_grid(
-        grid, max(own.sigma_min, generator.lowest, 0.002), own.sigmas[0]
-    ).tolist()  # the ends are not searched
+    lowest = max(own.sigma_min, generator.lowest, 0.002)
+    if fact(generator.config["preconditioning"], "has_table"):
+        lowest = max(lowest, generator.model.preconditioning.sigma_min)
+    levels = karras_grid(grid, lowest, own.sigmas[0]).tolist()  # the ends are not searched
     with (
         Producer(config, generator) as producer,
         features_divided(evaluation, producer, config),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 from itertools import pairwise
 
-from consistency_models.app.checks.files import is_pipeline
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.relations.choices import Choices, Config, Problems
 from consistency_models.app.checks.targets import fact
+from consistency_models.files import is_pipeline
 from consistency_models.values import show
 
 __all__ = ["method", "network", "text", "two_times"]

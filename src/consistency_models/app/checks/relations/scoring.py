@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from consistency_models.app.checks.files import is_pipeline, wrong_checkpoint, wrong_path
+from consistency_models.app.checks.files import wrong_checkpoint, wrong_path
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.relations.choices import Choices, Config, Problems
+from consistency_models.files import is_pipeline
 from consistency_models.values import show
 
 __all__ = ["sample_sets", "scored_run", "ways"]

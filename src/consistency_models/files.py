@@ -1,4 +1,4 @@
-"""Reading of small text files from run folders of strangers: regular files only, with bounded sizes.
+"""Small files of strangers, read from regular files only and with bounded sizes; kinds of files; atomic writing.
 
 This module does not import torch, because the check of a command uses it.
 """
@@ -9,17 +9,34 @@ import errno
 import io
 import json
 import os
+import secrets
 import stat
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-__all__ = ["MAX_YAML", "link_outwards", "open_regular", "open_text", "read_json", "read_text", "read_yaml"]
+__all__ = [
+    "MAX_YAML",
+    "is_checkpoint",
+    "is_pipeline",
+    "link_outwards",
+    "open_regular",
+    "open_text",
+    "read_json",
+    "read_text",
+    "read_yaml",
+    "replaced",
+    "write_atomically",
+]
 
 MAX_BYTES = 1 << 28  # a metrics.csv of a million rows
 MAX_YAML = 1 << 18  # a config.yaml has 10 kB; a YAML file of 256 kB is parsed in two seconds
+MARK = b"sha256:"  # begins the last bytes of a checkpoint, its SHA-256
+COMMENT = len(MARK) + 64  # bytes of the mark and of the digest
+PIPELINE_INDEX = "model_index.json"
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
@@ -106,6 +123,23 @@ class _WithoutAliases(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether the file ends with a digest, as checkpoints of this project do. Loading the file verifies the digest."""
+    try:
+        with open_regular(path) as file:
+            file.seek(-COMMENT, os.SEEK_END)
+            return file.read(len(MARK)) == MARK
+    except OSError:
+        return False
+
+
+def is_pipeline(path: str | Path) -> bool:
+    """Whether the path is a folder of a pipeline of diffusers, with a model_index.json."""
+    with suppress(OSError, RuntimeError):  # a folder of another user, no such home, a name that is too long
+        return (Path(path).expanduser() / PIPELINE_INDEX).is_file()
+    return False
+
+
 def link_outwards(folder: str | Path, top: Collection[str] | None = None, closed: Collection[str] = ()) -> Path | None:
     """The first link below the folder that leads out of it, or None.
 
@@ -116,6 +150,28 @@ def link_outwards(folder: str | Path, top: Collection[str] | None = None, closed
     """
     inside = os.path.realpath(folder)
     return next((path for path in _links(inside, top, closed) if not _is_inside(path, inside)), None)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield the name of a new file in the same folder, which replaces `path` at the end of the block.
+
+    A reader sees the old file or the whole new one. Each writer has a name of its own. After an error, such as a full
+    disk, `path` is as it was and the new file is deleted.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file atomically, also if several processes write the same file; its folder is created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(path) as part:
+        part.write_text(text)
 
 
 def _check_inside(path: str | Path, folder: str | Path | None) -> None:
