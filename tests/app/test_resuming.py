@@ -86,13 +86,14 @@ def test_a_checkpoint_of_another_form_is_one_line(tmp_path, capsys):
 
 
 class Broken(Callback):
-    """Fails in the first step."""
+    """Fails after the first step."""
 
-    def on_train_batch_start(self, *_):
-        raise RuntimeError("the disk of the logger is full")
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step > 2:
+            raise RuntimeError("the disk of the logger is full")
 
 
-def test_only_errors_of_loading_are_those_of_the_checkpoint(tmp_path, capsys):
+def test_errors_of_another_cause_are_not_those_of_the_checkpoint(tmp_path, capsys):
     assert run(tmp_path, *RUN, "trainer.max_steps=2") == Exit.DONE
     more = (*RUN, "trainer.max_steps=6", f"ckpt_path={tmp_path}")
     capsys.readouterr()

@@ -8,7 +8,6 @@ import resource
 import shlex
 import sys
 import time
-import traceback
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from consistency_models.app import build
@@ -167,11 +167,15 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
 
 
 def _fit(trainer: Trainer, method: Method, data: LightningDataModule, resume: Path | None) -> None:
-    """Train.
+    """Train. An error before the end of the first step of a resumed run is attributed to the checkpoint.
+
+    The optimiser takes a wrong state without an error, and fails in its first step.
 
     Raises:
         CheckpointError: the state in the checkpoint does not match this training.
     """
+    first_step = []
+    trainer.callbacks.append(LambdaCallback(on_train_batch_end=lambda *_: first_step.append(True)))
     try:
         trainer.fit(method, datamodule=data, ckpt_path=resume)
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
@@ -183,15 +187,10 @@ def _fit(trainer: Trainer, method: Method, data: LightningDataModule, resume: Pa
             torch.OutOfMemoryError,
             torch.distributed.DistError,
         )
-        if resume is None or isinstance(error, own) or not _is_of_loading(error):
+        if resume is None or first_step or isinstance(error, own):
             raise
         found = f"{type(error).__name__}: {error}"
         raise CheckpointError("the state of a training like this one", found, resume) from error
-
-
-def _is_of_loading(error: Exception) -> bool:
-    """Whether Lightning's loading of a checkpoint has raised the error."""
-    return any("checkpoint_connector" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _device_name(trainer: Trainer) -> str:

@@ -10,7 +10,6 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from consistency_models.callbacks.step import StepCallback
-from consistency_models.errors import CheckpointError
 from consistency_models.optim.ema import Constant, HalfLife, PowerFunction, ema_update
 from consistency_models.optim.sharding import gathered, local_shards, shard_like, unsharded
 
@@ -45,21 +44,12 @@ class WeightEMA(StepCallback):
             saved = self._restored.get(name)
             start = method.weights
             if saved is not None:
-                self._check(name, saved)
                 start = local_shards(shard_like(saved[key], p) for key, p in zip(self.names, self.parameters))
             # Same memory layout as the parameters; otherwise torch runs one kernel per tensor, not a multi-tensor one.
             self.averages[name] = [
                 torch.empty_like(p).copy_(tensor.detach()) for tensor, p in zip(start, method.weights)
             ]
         self._restored = {}
-
-    def _check(self, name: str, saved: dict[str, Tensor]) -> None:
-        """Refuse a checkpoint whose average is not one of these parameters."""
-        for key, parameter in zip(self.names, self.parameters):
-            shape = getattr(saved.get(key), "shape", None)
-            if shape != parameter.shape:
-                expected = f"the average {name} of {key} with the shape {tuple(parameter.shape)}"
-                raise CheckpointError(expected, "none" if shape is None else f"{tuple(shape)}")
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Update the averages, θ̄ ← β θ̄ + (1 - β) θ; a skipped step changes nothing."""
