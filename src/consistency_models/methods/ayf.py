@@ -55,11 +55,6 @@ class AlignYourFlow(FlowMap):
             difference,
         )
 
-    def velocity(self, step: Step) -> Tensor:
-        """The teacher's dz/dt = (x - D)/σ - D, shape of x."""
-        denoised = self.teacher(step.x_t, step.levels.high, step.labels, step.augmentation)
-        return (step.x_t - denoised) / per_image(step.levels.high, denoised) - denoised
-
     def target(self, step: Step) -> Tensor:
         """u⁻ + g, shape of x; u⁻ is the online output, so that u - u⁻ is 0 at any precision."""
         v = self.velocity(step)

@@ -71,11 +71,8 @@ class FlowAnchoredConsistency(FlowMap):
         return self.model.raw(x, t, step.labels, step.augment, negate=True)[:, : x.shape[1]]
 
     def velocity(self, step: Step) -> Tensor:
-        """v, shape of x: n - x0, or the teacher's (x - D)/σ - D."""
-        if self._teacher[0] is None:
-            return step.noise - step.x
-        denoised = self.teacher(step.x_t, step.levels.high, step.labels, step.augmentation)
-        return (step.x_t - denoised) / per_image(step.levels.high, denoised) - denoised
+        """v, shape of x: n - x0, or that of the teacher."""
+        return step.noise - step.x if self._teacher[0] is None else super().velocity(step)
 
     def online(self, step: Step) -> Tensor:
         """u(z, t, 0) and the anchor with the same dropout masks, shape (2·B, ...)."""

@@ -53,6 +53,11 @@ class FlowMap(Method):
         """u(z, t, r), shape of x."""
         return self.u(step, step.x_t, step.levels.high, end_of(step.levels))
 
+    def velocity(self, step: Step) -> Tensor:
+        """The teacher's v = dz/dt = (x - D)/σ - D at x_t, shape of x."""
+        denoised = self.teacher(step.x_t, step.levels.high, step.labels, step.augmentation)
+        return (step.x_t - denoised) / per_image(step.levels.high, denoised) - denoised
+
     def derivative_along(self, step: Step, v: Tensor) -> tuple[Tensor, Tensor]:
         """u(z, t, r), and du/dt at fixed r along the velocity v = dz/dt; both of the shape of x, without gradient.
 
