@@ -1,15 +1,16 @@
 """All measurements on a GPU in one command: DDPM++ at CIFAR-10 size, consistency training in bf16.
 
     python benchmarks/gpu.py --json gpu.json --cifar10 FOLDER    # one GPU, about an hour
+    python benchmarks/gpu.py --parts levers numerics --rounds 2 --steps 4    # a part of it
     python benchmarks/gpu.py --device cpu --overrides data=digits network=small data.batch_size=8 --long 3   # rehearsal
 
-Prints tables of
+Prints tables of the parts
 
     levers        images/s, memory, share of the measured matmul peak over useful FLOPs, and host reads, for each lever
     methods       the same for steps with a derivative, model=sct and model=meanflow
     numerics      deviation of loss and gradient of the first step from float32, on the same images, noise and weights
     long          a training of 2,000 steps with all levers, in which no loss and no gradient may be NaN or Inf
-    from nothing  Fréchet distance after `--minutes` on CIFAR-10, from fresh weights: a teacher, ECT after a teacher of
+    from_nothing  Fréchet distance after `--minutes` on CIFAR-10, from fresh weights: a teacher, ECT after a teacher of
                   half the time, and iCT, with the levers of the long training; see time_to_quality.py
 
 A part that cannot be measured on this machine is listed with the reason.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,8 @@ from consistency_models.errors import NonFiniteError
 OVERRIDES = ["model=ict", "data=cifar10", "network=ddpmpp", "data.batch_size=512"]
 METHODS = ["sct", "meanflow"]
 FROM_NOTHING = ["model=teacher", time_to_quality.STAGES["ECT"], "model=ict"]
-LEVERS = ["bf16", "bf16+channels_last", "bf16+compile", "bf16+channels_last+compile", "on_host"]
+LEVERS = ["on_host", "bf16+contiguous", "bf16", "bf16+compile"]  # channels_last=auto is true in bf16, false in float32
+PARTS = ["levers", "methods", "numerics", "long", "from_nothing"]
 NUMERICS = {
     "lever": "{lever}",
     "loss, deviation": "{loss:.2e}",
@@ -110,8 +113,9 @@ def from_nothing(lever: str, args: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     made = measuring.parser(__doc__)
+    made.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="what to measure")
     made.add_argument(
-        "--levers", nargs="*", default=LEVERS, help="levers of train_step.py; the longest name gets the long training"
+        "--levers", nargs="*", default=LEVERS, help="levers of train_step.py; the last one gets the long training"
     )
     made.add_argument("--overrides", nargs="*", default=[], help=f"for train.py, after {' '.join(OVERRIDES)}")
     made.add_argument("--steps", type=int, default=20, help="measured steps of each round")
@@ -130,27 +134,32 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         missing["memory"] = "there is no GPU: peak MiB is the memory of the process"
         missing["on_host"] = "there is no GPU: all images are on the host"
         args.levers = [lever for lever in args.levers if lever != "on_host"]
-    if args.cifar10 is None:
+    if args.cifar10 is None and "from_nothing" in args.parts:
         missing["from nothing"] = "add --cifar10 FOLDER"
-    best = max(args.levers, key=len)
-    results = measuring.machine(args)
+    best = args.levers[-1]
+    results = measuring.machine(args) | {"rows": [], "methods": [], "numerics": [], "long": [], "not_measured": missing}
     results["matmul_teraflop_per_second"] = {
         k: measuring.peak(args.device, v) / 1e12 for k, v in measuring.DTYPES.items()
     }
     timing = copy.copy(args)
     timing.overrides, timing.clock = overrides[1:], "wall"
-    results["rows"] = train_step.measure("ict", timing)
-    timing.levers = args.levers[:1]
-    results["methods"] = [row for model in METHODS for row in train_step.measure(model, timing)]
-    results["numerics"] = deviations(args.levers, overrides, args.device)
-    results["long"] = [endurance(best, args.long, overrides, args.device)]
-    results["not_measured"] = missing
-    measuring.report(results, train_step.COLUMNS, args.json)
-    print(measuring.table(results["methods"], train_step.COLUMNS))
-    print(measuring.table(results["numerics"], NUMERICS))
-    print(measuring.table(results["long"], LONG))
+    if "levers" in args.parts:
+        results["rows"] = train_step.measure("ict", timing)
+    measuring.report(results, train_step.COLUMNS, args.json)  # each part is written as soon as it is measured
+    if "methods" in args.parts:
+        timing.levers = ["bf16"]
+        results["methods"] = [row for model in METHODS for row in train_step.measure(model, timing)]
+        print(measuring.table(results["methods"], train_step.COLUMNS))
+    if "numerics" in args.parts:
+        results["numerics"] = deviations(args.levers, overrides, args.device)
+        print(measuring.table(results["numerics"], NUMERICS))
+    if "long" in args.parts:
+        results["long"] = [endurance(best, args.long, overrides, args.device)]
+        print(measuring.table(results["long"], LONG))
     print(*(f"not measured here: {part} ({reason})" for part, reason in missing.items()), sep="\n")
-    if args.cifar10 is not None:  # at the end, since it takes most of the time; it has a file of its own
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+    if args.cifar10 is not None and "from_nothing" in args.parts:  # takes most of the time; it has a file of its own
         from_nothing(best, args)
     return results
 

@@ -82,17 +82,39 @@ def assert_same(a, b, where=""):
         assert a == b, where
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_resumed_is_bit_identical(method, tmp_path):
+def on_gpu(*overrides):
+    return ("trainer=gpu" if override == "trainer=cpu" else override for override in overrides)
+
+
+def assert_resumed(tmp_path, *overrides):
+    """A training that is killed twice, and resumed at step 4 and at step 8, is that without a disturbance."""
     undisturbed, killed = tmp_path / "a", tmp_path / "b"
-    assert run(undisturbed, *arguments(method)) == Exit.DONE
-    for step in (6, 10):  # resumes at 4 and at 8
+    assert run(undisturbed, *overrides) == Exit.DONE
+    for step in (6, 10):
         start = () if step == 6 else (f"ckpt_path={killed}",)
-        assert run(killed, *arguments(method, *start), callbacks=crash(step)) == Exit.UNEXPECTED
+        assert run(killed, *overrides, *start, callbacks=crash(step)) == Exit.UNEXPECTED
         assert (killed / "FAILED").exists()
-    assert run(killed, *arguments(method, f"ckpt_path={killed}")) == Exit.DONE
+    assert run(killed, *overrides, f"ckpt_path={killed}") == Exit.DONE
     assert_same(contents(undisturbed), contents(killed))
     assert [row["step"] for row in contents(killed)[1]] == [str(k) for k in range(1, STEPS + 1)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resumed_is_bit_identical(method, tmp_path):
+    assert_resumed(tmp_path, *arguments(method))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_resumed_on_a_gpu_is_bit_identical(method, tmp_path):
+    assert_resumed(tmp_path, *on_gpu(*arguments(method)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("more", ["trainer.precision=bf16-mixed", "data.workers=2", "trainer.accumulate_grad_batches=2"])
+def test_images_resumed_on_a_gpu_are_bit_identical(more, tmp_path):
+    image_run = ("data=digits", "network=small", "network.model_channels=16", "trainer.deterministic=true", more)
+    assert_resumed(tmp_path, *on_gpu(*arguments("ict", *image_run)))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""On a CUDA device: every method trains, its samples are those of the CPU, and every task runs.
+
+python -m pytest -m gpu -n 4      # several tests share one GPU
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import ROOT, TINY, composed, run
+
+from consistency_models import load
+from consistency_models.app.tasks import run_task
+from consistency_models.errors import Exit
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from time_to_quality import CHOICES, STAGES
+
+pytestmark = pytest.mark.gpu
+
+GPU = [argument for argument in TINY if argument != "trainer=cpu"] + ["trainer=gpu"]
+SMALL = ["data=digits", "network=small", "network.model_channels=16", "data.batch_size=32", "features=identity"]
+SCORED = ["evaluation.n=64", "evaluation.ode_points=8", "evaluation.ode_steps=4"]
+BF16 = "trainer.precision=bf16-mixed"
+STEPS = 6
+
+
+def trained(folder, *overrides, steps=STEPS):
+    """A training of digits on the GPU."""
+    assert run(folder, *GPU, *SMALL, *SCORED, f"trainer.max_steps={steps}", *overrides) == Exit.DONE
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """The folder of a stage, by its name."""
+    folders = {}
+
+    def folder(name):
+        if name not in folders:
+            folders[name] = trained(tmp_path_factory.mktemp(name.lower()), *words(STAGES[name], folder))
+        return folders[name]
+
+    return folder
+
+
+def words(choice, folder):
+    """The words of a choice of time_to_quality.py, with the folders of its stages."""
+    return [re.sub("|".join(STAGES), lambda match: str(folder(match[0])), word) for word in choice.split()]
+
+
+@pytest.fixture
+def exact():
+    """Convolutions in float32 instead of TF32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_method_trains_in_bf16_and_samples_as_on_the_cpu(choice, stages, tmp_path, exact):
+    pictures = ["callbacks.validation.every_n_steps=6", "callbacks.samples.every_n_steps=6"]
+    rare = {"callbacks.validation=null", "callbacks.samples=null"}
+    gpu = [argument for argument in GPU if argument not in rare]
+    more = [*words(choice, stages), BF16, f"trainer.max_steps={STEPS}", *pictures]
+    assert run(tmp_path, *gpu, *SMALL, *SCORED, *more) == Exit.DONE
+    assert list(tmp_path.glob("samples/*.png"))
+    on_gpu, on_cpu = load(tmp_path, device="cuda"), load(tmp_path)
+    for steps in on_gpu.steps:
+        found, expected = on_gpu.sample(8, steps=steps), on_cpu.sample(8, steps=steps)
+        assert found.device.type == "cpu"
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("model", ["ict", "teacher", "sct", "meanflow"])
+def test_compiled_steps_are_those_of_the_eager_network(model, tmp_path):
+    rows = []
+    for name in ("false", "true"):
+        folder = trained(tmp_path / name, f"model={model}", f"compile={name}", "network.dropout=0")
+        rows.append([line.split(",")[1] for line in (folder / "metrics.csv").read_text().splitlines()[1:]])
+    torch.testing.assert_close(*(torch.tensor([float(v) for v in row]) for row in rows), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("task", sorted(path.stem for path in (ROOT / "conf/task").glob("*.yaml")))
+def test_every_task_runs_on_the_gpu(task, tmp_path):
+    folder = trained(tmp_path / "run", "model=ict")
+    arguments = [f"run={folder}", f"paths.output={folder}", "device=cuda", f"task={task}"]
+    config = composed("eval", *arguments, *(["n=4"] if task not in ("evaluate", "search") else ["n=64"]))
+    assert run_task(config) == (Exit.BAD_INPUT if task == "colorize" else Exit.DONE)
+
+
+def test_a_score_is_that_of_the_cpu(tmp_path, exact):
+    folder, found = trained(tmp_path / "run", "model=ict"), []
+    for device in ("cuda", "cpu"):
+        arguments = [f"run={folder}", f"paths.output={folder}", f"device={device}", "n=64"]
+        assert run_task(composed("eval", *arguments)) == Exit.DONE
+        found.append((folder / "evaluation/evaluation.json").read_text())
+    values = [[float(v) for v in re.findall(r'"value": ([\d.e+-]+)', text)] for text in found]
+    assert values[0]
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
