@@ -1,12 +1,13 @@
 """All measurements on a GPU in one command: DDPM++ at CIFAR-10 size, consistency training in bf16.
 
-    python benchmarks/gpu.py --json gpu.json --cifar10 FOLDER    # one GPU, about an hour
+    python benchmarks/gpu.py --json gpu.json --cifar10 FOLDER    # one GPU, more than an hour
     python benchmarks/gpu.py --parts levers numerics --rounds 2 --steps 4    # a part of it
     python benchmarks/gpu.py --device cpu --overrides data=digits network=small data.batch_size=8 --long 3   # rehearsal
 
 Prints tables of the parts
 
     levers        images/s, memory, share of the measured matmul peak over useful FLOPs, and host reads, for each lever
+    profile       the operations that take most of the time of a step in bf16
     methods       the same for steps with a derivative, model=sct and model=meanflow
     numerics      deviation of loss and gradient of the first step from float32, on the same images, noise and weights
     long          a training of 2,000 steps with all levers, in which no loss and no gradient may be NaN or Inf
@@ -30,14 +31,15 @@ import torch
 import train_step
 from case import Case
 from lightning import Callback
+from torch.profiler import ProfilerActivity, profile
 
 from consistency_models.errors import NonFiniteError
 
 OVERRIDES = ["model=ict", "data=cifar10", "network=ddpmpp", "data.batch_size=512"]
 METHODS = ["sct", "meanflow"]
 FROM_NOTHING = ["model=teacher", time_to_quality.STAGES["ECT"], "model=ict"]
-LEVERS = ["on_host", "bf16+contiguous", "bf16", "bf16+compile"]  # channels_last=auto is true in bf16, false in float32
-PARTS = ["levers", "methods", "numerics", "long", "from_nothing"]
+LEVERS = ["on_host", "bf16", "bf16+channels_last", "bf16+channels_last+compile", "bf16+compile"]
+PARTS = ["levers", "profile", "methods", "numerics", "long", "from_nothing"]
 NUMERICS = {
     "lever": "{lever}",
     "loss, deviation": "{loss:.2e}",
@@ -56,6 +58,27 @@ class FirstGradient(Callback):
         gradients = [p.grad.flatten() for p in method.model.parameters() if p.grad is not None]
         self.gradient = torch.cat(gradients).double().cpu()
         self.loss = torch.stack(method.monitored["train/loss"]).double().mean().item()
+
+
+class Profile(Callback):
+    """Profiles the steps after the first three."""
+
+    def __init__(self, device: str) -> None:
+        kinds = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+        self.profiler, self.key = profile(activities=kinds[: 1 + (device == "cuda")]), f"self_{device}_time_total"
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        """Start after the third step."""
+        if trainer.global_step == 3:
+            self.profiler.start()
+
+    def on_train_end(self, *args: Any) -> None:
+        """Stop after the last step."""
+        self.profiler.stop()
+
+    def table(self) -> str:
+        """Return the operations with the longest times."""
+        return self.profiler.key_averages().table(self.key, row_limit=25, max_name_column_width=70)
 
 
 class Losses(Callback):
@@ -146,6 +169,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if "levers" in args.parts:
         results["rows"] = train_step.measure("ict", timing)
     measuring.report(results, train_step.COLUMNS, args.json)  # each part is written as soon as it is measured
+    if "profile" in args.parts:
+        step = Profile(args.device)
+        Case([*overrides, *train_step.overrides_of("bf16")], args.device).train(5, step)
+        print(step.table())
     if "methods" in args.parts:
         timing.levers = ["bf16"]
         results["methods"] = [row for model in METHODS for row in train_step.measure(model, timing)]

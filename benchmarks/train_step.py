@@ -18,6 +18,7 @@ events measure the time of the device, so that the measurement causes no waiting
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import warnings
 from typing import Any
@@ -65,8 +66,12 @@ def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         more = [] if lever == "none" else overrides_of(lever)
         cases[lever] = Case([f"model={model}", *args.overrides, *more], args.device, CLOCKS[args.clock])
         measuring.reset_memory(args.device)
-        cases[lever].timed(args.warm, 1)  # compilation
+        start = time.perf_counter()
+        (step,) = cases[lever].timed(args.warm, 1)  # compilation
         peaks[lever] = measuring.memory(args.device)
+        # Of use if the machine is lent for a short time, and the table is not reached.
+        spent = time.perf_counter() - start
+        print(f"{model}, {lever}: {sum(step.values()):.3g} s a step, {spent:.0f} s with all before", file=sys.stderr)
     flops, reads = cases["none"].audit()
     runs = {lever: lambda case=case: case.timed(args.warm, args.steps) for lever, case in cases.items()}
     if model == "ict":

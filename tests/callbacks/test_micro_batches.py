@@ -138,22 +138,14 @@ def test_on_a_gpu_the_number_is_doubled_until_a_pass_fits(monkeypatch):
     assert callback._try(trainer, method, [1, 2, 4], 0) is None
 
 
-@pytest.fixture
-def small_gpu():
-    """A device of which this process may use one hundredth, so that tests beside it have memory; its bytes."""
-    torch.cuda.set_per_process_memory_fraction(0.01)
-    yield int(0.01 * torch.cuda.get_device_properties(0).total_memory)
-    torch.cuda.set_per_process_memory_fraction(1.0)
-
-
 @pytest.mark.gpu
-def test_on_a_real_gpu(small_gpu, tmp_path, monkeypatch):
+def test_on_a_real_gpu(tmp_path, monkeypatch):
     """As much of the memory is taken away as makes 16 images too many."""
     monkeypatch.setattr(micro_batches, "FEW", 0)
     gpu = [argument for argument in STEP if argument != "trainer=cpu"]
     assert run(tmp_path / "one", *gpu, "trainer=gpu", f"{COUNT}=1") == Exit.DONE
     torch.cuda.empty_cache()
-    monkeypatch.setattr(micro_batches, "_later_bytes", lambda *_: small_gpu - torch.cuda.memory_reserved() - 2**25)
+    monkeypatch.setattr(micro_batches, "_later_bytes", lambda *_: torch.cuda.mem_get_info()[0] - 2**25)
     assert run(tmp_path / "auto", *gpu, "trainer=gpu") == Exit.DONE
     for name, value in weights(tmp_path / "one").items():
         torch.testing.assert_close(weights(tmp_path / "auto")[name], value, rtol=1e-4, atol=1e-5, msg=name)

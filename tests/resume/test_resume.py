@@ -111,7 +111,9 @@ def test_resumed_on_a_gpu_is_bit_identical(method, tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("more", ["trainer.precision=bf16-mixed", "data.workers=2", "trainer.accumulate_grad_batches=2"])
+@pytest.mark.parametrize(
+    "more", ["trainer.precision=bf16-mixed", "data.workers=2", "trainer.accumulate_grad_batches=2"]
+)
 def test_images_resumed_on_a_gpu_are_bit_identical(more, tmp_path):
     image_run = ("data=digits", "network=small", "network.model_channels=16", "trainer.deterministic=true", more)
     assert_resumed(tmp_path, *on_gpu(*arguments("ict", *image_run)))

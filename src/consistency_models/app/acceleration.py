@@ -71,12 +71,12 @@ def channels_last(config: dict[str, Any], model: Any, steps: int) -> Choice:
     """Choose the memory layout of the networks."""
     if config["trainer"]["strategy"] == "fsdp":
         return Choice(False, "sharded weights have the default layout")
-    device, is_mixed = _device_type(config), "16" in str(config["trainer"]["precision"])
-    if prefers_channels_last(model.network, device, is_mixed):
+    device = _device_type(config)
+    if prefers_channels_last(model.network, device):
         return Choice(True, f"convolutions on {device}")
     if not is_convolutional(model.network):
         return Choice(False, "the network has few convolutions")
-    return Choice(False, f"no gain is known on {device} in this precision")
+    return Choice(False, f"no gain is known on {device}")
 
 
 def compilation(config: dict[str, Any], model: Any, steps: int) -> Choice:

@@ -38,17 +38,17 @@ def is_convolutional(network: nn.Module) -> bool:
     return 2 * sum(p.numel() for p in weights if p.ndim == 4) > sum(p.numel() for p in weights)
 
 
-def prefers_channels_last(network: nn.Module, device_type: str, is_mixed: bool = False) -> bool:
+def prefers_channels_last(network: nn.Module, device_type: str) -> bool:
     """Return whether channels-last is the faster layout, by the measurements of docs/performance.md.
 
-    Convolutions on a CPU gain, and convolutions of half precision on CUDA use it. Results differ by rounding.
+    Convolutions on a CPU gain. On CUDA, those of bfloat16 gain as well, but each group norm copies its input to the
+    default layout and its output back, which costs more. Results differ by rounding.
 
     Args:
         network: the network.
         device_type: cpu, cuda, mps.
-        is_mixed: whether convolutions run in bfloat16 or float16.
     """
-    return is_convolutional(network) and (device_type == "cpu" or (device_type == "cuda" and is_mixed))
+    return is_convolutional(network) and device_type == "cpu"
 
 
 def set_channels_last(network: nn.Module, is_channels_last: bool) -> None:
