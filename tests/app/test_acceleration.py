@@ -10,7 +10,8 @@ from torch.torch_version import TorchVersion
 
 from consistency_models import load
 from consistency_models.app import acceleration
-from consistency_models.app.acceleration import with_acceleration
+from consistency_models.app.acceleration import warn_of_rounding, with_acceleration
+from consistency_models.app.build import build_method
 from consistency_models.errors import Exit
 from consistency_models.export.weights import to_checkpoint
 from consistency_models.networks.layout import differentiable_norms
@@ -154,3 +155,24 @@ class Weights(torch.nn.ParameterList):
 
     def __init__(self, content):
         super().__init__(content["model"].values())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gap"),
+    [
+        (["model=ect", "trainer.precision=bf16-mixed"], "1.7%"),
+        (["model=ect", "trainer.precision=16-mixed"], None),  # eight times finer
+        (["model=ect", "trainer.precision=32-true"], None),
+        (["model=ect", "trainer.precision=bf16-mixed", "schedule.stages=4"], None),
+        (["model=ict", "trainer.precision=bf16-mixed"], None),  # the recipe of digits ends at 41 levels
+        (["model=ict", "trainer.precision=bf16-mixed", "recipe.s1=1280"], "0.92%"),
+        (["model=teacher", "trainer.precision=bf16-mixed"], None),
+        (["model=imf", "trainer.precision=bf16-mixed"], None),  # most pairs have one level
+    ],
+)
+def test_rounding_that_hides_the_difference_of_the_levels_is_told(overrides, gap, tmp_path, caplog):
+    config = config_of(tmp_path, *SMALL, *overrides)
+    warn_of_rounding(config["trainer"]["precision"], build_method(config))
+    told = [record.getMessage() for record in caplog.records if "apart" in record.getMessage()]
+    assert bool(told) == (gap is not None)
+    assert gap is None or f"levels of a step are {gap} apart; below 3.1%, more than half" in told[0]

@@ -11,11 +11,13 @@ import frechet
 import gpu
 import host_reads
 import image_files
+import jobs
 import jpeg_draft
 import numpy as np
 import pytest
 import quality_report
 import random_numbers
+import rounding
 import sample
 import sample_peers
 import scaling
@@ -24,6 +26,7 @@ import time_to_quality
 import torch
 import train_step
 from case import Case
+from jobs import run
 from PIL import Image
 
 TINY = ["network.model_channels=8", "network.num_blocks=1", "data.batch_size=4"]
@@ -143,6 +146,15 @@ def test_on_paper_the_exchange_hides_behind_the_backward_pass():
     assert hidden == pytest.approx(1 + 2 * 7 / 8 * scaling.BUCKET / 10e9)  # all but the last bucket
     assert scaling.step_on_paper(8, 1.0, 0.5, 1e10, 10e9) == pytest.approx(1 + 1.75 - 0.5)
     assert scaling.step_on_paper(1, 1.0, 0.5, 1e10, 10e9) == 1
+
+
+def test_half_precision_rounds_small_differences_away(tmp_path, capsys):
+    run(tmp_path / "run", *jobs.TINY, "data=digits", *TINY, "trainer.max_steps=1")
+    fast = ["--n", "8", "--halvings", "8", "--device", "cpu", "--threads", "1"]
+    found = found_by(rounding, tmp_path, capsys, str(tmp_path / "run"), *fast)
+    errors = {(row["gap"], row["precision"]): row["error"] for row in found["rows"]}
+    assert errors[0.5, "bf16"] < 0.1 < errors[2**-8, "bf16"]
+    assert all(errors[gap, "float16"] < errors[gap, "bf16"] for gap, _ in errors)
 
 
 def test_all_that_is_asked_of_a_gpu(tmp_path, capsys):

@@ -1,4 +1,5 @@
-"""The choices of `channels_last=auto` and `compile=auto`, from the network, the device and the length of the training.
+"""The choices of `channels_last=auto` and `compile=auto`, from the network, the device and the length of the training,
+and a warning where half precision is too coarse for the levels.
 
 No choice uses a measured time, so a run that is killed and started again makes the same choice. The choices are stored
 in config.yaml and in checkpoints. A resumed run keeps those of its checkpoint.
@@ -20,11 +21,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from consistency_models import conditions
 from consistency_models.app.checks.targets import fact
+from consistency_models.methods.base import Method
 from consistency_models.networks.layout import is_convolutional, prefers_channels_last
+from consistency_models.random import BatchRandom
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Choice", "channels_last", "compilation", "with_acceleration"]
+__all__ = ["Choice", "channels_last", "compilation", "warn_of_rounding", "with_acceleration"]
 
 SECONDS_A_TENSOR = 1.0  # of compiling a step, for each weight tensor, on a CPU
 LARGEST = 200  # weight tensors of a network whose compilation was measured
@@ -32,6 +35,7 @@ SAVED = 0.05  # share of a channels-last step on a CPU that compilation saves, a
 FLOPS = 2e11  # operations a second of one fast core; a slower core saves more
 PASSES = 4.0  # cost of a step in forward passes of the student: forward, backward (2), target
 MARGIN = 2.0  # the saved time is at least this multiple of the compilation
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class Choice(NamedTuple):
@@ -109,6 +113,32 @@ def compilation(config: dict[str, Any], model: Any, steps: int) -> Choice:
         return _not(estimate)
     missing = _missing()
     return _not(f"there is no {missing}") if missing else Choice(True, estimate)
+
+
+def warn_of_rounding(precision: str, method: Method) -> None:
+    """Warn if half precision rounds the outputs at the two levels of a step by about as much as they differ.
+
+        error of the difference / difference ≈ 2 ε / gap,   gap = (t - s)/t
+
+    with ε = 2⁻⁷ of bfloat16 and 2⁻¹⁰ of float16, measured by `benchmarks/rounding.py`. The warning is for an error of
+    one half at the median gap of the last step, which has the smallest gaps of a curriculum.
+
+    Args:
+        precision: `trainer.precision`.
+        method: the training method.
+    """
+    if precision not in HALF:
+        return
+    k, n = method.total_steps - 1, 256
+    levels = method.schedule(BatchRandom(0, k, n, slice(0, n)), k, method.total_steps)
+    gap = 1 - levels.low / levels.high
+    median, smallest = gap[gap > 0].median().item(), 4 * torch.finfo(HALF[precision]).eps
+    if median < smallest:
+        log.warning(
+            "trainer.precision=%s: at the end of this training the levels of a step are %.2g%% apart; below %.2g%%, "
+            "more than half of the difference of their outputs is rounding; 32-true rounds less (docs/performance.md)",
+            *(precision, 100 * median, 100 * smallest),
+        )
 
 
 def _missing() -> str | None:

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from consistency_models.app import build
-from consistency_models.app.acceleration import with_acceleration
+from consistency_models.app.acceleration import warn_of_rounding, with_acceleration
 from consistency_models.app.checks.targets import fact
 from consistency_models.app.commands import command
 from consistency_models.app.devices import cpu_threads
@@ -108,6 +108,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     if rank_zero_only.rank == 0:
         run.write_config(config)
     method = build.build_method(config, images_seen, model)
+    warn_of_rounding(config["trainer"]["precision"], method)
     if origin is not None:
         origin.check(method, run)
     build.prepare_distance(config, method.distance)
