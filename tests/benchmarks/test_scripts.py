@@ -149,7 +149,7 @@ def test_on_paper_the_exchange_hides_behind_the_backward_pass():
 
 
 def test_half_precision_rounds_small_differences_away(tmp_path, capsys):
-    run(tmp_path / "run", *jobs.TINY, "data=digits", *TINY, "trainer.max_steps=1")
+    run(tmp_path / "run", *jobs.TINY, "data=digits", *TINY, "recipe.lr=0.1", "recipe.ema=0", "trainer.max_steps=3")
     fast = ["--n", "8", "--halvings", "8", "--device", "cpu", "--threads", "1"]
     found = found_by(rounding, tmp_path, capsys, str(tmp_path / "run"), *fast)
     errors = {(row["gap"], row["precision"]): row["error"] for row in found["rows"]}
