@@ -12,7 +12,8 @@ Prints tables of the parts
     numerics      deviation of loss and gradient of the first step from float32, on the same images, noise and weights
     long          a training of 2,000 steps with all levers, in which no loss and no gradient may be NaN or Inf
     from_nothing  Fréchet distance after `--minutes` on CIFAR-10, from fresh weights: a teacher, ECT after a teacher of
-                  half the time, and iCT, with the levers of the long training; see time_to_quality.py
+                  half the time, and iCT, with the levers of the long training, students in float16; see
+                  time_to_quality.py
 
 A part that cannot be measured on this machine is listed with the reason.
 """
@@ -37,7 +38,8 @@ from consistency_models.errors import NonFiniteError
 
 OVERRIDES = ["model=ict", "data=cifar10", "network=ddpmpp", "data.batch_size=512"]
 METHODS = ["sct", "meanflow"]
-FROM_NOTHING = ["model=teacher", time_to_quality.STAGES["ECT"], "model=ict"]
+FINER = "trainer.precision=16-mixed"  # bf16 is too coarse for the small gaps of a student's levels, see rounding.py
+FROM_NOTHING = ["model=teacher", f"{time_to_quality.STAGES['ECT']} {FINER}", f"model=ict {FINER}"]
 LEVERS = ["on_host", "bf16", "bf16+channels_last", "bf16+channels_last+compile", "bf16+compile"]
 PARTS = ["levers", "profile", "methods", "numerics", "long", "from_nothing"]
 NUMERICS = {
