@@ -162,7 +162,7 @@ def weights_of_teacher(model: nn.Module, teacher: nn.Module | None, path: None =
         return
     if getattr(model.network, "lora", None) is not None:  # the weights of adapters are shared with the teacher
         return
-    _copy(teacher, model, "teacher")
+    _copy(teacher, model, "init", "teacher")
 
 
 @facts(reads="a run")
@@ -171,17 +171,17 @@ def weights_of_run(
     model: nn.Module, path: Text | Path, teacher: nn.Module | None = None, weights: Weights | None = None
 ) -> None:
     """Initialise the network with the weights of another run."""
-    _copy(load(path, weights).model, model, f"init.path={path}")
+    _copy(load(path, weights).model, model, "init.path", path)
 
 
 @facts(reads="an official file")
 @checked
 def weights_of_pretrained(model: nn.Module, path: Text | Path, teacher: nn.Module | None = None) -> None:
     """Initialise the network with the weights of an official checkpoint."""
-    _copy(pretrained.load(path).model, model, f"init.path={path}")
+    _copy(pretrained.load(path).model, model, "init.path", path)
 
 
-def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
+def _copy(source: nn.Module, model: nn.Module, key: str, value: object) -> None:
     """Copy weights to a network. Weights for augmentation labels are skipped if the network has no such labels, as ECT.
 
     The layers of a second time are not changed if the source has one time; they are initialised to zero. The same holds
@@ -202,15 +202,18 @@ def _copy(source: nn.Module, model: nn.Module, name: str) -> None:
     for tensor in wanted | weights:
         shape, own_shape = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
         if shape != own_shape:
-            allowed, reason = "the network of the weights", f"{tensor} is {shape} there, {own_shape} here"
-            raise ConfigError("network", name, allowed, "or init=random", reason=reason)
+            allowed, reason = (
+                "a model with the network of this training",
+                f"{tensor} is {shape} there, {own_shape} here",
+            )
+            raise ConfigError(key, value, allowed, "set network as its config.yaml does, or init=random", reason=reason)
     theirs, ours, one = getattr(source, "model", source).preconditioning, model.preconditioning, torch.ones(1)
     if any(not torch.isclose(getattr(theirs, c)(one), getattr(ours, c)(one), atol=0.1) for c in ("c_out", "c_noise")):
         from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # evaluation runs without Lightning
 
         kinds = type(theirs).__name__, type(ours).__name__
         rank_zero_warn(
-            f"{name}: weights that were trained with the preconditioning {kinds[0]} start a model with {kinds[1]}, "
+            f"{key}={value}: weights that were trained with the preconditioning {kinds[0]} start a model with {kinds[1]}, "
             "which calls the network with other noise labels or another sign. Choose the same preconditioning for both"
         )
     model.network.load_state_dict(weights)
