@@ -214,7 +214,6 @@ def _copy(source: nn.Module, model: nn.Module, key: str, value: object) -> None:
         kinds = type(theirs).__name__, type(ours).__name__
         rank_zero_warn(
             f"{key}={value}: weights that were trained with the preconditioning {kinds[0]} start a model with "
-            f"{kinds[1]}, which calls the network with other noise labels or another sign. Choose the same preconditioning "
-            "for both"
+            f"{kinds[1]}, which calls the network with other noise labels or another sign. Choose the same for both"
         )
     model.network.load_state_dict(weights)
