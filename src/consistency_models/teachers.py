@@ -202,11 +202,9 @@ def _copy(source: nn.Module, model: nn.Module, key: str, value: object) -> None:
     for tensor in wanted | weights:
         shape, own_shape = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
         if shape != own_shape:
-            allowed, reason = (
-                "a model with the network of this training",
-                f"{tensor} is {shape} there, {own_shape} here",
-            )
-            raise ConfigError(key, value, allowed, "set network as its config.yaml does, or init=random", reason=reason)
+            reason = f"{tensor} is {shape} there, {own_shape} here"
+            fix = "set network as its config.yaml does, or init=random"
+            raise ConfigError(key, value, "a model with the network of this training", fix, reason=reason)
     theirs, ours, one = getattr(source, "model", source).preconditioning, model.preconditioning, torch.ones(1)
     if any(not torch.isclose(getattr(theirs, c)(one), getattr(ours, c)(one), atol=0.1) for c in ("c_out", "c_noise")):
         from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # evaluation runs without Lightning
