@@ -36,8 +36,7 @@ from consistency_models.evaluation.grids import save_comparison
 from consistency_models.evaluation.plots import save_curves
 
 SHARE = {"teacher": 0.6, "student": 0.4}
-# bf16 rounds the student's outputs by more than those of neighbouring levels differ: benchmarks/rounding.py.
-MODEL = {"teacher": ["model=teacher"], "student": ["model=ect", "recipe.lr=3e-4", "trainer.precision=32-true"]}
+MODEL = {"teacher": ["model=teacher"], "student": ["model=ect", "recipe.lr=3e-4"]}
 STEPS = {"teacher": [18], "student": [1, 2, 4]}
 PROBE = 6  # steps of a measurement
 BATCH = "batch_size=16"  # of the sampler: 1.3 times faster on a CPU than 256
@@ -57,7 +56,7 @@ def train(stage: str, folder: Path, args: argparse.Namespace) -> None:
         raise SystemExit(f"error: {folder} is of {saved}, not of {asked}; choose another --runs")
     if (folder / "DONE").exists():
         return
-    common = ["experiment=cifar10_small", f"data.root={args.root.absolute()}", *args.overrides, *MODEL[stage]]
+    common = ["experiment=cifar10_small", *MODEL[stage], f"data.root={args.root.absolute()}", *args.overrides]
     if not plan.exists():
         seconds = step_seconds(common, PROBE, time.perf_counter)
         steps = max(args.points, round(3600 * args.hours * SHARE[stage] / seconds))
@@ -90,13 +89,18 @@ def minutes_of_a_step(folder: Path) -> float:
     return batch / measuring.median([float(row["train/images_per_second"]) for row in rows]) / 60
 
 
+def counted(n: int, noun: str) -> str:
+    """Return "1 step", "2 steps"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def curve(stage: str, folder: Path, started: float) -> dict[str, list[tuple[float, float]]]:
     """Return metric -> (minutes of training, value) of a stage that started after `started` minutes."""
     minutes, curves = minutes_of_a_step(folder), {}
     for row in metrics(folder):
         for name, value in row.items():
             if name.startswith("val/fd") and value:
-                label = f"{stage}, {name.rpartition('_')[2].removesuffix('step')} steps"
+                label = f"{stage}, {counted(int(name.rpartition('_')[2].removesuffix('step')), 'step')}"
                 curves.setdefault(label, []).append((started + int(row["step"]) * minutes, float(value)))
     return curves
 
@@ -107,7 +111,7 @@ def table(runs: Path, args: argparse.Namespace) -> list[str]:
     for stage in ("student", "teacher"):
         content = json.loads((runs / stage / "evaluation" / "evaluation.json").read_text())
         for each in content["results"]:
-            lines.append(f"| {stage}, {each['steps']} steps | {each['nfe']} | {each['value']:.1f} |")
+            lines.append(f"| {stage}, {counted(each['steps'], 'step')} | {each['nfe']} | {each['value']:.1f} |")
     floor = next(iter(content["floor"].items()))
     return [*lines, f"| real: {floor[0].removeprefix('eval/')} | | {floor[1]:.1f} |"]
 
@@ -119,7 +123,7 @@ def picture(runs: Path, args: argparse.Namespace) -> None:
     labels = student.labels(torch.arange(20))
     rows = {"real": to_float(torch.stack([_nth(real, label, i // 10) for i, label in enumerate(labels.tolist())]))}
     rows["teacher, 35 calls"] = teacher.sample(20, steps=18)
-    rows |= {f"student, {steps} calls": student.sample(20, steps=steps) for steps in (4, 2, 1)}
+    rows |= {f"student, {counted(steps, 'call')}": student.sample(20, steps=steps) for steps in (4, 2, 1)}
     save_comparison(args.out / "samples.png", rows, names=student.names(labels))
 
 
