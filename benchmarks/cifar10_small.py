@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     machine = f"{os.cpu_count()} {platform.machine()} cores, torch {torch.__version__}"
     head = f"{date.today()}, {machine}: {'; '.join(trained)}."
     lines = [head, "", *table(runs, args)]
-    (args.out / "table.md").write_text("\n".join(lines) + "\n")
+    (args.out / "table.txt").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

@@ -13,7 +13,7 @@ import shutil
 import sys
 import sysconfig
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,9 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from consistency_models import conditions
 from consistency_models.app.checks.targets import fact
-from consistency_models.methods.base import Method
 from consistency_models.networks.layout import is_convolutional, prefers_channels_last
 from consistency_models.random import BatchRandom
+
+if TYPE_CHECKING:  # evaluation runs without Lightning
+    from consistency_models.methods.base import Method
 
 log = logging.getLogger(__name__)
 
