@@ -300,5 +300,5 @@ def test_a_teacher_and_its_student_on_a_cpu(tmp_path, monkeypatch):
     for _ in range(2):
         cifar10_small.main(arguments)
         assert {file.name for file in (tmp_path / "out").iterdir()} == {"samples.png", "curve.png", "table.txt"}
-        assert "| student, 1 steps | 1 |" in (tmp_path / "out" / "table.txt").read_text()
+        assert "| student, 1 step | 1 |" in (tmp_path / "out" / "table.txt").read_text()
         monkeypatch.setattr(cifar10_small, "command", None)  # nothing is trained or scored again
