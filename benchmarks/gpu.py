@@ -135,6 +135,13 @@ def from_nothing(lever: str, args: argparse.Namespace) -> None:
     time_to_quality.main([*fixed, "--overrides", *overrides, *train_step.overrides_of(lever)])
 
 
+def store(results: dict[str, Any], part: str, columns: dict[str, str], file: Path | None) -> None:
+    """Print the table of a part, and write all results so far: the machine may be lent for a short time."""
+    print(measuring.table(results[part], columns))
+    if file:
+        file.write_text(json.dumps(results, indent=1))
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     made = measuring.parser(__doc__)
@@ -170,7 +177,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     timing.overrides, timing.clock = overrides[1:], "wall"
     if "levers" in args.parts:
         results["rows"] = train_step.measure("ict", timing)
-    measuring.report(results, train_step.COLUMNS, args.json)  # each part is written as soon as it is measured
+    measuring.report(results, train_step.COLUMNS, args.json)
     if "profile" in args.parts:
         step = Profile(args.device)
         Case([*overrides, *train_step.overrides_of("bf16")], args.device).train(5, step)
@@ -178,16 +185,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if "methods" in args.parts:
         timing.levers = ["bf16"]
         results["methods"] = [row for model in METHODS for row in train_step.measure(model, timing)]
-        print(measuring.table(results["methods"], train_step.COLUMNS))
+        store(results, "methods", train_step.COLUMNS, args.json)
     if "numerics" in args.parts:
         results["numerics"] = deviations(args.levers, overrides, args.device)
-        print(measuring.table(results["numerics"], NUMERICS))
+        store(results, "numerics", NUMERICS, args.json)
     if "long" in args.parts:
         results["long"] = [endurance(best, args.long, overrides, args.device)]
-        print(measuring.table(results["long"], LONG))
+        store(results, "long", LONG, args.json)
     print(*(f"not measured here: {part} ({reason})" for part, reason in missing.items()), sep="\n")
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1))
     if args.cifar10 is not None and "from_nothing" in args.parts:  # takes most of the time; it has a file of its own
         from_nothing(best, args)
     return results
