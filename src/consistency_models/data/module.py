@@ -150,7 +150,8 @@ class DataModule(LightningDataModule):
             mirrored = (batch.rows.rand("flip") < 0.5).to(images.device, non_blocking=True)
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         if images.dtype == torch.uint8:
-            images = images.float().div_(127.5).sub_(1)
+            # CUDA multiplies by the reciprocal of a number, which rounds otherwise than a CPU; it divides by a tensor.
+            images = images.float().div_(torch.full((), 127.5, device=images.device)).sub_(1)
         labels = batch.labels if self.conditional else None
         if isinstance(batch.labels, Prompt):
             labels = self._drawn(batch.labels, batch.rows)
