@@ -78,7 +78,7 @@ def test_on_a_cpu_an_extractor_is_called_with_the_images_that_it_asks_for(device
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
 def test_a_device_that_the_machine_does_not_have():
-    with pytest.raises(ConfigError, match="features.device=cuda is not allowed"):
+    with pytest.raises(ConfigError, match=r"features\.device=cuda is not allowed"):
         Evaluation(points(8), Identity, [FrechetDistance()], device="cuda")
 
 
