@@ -17,7 +17,6 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 
-from consistency_models.app import multirun  # noqa: F401  registers the resolver of conf/
 from consistency_models.app.checks import Composer, check
 from consistency_models.errors import Exit, command
 
