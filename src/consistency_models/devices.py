@@ -1,12 +1,22 @@
-"""The device that a command names."""
+"""The device that a command names, and the cores and threads of a process. The launcher counts cores without torch."""
 
 from __future__ import annotations
 
-import torch
+import os
 
 from consistency_models.errors import ConfigError
 
-__all__ = ["chosen_device"]
+__all__ = ["available_cores", "chosen_device", "cpu_threads"]
+
+
+def available_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_threads(processes: int) -> int:
+    """Number of threads of each of `processes` processes that share the cores."""
+    return max(1, int(os.environ.get("OMP_NUM_THREADS", available_cores())) // processes)
 
 
 def chosen_device(name: str, key: str = "device") -> str:
@@ -19,6 +29,8 @@ def chosen_device(name: str, key: str = "device") -> str:
     Raises:
         ConfigError: this machine has no such device.
     """
+    import torch
+
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -22,7 +22,6 @@ from consistency_models.app import build
 from consistency_models.app.acceleration import warn_of_rounding, with_acceleration
 from consistency_models.app.checks.targets import fact
 from consistency_models.app.commands import command
-from consistency_models.app.devices import cpu_threads
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.loggers import MetricsCSV, build_loggers, finish_wandb
 from consistency_models.app.ode_error import build_ode_error
@@ -35,6 +34,7 @@ from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.callbacks.micro_batches import MicroBatches
 from consistency_models.callbacks.stopping import StoppedBySignal, stoppable
 from consistency_models.data_spec import listed
+from consistency_models.devices import cpu_threads
 from consistency_models.errors import ConfigError, DataError, Exit, NonFiniteError, pasteable
 from consistency_models.methods.base import Method
 from consistency_models.random import seed_of
@@ -90,7 +90,8 @@ def run_job(config: dict[str, Any], folder: str | Path) -> tuple[Exit, float | N
 
 def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     quiet()
-    torch.set_num_threads(cpu_threads(config["trainer"]))
+    devices, on_cpu = config["trainer"]["devices"], config["trainer"]["accelerator"] == "cpu"
+    torch.set_num_threads(cpu_threads(devices if on_cpu and isinstance(devices, int) else 1))
     started = time.perf_counter()
     config = with_pipeline(config)
     resume = find_checkpoint(config)

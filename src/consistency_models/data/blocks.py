@@ -12,7 +12,8 @@ import torch
 
 from consistency_models.data.decoding import KINDS, Decoder
 from consistency_models.data.encoded import EncodedImages
-from consistency_models.data.workers import WorkerLoader, available_cores
+from consistency_models.data.workers import WorkerLoader
+from consistency_models.devices import available_cores
 from consistency_models.errors import DataError
 
 __all__ = ["Images"]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from consistency_models.data.blocks import Images
-from consistency_models.data.workers import WorkerLoader, available_cores
+from consistency_models.data.workers import WorkerLoader
+from consistency_models.devices import available_cores
 
 __all__ = ["Batches", "LazyImages"]
 

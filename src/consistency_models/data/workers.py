@@ -1,8 +1,7 @@
-"""Worker processes of data loaders: signals, errors, and their number."""
+"""Worker processes of data loaders: signals and errors."""
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +11,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from consistency_models.errors import DataError
 
-__all__ = ["WorkerLoader", "available_cores"]
-
-
-def available_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+__all__ = ["WorkerLoader"]
 
 
 class WorkerLoader(DataLoader):

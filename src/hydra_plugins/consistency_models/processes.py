@@ -24,6 +24,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 
+from consistency_models.devices import available_cores
 from consistency_models.values import Count, Size, Text, checked
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class Processes(Launcher):
     def places(self) -> list[dict[str, str]]:
         """Environment variables of each parallel job."""
         gpus = visible_gpus() if self.gpus is None else list(map(str, self.gpus))
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = available_cores()
         jobs = self.jobs or len(gpus) or cores
         share = {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
         return [share | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}) for i in range(jobs)]

@@ -20,8 +20,8 @@ from rich.text import Text
 from torch import Tensor
 
 from consistency_models.app.checks.strangers import check_links
-from consistency_models.app.devices import cpu_threads
 from consistency_models.conditions import Prompt
+from consistency_models.devices import cpu_threads
 from consistency_models.errors import ConfigError
 from consistency_models.sampling.batches import blocks
 from consistency_models.sampling.generator import Generator
@@ -129,7 +129,7 @@ class Producer:
             devices = context.Queue()
             for device in self.devices:
                 devices.put(device)
-            threads = cpu_threads({"accelerator": "cpu", "devices": len(self.devices)})
+            threads = cpu_threads(len(self.devices))
             arguments = (self.run, self.generator.weights, self.generator.prompts, devices, threads)
             arguments = (*arguments, context.Barrier(len(self.devices)))
             self.executor = ProcessPoolExecutor(len(self.devices), context, _start_worker, arguments)
