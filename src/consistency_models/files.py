@@ -1,4 +1,5 @@
-"""Small files of strangers, read from regular files only and with bounded sizes; kinds of files; atomic writing.
+"""Small files of strangers, read from regular files only and with bounded sizes; kinds and checksums of files; atomic
+writing.
 
 This module does not import torch, because the check of a command uses it.
 """
@@ -6,6 +7,7 @@ This module does not import torch, because the check of a command uses it.
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -29,6 +31,8 @@ __all__ = [
     "read_text",
     "read_yaml",
     "replaced",
+    "sha256_of",
+    "sync",
     "write_atomically",
 ]
 
@@ -50,6 +54,16 @@ def open_regular(path: str | Path) -> io.BufferedReader:
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return os.fdopen(handle, "rb")
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file of any size, hexadecimal.
+
+    Raises:
+        OSError: see `open_regular`.
+    """
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(path: str | Path, folder: str | Path | None = None, limit: int = MAX_BYTES) -> str:
@@ -172,6 +186,19 @@ def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as part:
         part.write_text(text)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk; no effect where folders cannot be opened.
+
+    A new or renamed file survives a power failure when its folder is flushed.
+    """
+    with suppress(PermissionError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _check_inside(path: str | Path, folder: str | Path | None) -> None:

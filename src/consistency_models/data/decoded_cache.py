@@ -34,6 +34,7 @@ from filelock import FileLock, Timeout
 from consistency_models.data.blocks import Images
 from consistency_models.data.image_set import sigma_data
 from consistency_models.errors import DataError
+from consistency_models.files import sync
 
 __all__ = ["Decoded", "cached"]
 
@@ -203,10 +204,10 @@ def _decoded(images: Images, folder: Path) -> Decoded:
         kept, content = _decode(images, temporary)
         (temporary / "digests.json").write_text(json.dumps(_digests(content, kept)))
         for name in (*FILES, ""):
-            _sync(temporary / name)
+            sync(temporary / name)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except (DataError, OSError):  # other exceptions, such as KeyboardInterrupt, leave what the next run continues
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -270,16 +271,6 @@ def _write(path: Path, text: str) -> None:
     temporary = path.with_suffix(".new")
     temporary.write_text(text)
     os.replace(temporary, path)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or a folder's entries to the disk. Does nothing on systems where folders cannot be opened."""
-    with suppress(PermissionError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _write_header(file: BinaryIO, shape: tuple) -> None:

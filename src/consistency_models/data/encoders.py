@@ -5,7 +5,6 @@ Only classes that are named here are built, and only safetensors files are read:
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from consistency_models.data.files import content_of
 from consistency_models.errors import DataError, import_extra
+from consistency_models.files import sha256_of
 
 __all__ = ["Encoders"]
 
@@ -113,8 +113,7 @@ class Encoders:
         options: dict[str, Any] = {"local_files_only": True}
         if part in WEIGHTS:
             file, variant = _weights(place, WEIGHTS[part])
-            with open(file, "rb") as weights:
-                self.digests[part] = hashlib.file_digest(weights, "sha256").hexdigest()
+            self.digests[part] = sha256_of(file)
             options |= {"use_safetensors": True, "variant": variant, "torch_dtype": torch.float32}
         try:
             made = getattr(library, name).from_pretrained(str(place), **options)

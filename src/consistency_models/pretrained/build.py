@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from consistency_models.errors import CheckpointError
 from consistency_models.noise.preconditioned import Preconditioned
 
-__all__ = ["Pretrained", "fill"]
+__all__ = ["Pretrained", "check_shapes", "fill"]
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,20 @@ def fill(make: Callable[[], nn.Module], weights: dict[str, Tensor]) -> nn.Module
         CheckpointError: a name or a shape differs.
     """
     with torch.device("meta"):
-        expected = {name: tuple(value.shape) for name, value in make().state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in {**expected, **found}:
-        if expected.get(name) != found.get(name):
-            raise CheckpointError(f"{name} of shape {expected.get(name)}", f"{found.get(name)}")
+        expected = make().state_dict()
+    check_shapes(expected, {name: tuple(value.shape) for name, value in weights.items()})
     network = make()
     network.load_state_dict(weights)
     return network.requires_grad_(False)
+
+
+def check_shapes(own: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the tensors of a network with the names and shapes that a file has.
+
+    Raises:
+        CheckpointError: a name or a shape differs.
+    """
+    expected = {name: tuple(value.shape) for name, value in own.items()}
+    for name in {**expected, **found}:
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(f"{name} of shape {expected.get(name)}", f"{found.get(name)}")

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from consistency_models.errors import CheckpointError, import_extra, naming
-from consistency_models.files import PIPELINE_INDEX, is_pipeline
+from consistency_models.files import PIPELINE_INDEX, is_pipeline, sha256_of
 from consistency_models.networks.diffusers import UNet
 from consistency_models.noise.discrete import Discrete
 from consistency_models.noise.preconditioned import Preconditioned
-from consistency_models.pretrained.build import Pretrained
+from consistency_models.pretrained.build import Pretrained, check_shapes
 from consistency_models.sampling.table import DDIM, LCM
 
 __all__ = ["Pipeline", "load_pipeline", "read_pipeline"]
@@ -101,7 +101,7 @@ def load_pipeline(path: Path | str) -> Pretrained:
         files = weight_files(pipeline.unet)
         network = partial(UNet, config=pipeline.config)
         filled = _filled(network, pipeline.config, files)
-        table, digests = Discrete(**pipeline.table), [_digest(file) for file in files]
+        table, digests = Discrete(**pipeline.table), [sha256_of(file) for file in files]
         return Pretrained(
             model=Preconditioned(filled, table).eval(),
             kind="diffusers",
@@ -220,12 +220,9 @@ def _filled(network: partial[UNet], config: dict[str, Any], files: list[Path]) -
     check_blocks(config, len(shapes))
     with torch.device("meta"):
         built = network()
-    expected = {name: tuple(value.shape) for name, value in built.unet.state_dict().items()}
+    expected = built.unet.state_dict()
     names = {name: name if name in expected else _renamed(name) for name in shapes}
-    found = {names[name]: shape for name, shape in shapes.items()}
-    for name in {**expected, **found}:
-        if expected.get(name) != found.get(name):
-            raise CheckpointError(f"{name} of shape {expected.get(name)}", f"{found.get(name)}")
+    check_shapes(expected, {names[name]: shape for name, shape in shapes.items()})
     weights = {names[name]: value for name, value in _tensors(files)}
     built.unet.load_state_dict(weights, assign=True)  # no random weights are drawn
     return built.requires_grad_(False)
@@ -265,8 +262,3 @@ def check_blocks(config: dict[str, Any], tensors: int) -> None:
         blocks *= largest(config.get(key))
     if blocks > max(tensors, 1):
         raise CheckpointError(f"a network of {tensors} tensors", f"the configuration of one of {blocks} blocks")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

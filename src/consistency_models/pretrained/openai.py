@@ -6,7 +6,6 @@ has no description: the network follows from the shapes, and the kind (teacher o
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from consistency_models.errors import CheckpointError, naming
+from consistency_models.files import sha256_of
 from consistency_models.networks.openai_adm import OpenAIUNet
 from consistency_models.noise.preconditioned import Preconditioned
 from consistency_models.noise.preconditioning import EDM, Boundary
@@ -84,7 +84,7 @@ def load_openai(path: Path | str, consistency: bool | None = None, network: nn.M
             image_size=network.image_size,
             channels=network.channels,
             num_classes=network.num_classes,
-            digest=digest(path),
+            digest=sha256_of(path),
             steps=(1, 2) if consistency else (40,),
             recipe=recipe,
         )
@@ -115,9 +115,3 @@ def network_of(weights: dict[str, Tensor]) -> tuple[OpenAIUNet, partial]:
         except CheckpointError as error:
             refusals.append(f"{family}: expected {error.expected}, found {error.found}")
     raise CheckpointError("the weights of a published network", "; ".join(refusals))
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,14 +14,13 @@ import hashlib
 import os
 import zipfile
 from collections import OrderedDict
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from consistency_models.errors import CheckpointError
-from consistency_models.files import COMMENT, MARK, open_regular, replaced
+from consistency_models.files import COMMENT, MARK, open_regular, replaced, sync
 
 __all__ = ["CheckpointError", "digest_of", "newest_good", "read", "write"]
 
@@ -53,7 +52,7 @@ def write(content: dict[str, Any], path: str | Path) -> None:
             file.write(MARK + digest.encode())
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         if error.filename is not None:
             raise
@@ -132,16 +131,6 @@ def newest_good(folder: str | Path) -> Path | None:
             continue
         return path
     return None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Synchronise the folder, so that a new name survives a power failure; no effect where folders cannot be opened."""
-    with suppress(PermissionError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _check_read(content: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from consistency_models.files import sha256_of
 from consistency_models.storage.cache import cache_folder
 from consistency_models.storage.fetching import fetch
 
@@ -95,8 +95,7 @@ class Weights:
         Raises:
             ValueError: the file is not the published one.
         """
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(path)
         if found != self.sha256:
             raise ValueError(
                 f"weights: {path} has SHA-256 {found[:16]}..., the published file {self.sha256[:16]}...: it is damaged "

@@ -6,7 +6,6 @@ by name, are built: see `consistency_models.trust`.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -25,10 +24,11 @@ from torch.overrides import TorchFunctionMode
 
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import CheckpointError, import_extra, naming
-from consistency_models.files import is_checkpoint, is_pipeline, open_regular
+from consistency_models.files import is_checkpoint, is_pipeline, sha256_of
 from consistency_models.networks.layout import prefers_channels_last, set_channels_last
 from consistency_models.networks.lora import share_base, shared_names
 from consistency_models.noise.preconditioned import Preconditioned
+from consistency_models.pretrained.build import check_shapes
 from consistency_models.pretrained.convert import checkpoint_of
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage.checkpoints import digest_of, read
@@ -183,10 +183,7 @@ def filled_model(config: dict[str, Any], weights: dict[str, Any], base: nn.Modul
     if base is not None:
         share_base(model.network, base.network)
     own = {name: value for name, value in model.state_dict().items() if name not in shared}
-    expected, found = ({name: tuple(value.shape) for name, value in side.items()} for side in (own, weights))
-    for name in {**expected, **found}:
-        if expected.get(name) != found.get(name):
-            raise CheckpointError(f"{name} of shape {expected.get(name)}", f"{found.get(name)}")
+    check_shapes(own, {name: tuple(value.shape) for name, value in weights.items()})
     for name in ("c_skip", "c_out", "c_in", "c_noise"):
         if getattr(model.preconditioning, name)(torch.ones(2)).shape != (2,):  # once: a number may be of a wrong type
             raise CheckpointError(f"a preconditioning with {name} of one number for each level", model.preconditioning)
@@ -284,8 +281,7 @@ def read_safetensors(path: Path | str) -> dict[str, Any]:
     """
     safetensors = import_extra("safetensors")
     with naming(path, "a safetensors file that consistency_models.export wrote"):
-        with open_regular(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(path)
         with safetensors.safe_open(path, framework="pt") as file:
             said = json.loads((file.metadata() or {})[HEADER])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
