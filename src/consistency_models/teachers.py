@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,9 +86,7 @@ def _check_fits(teacher: nn.Module, key: str, path: str, data: DataSpec) -> None
 def run_teacher(path: Text, weights: Weights | None = None) -> nn.Module:
     """Load the model of another run, with its averaged weights."""
     generator = load(path, weights)
-    generator.model.is_consistency_model = _samples_consistency_models(generator.make_sampler)
-    generator.model.origin = generator.origin | {"path": _absolute(generator.origin["path"])}
-    return generator.model
+    return _as_teacher(generator.model, generator.origin, generator.make_sampler)
 
 
 @facts(reads="an official file")
@@ -101,9 +98,7 @@ def official_teacher(path: Text, kinds: Annotated[Sequence[Text], MinLen(1), Dis
         raise ConfigError(
             "teacher.path", path, f"a file of kind {', '.join(kinds)}", reason=f"this one is {loaded.kind}"
         )
-    loaded.model.origin = {"path": _absolute(path), "digest": loaded.digest}
-    loaded.model.is_consistency_model = _samples_consistency_models(loaded.recipe["sampler"])
-    return loaded.model
+    return _as_teacher(loaded.model, {"path": path, "digest": loaded.digest}, loaded.recipe["sampler"])
 
 
 @facts(reads="a pipeline", needs_package="diffusers")
@@ -111,20 +106,23 @@ def official_teacher(path: Text, kinds: Annotated[Sequence[Text], MinLen(1), Dis
 def diffusers_teacher(path: Text) -> nn.Module:
     """Load the U-Net of a diffusers pipeline from its folder, with the scalings of the scheduler."""
     loaded = pretrained.load_pipeline(path)
-    loaded.model.origin = {"path": _absolute(path), "digest": loaded.digest}
-    loaded.model.is_consistency_model = _samples_consistency_models(loaded.recipe["sampler"])
-    return loaded.model
+    return _as_teacher(loaded.model, {"path": path, "digest": loaded.digest}, loaded.recipe["sampler"])
 
 
-def _absolute(path: str) -> str:
-    """The path as a checkpoint names it, which is loaded from any working directory."""
-    return str(Path(path).expanduser().absolute())
+def _as_teacher(model: nn.Module, origin: dict[str, Any], make_sampler: Any) -> nn.Module:
+    """Mark a model with its origin, and with the fact whether its sampler is one of consistency models.
 
+    A checkpoint names the absolute path, which is loaded from any working directory.
 
-def _samples_consistency_models(make_sampler: partial) -> bool:
-    """Whether the sampler, built by a partial of its class or of a class method, samples consistency models."""
-    maker: Any = make_sampler.func
-    return getattr(getattr(maker, "__self__", maker), "of_consistency_models", False)
+    Args:
+        model: the model.
+        origin: at least path and digest of the file.
+        make_sampler: a partial of the class of the sampler, or of a class method.
+    """
+    model.origin = origin | {"path": str(Path(origin["path"]).expanduser().absolute())}
+    sampler = getattr(make_sampler.func, "__self__", make_sampler.func)
+    model.is_consistency_model = getattr(sampler, "of_consistency_models", False)
+    return model
 
 
 def _hides_labels(network: nn.Module) -> bool:
