@@ -134,10 +134,11 @@ def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(form.format(**row) for form in columns.values())} |" for row in rows)])
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """Build a parser with the arguments that all benchmarks share."""
+def parser(description: str, rounds: bool = True) -> argparse.ArgumentParser:
+    """Build a parser with the arguments that all benchmarks share, without --rounds for a benchmark of no times."""
     shared = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shared.add_argument("--rounds", type=int, default=5, help="interleaved repeats; the median is shown")
+    if rounds:
+        shared.add_argument("--rounds", type=int, default=5, help="interleaved repeats; the median is shown")
     shared.add_argument("--threads", type=int, default=torch.get_num_threads())
     shared.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     shared.add_argument("--json", type=Path, help="file to which the results are written as JSON")

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from pathlib import Path
 from typing import Any
 
 import measuring
@@ -66,13 +65,10 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure and print, write JSON if `--json` is given, and return the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring.parser(__doc__, rounds=False)
     parser.add_argument("run", help="what `load` takes")
     parser.add_argument("--n", type=int, default=64, help="images")
     parser.add_argument("--halvings", type=int, default=10, help="gaps 1/2, 1/4, … of this number")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--json", type=Path, help="file to which the results are written as JSON")
     args = parser.parse_args(arguments)
     results = measuring.machine(args)
     results["rows"] = measure(args)

@@ -52,14 +52,12 @@ class Stopwatch:
             self.stack.pop()
             self.mark()
 
-    def around(self, owner: Any, method: str, name: str, when: Callable[[], bool] = lambda: True) -> Any:
+    def around(self, owner: Any, method: str, name: str) -> Any:
         """Return a patch that counts calls of `owner.method` for a part."""
         function = getattr(owner, method)
 
         @wraps(function)
         def timed(*args: Any, **named: Any) -> Any:
-            if not when():
-                return function(*args, **named)
             with self.part(name):
                 return function(*args, **named)
 
