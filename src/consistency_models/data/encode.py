@@ -96,17 +96,13 @@ def encode(
     try:
         with FileLock(f"{part}.lock", timeout=0):
             counts = _Encoding(encoders, work, part, size, batch_size, bad_images == "skip").run(skipped)
-            os.replace(part, _emptied(out))
+            if out.is_dir():
+                out.rmdir()
+            os.replace(part, out)
     except Timeout as error:
         raise DataError(f"{part} is being written by another process: wait for it, or choose another folder") from error
     Path(f"{part}.lock").unlink(missing_ok=True)
     return counts
-
-
-def _emptied(out: Path) -> Path:
-    if out.is_dir():
-        out.rmdir()
-    return out
 
 
 class _Encoding:

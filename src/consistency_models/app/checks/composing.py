@@ -252,7 +252,8 @@ def resolved(config: DictConfig, job: int | None = None) -> tuple[dict[str, Any]
             OmegaConf.set_readonly(hydra_config, False)
             hydra_config.runtime.output_dir = folder
             del config["hydra"]
-        content = settings(config)
+        content = OmegaConf.to_container(config, resolve=True)
+        content.pop("sweep", None)  # the grids of its sweep
         if mistake is not None:
             raise mistake
         return content, folder
@@ -262,13 +263,6 @@ def resolved(config: DictConfig, job: int | None = None) -> tuple[dict[str, Any]
         raise ConfigErrors([problem(key, "${…}", allowed, reason=one_line(error))]) from error
     finally:
         HydraConfig.instance().cfg = None
-
-
-def settings(config: DictConfig) -> dict[str, Any]:
-    """Return the configuration of a job with resolved interpolations, without the grids of its sweep."""
-    content = OmegaConf.to_container(config, resolve=True)
-    content.pop("sweep", None)
-    return content
 
 
 def _ends(override: Override) -> list[str]:

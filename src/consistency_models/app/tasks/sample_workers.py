@@ -14,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -158,7 +159,7 @@ class Producer:
             labels_of = None if classes is None else lambda indices: _classes(indices, classes)
             yield from zip(parts, self.generator.batches(parts, sampler, self.seed, labels_of))
             return
-        futures = {self.executor.submit(_make_in_worker, *job): job[2] for job in jobs}
+        futures = {self.executor.submit(_call_in_worker, _images, *job): job[2] for job in jobs}
         for future, images in self._wait(futures):
             yield futures.pop(future), torch.from_numpy(images)
 
@@ -183,14 +184,14 @@ class Producer:
             raise ConfigError("devices", len(self.devices), fewer, reason=reason) from error
 
 
-def make(
+def _images(
     generator: Generator, sampler: Any, seed: int, indices: range, classes: list[int] | None, block: int
-) -> Tensor:
+) -> np.ndarray:
     """Generate the images of these indices."""
     labels = None if classes is None else _classes(torch.arange(indices.start, indices.stop), classes)
     return generator.sample(
         len(indices), seed=seed, labels=labels, batch_size=block, first=indices.start, sampler=sampler
-    )
+    ).numpy()
 
 
 def _classes(indices: Tensor, classes: list[int]) -> Tensor:
@@ -219,10 +220,6 @@ def _wait_until_started() -> None:
 
 def _call_in_worker(function: Callable[..., Any], *job: Any) -> Any:
     return function(_generator, *job)
-
-
-def _make_in_worker(*job: Any) -> Any:
-    return make(_generator, *job).numpy()
 
 
 def _devices(device: str, count: int) -> list[str]:
