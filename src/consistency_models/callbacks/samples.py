@@ -60,13 +60,8 @@ class SampleGrids(StepCallback):
         film_every_n_steps: Size | None = None,
         **_: Any,
     ) -> None:
-        self.folder, self.every_n_steps, self.columns, self.rows, self.points = (
-            Path(folder),
-            every_n_steps,
-            columns,
-            rows,
-            points,
-        )
+        self.folder, self.every_n_steps = Path(folder), every_n_steps
+        self.columns, self.rows, self.points = columns, rows, points
         self.generator, self.evaluation, self.settings = generator, evaluation, settings
         self.is_scatter = not generator.clamp and not evaluation.data.is_latent
         self.film: Film | None = None

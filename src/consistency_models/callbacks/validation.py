@@ -47,13 +47,8 @@ class Validation(StepCallback):
         settings: dict[str, Any],
         ode_error: Callable[..., ODEError] | None = None,
     ) -> None:
-        self.every_n_steps, self.generator, self.evaluation, self.settings = (
-            every_n_steps,
-            generator,
-            evaluation,
-            settings,
-        )
-        self.make_ode_error = ode_error
+        self.every_n_steps, self.make_ode_error = every_n_steps, ode_error
+        self.generator, self.evaluation, self.settings = generator, evaluation, settings
         self.monitor: str | None = None
         self.final: dict[str, float] = {}
         self.best: dict[str, Any] = {}

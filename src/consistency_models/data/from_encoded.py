@@ -39,7 +39,6 @@ def image_set(
         bad_images: treatment of images that cannot be decoded or differ in size from the others: "error" raises, "skip"
             warns with their number.
         cache_dir: folder of the cache of decoded images, which later runs reuse; None holds the images in memory.
-
         storage: "decoded" decodes all images once; "encoded" decodes images whenever they are used.
 
     Raises:

@@ -48,12 +48,8 @@ class AlignYourFlow(FlowMap):
         **arguments,
     ) -> None:
         super().__init__(**arguments)
-        self.warmup_steps, self.q_max, self.tangent_norm, self.difference = (
-            warmup_steps,
-            q_max,
-            tangent_norm,
-            difference,
-        )
+        self.warmup_steps, self.q_max = warmup_steps, q_max
+        self.tangent_norm, self.difference = tangent_norm, difference
 
     def target(self, step: Step) -> Tensor:
         """u⁻ + g, shape of x; u⁻ is the online output, so that u - u⁻ is 0 at any precision."""

@@ -27,7 +27,7 @@ from consistency_models.methods.differences import central_difference
 from consistency_models.networks.layout import differentiable_norms
 from consistency_models.networks.lora import shared_names
 from consistency_models.noise.preconditioned import Preconditioned
-from consistency_models.noise.schedules import Levels
+from consistency_models.noise.schedules import Levels, per_image
 from consistency_models.optim.ema import ema_update
 from consistency_models.optim.optimizers import match_layouts
 from consistency_models.optim.sharding import local_shards
@@ -68,7 +68,7 @@ class Step:
 
     def at(self, s: Tensor) -> Tensor:
         """x + s·noise for levels s of shape (B,): the same images and noise at another level."""
-        return self.x + s.to(self.x.dtype).view(-1, *[1] * (self.x.ndim - 1)) * self.noise
+        return self.x + per_image(s.to(self.x.dtype), self.x) * self.noise
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

@@ -15,14 +15,7 @@ import torch.nn.functional as F
 from annotated_types import MinLen
 from torch import Tensor, nn
 
-from consistency_models.networks.layers import (
-    Conv2d,
-    Linear,
-    PositionalEmbedding,
-    UNetBlock,
-    check_levels,
-    group_norm,
-)
+from consistency_models.networks.layers import Conv2d, Linear, PositionalEmbedding, UNetBlock, check_levels, group_norm
 from consistency_models.networks.network import Network
 from consistency_models.trust import loadable
 from consistency_models.values import BelowOne, Count, Share, Size, checked

@@ -22,12 +22,7 @@ log = logging.getLogger(__name__)
 BLOCK = 1 << 18
 LIMIT = 8 << 30  # bytes: an upper bound of published files, for servers that send without end
 PAUSE = 1.0  # seconds before a transfer that broke off is resumed
-BROKEN = (
-    ConnectionError,
-    TimeoutError,
-    ssl.SSLError,
-    http.client.HTTPException,
-)  # an error of the disk is not among them
+BROKEN = (ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)  # an error of the disk is none
 
 
 def fetch(url: str, path: str | Path, checksum: str, timeout: float = 30.0) -> Path:

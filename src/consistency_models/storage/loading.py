@@ -38,13 +38,7 @@ from consistency_models.trust import advice, fixed_arguments
 __all__ = ["build_model", "checkpoint_file", "instantiate", "load", "read_safetensors"]
 
 HEADER, HEADER_SCHEMA = "consistency_models", 1  # key and version of the description in exports
-PARTS = (
-    "network",
-    "preconditioning",
-    "sampler",
-    "data",
-    "features",
-)  # parts of a configuration that are built from a file
+PARTS = ("network", "preconditioning", "sampler", "data", "features")  # of a configuration, built from a file
 DATA_MODULE = "consistency_models.data.DataModule"  # has the mark; to look would import Lightning, which takes seconds
 BASE = ".base_layer."  # in the names of the weights below adapters
 MAX_SIZE, MAX_STEPS = 4096, 10_000
@@ -322,9 +316,7 @@ def _plain(value: Any) -> Any:
 
 def _check_targets(part: str, node: Any, trust: Sequence[str]) -> None:
     """Check all objects in a part of a configuration, and set the arguments that a file cannot choose."""
-    if (
-        isinstance(node, str) and "${" in node
-    ):  # it would be resolved, and could become a target that is not written here
+    if isinstance(node, str) and "${" in node:  # it could be resolved to a target that is not written here
         raise CheckpointError("plain values, without ${", f"{part} with one")
     if isinstance(node, dict):
         if "_target_" in node:

@@ -203,8 +203,7 @@ FOREIGN: dict[str, dict[str, Any]] = {
 def kind_of(task: str, key: str) -> Any:
     """Return the type of a setting, None if there is no such setting."""
     key = re.sub(r"\.\d+(?=\.|$)", ".*", key)
-    if task == "eval" and not key.startswith(
-        ("data.", "features.", "sampler.")
-    ):  # these three replace the groups of the run
+    replaced = ("data.", "features.", "sampler.")  # eval.py can replace these groups of the run
+    if task == "eval" and not key.startswith(replaced):
         return EVAL.get(key) or HYDRA.get(key.rpartition(".")[2])
     return TRAIN.get(key) or FREE.get(key) or HYDRA.get(key.rpartition(".")[2])

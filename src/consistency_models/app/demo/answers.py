@@ -16,14 +16,8 @@ import torch
 from torch import Tensor
 
 from consistency_models.app.demo.runs import Condition, Run
-from consistency_models.sampling.editing import (
-    Colorization,
-    Inpainting,
-    SuperResolution,
-    Unconstrained,
-    slerp,
-)
-from consistency_models.sampling.generator import ImageNoise
+from consistency_models.sampling.batches import ImageNoise
+from consistency_models.sampling.editing import Colorization, Inpainting, SuperResolution, Unconstrained, slerp
 
 __all__ = ["EDITS", "Call", "Edit", "Edited", "Samples", "Settings", "edited", "interpolated", "sampled"]
 

@@ -54,10 +54,8 @@ def samplers_of(config: dict[str, Any], generator: Generator) -> list[Any]:
         raise ConfigError("steps", counts, "step counts of the sampler", fix, reason=str(error)) from error
     for sampler in samplers:
         if min(sampler.sigmas) < generator.lowest:
-            allowed, reason = (
-                f"levels from {generator.lowest:g} up",
-                "the model was not trained at other levels (model=tcm)",
-            )
+            allowed = f"levels from {generator.lowest:g} up"
+            reason = "the model was not trained at other levels (model=tcm)"
             raise ConfigError("sigmas", list(sampler.sigmas), allowed, reason=reason)
     return samplers
 

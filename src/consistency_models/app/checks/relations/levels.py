@@ -30,10 +30,8 @@ def ranges(config: Config, choices: Choices) -> Problems:
 def levels(config: Config, choices: Choices) -> Problems:
     """The model is trained on the levels of the sampler, and schedule and preconditioning have the same range."""
     schedule, sampler, preconditioning = config["schedule"], config["sampler"], config["preconditioning"]
-    transition, called = (
-        config["model"].get("transition") or 0.0,
-        ("sigma_mid" if "sigma_mid" in sampler else "sigma_min"),
-    )
+    transition = config["model"].get("transition") or 0.0
+    called = "sigma_mid" if "sigma_mid" in sampler else "sigma_min"
     if called in sampler and sampler[called] < transition:
         fix, reason = "choose sampler=consistency_truncated", "the model is trained on no levels below"
         allowed = f"at least model.transition={transition}"
@@ -55,12 +53,10 @@ def table(config: Config, choices: Choices) -> Problems:
     for group in ("schedule", "sampler"):
         scalings = config[group].get("scalings")
         if scalings is not None and not fact(scalings, "has_table"):
-            chosen, names = (
-                choices.get("preconditioning"),
-                [option for option, node in choices.options("preconditioning") if fact(node, "has_table")],
-            )
+            chosen, fix = choices.get("preconditioning"), f"or choose another {group}"
+            names = [option for option, node in choices.options("preconditioning") if fact(node, "has_table")]
             reason = f"{group}={choices.get(group)} takes its levels from a table"
-            yield problem("preconditioning", chosen, ", ".join(names), f"or choose another {group}", reason=reason)
+            yield problem("preconditioning", chosen, ", ".join(names), fix, reason=reason)
             return
 
 
@@ -82,10 +78,8 @@ def schedule(config: Config, choices: Choices) -> Problems:
     if levels == "levels above a transition" and {"share", "transition"} <= schedule.keys():
         batch, transition = config["data"]["batch_size"], config["model"].get("transition")
         if schedule["share"] and schedule["share"] * batch < 1:
-            allowed, reason = (
-                f"at least {math.ceil(1 / schedule['share'])}",
-                f"schedule.share={schedule['share']} is no row",
-            )
+            allowed = f"at least {math.ceil(1 / schedule['share'])}"
+            reason = f"schedule.share={schedule['share']} is no row"
             yield problem("data.batch_size", batch, allowed, reason=reason)
         if transition is not None and schedule["transition"] != transition:
             allowed = f"model.transition={transition}"

@@ -32,10 +32,8 @@ def teacher(config: Config, choices: Choices) -> Problems:
     reads = fact(config["teacher"], "reads", "a file")
     if needs and not given:
         fix = "add teacher=run teacher.path=FOLDER, where FOLDER is a finished run of model=teacher"
-        allowed, reason = (
-            "run, diffusers, edm, openai, ect, or exact with data=mixture",
-            f"model={model} distils a teacher",
-        )
+        allowed = "run, diffusers, edm, openai, ect, or exact with data=mixture"
+        reason = f"model={model} distils a teacher"
         yield problem("teacher", chosen, allowed, fix, reason=reason)
     elif given and needs is False:
         yield problem("teacher", chosen, "none", "or choose model=cd", reason=f"model={model} uses no teacher")
