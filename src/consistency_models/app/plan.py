@@ -149,9 +149,10 @@ def _step(method: Method, config: dict[str, Any], images: int) -> None:
     method.training_step(Batch(x, labels, rows), 0).backward()
 
 
-def _matmul_flops(n: int = 1024) -> float:
+def _matmul_flops() -> float:
     """Measure the float32 operations per second of matrix products on this machine: the best of three."""
-    a, seconds = torch.ones(n, n), []
+    n, seconds = 1024, []
+    a = torch.ones(n, n)
     for _ in range(3):
         started = time.perf_counter()
         a @ a

@@ -60,12 +60,12 @@ class WeightEMA(StepCallback):
             ema_update(average, method.weights, decay)
 
     @contextmanager
-    def applied(self, method: LightningModule, name: str | None = None) -> Iterator[str]:
-        """Put an average (by default the first) into the model, in eval mode, within the block.
+    def applied(self, method: LightningModule) -> Iterator[str]:
+        """Put the first average into the model, in eval mode, within the block; yields its name.
 
         Compiled networks run eagerly in the block: each of its batch sizes would be compiled, for a few calls.
         """
-        name = next(iter(self.averages)) if name is None else name
+        name = next(iter(self.averages))
         parameters = [p.detach() for p in method.weights]
         trained = [p.clone() for p in parameters]
         mode = method.model.training

@@ -59,7 +59,6 @@ def save_comparison(
     images: Mapping[str, Tensor],
     columns: int = 10,
     title: str | None = None,
-    scale: int | None = None,
     names: Sequence[str] | None = None,
 ) -> None:
     """Save a PNG of several samplings of the same noise: image k of each set is above image k of the next set.
@@ -67,7 +66,7 @@ def save_comparison(
     Args:
         path: file to write; its folder is created.
         images: caption -> (n, C, H, W), with the same n and shape for each set; see `save_grid`.
-        columns, title, scale, names: see `save_grid`.
+        columns, title, names: see `save_grid`.
 
     Raises:
         ValueError: see `save_grid`; or the sets differ in shape.
@@ -75,13 +74,13 @@ def save_comparison(
     if len({each.shape for each in images.values()}) != 1:
         shapes = ", ".join(f"{caption}: {tuple(each.shape)}" for caption, each in images.items())
         raise ValueError(f"the images to compare must be at least one set, all of one shape; got {shapes or 'none'}")
-    groups = list(zip(*(_rows(each, columns, scale) for each in images.values())))
+    groups = list(zip(*(_rows(each, columns) for each in images.values())))
     heads = _by_row(names, columns, len(groups))
     drawn = [[(*row, head) for row in zip(images, group)] for group, head in zip(groups, heads)]
     _save(path, *_draw(drawn, title))
 
 
-def save_film(path: str | Path, frames: Mapping[str, Tensor], columns: int = 10, scale: int | None = None) -> None:
+def save_film(path: str | Path, frames: Mapping[str, Tensor], columns: int = 10) -> None:
     """Save an animated GIF, a grid of images in each frame. The last frame stays two seconds, the others 0.2 seconds.
 
     Grey values are exact; an RGB frame is reduced to 256 colours.
@@ -89,7 +88,7 @@ def save_film(path: str | Path, frames: Mapping[str, Tensor], columns: int = 10,
     Args:
         path: file to write; its folder is created.
         frames: title -> (n, C, H, W), with the same shape for each frame; see `save_grid`.
-        columns, scale: see `save_grid`.
+        columns: see `save_grid`.
 
     Raises:
         ValueError: see `save_grid`; or there is no frame.
@@ -98,7 +97,7 @@ def save_film(path: str | Path, frames: Mapping[str, Tensor], columns: int = 10,
 
     if not frames:
         raise ValueError("a film needs at least one frame")
-    grids = {title: _rows(images, columns, scale) for title, images in frames.items()}
+    grids = {title: _rows(images, columns) for title, images in frames.items()}
     drawn = [_draw([[("", row, ()) for row in rows]], title)[0] for title, rows in grids.items()]
     width = max(picture.width for picture in drawn)  # a long title makes a frame wider
     drawn = [ImageOps.expand(picture, (0, 0, width - picture.width, 0), PAPER) for picture in drawn]
@@ -182,7 +181,7 @@ def save_scatter(path: str | Path, points: Mapping[str, Tensor], title: str | No
     figure.savefig(path)
 
 
-def _rows(images: Tensor, columns: int, scale: int | None) -> list[list[Image.Image]]:
+def _rows(images: Tensor, columns: int, scale: int | None = None) -> list[list[Image.Image]]:
     """Convert images to rows of pictures, enlarged without smoothing."""
     from PIL import Image
 
