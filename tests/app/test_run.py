@@ -253,7 +253,7 @@ def test_wandb_is_offline_without_a_login_and_closed_at_the_end(tmp_path, monkey
     assert summary["wandb"]["id"] == (tmp_path / "run/wandb_id").read_text()
 
 
-def test_wandb_online_without_a_login_is_one_line(tmp_path, monkeypatch, capsys):
+def test_wandb_online_without_a_login_is_one_line(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

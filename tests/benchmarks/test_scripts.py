@@ -170,7 +170,7 @@ def test_all_that_is_asked_of_a_gpu(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_training_from_nothing(tmp_path, capsys):
+def test_training_from_nothing(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), np.uint8)
     for k, image in enumerate(images):
         folder = tmp_path / "cifar" / ("train", "test")[k // 100] / str(k % 10)

@@ -67,7 +67,7 @@ def test_the_data_are_where_the_run_had_them(run_folder, handed, tmp_path, root,
     assert handed(f"ckpt_path={folder}", f"data.root={tmp_path}")[4] == f"data.root={tmp_path}"
 
 
-def test_a_job_of_a_sweep_goes_on_alone(run_folder, handed, tmp_path, monkeypatch, composer):
+def test_a_job_of_a_sweep_goes_on_alone(run_folder, handed):
     folder = run_folder(overrides=["seed=1"])
     assert handed(f"ckpt_path={folder}", "hydra.mode=MULTIRUN")[-1] == "hydra.mode=RUN"
 

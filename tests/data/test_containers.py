@@ -159,7 +159,7 @@ def test_members_that_are_no_files_are_left_out(tmp_path, pixels):
     assert list(train.names) == ["0.png"]
 
 
-def test_a_compressed_tar_is_refused(tmp_path, pixels):
+def test_a_compressed_tar_is_refused(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("0.png"))
     with pytest.raises(DataError, match="compressed tars have to be unpacked"):

@@ -291,7 +291,7 @@ def test_deep_grey_outside_of_the_range_is_refused(tmp_path, values, value_range
     refused(root, rf"0.tif has values .*{found}.*set data.source.value_range", value_range=value_range)
 
 
-def test_a_photograph_of_sixteen_bits_is_turned_and_scaled(tmp_path):
+def test_a_photograph_of_sixteen_bits_is_turned_and_scaled():
     exif = Image.Exif()
     exif[0x0112] = 3
     buffer = io.BytesIO()

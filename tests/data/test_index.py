@@ -91,7 +91,7 @@ def test_a_change_of_the_labels_is_noticed_in_any_sample(tmp_path, pixels, monke
     assert len(list((tmp_path / "cache").glob("*.index.npz"))) == 1
 
 
-def test_files_of_a_format_that_pillow_reads_since_are_found(split, tmp_path, pixels, monkeypatch):
+def test_files_of_a_format_that_pillow_reads_since_are_found(split, tmp_path, monkeypatch):
     write(split, {"train/dog/9.webp": b"-"})
     with monkeypatch.context() as patch:
         for module in (index, layout):

@@ -172,7 +172,7 @@ def test_values_out_of_range(root):
         latents(root, scale=-1.0, shift=0.0)
 
 
-def test_files_that_cannot_be_used(root, tmp_path):
+def test_files_that_cannot_be_used(root):
     np.save(root / "labels.npy", np.array([0, 1]))
     with pytest.raises(DataError, match="labels must be 6 numbers"):
         latents(root, scale=1.0, shift=0.0)

@@ -247,7 +247,7 @@ def test_a_root_of_the_users_is_never_fetched_into(tmp_path, monkeypatch):
         build_data(config_of(cifar10, tmp_path, root=str(tmp_path / "mine")), may_fetch=True)
 
 
-def test_a_source_needs_a_place(tmp_path):
+def test_a_source_needs_a_place():
     for source in (cifar10, fashion_mnist):
         with pytest.raises(DataError, match=r"data.root is null, and so is data.source.cache_dir"):
             source()

@@ -59,7 +59,7 @@ def test_distillation_of_a_run(example, tmp_path):
     assert student.num_classes == 10
 
 
-def test_a_block_stays_empty_for_a_number_of_steps_without_a_sampler(example, tmp_path, capsys):
+def test_a_block_stays_empty_for_a_number_of_steps_without_a_sampler(example, capsys):
     figure = example("same_noise")([str(EDM), "--steps", "0", "1", "--columns", "2"])
     assert [len(axis.images) for axis in figure.axes] == [0, 1]
     assert capsys.readouterr().out.startswith("edm_snapshot_song: no images in 0 steps: ")

@@ -95,7 +95,7 @@ def test_merging_leaves_the_student_as_it_is(lora_run):
     assert sum(not torch.equal(merged[name], plain[name]) for name in plain) == 79
 
 
-def test_the_folder_is_loaded_again_and_described(full_run, tmp_path, capsys, monkeypatch):
+def test_the_folder_is_loaded_again_and_described(full_run, tmp_path, monkeypatch):
     out = tmp_path / "student"
     monkeypatch.setattr("sys.argv", ["export", str(full_run), str(out), "--format", "diffusers"])
     assert main() == Exit.DONE
@@ -108,7 +108,7 @@ def test_the_folder_is_loaded_again_and_described(full_run, tmp_path, capsys, mo
     torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
-def test_what_is_refused(full_run, lora_run, sd_folder, tmp_path, capsys, monkeypatch):
+def test_what_is_refused(full_run, sd_folder, tmp_path, capsys, monkeypatch):
     teacher = load(sd_folder)
     with pytest.raises(ValueError, match="Discrete without one: train with preconditioning=lcm"):
         to_diffusers(teacher, tmp_path / "out")

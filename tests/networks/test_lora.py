@@ -168,7 +168,7 @@ def test_target_and_averages_hold_adapters_only(student, teacher):
     assert all(".lora_" in name for name in average)
 
 
-def test_the_state_holds_adapters_only(student, teacher, config):
+def test_the_state_holds_adapters_only(student, teacher):
     method = made(student, teacher, target_ema=lambda k, K: 0.5)
     state = method.state_dict()
     assert len(state) == 2 * 158
@@ -190,7 +190,7 @@ def test_the_copy_of_a_model_without_adapters_is_its_own(config):
     assert not mine & {id(parameter) for parameter in frozen_copy(model).parameters()}
 
 
-def test_other_bases_are_refused(config, teacher):
+def test_other_bases_are_refused(config):
     wider = UNet(config | {"block_out_channels": (16, 48)})
     with pytest.raises(ValueError, match=r"must have the same layers; .* has"):
         share_base(UNet(config, lora=LoRA(r=2)), wider)
