@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 import yaml
+from lightning import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf, open_dict
 
@@ -68,6 +69,22 @@ def run(folder, *overrides, **extra):
     config["callbacks"] |= extra.get("callbacks", {})
     RunFolder(folder).write_config(config, list(overrides))
     return run_job(config, folder)[0]
+
+
+class Crash(Callback):
+    """Fails after a step, between two saves."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise RuntimeError("killed")
+
+
+def crash(step):
+    """The configuration of a `Crash`, beside the other callbacks."""
+    return {"crash": {"_target_": f"{__name__}.Crash", "step": step}}
 
 
 def weights_of(folder):

@@ -12,8 +12,8 @@ import torch
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
 from configs.commands import CONF
-from jobs import GRADIENT_STEP, ROOT, TINY, TWO_PROCESSES, run, run_two
-from resume.test_resume import assert_same, contents, crash
+from jobs import GRADIENT_STEP, ROOT, TINY, TWO_PROCESSES, crash, run, run_two
+from resume.test_resume import assert_same, contents
 
 import consistency_models
 from consistency_models import export

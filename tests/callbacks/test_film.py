@@ -5,8 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from jobs import TINY, run
-from lightning import Callback
+from jobs import TINY, crash, run
 from PIL import Image
 
 from consistency_models.app import run as app_run
@@ -21,12 +20,6 @@ RUN = (
     *("trainer.max_steps=10", "callbacks.samples.rows=1", "callbacks.samples.columns=3"),
     *("callbacks.samples.film_every_n_steps=2", "callbacks.checkpoint.every_n_steps=3"),
 )
-
-
-class Crash(Callback):
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == 8:
-            raise RuntimeError("killed")
 
 
 class Videos(MetricsCSV):
@@ -87,8 +80,7 @@ def test_killed_and_resumed_it_is_the_same(tmp_path, monkeypatch):
         patch.setattr(app_run, "build_loggers", lambda *_: [logger])
         assert run(undisturbed, *RUN) == Exit.DONE
     assert logger.shown == ("samples/film", [str(undisturbed / "samples/film.gif")], 10)
-    crash = {"crash": {"_target_": f"{__name__}.Crash"}}
-    assert run(killed, *RUN, callbacks=crash) == Exit.UNEXPECTED
+    assert run(killed, *RUN, callbacks=crash(8)) == Exit.UNEXPECTED
     assert run(killed, *RUN, f"ckpt_path={killed}") == Exit.DONE
     assert (undisturbed / "samples/film.gif").read_bytes() == (killed / "samples/film.gif").read_bytes()
     with Image.open(killed / "samples/film.gif") as picture:

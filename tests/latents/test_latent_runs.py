@@ -7,9 +7,9 @@ import shutil
 import pytest
 import torch
 from app.evals import evaluate
-from jobs import GRADIENT_STEP, config_of, run, run_two
+from jobs import GRADIENT_STEP, config_of, crash, run, run_two
 from latents.conftest import LORA
-from resume.test_resume import assert_same, contents, crash
+from resume.test_resume import assert_same, contents
 
 from consistency_models import load
 from consistency_models.app.pipelines import with_pipeline

@@ -86,17 +86,6 @@ class Scarce(Callback):
         self.setup_with(trainer)
 
 
-class Die(Callback):
-    """Fails after a step, between two saves."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.step:
-            raise RuntimeError("killed")
-
-
 def fault(what, steps, **more):
     """The configuration of a `Fault`, beside the other callbacks."""
     return {"fault": {"_target_": f"{__name__}.Fault", "what": what, "steps": list(steps), **more}}

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from faults import fault, job
-from jobs import TINY, run
+from jobs import TINY, crash, run
 from lightning import Callback
 from lightning.pytorch.plugins import MixedPrecision
 
@@ -106,8 +106,7 @@ def test_skipping_resumes_bit_for_bit(tmp_path):
     once, twice = tmp_path / "once", tmp_path / "twice"
     assert run(once, *RUN, SKIP, callbacks=spoiled) == Exit.DONE
     sparse = (*RUN, SKIP, "callbacks.checkpoint.every_n_steps=4", "callbacks.checkpoint.keep_every=null")
-    dies = {"die": {"_target_": "faults.Die", "step": 6}}
-    assert run(twice, *sparse, callbacks=spoiled | dies) == Exit.UNEXPECTED
+    assert run(twice, *sparse, callbacks=spoiled | crash(6)) == Exit.UNEXPECTED
     assert [record["step"] for record in records(twice)] == [3, 5, 6]
     assert run(twice, *RUN, SKIP, f"ckpt_path={twice}", callbacks=spoiled) == Exit.DONE
     assert same(state(once, 8), state(twice, 8)) == list(state(once, 8))

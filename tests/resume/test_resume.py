@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from jobs import ROOT, TINY, distilling, run
+from jobs import ROOT, TINY, crash, distilling, run
 from lightning import Callback
 
 from consistency_models.errors import Exit
@@ -14,17 +14,6 @@ from consistency_models.storage.checkpoints import read
 METHODS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
 STEPS = 12
 TEACHER = {name: ("teacher=exact",) for name in distilling()}
-
-
-class Crash(Callback):
-    """Dies after a step, between two saves."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.step:
-            raise RuntimeError("killed")
 
 
 class CopyLog(Callback):
@@ -36,10 +25,6 @@ class CopyLog(Callback):
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == self.step:
             shutil.copy(f"{trainer.default_root_dir}/metrics.csv", self.file)
-
-
-def crash(step):
-    return {"crash": {"_target_": f"{__name__}.Crash", "step": step}}
 
 
 def arguments(method, *more):
