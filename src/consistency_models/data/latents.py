@@ -212,16 +212,7 @@ def latents(
         )
     if sample and found == channels:
         raise DataError(f"{posterior.path} has means only: set data.source.sample=false")
-    numbers = {"scale": scale, "shift": shift}
-    for key in numbers:
-        numbers[key] = about.get(key) if numbers[key] is None else numbers[key]
-        if numbers[key] is None:
-            raise DataError(
-                f"data.source.{key} is null, but {root} has no meta.json: set it, as 0.18215 and 0 for SD 1.5"
-            )
-        if isinstance(numbers[key], list | tuple) and len(numbers[key]) != channels:
-            raise DataError(f"data.source.{key} has {len(numbers[key])} numbers; 1 or {channels} are needed")
-    factors = {key: torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1) for key, value in numbers.items()}
+    scale, shift = (_factor(root, about, channels, key, value) for key, value in (("scale", scale), ("shift", shift)))
     if classes is not None:
         classes = torch.as_tensor(np.asarray(classes, np.int64))
         if classes.shape != (n,) or classes.min() < 0:
@@ -240,7 +231,8 @@ def latents(
         posterior=posterior,
         shape=(channels, *size),
         n=n,
-        **factors,
+        scale=scale,
+        shift=shift,
         sample=sample,
         captions=captions,
         classes=classes,
@@ -271,6 +263,18 @@ def _about(root: Path) -> dict[str, Any]:
         return {key: about[key] for key in ("scale", "shift", "classes", "class_names")}
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(f"{root}/meta.json cannot be read ({error!r:.200}): encode the images again") from error
+
+
+def _factor(
+    root: Path, about: dict[str, Any], channels: int, key: str, value: float | Sequence[float] | None
+) -> Tensor:
+    """scale or shift, of the argument or else of meta.json, shape (1 or C, 1, 1)."""
+    value = about.get(key) if value is None else value
+    if value is None:
+        raise DataError(f"data.source.{key} is null, but {root} has no meta.json: set it, as 0.18215 and 0 for SD 1.5")
+    if isinstance(value, list | tuple) and len(value) != channels:
+        raise DataError(f"data.source.{key} has {len(value)} numbers; 1 or {channels} are needed")
+    return torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
 
 
 def _captions(root: Path) -> Captions:
