@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -108,13 +107,6 @@ def peak(device: str, dtype: torch.dtype) -> float:
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     a @ b
     return 2 * n**3 / min(seconds(lambda: a @ b, device) for _ in range(5))
-
-
-def memory(device: str) -> int:
-    """Return the peak bytes of the GPU since `reset_memory`, or of the process since its start."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def reset_memory(device: str) -> None:

@@ -26,6 +26,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from consistency_models.callbacks.memory import peak_bytes
+
 LEVERS = {
     "none": set(),
     "channels_last": {"channels_last"},
@@ -132,7 +134,7 @@ def measure(name: str, args: argparse.Namespace) -> list[dict]:
         for key, run in runs.items():
             measuring.reset_memory(args.device)
             run(), run()  # warm-up and compilation
-            memory[key] = measuring.memory(args.device)
+            memory[key] = peak_bytes(args.device)
         timed = {key: lambda run=run: measuring.seconds(run, args.device) for key, run in runs.items()}
         times = measuring.interleaved(timed, args.rounds)
         medians = {key: measuring.median(values) for key, values in times.items()}

@@ -28,6 +28,8 @@ import measuring
 from case import Case
 from stopwatch import PARTS
 
+from consistency_models.callbacks.memory import peak_bytes
+
 MODELS = sorted(
     path.stem
     for path in (measuring.CONF / "model").glob("*.yaml")
@@ -68,7 +70,7 @@ def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         measuring.reset_memory(args.device)
         start = time.perf_counter()
         (step,) = cases[lever].timed(args.warm, 1)  # compilation
-        peaks[lever] = measuring.memory(args.device)
+        peaks[lever] = peak_bytes(args.device)
         # Of use if the machine is lent for a short time, and the table is not reached.
         spent = time.perf_counter() - start
         print(f"{model}, {lever}: {sum(step.values()):.3g} s a step, {spent:.0f} s with all before", file=sys.stderr)

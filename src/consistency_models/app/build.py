@@ -293,8 +293,12 @@ def build_trainer(config: dict[str, Any], folder: Path, steps: int, **shared: An
         folder: the run folder.
         steps: optimiser steps.
         shared: `callbacks`, `logger`, `plugins`.
+
+    Raises:
+        ConfigError: this machine has no such device, or too few of them.
     """
     from lightning import Trainer
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from consistency_models.app.strategy import strategy_of
 
@@ -303,21 +307,25 @@ def build_trainer(config: dict[str, Any], folder: Path, steps: int, **shared: An
     options = instantiate({key: value for key, value in config["trainer"].items() if key not in ours})
     if options["accumulate_grad_batches"] == "auto":
         options["accumulate_grad_batches"] = 1  # until MicroBatches has measured the memory
-    trainer = Trainer(
-        **options,
-        **shared,
-        strategy=strategy_of(config["trainer"], folder),
-        max_steps=steps,
-        max_epochs=-1,
-        default_root_dir=folder,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_autolog_hparams=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
+    fixed = {
+        "strategy": strategy_of(config["trainer"], folder),
+        "max_steps": steps,
+        "max_epochs": -1,
+        "default_root_dir": folder,
+        "use_distributed_sampler": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_autolog_hparams": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+    }
+    try:
+        trainer = Trainer(**options, **shared, **fixed)
+    except MisconfigurationException as error:
+        key, fix = "trainer.accelerator", "trainer=auto takes the GPU if there is one, otherwise the CPU"
+        given = config["trainer"]["accelerator"]
+        raise ConfigError(key, given, "a device of this machine", fix, reason=f"Lightning says: {error}") from error
     # Lightning's own handlers call `scontrol requeue`, and a collective that the other processes do not call.
     trainer._signal_connector.register_signal_handlers = lambda: None
     return trainer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import resource
 import shlex
 import sys
 import time
@@ -14,7 +13,6 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule, Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -31,6 +29,7 @@ from consistency_models.app.resume import find_checkpoint, origin_of
 from consistency_models.callbacks.checkpoint_format import CheckpointFormat
 from consistency_models.callbacks.forecast import Forecast
 from consistency_models.callbacks.images_seen import ImagesSeen
+from consistency_models.callbacks.memory import peak_bytes
 from consistency_models.callbacks.micro_batches import MicroBatches
 from consistency_models.callbacks.stopping import StoppedBySignal, stoppable
 from consistency_models.data_spec import listed
@@ -128,12 +127,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     loggers = build_loggers(config, run.path, images_seen)
     checkpoint_format = CheckpointFormat(config, images_seen, getattr(method._teacher[0], "origin", None))
     shared = {"callbacks": callbacks, "logger": loggers, "plugins": [checkpoint_format]}
-    try:
-        trainer = build.build_trainer(config, run.path, method.total_steps, **shared)
-    except MisconfigurationException as error:  # no such device, or too few of them
-        key, fix = "trainer.accelerator", "trainer=auto takes the GPU if there is one, otherwise the CPU"
-        given = config["trainer"]["accelerator"]
-        raise ConfigError(key, given, "a device of this machine", fix, reason=f"Lightning says: {error}") from error
+    trainer = build.build_trainer(config, run.path, method.total_steps, **shared)
     if origin is not None:
         for logger in loggers:
             if isinstance(logger, MetricsCSV):
@@ -152,7 +146,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
         "parameters": sum(p.numel() for p in method.model.parameters()),
         "train_seconds": round(time.perf_counter() - started, 2),
         "device": _device_name(trainer),
-        "peak_memory_bytes": _peak_memory(trainer),
+        "peak_memory_bytes": peak_bytes(trainer.strategy.root_device),
         "checkpoint": str(run.path / "checkpoints" / "last.ckpt"),
         "parent": str(resume) if resume else None,
         "wandb": None,
@@ -200,13 +194,6 @@ def _device_name(trainer: Trainer) -> str:
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"
-
-
-def _peak_memory(trainer: Trainer) -> int:
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _final_message(run: RunFolder, summary: dict[str, Any], config: dict[str, Any]) -> str:

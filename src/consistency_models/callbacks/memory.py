@@ -1,8 +1,10 @@
-"""Available memory, and the memory that a computation needs."""
+"""Available memory, the memory that a computation needs, and the peak of a process."""
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["PeakMemory", "available_bytes", "later_bytes", "peak_of"]
+__all__ = ["PeakMemory", "available_bytes", "later_bytes", "peak_bytes", "peak_of"]
 
 CGROUP = Path("/sys/fs/cgroup")
 FILES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))  # v2, v1
@@ -67,6 +69,13 @@ def peak_of(n: int, one: list[int], two: list[int]) -> int:
 def later_bytes(module: nn.Module, averages: int) -> int:
     """Bytes that are allocated after the first pass: two numbers per weight in the optimiser, and the averages."""
     return (2 + averages) * sum(p.nbytes for p in module.parameters() if p.requires_grad)
+
+
+def peak_bytes(device: torch.device | str) -> int:
+    """Largest memory that was allocated on a GPU, or that this process had since its start."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def available_bytes(device: torch.device) -> int:
