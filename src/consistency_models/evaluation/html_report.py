@@ -103,13 +103,13 @@ def save_page(
         state = "" if choices[1] else " open"
         html += [f"<details{state}><summary>{summary}</summary>{_table(following)}</details>"]
     html += ["<h2>Figures</h2>", *(_image(figure, Path(figure).stem) for figure in figures)] if figures else []
-    html += [*_same_noise(cells), *_films(cells), *_samples(cells), f"<script>{SCRIPT}</script>"]
+    pictures = [(cell.name, cell.runs[0].picture) for cell in cells if cell.runs[0].picture is not None]
+    html += [*_same_noise(pictures), *_films(cells), *_samples(pictures), f"<script>{SCRIPT}</script>"]
     Path(path).write_text("\n".join(html) + "\n", encoding="utf-8")
 
 
-def _same_noise(cells: Sequence[Cell]) -> Iterator[str]:
+def _same_noise(pictures: Sequence[tuple[str, Path]]) -> Iterator[str]:
     """Images of the same noise, one row for each cell, for each step count."""
-    pictures = [(cell.name, cell.runs[0].picture) for cell in cells if cell.runs[0].picture is not None]
     grids = [(name, load_grid(picture, NOISES)) for name, picture in pictures]
     captions = dict.fromkeys(caption for _, grid in grids for caption in grid)
     if not captions:
@@ -132,8 +132,7 @@ def _films(cells: Sequence[Cell]) -> Iterator[str]:
         yield from (_figure(film, name, "gif") for name, film in films)
 
 
-def _samples(cells: Sequence[Cell]) -> Iterator[str]:
-    pictures = [(cell.name, cell.runs[0].picture) for cell in cells if cell.runs[0].picture is not None]
+def _samples(pictures: Sequence[tuple[str, Path]]) -> Iterator[str]:
     if pictures:
         samples = "".join(_figure(picture, name) for name, picture in pictures)
         yield f"<h2>Samples, of the first seed</h2><div class='samples'>{samples}</div>"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -129,16 +129,13 @@ def _open(path: str, weights: str | None, device: str, pipeline: str | None) -> 
         generator.pipeline, generator.text_to_image = str(folder), latent
     elif pipeline is not None:
         raise ConfigError("pipeline", pipeline, "left out", reason=f"{path} makes images, and not latents")
-    counts = tuple(filter(_taken_by(generator), range(1, MAX_STEPS + 1))) or generator.steps
+    counts = tuple(steps for steps in range(1, MAX_STEPS + 1) if _takes(generator, steps)) or generator.steps
     return Run(str(path), generator, counts, latent)
 
 
-def _taken_by(generator: Generator) -> Callable[[int], bool]:
-    def is_taken(steps: int) -> bool:
-        try:
-            generator.check_levels(generator.make_sampler(steps=steps).sigmas)
-        except ValueError:
-            return False
-        return True
-
-    return is_taken
+def _takes(generator: Generator, steps: int) -> bool:
+    try:
+        generator.check_levels(generator.make_sampler(steps=steps).sigmas)
+    except ValueError:
+        return False
+    return True
