@@ -64,7 +64,7 @@ class Pages:
         described = {key.name: text for key in keys if (text := self._argument(key))}
         self.meanings = _comments(options) | described | _comments(primary)
         readers = {one: key.name for key in keys for one in re.findall(r"oc\.select:(recipe\.\w+)", key.value)}
-        self.readers = {f"{one}": f"`{name}`" + self._colon(name) for one, name in readers.items()}
+        self.readers = {one: f"`{name}`" + self._colon(name) for one, name in readers.items()}
 
     def groups(self) -> list[str]:
         """The names of the pages: the primary configurations, then all groups."""

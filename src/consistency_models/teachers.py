@@ -182,21 +182,22 @@ def weights_of_pretrained(model: nn.Module, path: Text | Path, teacher: nn.Modul
 def _copy(source: nn.Module, model: nn.Module, key: str, value: object) -> None:
     """Copy weights to a network. Weights for augmentation labels are skipped if the network has no such labels, as ECT.
 
-    The layers of a second time are not changed if the source has one time; they are initialised to zero. The same holds
-    for the layers that a network names as `starts_at_zero`. Layers of additional inputs that the source does not have
-    start at zero, so that the inputs have no effect at first.
+    Layers of inputs that the source does not have start at zero, so that the inputs have no effect at first: those of a
+    second time, those that the network names as `starts_at_zero`, and those of augmentation labels and other inputs.
     """
     weights, wanted = source.network.state_dict(), model.network.state_dict()
-    new = tuple(getattr(model.network, "starts_at_zero", ()))
-    own = {name for name in wanted.keys() - weights.keys() if name.startswith(new) or "_augment" in name}
-    weights |= {name: wanted[name] for name in own}
+    named = tuple(getattr(model.network, "starts_at_zero", ()))
+    one_time = not getattr(source.network, "two_times", False)
+    new = {
+        name
+        for name in wanted.keys() - weights.keys()
+        if name.startswith(named) or "_augment" in name or (one_time and "_end." in f"{name}.")
+    }
+    weights |= {name: wanted[name] for name in new}
     if "map_augment.weight" not in wanted:
         weights.pop("map_augment.weight", None)
-    elif "map_augment.weight" in own:
+    elif "map_augment.weight" in new:  # the others are initialised to zero, or have a gain that is
         weights["map_augment.weight"] = torch.zeros_like(wanted["map_augment.weight"])
-    if not getattr(source.network, "two_times", False):
-        ends = {name for name in wanted if any(part.endswith("_end") for part in name.split("."))}
-        weights |= {name: wanted[name] for name in ends}
     for tensor in wanted | weights:
         shape, own_shape = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
         if shape != own_shape:
