@@ -86,3 +86,28 @@ def test_shortcut_jumps_between_the_levels_of_its_training(steps, config):
 
 def _time(sigma):
     return (sigma / (1 + sigma)).tolist()
+
+
+def test_direct_cm_and_distillation_differ_in_the_target_only(config):
+    """On CIFAR-10, where distillation has a published recipe."""
+    direct, distilled = (config(f"model={name} data=cifar10 {EDM_FILE}") for name in ("dcm", "cd"))
+    assert {key for key in direct if direct[key] != distilled[key]} == {
+        "model",
+        "name",
+        "callbacks",
+        "paths",
+    }  # folders
+    assert direct["model"] | {"name": "", "_target_": ""} == distilled["model"] | {"name": "", "_target_": ""}
+
+
+@pytest.mark.parametrize("sweep", ["mcm_steps", "mcm_annealing", "mcm_teacher_sampler"])
+def test_sweeps_of_mcm_have_the_settings_of_its_experiment(sweep, composer, files):
+    line = files.split(f"sweeps={sweep} sweep_size=paper data.root={{root}} {EDM_FILE} --multirun")[:-1]
+    overrides = composer.parse(line)
+    cells = composer.cells(overrides, composer.compose([o for o in overrides if not o.is_sweep_override()]))
+    cell, published = (
+        resolved(OmegaConf.create(composer.compose(each)))[0]
+        for each in (cells[0], composer.parse(files.split(of_experiment("imagenet64_mcm"))))
+    )
+    for key in ("network", "data", "optimizer", "learning_rate", "ema", "loss", "weighting", "trainer"):
+        assert cell[key] == published[key], key
