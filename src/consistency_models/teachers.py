@@ -182,6 +182,7 @@ def weights_of_pretrained(model: nn.Module, path: Text | Path, teacher: nn.Modul
 def _copy(source: nn.Module, model: nn.Module, key: str, value: object) -> None:
     """Copy weights to a network. Weights for augmentation labels are skipped if the network has no such labels, as ECT.
 
+    So is EDM2's head for the uncertainty if the network has none.
     Layers of inputs that the source does not have start at zero, so that the inputs have no effect at first: those of a
     second time, those that the network names as `starts_at_zero`, and those of augmentation labels and other inputs.
     """
@@ -194,9 +195,10 @@ def _copy(source: nn.Module, model: nn.Module, key: str, value: object) -> None:
         if name.startswith(named) or "_augment" in name or (one_time and "_end." in f"{name}.")
     }
     weights |= {name: wanted[name] for name in new}
-    if "map_augment.weight" not in wanted:
-        weights.pop("map_augment.weight", None)
-    elif "map_augment.weight" in new:  # the others are initialised to zero, or have a gain that is
+    for name in weights.keys() - wanted.keys():
+        if name == "map_augment.weight" or name.startswith("logvar_"):
+            del weights[name]
+    if "map_augment.weight" in new:  # the others are initialised to zero, or have a gain that is
         weights["map_augment.weight"] = torch.zeros_like(wanted["map_augment.weight"])
     for tensor in wanted | weights:
         shape, own_shape = (tuple(side[tensor].shape) if tensor in side else None for side in (weights, wanted))
