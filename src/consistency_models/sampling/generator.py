@@ -193,7 +193,7 @@ class Generator:
                 called twice in a step, with and without the text.
 
         Raises:
-            ValueError: n, steps or batch_size below 1, or labels, prompts, guidance or levels that the model cannot take.
+            ValueError: n, steps or batch_size below 1, or labels, prompts, guidance or levels that the model refuses.
             DataError: the folder of the text encoders and the VAE cannot be used.
         """
         steps, model, text_to_image = self.steps[0] if steps is None else steps, self.model, None
