@@ -182,6 +182,21 @@ def test_flags_that_are_refused(command, arguments, told):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([f"ckpt_path={'a' * 300}"], "File name too long"),
+        (["data=mixture", "hydra.run.dir=/proc/none"], "run folder=/proc/none is not allowed: [Errno 2] No such file"),
+    ],
+)
+def test_a_path_that_the_system_refuses(command, arguments, told):
+    code, _, err = command("train", *arguments)
+    assert code == Exit.STORAGE
+    assert err.startswith("error: ")
+    assert told in err
+    assert len(err.splitlines()) == 1
+
+
 def test_a_further_folder_of_configurations(command, tmp_path):
     (tmp_path / "mine/loss").mkdir(parents=True)
     (tmp_path / "mine/loss/own.yaml").write_text("_target_: consistency_models.losses.distances.L9\n")

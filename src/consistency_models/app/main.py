@@ -38,6 +38,9 @@ def main(task: str, root: Path) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.code)
+    except OSError as error:  # of a check: a name that is too long, a disk that does not answer
+        print(f"error: {error}", file=sys.stderr)
+        return int(Exit.STORAGE)
     except (StoppedBySignal, KeyboardInterrupt) as stop:
         text = str(stop) or "stopped by SIGINT outside training"
         print(text, file=sys.stderr)
