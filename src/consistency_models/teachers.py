@@ -184,6 +184,7 @@ def weights_of_pretrained(model: nn.Module, path: Text | Path, teacher: nn.Modul
 def _copy(source: nn.Module, model: nn.Module, key: str, value: object) -> None:
     """Copy weights to a network. Weights for augmentation labels are skipped if the network has no such labels, as ECT.
 
+    So is EDM2's head for the uncertainty if the network has none.
     The layers of a second time are not changed if the source has one time; they are initialised to zero. The same holds
     for the layers that a network names as `starts_at_zero`. Layers of additional inputs that the source does not have
     start at zero, so that the inputs have no effect at first.
@@ -192,9 +193,10 @@ def _copy(source: nn.Module, model: nn.Module, key: str, value: object) -> None:
     new = tuple(getattr(model.network, "starts_at_zero", ()))
     own = {name for name in wanted.keys() - weights.keys() if name.startswith(new) or "_augment" in name}
     weights |= {name: wanted[name] for name in own}
-    if "map_augment.weight" not in wanted:
-        weights.pop("map_augment.weight", None)
-    elif "map_augment.weight" in own:
+    for name in weights.keys() - wanted.keys():
+        if name == "map_augment.weight" or name.startswith("logvar_"):
+            del weights[name]
+    if "map_augment.weight" in own:
         weights["map_augment.weight"] = torch.zeros_like(wanted["map_augment.weight"])
     if not getattr(source.network, "two_times", False):
         ends = {name for name in wanted if any(part.endswith("_end") for part in name.split("."))}

@@ -103,6 +103,12 @@ def test_a_model_of_segments_has_its_own_steps(tmp_path, capsys):
     assert evaluate(folder, "n=20", "sampler=segments", "steps=[2]") == Exit.BAD_INPUT
 
 
+def test_a_flow_map_is_sampled_at_chosen_levels(tmp_path):
+    folder = trained(tmp_path, *POINTS, "model=imm", "teacher=none", "init=random", "data.batch_size=8")
+    found = results(folder, "sigmas=[80,0.7]", "n=20")[1]["eval/sw20_identity_train_2step"]
+    assert (found["sampler"], found["sigmas"]) == ("FlowMapSampler", [80.0, 0.7])
+
+
 def test_the_teacher_solves_its_ode(tmp_path):
     folder = trained(tmp_path / "teacher", *POINTS, "model=teacher")
     _, found = results(folder, "n=20", "steps=[18]")

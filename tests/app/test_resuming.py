@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+import torch
 from jobs import TINY, command, run
 from lightning import Callback
 
@@ -86,9 +87,14 @@ def test_a_checkpoint_of_another_form_is_one_line(tmp_path, capsys):
 
 
 class Broken(Callback):
-    """Fails after the first step."""
+    """Fails after the first step of a resumed run, or before it with an error of the device."""
+
+    def __init__(self, device=False):
+        self.device = device
 
     def on_train_batch_start(self, trainer, *_):
+        if self.device:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
         if trainer.global_step > 2:
             raise RuntimeError("the disk of the logger is full")
 
@@ -101,9 +107,13 @@ def test_errors_of_another_cause_are_not_those_of_the_checkpoint(tmp_path, capsy
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: data.batch_size=16 is not allowed: ")
     assert line.endswith("Allowed: a multiple of 3. Did you mean data.batch_size=15?")
-    broken = {"callbacks": {"broken": {"_target_": f"{__name__}.Broken"}}}
-    assert run(tmp_path, *more, **broken) == Exit.UNEXPECTED
-    assert capsys.readouterr().err.splitlines()[-1] == "error: RuntimeError: the disk of the logger is full"
+    for device, expected in (
+        (False, "error: RuntimeError: the disk of the logger is full"),
+        (True, "error: AcceleratorError: CUDA error: an illegal memory access was encountered"),
+    ):
+        broken = {"callbacks": {"broken": {"_target_": f"{__name__}.Broken", "device": device}}}
+        assert run(tmp_path, *more, **broken) == Exit.UNEXPECTED
+        assert capsys.readouterr().err.splitlines()[-1] == expected
 
 
 def test_the_best_of_another_run_is_not_that_of_this_one(tmp_path):

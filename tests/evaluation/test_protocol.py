@@ -10,6 +10,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from consistency_models.errors import ConfigError
 from consistency_models.evaluation import Evaluation, Score, combined
 from consistency_models.evaluation.features import Identity, to_float
 from consistency_models.evaluation.metrics import FrechetDistance, SlicedWasserstein
@@ -73,6 +74,12 @@ def test_on_a_cpu_an_extractor_is_called_with_the_images_that_it_asks_for(device
     evaluation.device = torch.device(device)
     assert torch.equal(evaluation.extract(images), Identity(None)(images))
     assert (max(calls), sum(calls)) == (largest, 8)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_device_that_the_machine_does_not_have():
+    with pytest.raises(ConfigError, match=r"features\.device=cuda is not allowed"):
+        Evaluation(points(8), Identity, [FrechetDistance()], device="cuda")
 
 
 def test_names():

@@ -48,6 +48,15 @@ def test_one_step_of_the_pipeline_is_one_call_of_the_student(sizes, tmp_path):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("clip", [True, False])
+def test_the_pipeline_clamps_outputs_as_the_sampler_of_the_student(clip, tmp_path):
+    generator = student()
+    generator.make_sampler = partial(Consistency.for_steps, clip=clip)
+    to_diffusers(generator, tmp_path / "out")
+    scheduler = diffusers.ConsistencyModelPipeline.from_pretrained(tmp_path / "out").scheduler
+    assert scheduler.config.clip_denoised is clip
+
+
 @pytest.mark.parametrize(
     ("says", "changes"),
     [

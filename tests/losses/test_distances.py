@@ -142,18 +142,22 @@ def perceptual_pair():
     return torch.rand(1, 3, 32, 256, generator=generator) - 1, torch.rand(1, 3, 32, 256, generator=generator)
 
 
-def test_lpips_is_that_of_another_library_but_for_its_pooling(vgg16, perceptual_pair, monkeypatch):
-    """torchmetrics' LPIPS with the same features and average pooling; it divides by √(‖·‖² + 1e-8), not ‖·‖ + 1e-10."""
+@pytest.mark.parametrize("pooling", ["average", "max"])
+def test_lpips_is_that_of_another_library(pooling, vgg16, perceptual_pair, monkeypatch):
+    """torchmetrics' LPIPS with the same features and pooling; it divides by √(‖·‖² + 1e-8), not ‖·‖ + 1e-10."""
     import torchvision
     from torchmetrics.functional.image.lpips import _LPIPS
 
     path, features = vgg16
-    layers = [nn.AvgPool2d(2) if isinstance(layer, nn.MaxPool2d) else layer for layer in features]
+    pool = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}[pooling](2)
+    layers = [pool if isinstance(layer, nn.MaxPool2d) else layer for layer in features]
     monkeypatch.setattr(torchvision.models, "vgg16", lambda **_: SimpleNamespace(features=nn.Sequential(*layers)))
     other = _LPIPS(pretrained=True, net="vgg", pnet_rand=True)
     x, y = perceptual_pair
     with torch.no_grad():
-        torch.testing.assert_close(distances.LPIPS(path)(x, y), other(x, y).flatten(), rtol=1e-3, atol=0)
+        torch.testing.assert_close(
+            distances.LPIPS(path, pooling=pooling)(x, y), other(x, y).flatten(), rtol=1e-3, atol=0
+        )
 
 
 def test_lpips_loads_late_draws_nothing_and_stays_out_of_checkpoints(vgg16, perceptual_pair):

@@ -102,3 +102,11 @@ def test_where_a_trajectory_starts():
     for sampler in (LCM(1, Discrete()), Consistency([14.0], 0.0, unit_variance=True), Consistency([14.0], 0.0)):
         sampler(lambda x, sigma: levels.append(x[0, 0, 0, 0].item()) or x, noise, None)
     assert levels == pytest.approx([(1 + Discrete().sigma_max ** 2) ** 0.5, 197**0.5, 14.0])
+
+
+@pytest.mark.parametrize(("final", "offset", "calls"), [("zero", 0, 4), ("first", 1, 4), ("first", 0, 3)])
+def test_ddim_counts_its_calls(final, offset, calls):
+    """With offset 0 and final "first" the last level is the end: there is no step from it."""
+    sampler, levels = DDIM(4, Discrete(), offset=offset, final=final), []
+    sampler(lambda x, sigma: levels.append(sigma[0].item()) or x, torch.ones(1, 1, 2, 2), None)
+    assert len(levels) == sampler.nfe == calls

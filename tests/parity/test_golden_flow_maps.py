@@ -222,10 +222,10 @@ def test_the_fall_of_alpha(path):
 def test_ayf(path, name):
     case, setting = load(path), setting_of(load(path), name)
     network = FlatNet(case, "net")
-    teacher, weak = (Preconditioned(FlatNet(case, key), Flow(gap=False)) for key in ("teacher", "weak"))
+    teacher = Preconditioned(FlatNet(case, "teacher"), Flow(gap=False))
     teacher.origin = None
     if setting["guidance"] is not None:
-        teacher = Guided(teacher, setting["guidance"], weak)
+        teacher = Guided(teacher, setting["guidance"], Preconditioned(FlatNet(case, "weak"), Flow(gap=False)))
     student = Preconditioned(network, Flow(gap=False))
     trained = method(AlignYourFlow, student, teacher, warmup_steps=100, q_max=setting["q"], tangent_norm=setting["c"])
     step = flow_step(case["x0"], case["noise"], case["t"], case["r"], step=100)

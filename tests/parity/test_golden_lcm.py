@@ -80,7 +80,8 @@ def test_step_of_lcm(path, i):
     for name in [key.removeprefix(start) for key in case if key.startswith(start)]:
         gradient, expected = gradients[name], case[start + name]
         largest = expected.abs().max().item()
-        assert_close(gradient, expected, rtol=1e-6, atol=1e-6 * largest, msg=lambda m, name=name: f"{name}: {m}")
+        # where online output and target are near, the error of their difference, and of its direction, is larger
+        assert_close(gradient, expected, rtol=1e-5, atol=1e-5 * largest, msg=lambda m, name=name: f"{name}: {m}")
 
 
 class OneHigher(Discrete):

@@ -96,6 +96,22 @@ def test_openai_network(path, order):
         assert_near(network.map_noise(case["timesteps"]), case["timestep_embedding"], 1e-6)
 
 
+def openai_levels(shapes):
+    """num_res_blocks, channel_mult and attention_resolutions of the network with these shapes of its parameters.
+
+    A level has num_res_blocks + 1 output blocks. The last of each level, but of the last, ends with an upsampling.
+    """
+    modules = {tuple(name.split(".")[:3]) for name in shapes if name.startswith("output_blocks.")}
+    count = len({block for _, block, _ in modules})
+    ups = [m for m in modules if m[2] != "0" and ".".join((*m, "qkv.weight")) not in shapes]
+    per_level = count // (len(ups) + 1)
+    firsts = [f"input_blocks.{1 + level * per_level}" for level in range(len(ups) + 1)]
+    width = shapes["time_embed.0.weight"][1]
+    mult = tuple(shapes[f"{first}.0.out_layers.3.weight"][0] // width for first in firsts)
+    attention = tuple(2**level for level, first in enumerate(firsts) if f"{first}.1.qkv.weight" in shapes)
+    return {"num_res_blocks": per_level - 1, "channel_mult": mult, "attention_resolutions": attention}
+
+
 def openai_variant(case, variant, **changes):
     """The README's network, its sizes from the file; its parameters are a sine that starts at the parameter's place."""
     scale_shift, updown = variant.split("_")
@@ -105,9 +121,7 @@ def openai_variant(case, variant, **changes):
         in_channels=case["x"].shape[1],
         model_channels=shapes["time_embed.0.weight"][1],
         out_channels=shapes["out.2.weight"][0],
-        num_res_blocks=1,
-        attention_resolutions=(2,),
-        channel_mult=(1, 2),
+        **openai_levels(shapes),
         num_classes=shapes.get("label_emb.weight", [None])[0],
         num_heads=4,
         num_head_channels=16,

@@ -47,6 +47,11 @@ def of_kind(kind):
     return [each for each in found if setting_of(load(each.values[0]), each.values[1])["kind"] == kind]
 
 
+def facm_network(case, setting):
+    """The network of two times or of one."""
+    return Reversed(case, "net_two" if setting["two"] else "net_one")
+
+
 def facm_teacher(case, setting):
     """The teacher with guidance above τ = glow and below ghigh, or None."""
     if not setting["distill"]:
@@ -62,7 +67,7 @@ def facm_teacher(case, setting):
 @pytest.mark.parametrize(("path", "name"), of_kind("facm"))
 def test_facm(path, name):
     case, setting = load(path), setting_of(load(path), name)
-    network = Reversed(case, "net_two" if setting["two"] else "net_one")
+    network = facm_network(case, setting)
     model, teacher = Preconditioned(network, Flow(gap=False)), facm_teacher(case, setting)
     trained = method(FlowAnchoredConsistency, model, teacher, power=setting["p"], tangent_clip=1.0)
     labels = labels_of(case, network)
@@ -85,7 +90,7 @@ def test_meanflow_of_facm(path, name):
     case, setting = load(path), setting_of(load(path), name)
     if setting.get("r2t_ratio"):
         pytest.skip("the rows with r = t are chosen at random, and the file does not say which")
-    network, values = Reversed(case, "net_two"), case["x0"][0].numel()
+    network, values = facm_network(case, setting), case["x0"][0].numel()
     trained = method(MeanFlow, Preconditioned(network, Flow(gap=False)), power=1.0, eps=1e-3 * values)
     labels = labels_of(case, network)
     t, r = 1 - torch.minimum(case["t"], case["r"]), 1 - torch.maximum(case["t"], case["r"])
@@ -105,12 +110,11 @@ def test_meanflow_of_facm(path, name):
 def test_scm_of_facm(path, name):
     """Its loss is none of ours: its clock is that of flow matching, and its gradient mixes the images of a batch.
 
-    The velocity, the output and the derivative are those of a network of one time.
+    The velocity, the output and the derivative are those of FACM.
     """
     case, setting = load(path), setting_of(load(path), name)
-    trained = method(
-        FlowAnchoredConsistency, Preconditioned(Reversed(case, "net_one"), Flow()), facm_teacher(case, setting)
-    )
+    model = Preconditioned(facm_network(case, setting), Flow(gap=False))
+    trained = method(FlowAnchoredConsistency, model, facm_teacher(case, setting))
     labels = labels_of(case, trained.model.network)
     step = flow_step(case["x0"], case["noise"], 1 - case["t"], torch.zeros_like(case["t"]), labels)
     u, du_dt = trained.derivative_along(step, -case[f"{name}_v"])

@@ -62,7 +62,8 @@ class Run:
         one_hot = torch.eye(classes, dtype=dtype) if classes else None
         # The files' networks stand in EDM's scalings, whose F has the other sign.
         self.network = ConvNet(file, "net", sign=-1 if scalings is TrigFlow else 1).to(dtype)
-        inner = Preconditioned(ConvNet(file, "teacher").to(dtype), EDMByAngle(sigma_data))
+        of_teacher = "teacher" if setting["mode"] == "cd" else "net"
+        inner = Preconditioned(ConvNet(file, of_teacher).to(dtype), EDMByAngle(sigma_data))
         labels = one_hot[file["label"]] if classes else None
         guidance, clip = setting.get("guidance"), setting.get("clip", False)
         null = one_hot[file["null_label"]] if guidance is not None else None

@@ -61,7 +61,8 @@ def test_levels_target_loss_and_gradients(path, number):
     assert_close(levels.high, file[f"{prefix}t"], **EXACT)
     assert_close(levels.low, file[f"{prefix}s"], **EXACT)
 
-    networks = {name: ConvNet(file, name) for name in ("net", "stage1", "teacher")}
+    distill = setting.get("distill", False)
+    networks = {name: ConvNet(file, name) for name in ("net", "stage1", *(["teacher"] if distill else []))}
     models = {name: Preconditioned(network, EDM(sigma_data)) for name, network in networks.items()}
     weighting = {
         "default": InverseGap(),
@@ -76,7 +77,7 @@ def test_levels_target_loss_and_gradients(path, number):
         distance=PseudoHuber(setting["c"]) if setting.get("sqrt", True) else squared_norm,
         weighting=weighting,
         transition=setting["transition_t"] or 0.0,
-        diffusion=models["teacher"] if setting.get("distill") else None,
+        diffusion=models["teacher"] if distill else None,
     )
     step = step_of(x0, file["noise"], levels)
     step.rows = BatchRandom(0, 0, len(x0), slice(0, len(x0)))

@@ -137,6 +137,19 @@ def test_a_student_starts_from_its_weights(images):
     torch.testing.assert_close(student.eval()(x, c_noise), official(x, c_noise))
 
 
+@pytest.mark.parametrize("head", [0, 8])
+def test_a_student_starts_from_edm2_with_or_without_its_head(head, images, tmp_path):
+    path = precond(tmp_path / "a.pkl", uncertainty=True)
+    like = ("network=edm2", "network.model_channels=16", "network.channel_mult=[1,2]", "network.num_blocks=1")
+    like += ("network.attn_resolutions=[]", "network.head_channels=16", f"network.logvar_channels={head}")
+    like += ("data.conditional=true", "data.num_classes=2", "augment=none")
+    config = config_of("unused", "model=ect", "init=pretrained", f"init.path={path}", *images, *like)
+    student, official = build.build_method(config).model.network, pretrained.load(path).model.network
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, official.state_dict()[name]), name
+    assert hasattr(student, "logvar_linear") == bool(head)
+
+
 def test_a_student_of_another_shape_is_told_the_first_difference(images):
     config = config_of("unused", "init=pretrained", f"init.path={EDM}", *LIKE_EDM, *images, "network.model_channels=32")
     with pytest.raises(REFUSALS, match=r"map_layer0.weight is \(32, 16\) there, \(64, 32\) here"):

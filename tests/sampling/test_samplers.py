@@ -10,7 +10,15 @@ from torch.testing import assert_close
 
 from consistency_models.noise.schedules import karras_grid, per_image
 from consistency_models.sampling import samplers
-from consistency_models.sampling.samplers import DPM2, Ancestral, Consistency, Euler, Heun, ancestral_step
+from consistency_models.sampling.samplers import (
+    DPM2,
+    Ancestral,
+    Consistency,
+    Euler,
+    FlowMapSampler,
+    Heun,
+    ancestral_step,
+)
 
 NAMES = [name for name in samplers.__all__ if inspect.isclass(getattr(samplers, name))]
 ODE = [Euler, Heun, DPM2]
@@ -270,8 +278,15 @@ def test_the_way_down_of_a_consistency_model_is_one_step():
     assert recorded.sigmas == [3.0]
 
 
-def test_other_levels_keep_all_other_options():
-    own = Consistency([80.0], sigma_min=0.01, clip=True, unit_variance=True, inputs=[0.5])
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (Consistency, {"sigma_min": 0.01, "clip": True, "unit_variance": True, "inputs": [0.5]}),
+        (FlowMapSampler, {"gamma": 0.5, "clip": True, "inputs": [0.5]}),
+    ],
+)
+def test_other_levels_keep_all_other_options(make, options):
+    own = make(sigmas=[80.0], **options)
     other = own.with_levels([80.0, 0.8])
-    assert vars(other) == vars(Consistency([80.0, 0.8], 0.01, True, unit_variance=True, inputs=[0.5]))
+    assert vars(other) == vars(make(sigmas=[80.0, 0.8], **options))
     assert {key for key in vars(own) if vars(own)[key] != vars(other)[key]} == {"sigmas", "nfe"}

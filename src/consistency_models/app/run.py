@@ -186,6 +186,7 @@ def _fit(trainer: Trainer, method: Method, data: LightningDataModule, resume: Pa
             CheckpointError,
             NonFiniteError,
             torch.OutOfMemoryError,
+            torch.AcceleratorError,  # of the device, such as an illegal address
             torch.distributed.DistError,
         )
         if resume is None or first_step or isinstance(error, own):

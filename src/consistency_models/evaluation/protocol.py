@@ -14,6 +14,7 @@ import torch.distributed as dist
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from consistency_models.devices import chosen_device
 from consistency_models.errors import DataError
 from consistency_models.evaluation.feature_set import FeatureSet
 from consistency_models.evaluation.features import to_float
@@ -105,6 +106,7 @@ class Evaluation:
         collect_shares: returns the shares of the real images (see `real_features`); by default one, of this process.
 
     Raises:
+        ConfigError: this machine does not have the device.
         DataError: the reference cannot be read.
     """
 
@@ -120,9 +122,8 @@ class Evaluation:
         reference_bytes: Size | None = None,
         reference_points: Annotated[int, Ge(2)] = 100_000,
     ) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.data, self.metrics, self.batch_size, self.device = data, metrics, batch_size, torch.device(device)
+        self.data, self.metrics, self.batch_size = data, metrics, batch_size
+        self.device = torch.device(chosen_device(device, "features.device"))
         self.source = Reference.of(data, reference, reference_bytes)
         self.make_extractor, self.reference_points = extractor, reference_points
         self.extract_all: Callable[[Iterable[Tensor]], Iterable[Tensor]] = lambda batches: map(self.extract, batches)

@@ -57,11 +57,12 @@ def to_diffusers(
         )
     unet = diffusers.UNet2DModel(**arguments(network)).eval()
     unet.load_state_dict(weights(network))
+    sampler = generator.make_sampler(steps=1)
     scheduler = diffusers.CMStochasticIterativeScheduler(
         sigma_min=scalings.sigma_min,
-        sigma_max=generator.make_sampler(steps=1).sigmas[0],
+        sigma_max=sampler.sigmas[0],
         sigma_data=scalings.sigma_data,
-        clip_denoised=generator.clamp,
+        clip_denoised=getattr(sampler, "clip", False),
     )
     diffusers.ConsistencyModelPipeline(unet, scheduler).save_pretrained(folder)
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +122,8 @@ class LPIPS(nn.Module):
     """The learned perceptual distance of images in [-1, 1], used in the training of the official consistency models.
 
     Images narrower than 256 are resized to 224×224 (bilinearly, not antialiased), then mapped to [0, 1], then compared
-    by LPIPS v0.1 on VGG16 with average pooling instead of max pooling, as in the library (piq) of the official code.
+    by LPIPS v0.1 on VGG16. VGG's pooling is the mean in the library (piq) of the official PyTorch code, for ImageNet 64
+    and LSUN, and the maximum in that of the official JAX code (lpips-j), for CIFAR-10.
     (Consistency Models, arXiv 2303.01469, Sec. 5; LPIPS, arXiv 1801.03924.)
 
     The network is loaded by `prepare` or at the first call. It is not part of this module's state, so checkpoints do
@@ -132,6 +133,7 @@ class LPIPS(nn.Module):
         weights: torchvision's `vgg16-397923af.pth`, a local file; by default the file is searched and, if necessary,
             downloaded at the first call: see `Weights`.
         metric: another perceptual metric of two batches of images in [0, 1], shape (B, 3, H, W) -> (B,).
+        pooling: of VGG16, "average" or "max".
 
     Raises:
         FileNotFoundError: there is no file `weights`, or it cannot be downloaded.
@@ -142,14 +144,17 @@ class LPIPS(nn.Module):
 
     @checked
     def __init__(
-        self, weights: Text | Path | None = None, metric: Callable[[Tensor, Tensor], Tensor] | None = None
+        self,
+        weights: Text | Path | None = None,
+        metric: Callable[[Tensor, Tensor], Tensor] | None = None,
+        pooling: Literal["average", "max"] = "average",
     ) -> None:
         super().__init__()
         if weights is not None and metric is not None:
             raise ValueError("weights are those of the default metric: give either weights or metric, not both")
         if weights is not None:
             VGG16.path(weights)
-        self.weights = weights
+        self.weights, self.pooling = weights, pooling
         self._metric: list[Any] = [metric]  # a list, so that the module is not registered
 
     def prepare(self, load: bool = True) -> None:
@@ -160,7 +165,7 @@ class LPIPS(nn.Module):
             ValueError: the file has another content.
         """
         if self._metric[0] is None:
-            self._metric[0] = _VGG16(self.weights, load)
+            self._metric[0] = _VGG16(self.weights, load, self.pooling)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """d, shape (B,)."""
@@ -175,19 +180,20 @@ class LPIPS(nn.Module):
 
 
 class _VGG16(nn.Module):
-    """LPIPS v0.1 on the activations relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3 of VGG16 with average pooling."""
+    """LPIPS v0.1 on the activations relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3 of VGG16."""
 
     TAPS = (3, 8, 15, 22, 29)
     mean: Tensor
     std: Tensor
 
-    def __init__(self, weights: str | Path | None, load: bool) -> None:
+    def __init__(self, weights: str | Path | None, load: bool, pooling: str) -> None:
         super().__init__()
         layers: list[nn.Module] = []
+        pool = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}[pooling]
         channels = 3
         with torch.device("meta"):  # an initialisation would advance the random generator of the training
             for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()] if width else [nn.AvgPool2d(2)]
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()] if width else [pool(2)]
                 channels = width or channels
         self.features = nn.Sequential(*layers)
         if load:

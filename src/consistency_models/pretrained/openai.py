@@ -65,10 +65,10 @@ def load_openai(path: Path | str, consistency: bool | None = None, network: nn.M
                 raise CheckpointError("a name that starts edm_, cd_ or ct_, or the argument consistency", path.name)
             consistency = not path.name.startswith("edm_")
         weights = read_weights(path)
-        scalings, sampler = partial(EDM), partial(Heun, sigma_min=0.002, sigma_max=80.0)
+        scalings, sampler = partial(EDM), partial(Heun, sigma_min=0.002, sigma_max=80.0, clip=True)
         if consistency:
             sigma_mid = next((level for name, level in MIDDLE.items() if path.name.startswith(name)), 1.382)
-            scalings, sampler = partial(Boundary), partial(Consistency.for_steps, sigma_mid=sigma_mid)
+            scalings, sampler = partial(Boundary), partial(Consistency.for_steps, sigma_mid=sigma_mid, clip=True)
         recipe = {}
         if network is None:
             network, make = network_of(weights)

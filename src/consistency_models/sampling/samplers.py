@@ -266,6 +266,10 @@ class FlowMapSampler:
             x = self._jump(denoiser, x, high, low)
         return x.clamp(-1, 1) if self.clip else x
 
+    def with_levels(self, sigmas: Sequence[float]) -> FlowMapSampler:
+        """This sampler with other levels σ_1 > σ_2 > …"""
+        return FlowMapSampler(sigmas=sigmas, gamma=self.gamma, clip=self.clip, inputs=self.inputs)
+
     def _jump(self, denoiser: Callable[..., Tensor], x: Tensor, high: float, low: float) -> Tensor:
         f = _with_inputs(denoiser, self.inputs)
         denoised = f(x, x.new_full((len(x),), high), end=x.new_full((len(x),), low))

@@ -79,7 +79,7 @@ class DDIM:
     Without clipping of the denoised image, which would not be the ODE.  (DDIM, arXiv 2010.02502, Eq. 12.)
 
     Args:
-        steps: number of calls.
+        steps: number of levels, and of calls; with offset 0 and final "first" one call less, as the last level is σ_0.
         scalings: the table of levels.
         spacing: which levels. The spacing "linspace" of diffusers is left out: its steps tell the network another level
             than the image has.
@@ -115,7 +115,8 @@ class DDIM:
             raise ValueError(f"offset {offset} leads beyond the {T} levels of the table in {steps} steps")
         self.timesteps = tuple(indices.tolist())
         self.sigmas = tuple(scalings.sigmas[list(self.timesteps)].tolist())
-        self.nfe, self.end = steps, 0.0 if final == "zero" else scalings.sigma_min
+        self.end = 0.0 if final == "zero" else scalings.sigma_min
+        self.nfe = max(1, sum(sigma > self.end for sigma in self.sigmas))
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, noise: Tensor, randn: Callable[[], Tensor]) -> Tensor:

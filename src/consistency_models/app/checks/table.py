@@ -120,6 +120,7 @@ TRAIN: dict[str, Any] = PATHS | {
     "recipe.fourier_scale": Positive,
     "recipe.warmup_steps": Count,
     "recipe.limit": Annotated[float, Gt(0), Lt(1)],
+    "recipe.pooling": Literal["average", "max"],
     # settings of the method, the teacher and the data, read by other parts
     "model.name": Text,
     "model.segments": Size,

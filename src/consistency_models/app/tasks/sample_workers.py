@@ -25,7 +25,6 @@ from consistency_models.conditions import Prompt
 from consistency_models.errors import ConfigError
 from consistency_models.sampling.batches import blocks
 from consistency_models.sampling.generator import Generator
-from consistency_models.sampling.samplers import Consistency
 from consistency_models.storage.loading import checkpoint_file, load
 
 __all__ = ["Producer", "block_size", "index_sets", "progress_bar", "results_folder", "samplers_of"]
@@ -45,12 +44,11 @@ def samplers_of(config: dict[str, Any], generator: Generator) -> list[Any]:
     sigmas = config["sigmas"]
     counts = [len(sigmas)] if sigmas else config["steps"] or generator.config["evaluation"]["steps"]
     try:
-        samplers = (
-            [_consistency(generator, sigmas)] if sigmas else [generator.make_sampler(steps=count) for count in counts]
-        )
+        samplers = [] if sigmas else [generator.make_sampler(steps=count) for count in counts]
     except ValueError as error:
         fix = "sampler=consistency takes any number, by re-noising"
         raise ConfigError("steps", counts, "step counts of the sampler", fix, reason=str(error)) from error
+    samplers = samplers or [_at_levels(generator, sigmas)]
     for sampler in samplers:
         if min(sampler.sigmas) < generator.lowest:
             allowed, reason = (
@@ -61,17 +59,17 @@ def samplers_of(config: dict[str, Any], generator: Generator) -> list[Any]:
     return samplers
 
 
-def _consistency(generator: Generator, sigmas: list[float]) -> Consistency:
+def _at_levels(generator: Generator, sigmas: list[float]) -> Any:
     fix = "add sampler=consistency"
     try:
         own = generator.make_sampler(steps=len(sigmas))
-        if isinstance(own, Consistency):
+        if hasattr(own, "with_levels"):
             fix = ""
             return own.with_levels(sigmas)
         allowed = f"null with the sampler {type(own).__name__}"
-        reason = "only a consistency sampler takes arbitrary levels"
+        reason = "only the samplers of consistency models and flow maps take arbitrary levels"
     except ValueError as error:
-        allowed, reason = "levels of a consistency sampler", str(error)
+        allowed, reason = "levels that the sampler takes", str(error)
     raise ConfigError("sigmas", sigmas, allowed, fix, reason=reason)
 
 
