@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from consistency_models.app import commands
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.main import main
 from consistency_models.errors import Exit, pasteable
@@ -139,6 +140,12 @@ def test_advice_names_the_command_that_was_started(monkeypatch, capsys, started,
     assert f"    {train} ckpt_path=last " in capsys.readouterr().out
 
 
+def test_advice_names_the_further_folder(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--config-dir", "my conf", "model=mine"])
+    assert commands.command("train") == "python train.py --config-dir 'my conf'"
+    assert commands.command("eval") == "python eval.py"
+
+
 @pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--info", "defaults"], ["--version"], ["--hydra-help"]])
 def test_what_hydra_answers_itself(command, arguments):
     code, out, _ = command("train", *arguments)
@@ -175,12 +182,35 @@ def test_flags_that_are_refused(command, arguments, told):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([f"ckpt_path={'a' * 300}"], "File name too long"),
+        (["data=mixture", "hydra.run.dir=/proc/none"], "run folder=/proc/none is not allowed: [Errno 2] No such file"),
+    ],
+)
+def test_a_path_that_the_system_refuses(command, arguments, told):
+    code, _, err = command("train", *arguments)
+    assert code == Exit.STORAGE
+    assert err.startswith("error: ")
+    assert told in err
+    assert len(err.splitlines()) == 1
+
+
 def test_a_further_folder_of_configurations(command, tmp_path):
     (tmp_path / "mine/loss").mkdir(parents=True)
     (tmp_path / "mine/loss/own.yaml").write_text("_target_: consistency_models.losses.distances.L9\n")
     code, _, err = command("train", "--config-dir=mine", "loss=own")
     assert code == 2
     assert err.startswith("error: loss._target_=consistency_models.losses.distances.L9 is not allowed. Allowed: ")
+
+
+def test_a_plan_finds_the_options_of_a_further_folder(command, tmp_path):
+    (tmp_path / "mine/loss").mkdir(parents=True)
+    (tmp_path / "mine/loss/own.yaml").write_text("_target_: consistency_models.losses.distances.SquaredL2\n")
+    code, out, err = command("train", f"hydra.searchpath=[file://{tmp_path}/mine]", "loss=own", "plan=true")
+    assert code == 0, err
+    assert "parameters" in out
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from jobs import TINY, run
+from jobs import TINY, command, run
 from lightning import Callback
 
 from consistency_models.callbacks.images_seen import ImagesSeen
@@ -133,3 +133,16 @@ def test_the_best_of_another_run_is_not_that_of_this_one(tmp_path):
     assert run(tmp_path / "a", *scored, "trainer.max_steps=3", f"ckpt_path={tmp_path / 'a'}") == Exit.DONE
     best = json.loads((tmp_path / "a/summary.json").read_text())["metrics"]["best"]
     assert {each["value"] for each in best.values()} == {0.0}  # its own
+
+
+def test_a_refused_resume_leaves_settings_and_state(tmp_path):
+    assert command(tmp_path, "train.py", *RUN, "trainer.max_steps=2", "hydra.run.dir=run")[0] == Exit.DONE
+    kept = {name: (tmp_path / "run" / name).read_text() for name in ("config.yaml", "overrides.yaml", "DONE")}
+    code, output = command(tmp_path, "train.py", "ckpt_path=run", "data=digits", "trainer.max_steps=4")
+    assert code == Exit.BAD_INPUT, output
+    assert "tensors differ" in output
+    assert {name: (tmp_path / "run" / name).read_text() for name in kept} == kept
+    assert not (tmp_path / "run/FAILED").exists()
+    code, output = command(tmp_path, "train.py", "ckpt_path=run", "trainer.max_steps=4")
+    assert code == Exit.DONE, output
+    assert "trainer.max_steps=4" in (tmp_path / "run/overrides.yaml").read_text()

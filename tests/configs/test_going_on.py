@@ -160,6 +160,14 @@ def test_a_folder_inside_a_run(run_folder, handed):
         handed(f"ckpt_path={folder}/checkpoints")
 
 
+def test_an_option_of_a_further_folder(run_folder, handed):
+    folder = run_folder(overrides=["model=mine", "seed=3"])
+    with pytest.raises(ConfigError, match=r"model=mine is not allowed: .*/overrides.yaml has it.*the --config-dir, or"):
+        handed(f"ckpt_path={folder}")
+    with pytest.raises(ConfigError, match=r"model=icd is not allowed\. Allowed: .* Did you mean model="):
+        handed(f"ckpt_path={folder}", "model=icd")
+
+
 @pytest.mark.parametrize("text", ["{", "5", "- {}\n", "\x00"])
 def test_damaged_overrides(run_folder, handed, text):
     folder = run_folder()

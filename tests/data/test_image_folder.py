@@ -319,7 +319,15 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path):
     refused(root, "10,000 are allowed", image_size=8, max_pixels=10_000)
 
 
+def test_a_header_of_more_pixels_than_pillow_opens(folder, pixels):
+    good = encoded(pixels(1))
+    header = good[12:16] + (100_000).to_bytes(4, "big") * 2 + good[24:29]
+    write(folder, {"cat/1.png": good[:12] + header + zlib.crc32(header).to_bytes(4, "big") + good[33:]})
+    refused(folder, "cat/1.png has too many pixels; 50,000,000 are allowed: .*data.source.max_pixels")
+
+
 BAD = {"cut off": lambda good: good[:-30], "no image": lambda good: b"text", "empty": lambda good: b""}
+REASON = {"cut off": ".*", "no image": "the content is no image", "empty": "the file is empty"}
 
 
 @pytest.mark.parametrize("kind", [str, zipped], ids=["folder", "zip"])
@@ -327,7 +335,7 @@ BAD = {"cut off": lambda good: good[:-30], "no image": lambda good: b"text", "em
 def test_images_that_cannot_be_decoded(folder, pixels, kind, damage):
     write(folder, {"cat/1.png": BAD[damage](encoded(pixels(1)))})
     root = kind(folder)
-    refused(root, "cat/1.png cannot be decoded .*set data.source.bad_images=skip")
+    refused(root, rf"cat/1.png cannot be decoded \({REASON[damage]}\).*set data.source.bad_images=skip")
     for _ in range(2):
         with pytest.warns(UserWarning, match="1 of 5 images cannot be used and are left out: cat/1.png"):
             images = image_folder(root, bad_images="skip", cache_dir=folder.parent / "cache")

@@ -25,6 +25,7 @@ from consistency_models.storage.checkpoints import CheckpointError
 NETWORKS = {
     "small": ("data=digits", "network.model_channels=8"),
     "mlp": ("data=mixture",),
+    "two_times": ("model=meanflow", "data=mixture"),
     "ncsnpp": ("network=ncsnpp", "network.model_channels=16", "network.channel_mult=[1,2]", "network.num_blocks=1"),
     "adm": (
         *("network=adm", "network.model_channels=32", "network.channel_mult=[1,2]", "network.num_blocks=1"),

@@ -82,10 +82,15 @@ def test_a_path_in_the_home_folder(trained, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "n and steps must be at least 1"),
-        ({"n": 1, "steps": 0}, "n and steps must be at least 1"),
-        ({"n": 2, "labels": [1]}, "labels must be 2 numbers from 0 to 9"),
-        ({"n": 1, "labels": [10]}, "labels must be 1 numbers from 0 to 9"),
+        ({"n": 0}, "n, steps and batch_size must be at least 1"),
+        ({"n": 1, "steps": 0}, "n, steps and batch_size must be at least 1"),
+        ({"n": 2, "labels": [1]}, "labels must be 2 whole numbers from 0 to 9"),
+        ({"n": 1, "labels": [10]}, "labels must be 1 whole numbers from 0 to 9"),
+        ({"n": 1, "labels": ["three"]}, "labels must be 1 whole numbers from 0 to 9; got \\['three'\\]"),
+        ({"n": 1, "labels": [0.5]}, "labels must be 1 whole numbers"),
+        ({"n": 1, "labels": torch.eye(10).long()[:1]}, "labels must be 1 whole numbers"),
+        ({"n": 1, "labels": 3}, "labels must be 1 whole numbers"),
+        ({"n": 1, "batch_size": 0}, "n, steps and batch_size must be at least 1"),
     ],
 )
 def test_senseless_requests_are_refused(trained, arguments, message):

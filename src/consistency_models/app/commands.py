@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 __all__ = ["command", "project_root"]
@@ -12,9 +14,12 @@ def command(task: str) -> str:
     """Return the command for `task`, "train" or "eval", in the form that started this process.
 
     Returns:
-        `consistency-train` of a console command, `python train.py` otherwise.
+        `consistency-train` of a console command, `python train.py` otherwise; with the folder of `--config-dir` for
+        a training.
     """
-    return f"consistency-{task}" if Path(sys.argv[0]).name.startswith("consistency-") else f"python {task}.py"
+    name = f"consistency-{task}" if Path(sys.argv[0]).name.startswith("consistency-") else f"python {task}.py"
+    folders = [word for flag, word in pairwise(sys.argv) if flag == "--config-dir" and task == "train"]
+    return " ".join([name, *(f"--config-dir {shlex.quote(folder)}" for folder in folders)])
 
 
 def project_root() -> Path:

@@ -142,6 +142,32 @@ class RunFolder:
             return requeued and _slurm_job() in (self.path / "RUNNING").read_text().splitlines()
         return False
 
+    def snapshot(self) -> dict[str, Any]:
+        """Return what a resumed training replaces at its start: settings and state, with the stamp of last.ckpt."""
+        paths = [self.path / name for name in ("config.yaml", "overrides.yaml", *STATES)]
+        texts = {path.name: path.read_text(errors="replace") for path in paths if path.is_file()}
+        return {"texts": texts, "stamp": self._stamp()}
+
+    def restore(self, before: dict[str, Any]) -> None:
+        """Write the content of a `snapshot` again, unless a checkpoint was saved since.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        if before["stamp"] != self._stamp():
+            return
+        for name, text in before["texts"].items():
+            if name in STATES:
+                self.mark(name, text)
+            else:
+                write_atomically(self.path / name, text)
+
+    def _stamp(self) -> tuple[int, int] | None:
+        with suppress(OSError):
+            found = (self.path / "checkpoints" / "last.ckpt").stat()
+            return found.st_ino, found.st_mtime_ns
+        return None
+
     @property
     def state(self) -> str | None:
         """The state; None if the folder has no run."""

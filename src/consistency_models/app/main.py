@@ -38,6 +38,9 @@ def main(task: str, root: Path) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.code)
+    except OSError as error:  # of a check: a name that is too long, a disk that does not answer
+        print(f"error: {error}", file=sys.stderr)
+        return int(Exit.STORAGE)
     except (StoppedBySignal, KeyboardInterrupt) as stop:
         text = str(stop) or "stopped by SIGINT outside training"
         print(text, file=sys.stderr)
@@ -150,6 +153,7 @@ def _train_and_test(config: dict[str, Any]) -> tuple[Exit, float | None]:
             reason = "its checkpoints would be overwritten"
             taken = ConfigError("run folder", folder, "a folder without checkpoints", fix, reason=reason)
             return report(taken, config["show_traceback"])[0], None
+        before = RunFolder(folder).snapshot() if config["train"] and first and resumes else None
         try:
             config = with_absolute_root(resolve_artifacts(config))
             if config["train"]:
@@ -159,10 +163,12 @@ def _train_and_test(config: dict[str, Any]) -> tuple[Exit, float | None]:
             if config["train"]:
                 with suppress(OSError):
                     RunFolder(folder).mark("FAILED", text)
-            return code, None
-        if config["train"]:
+        if config["train"] and code == Exit.DONE:
             logging.getLogger("consistency_models").info("run folder %s", folder)
             code, metric = run_job(config, folder)
+        if before is not None and code in (Exit.BAD_INPUT, Exit.NO_GOOD_CHECKPOINT):
+            with suppress(OSError):  # the refused settings would be those of the next resume
+                RunFolder(folder).restore(before)
     if config["test"] and code == Exit.DONE and first:  # the other processes are done
         from consistency_models.app.tasks import run_task
         from consistency_models.app.tasks.evaluate import eval_config

@@ -50,8 +50,8 @@ class Multirun(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Hydra's hook before a single run: create a new folder, also for runs that start in the same second."""
         folder = str(config.hydra.run.dir)
-        if _rank() == 0 and not _is_typed(config, "hydra.run.dir"):
-            folder = _new_folder(folder)
+        if _rank() == 0:
+            folder = _new_folder(folder, _is_typed(config, "hydra.run.dir"))
         with read_write(config), open_dict(config):
             config.hydra.run.dir = broadcast_from_rank0(folder)
 
@@ -99,10 +99,12 @@ def _is_typed(config: DictConfig, key: str) -> bool:
     return any(line.lstrip("+").startswith(f"{key}=") for line in config.hydra.overrides.hydra)
 
 
-def _new_folder(path: str | Path) -> str:
-    """Call `make_new_folder` and exit on an error; Hydra turns errors of callbacks into warnings."""
+def _new_folder(path: str | Path, is_named: bool = False) -> str:
+    """Create a folder, a new one unless it is named; exit on an error, because Hydra makes it a warning."""
     try:
-        return str(make_new_folder(path))
+        if is_named:
+            Path(path).mkdir(parents=True, exist_ok=True)
+        return str(path if is_named else make_new_folder(path))
     except OSError as error:
         print(
             f"error: {ConfigError('run folder', path, 'a folder that can be created', reason=str(error))}",

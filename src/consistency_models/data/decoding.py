@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from consistency_models.errors import DataError
 from consistency_models.values import Size, checked
@@ -96,7 +96,14 @@ class Decoder:
         """
         if self.max_pixels > (Image.MAX_IMAGE_PIXELS or self.max_pixels):
             Image.MAX_IMAGE_PIXELS = self.max_pixels  # Pillow's limit is global
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        try:
+            opened = Image.open(io.BytesIO(content), formats=FORMATS)
+        except UnidentifiedImageError:  # Pillow's message names an object in memory
+            raise ValueError("the content is no image" if content else "the file is empty") from None
+        except Image.DecompressionBombError:
+            allowed = f"{self.max_pixels:,} are allowed"
+            raise DataError(f"has too many pixels; {allowed}: scale it down, or set data.source.max_pixels") from None
+        with opened as image:
             pixels = image.width * image.height
             if pixels > self.max_pixels:
                 raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class OneStep(nn.Module):
         onehot = None
         if labels is not None:
             onehot = (labels[:, None] == torch.arange(self.num_classes, device=labels.device)).to(noise.dtype)
-        x = self.sampler(lambda x, sigma: self.model(x, sigma, onehot), noise, _no_noise)
+        x = self.sampler(partial(self.model, labels=onehot), noise, _no_noise)
         return x.clamp(-1, 1) if self.clamp else x
 
 

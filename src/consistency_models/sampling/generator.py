@@ -146,10 +146,15 @@ class Generator:
         Raises:
             ValueError: another number of classes, or a class that the model does not have.
         """
-        labels = torch.as_tensor(labels)
-        if len(labels) != n or labels.min() < 0 or labels.max() >= self.num_classes:
-            raise ValueError(f"labels must be {n} numbers from 0 to {self.num_classes - 1}; got {labels.tolist()[:8]}")
-        return labels
+        try:
+            classes = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError):  # names of classes, for instance
+            classes = torch.empty(0)
+        whole = classes.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+        if not whole or classes.shape != (n,) or classes.min() < 0 or classes.max() >= self.num_classes:
+            got = labels.tolist() if isinstance(labels, Tensor) else labels
+            raise ValueError(f"labels must be {n} whole numbers from 0 to {self.num_classes - 1}; got {got!r:.80}")
+        return classes.long()
 
     @torch.no_grad()
     def sample(
@@ -188,7 +193,7 @@ class Generator:
                 called twice in a step, with and without the text.
 
         Raises:
-            ValueError: n or steps below 1, or labels, prompts, guidance or levels that the model cannot take.
+            ValueError: n, steps or batch_size below 1, or labels, prompts, guidance or levels that the model refuses.
             DataError: the folder of the text encoders and the VAE cannot be used.
         """
         steps, model, text_to_image = self.steps[0] if steps is None else steps, self.model, None
@@ -205,8 +210,9 @@ class Generator:
             if labels is None:
                 raise ValueError("n is needed without prompts and labels")
             n = len(labels)
-        if n < 1 or steps < 1:
-            raise ValueError(f"n and steps must be at least 1; got n={n}, steps={steps}")
+        if n < 1 or steps < 1 or batch_size < 1:
+            given = f"n={n}, steps={steps}, batch_size={batch_size}"
+            raise ValueError(f"n, steps and batch_size must be at least 1; got {given}")
         if isinstance(labels, Prompt):
             if len(labels) != n:
                 raise ValueError(f"labels must be {n} prompts; got {len(labels)}")

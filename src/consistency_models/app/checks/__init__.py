@@ -41,8 +41,7 @@ def check_command(task: str, conf_dir: str | Path, arguments: Namespace) -> list
         raise problem("--experimental-rerun", arguments.experimental_rerun, "not given", "use ckpt_path=FOLDER")
     if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
         raise problem("--config-dir", arguments.config_dir, "a folder that exists")
-    searchpath = [override for override in arguments.overrides if override.startswith("hydra.searchpath=")]
-    composer = Composer(arguments.config_name or task, conf_dir, arguments.config_dir, searchpath)
+    composer = _composer(task, conf_dir, arguments)
     overrides = check(task, composer, arguments.overrides, arguments.multirun)
     flags = ["--multirun"] if arguments.multirun else []
     for name in ("config_name", "config_dir"):
@@ -55,10 +54,16 @@ def config_to_plan(conf_dir: str | Path, arguments: Namespace) -> dict[str, Any]
     """Return the resolved configuration of a train.py command with `plan=true`; None for other commands."""
     if arguments.multirun or not any(line.startswith("plan=") for line in arguments.overrides):
         return None
-    composer = Composer(arguments.config_name or "train", conf_dir, arguments.config_dir)
+    composer = _composer("train", conf_dir, arguments)
     overrides = composer.parse(arguments.overrides)
     config, _ = resolved(_with_root(composer, composer.compose(overrides), overrides))
     return config if config["plan"] else None
+
+
+def _composer(task: str, conf_dir: str | Path, arguments: Namespace) -> Composer:
+    """Return the composer of the command's folders of configurations."""
+    searchpath = [override for override in arguments.overrides if override.startswith("hydra.searchpath=")]
+    return Composer(arguments.config_name or task, conf_dir, arguments.config_dir, searchpath)
 
 
 def _with_root(composer: Composer, config: DictConfig, overrides: Sequence[Override]) -> DictConfig:

@@ -183,12 +183,18 @@ class Composer:
             try:
                 self._bases[groups] = pickle.dumps(self.loader.load_configuration(self.task, lines, RunMode.RUN))
             except Exception as error:
-                raise ConfigErrors([_of_files(error, self.task, groups)]) from error
+                known = groups_of(self._base(())) if groups else []
+                raise ConfigErrors([_of_files(error, self.task, groups, known)]) from error
         base: DictConfig = pickle.loads(self._bases[groups])
         return base
 
     def _of_value(self, override: Override, config: DictConfig, error: Exception) -> ConfigError:
         key, value = override.key_or_group, override.value()
+        group, dot, _ = key.partition(".")
+        if self.task == "eval" and dot and group in groups_of(config) and config.get(group) is None:
+            fix = f"add {group}=NAME, one of {', '.join(self.options(group))}"
+            reason = f"{group}=null is that of the run"
+            return problem(key, value, f"a key of the option of {group}", fix, reason=reason)
         if str(error).startswith("Could not override"):
             known = [".".join(map(str, path)) for path, _ in leaves(OmegaConf.to_container(config))]
             own = [name for name in known if name.startswith("hydra.") == key.startswith("hydra.")]
@@ -287,7 +293,7 @@ def _sweep(override: Override) -> ConfigError:
     return problem(key, text, "one value", f"add --multirun to sweep over them, or write {key}=[{text}] for a list")
 
 
-def _of_files(error: Exception, task: str, groups: tuple[str, ...]) -> ConfigError:
+def _of_files(error: Exception, task: str, groups: tuple[str, ...], known: list[str]) -> ConfigError:
     """Return the problem of an error of Hydra in the composition of files."""
     text = one_line(error)
     where = re.match(r"In '([^']+)'", text)
@@ -299,5 +305,6 @@ def _of_files(error: Exception, task: str, groups: tuple[str, ...]) -> ConfigErr
     if unused := re.search(r"Could not override '([^']+)'\.(?: Did you mean to override (.+)\?)?", text):
         value = next((line.partition("=")[2] for line in groups if line.startswith(f"{unused[1]}=")), "")
         fix = f"did you mean {unused[2]}={value}?" if unused[2] else ""
-        return problem(unused[1], value, "a group of the defaults list", fix, reason="" if fix else asked)
+        allowed = f"a group of the defaults list: {', '.join(known)}"
+        return problem(unused[1], value, allowed, fix, reason="" if fix else asked)
     return problem("config", " ".join([task, *groups]), "files that can be put together", reason=text)

@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 
 from consistency_models.app.checks.composing import Composer
 from consistency_models.app.checks.files import has_checkpoint
-from consistency_models.app.checks.problems import one_line, problem
+from consistency_models.app.checks.problems import ConfigErrors, one_line, problem
 from consistency_models.app.checks.strangers import check_links, harmless
 from consistency_models.app.folder import RunFolder, newest_unfinished
-from consistency_models.errors import Exit
+from consistency_models.errors import ConfigError, Exit
 from consistency_models.files import read_yaml
 
 __all__ = ["continued"]
@@ -59,7 +59,10 @@ def continued(composer: Composer, overrides: Sequence[Override]) -> list[Overrid
     quoted = QuotedString(str(folder), Quote.single).with_quotes()
     own = composer.parse([f"ckpt_path={quoted}", f"hydra.run.dir={quoted}", "hydra.mode=RUN"])
     merged = [*before, *typed, *own]
-    config = composer.compose(merged)
+    try:
+        config = composer.compose(merged)
+    except ConfigErrors as error:
+        raise ConfigErrors([_of_run(composer, one, before, folder) for one in error.problems]) from error
     limits = {key: OmegaConf.select(config, key) for key in LIMITS}
     limits_before = {key: _at(trained, *key.split(".")) for key in LIMITS}
     if config.get("train", True) and RunFolder(folder).state == "DONE" and limits == limits_before:
@@ -68,6 +71,15 @@ def continued(composer: Composer, overrides: Sequence[Override]) -> list[Overrid
         fix = f"continue with, for instance, trainer.max_steps={2 * steps}"
         raise problem("ckpt_path", folder, "a run with steps left", fix, reason=reason)
     return merged
+
+
+def _of_run(composer: Composer, error: ConfigError, before: Sequence[Override], folder: Path) -> ConfigError:
+    """Return the problem with its origin, if an override of the run chooses an option that is not found."""
+    of_run = any(override.get_key_element() == error.key for override in before)
+    if not (of_run and composer.repository.group_exists(error.key)):
+        return error
+    fix = "repeat the --config-dir, or hydra.searchpath, that the run was started with"
+    return problem(error.key, error.value, error.allowed, fix, error.code, reason=f"{folder}/overrides.yaml has it")
 
 
 def _last(composer: Composer, overrides: list[Override], given: str | None) -> Path:
