@@ -208,7 +208,7 @@ def refused(root, message, **options):
 
 
 def test_a_missing_folder(tmp_path):
-    refused(tmp_path / "none", "none: found nothing, need a folder or a zip of images: set data.root")
+    refused(tmp_path / "none", "none: found nothing, need a folder, zip, tar, parquet file or LMDB")
 
 
 def test_a_file_that_is_no_zip(tmp_path):
@@ -224,6 +224,8 @@ def test_a_damaged_zip(folder):
 
 def test_a_folder_without_images(tmp_path):
     refused(tmp_path, "holds no image")
+    np.savez(tmp_path / "arrays.npz", images=np.zeros((1, 8, 8, 3), np.uint8))
+    refused(tmp_path / "arrays.npz", "add data=npz")
 
 
 @pytest.mark.parametrize("kind", [str, zipped], ids=["folder", "zip"])

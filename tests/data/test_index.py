@@ -121,7 +121,7 @@ def test_a_damaged_index_is_made_again(split, tmp_path, walks, damage):
 def test_a_missing_folder_is_named_in_spite_of_its_index(split, tmp_path):
     image_folder(split, cache_dir=tmp_path / "cache")
     shutil.rmtree(split)
-    with pytest.raises(DataError, match=r"split: found nothing, need a folder or a zip"):
+    with pytest.raises(DataError, match=r"split: found nothing, need a folder, zip"):
         image_folder(split, cache_dir=tmp_path / "cache")
 
 

@@ -26,6 +26,8 @@ def encoded_images(files: Files) -> EncodedImages:
     """
     names = image_names(files)
     if not names:
+        if files.origin.endswith(".npz"):
+            raise DataError(f"{files.origin} holds arrays, not image files: add data=npz")
         raise DataError(
             f"{files.origin} holds no image; files named {', '.join(SUFFIXES)} are looked for: set data.root"
         )

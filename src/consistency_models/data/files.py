@@ -63,7 +63,8 @@ class Files:
         except Exception as error:  # zipfile raises many exception types for damaged archives
             raise DataError(f"data.root={root}: the zip is damaged ({error}): make it again") from error
         found = "a file that is no zip" if root.exists() else "nothing"
-        raise DataError(f"data.root={root}: found {found}, need a folder or a zip of images: set data.root to one")
+        kinds = "a folder, zip, tar, parquet file or LMDB of images"
+        raise DataError(f"data.root={root}: found {found}, need {kinds}: set data.root")
 
     @classmethod
     def _of_folder(cls, root: Path) -> Files:

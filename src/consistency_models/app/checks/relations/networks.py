@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from itertools import pairwise
 
 from consistency_models.app.checks.problems import problem
@@ -43,14 +44,19 @@ def network(config: Config, choices: Choices) -> Problems:
         fix = f"did you mean network.channel_mult={multipliers[:fewer]}?".replace(" [", "[").replace(", ", ",")
         fix += "" if size > 1 else " For points: network=mlp"
         yield problem("data.image_size", size, f"a multiple of {factor}", fix, reason=reason)
+    if fact(network, "norm_groups") and (bad := _without_groups(base, multipliers)):
+        possible = (n for n in range(4, base + 33) if not _without_groups(n, multipliers))
+        fix = f"did you mean network.model_channels={min(possible, key=lambda n: abs(n - base))}?"
+        reason = f"a layer of {min(bad)} channels cannot be normalised in groups"
+        allowed = "a multiple of 32, or another number whose layers can"
+        yield problem("network.model_channels", base, allowed, fix, reason=reason)
+
+
+def _without_groups(base: int, multipliers: Sequence[int]) -> list[int]:
+    """The widths of layers of a U-Net that `layers.group_norm` cannot divide into groups."""
     widths = [base * multiplier for multiplier in multipliers]
-    sums = {base, *widths, *(2 * width for width in widths)}
-    sums |= {a + b for a, b in pairwise(widths)} | {base + widths[0]}
-    if fact(network, "norm_groups"):
-        bad = [width for width in sums if width < 4 or width % min(32, width // 4)]
-        if bad:
-            reason = f"a layer of {min(bad)} channels cannot be normalised in groups; multiples of 32 can"
-            yield problem("network.model_channels", base, "a multiple of 32", reason=reason)
+    sums = {base, *widths, *(2 * width for width in widths), *map(sum, pairwise(widths)), base + widths[0]}
+    return [width for width in sums if width < 4 or width % min(32, width // 4)]
 
 
 def text(config: Config, choices: Choices) -> Problems:
