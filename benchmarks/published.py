@@ -122,8 +122,9 @@ def side_by_side(all_results: dict[str, Results]) -> Iterator[str]:
     judged = sum(counts.values())
     yield f"Of {len(table)} published orders, {judged} are judged at every size that can show them:"
     yield f"{counts['both']} hold in both, {counts['mixture']} in the mixture only, {counts['digits']} in digits only,"
-    left = len(table) - judged
-    yield f"and {counts['none']} in none." + (f" The other {left} are open: a size has not been run yet." if left else "")
+    yield f"and {counts['none']} in none."
+    if left := len(table) - judged:
+        yield f"The other {left} are open: a size has not been run yet."
     yield from ("", "| sweep | published | mixture | digits | holds in |", "|---|---|---|---|---|")
     for sweep, order, where in table:
         short = [words(order, size, all_results[sweep]).partition(":")[0] for size in SIZES]
