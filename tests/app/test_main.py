@@ -141,8 +141,9 @@ def test_advice_names_the_command_that_was_started(monkeypatch, capsys, started,
 
 
 def test_advice_names_the_further_folder(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["train.py", "--config-dir", "my conf", "model=mine"])
-    assert commands.command("train") == "python train.py --config-dir 'my conf'"
+    for words in (["--config-dir", "my conf"], ["--config-dir=my conf"], ["-cd", "my conf"]):
+        monkeypatch.setattr("sys.argv", ["train.py", *words, "model=mine"])
+        assert commands.command("train") == "python train.py --config-dir 'my conf'"
     assert commands.command("eval") == "python eval.py"
 
 

@@ -18,7 +18,8 @@ def command(task: str) -> str:
         a training.
     """
     name = f"consistency-{task}" if Path(sys.argv[0]).name.startswith("consistency-") else f"python {task}.py"
-    folders = [word for flag, word in pairwise(sys.argv) if flag == "--config-dir" and task == "train"]
+    words = [part for word in sys.argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    folders = [word for flag, word in pairwise(words) if flag in ("--config-dir", "-cd") and task == "train"]
     return " ".join([name, *(f"--config-dir {shlex.quote(folder)}" for folder in folders)])
 
 

@@ -45,7 +45,7 @@ def network(config: Config, choices: Choices) -> Problems:
         fix += "" if size > 1 else " For points: network=mlp"
         yield problem("data.image_size", size, f"a multiple of {factor}", fix, reason=reason)
     if fact(network, "norm_groups") and (bad := _without_groups(base, multipliers)):
-        possible = (n for n in range(4, base + 33) if not _without_groups(n, multipliers))
+        possible = (n for n in range(max(4, base - 32), base + 33) if not _without_groups(n, multipliers))
         fix = f"did you mean network.model_channels={min(possible, key=lambda n: abs(n - base))}?"
         reason = f"a layer of {min(bad)} channels cannot be normalised in groups"
         allowed = "a multiple of 32, or another number whose layers can"
