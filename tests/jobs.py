@@ -1,8 +1,9 @@
-"""Jobs run in this process, as train.py runs them: compose, resolve, train. Or train.py in two forked processes."""
+"""Jobs run in this process, as train.py runs them: compose, resolve, train. Or a script in forked processes."""
 
 import multiprocessing
 import os
 import re
+import runpy
 import socket
 import sys
 from functools import cache
@@ -18,7 +19,6 @@ from omegaconf import OmegaConf, open_dict
 from consistency_models.app.checks import Composer
 from consistency_models.app.checks.relations import needs_teacher
 from consistency_models.app.folder import RunFolder
-from consistency_models.app.main import main
 from consistency_models.app.run import run_job
 from consistency_models.storage.checkpoints import read
 
@@ -164,11 +164,11 @@ def run_two(folder, *arguments, path=()):
 
 
 def command(folder, *words, **environment):
-    """Exit code and output of `python WORDS` in a folder, with train.py or eval.py as the first word."""
+    """Exit code and output of `python WORDS` in a folder; the first word is a script of the repository."""
     with TemporaryDirectory() as place:
         log = Path(place) / "log"
         process = forked(_main, words, folder, log, environment={**os.environ, **environment})
-        process.join(300)
+        process.join(1200)
         process.kill()
         return process.exitcode, log.read_text()
 
@@ -181,4 +181,4 @@ def _main(words, folder, log, path=()):
             os.dup2(file.fileno(), stream.fileno())
     sys.path[:0] = path
     sys.argv = list(words)
-    sys.exit(main(Path(words[0]).stem, ROOT))
+    runpy.run_path(str(ROOT / words[0]), run_name="__main__")

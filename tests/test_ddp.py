@@ -1,11 +1,8 @@
 """One process, two processes and accumulated micro-batches take the same step."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from jobs import GRADIENT_STEP, ROOT, TINY, TWO_PROCESSES, assert_same_weights, run, weights_of
+from jobs import GRADIENT_STEP, TINY, TWO_PROCESSES, assert_same_weights, command, run, run_two, weights_of
 
 from consistency_models.errors import Exit
 from consistency_models.storage.checkpoints import read
@@ -52,19 +49,15 @@ def test_accumulated_micro_batches_of_methods_with_more_than_a_model(model, tmp_
 def test_two_processes_of_methods_with_more_than_a_model(model, tmp_path):
     steps = (*TINY, "data=mixture", "data.batch_size=16", *GRADIENT_STEP, "optimizer.lr=0.1", *model.split())
     assert run(tmp_path / "one", *steps) == Exit.DONE
-    more = (f"paths.runs={tmp_path / 'runs'}", f"hydra.run.dir={tmp_path / 'two'}")
-    command = [sys.executable, str(ROOT / "train.py"), *steps, *TWO_PROCESSES, *more]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_two(tmp_path / "two", *steps, *TWO_PROCESSES)
     assert_same_weights(tmp_path / "two", weights_of(tmp_path / "one"))
 
 
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_processes_in_one_folder(accumulate, one_process, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), *STEP, *TWO_PROCESSES, f"paths.runs={tmp_path / 'runs'}"]
-    command.append(f"trainer.accumulate_grad_batches={accumulate}")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    more = (f"paths.runs={tmp_path / 'runs'}", f"trainer.accumulate_grad_batches={accumulate}")
+    code, output = command(tmp_path, "train.py", *STEP, *TWO_PROCESSES, *more)
+    assert code == 0, output
     (folder,) = (tmp_path / "runs/ict_digits").iterdir()  # however many processes, one run has one folder
     assert (folder / "DONE").exists()
     assert_same_weights(folder, one_process)

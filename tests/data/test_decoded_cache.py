@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from data.conftest import write
 from filelock import FileLock
+from jobs import forked
 
 from consistency_models.data import DataError, Decoder, blocks, decoded_cache, image_folder
 
@@ -57,16 +56,16 @@ def test_a_cache_that_can_only_be_read_is_used(folder, kept, tmp_path, monkeypat
     assert image_folder(folder, cache_dir=tmp_path / "cache").digest == kept[1]
 
 
+def killed_while_it_decodes(folder, cache):
+    Decoder.__call__ = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    image_folder(folder, cache_dir=cache)
+
+
 def test_what_a_killed_process_left_is_removed(folder, tmp_path):
     cache = tmp_path / "cache"
-    program = f"""
-import os, signal
-from consistency_models.data import Decoder, image_folder
-Decoder.__call__ = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-image_folder({str(folder)!r}, cache_dir={str(cache)!r})
-"""
-    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == -signal.SIGKILL
+    process = forked(killed_while_it_decodes, folder, cache)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert list(cache.glob("incomplete_*"))
     (cache / "incomplete_of_an_earlier_version").mkdir()
     image_folder(folder, image_size=4, cache_dir=cache)  # another key

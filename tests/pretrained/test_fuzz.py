@@ -1,12 +1,9 @@
 """Mutated pickles: nothing but a snapshot or a CheckpointError comes of them, and no event but their own reading."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from jobs import command
 from parity.golden import OURS
 from pretrained import snapshots
 
@@ -14,12 +11,11 @@ from pretrained import snapshots
 def fuzz(folder, cases, files, seed=0):
     """How the cases ended, by `fuzz.py` in a process of its own whose working folder must stay empty."""
     folder.mkdir()
-    command = [sys.executable, Path(__file__).with_name("fuzz.py"), "--seed", seed, "--cases", cases, *files]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    words = ("tests/pretrained/fuzz.py", "--seed", seed, "--cases", cases, *files)
+    code, output = command(folder, *map(str, words))
+    assert code == 0, output
     assert not list(folder.iterdir())
-    endings = json.loads(done.stdout)
+    endings = json.loads(output.splitlines()[-1])
     assert sum(endings.values()) == cases
     return endings
 

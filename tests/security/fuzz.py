@@ -33,13 +33,13 @@ class Hang(BaseException):
     """A case that took too long."""
 
 
-def main(arguments=None):
+def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("format", choices=FORMATS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=200)
-    given = parser.parse_args(arguments)
+    given = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable()
     torch.set_num_threads(1)
@@ -87,12 +87,6 @@ def main(arguments=None):
     os.chdir("/")
     shutil.rmtree(work)
     print(json.dumps(endings))
-
-
-def record(file, arguments):
-    """Run `main` and write what it prints to a file; for a process of its own."""
-    with open(file, "w") as output, contextlib.redirect_stdout(output):
-        main(arguments)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """Mutated files of every format: nothing is executed, nothing hangs, nothing fills the memory, no bare traceback."""
 
 import json
-import os
 
 import numpy as np
 import pytest
 from app.evals import evaluate
-from jobs import ROOT, TINY, forked, run
-from security.fuzz import record
+from jobs import ROOT, TINY, command, run
 
 import consistency_models
 from consistency_models.errors import Exit
@@ -32,12 +30,10 @@ def folder(tmp_path_factory):
 
 def fuzz(name, folder, cases, seed):
     """How the cases ended, by `fuzz.py` in a process of its own."""
-    output = folder.with_name(f"{name}_{seed}.json")
-    arguments = [name, str(folder), "--seed", str(seed), "--cases", str(cases)]
-    process = forked(record, output, arguments, environment={**os.environ, "PROJECT_ROOT": str(ROOT)})
-    process.join()
-    assert process.exitcode == 0, output.read_text()[-3000:]
-    endings = json.loads(output.read_text())
+    words = ("tests/security/fuzz.py", name, str(folder), "--seed", str(seed), "--cases", str(cases))
+    code, output = command(folder.parent, *words, PROJECT_ROOT=str(ROOT))
+    assert code == 0, output[-3000:]
+    endings = json.loads(output.splitlines()[-1])
     assert sum(endings.values()) == cases
     return endings
 
