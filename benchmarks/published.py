@@ -29,14 +29,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
 from orders import PUBLISHED, SIZES, Order, differences, verdict
 from sweep_costs import commands, cost_table
 
 from consistency_models.app.sweep_folder import varied
 from consistency_models.evaluation.plots import save_quality
 from consistency_models.evaluation.runs import Run, cells_of, read_runs
-from consistency_models.files import read_yaml
+from consistency_models.files import read_json, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "results"
@@ -46,12 +45,12 @@ HOLDS = "reproduced"
 Results = dict[str, dict[str, Any]]  # size -> content of a file
 
 
-def read_jobs(folders: Sequence[Path]) -> dict[tuple[str, str], list[Run]]:
-    """Read (sweep, size) -> finished runs. A run's setting is the overrides in which the runs of its key differ.
+def read_jobs(folders: Sequence[Path]) -> dict[tuple[str, str], dict[Path, Run]]:
+    """Read (sweep, size) -> finished runs by folder. Its setting is the overrides in which the runs of its key differ.
 
     The path of a teacher is no part of a setting.
     """
-    jobs: dict[tuple[str, str], list[Run]] = {}
+    jobs: dict[tuple[str, str], dict[Path, Run]] = {}
     for folder in folders:
         for name, run in read_runs([folder]).items():
             job = folder / Path(name).name
@@ -60,22 +59,25 @@ def read_jobs(folders: Sequence[Path]) -> dict[tuple[str, str], list[Run]]:
                 for override in read_yaml(job / "overrides.yaml", job)
                 if not override.partition("=")[0].endswith(".path")
             ]
-            jobs.setdefault((folder.resolve().parent.name, run.config["sweep_size"]), []).append(run)
+            jobs.setdefault((folder.resolve().parent.name, run.config["sweep_size"]), {})[job] = run
     for runs in jobs.values():
-        for run, setting in zip(runs, varied(run.setting for run in runs)):
+        for run, setting in zip(runs.values(), varied(run.setting for run in runs.values())):
             run.setting = setting
     return jobs
 
 
-def store(sweep: str, size: str, runs: Sequence[Run], day: date, out: Path) -> None:
-    """Write the results and the figure of a sweep and size."""
+def store(sweep: str, size: str, jobs: dict[Path, Run], out: Path) -> None:
+    """Write the results and the figure of a sweep and size, with the days and the versions of torch of its runs."""
+    runs, summaries = list(jobs.values()), [job / "summary.json" for job in jobs]
+    days = sorted({date.fromtimestamp(file.stat().st_mtime).isoformat() for file in summaries})
+    versions = sorted({read_json(file)["versions"]["torch"] for file in summaries})
     cells = cells_of({str(i): run for i, run in enumerate(runs)})
     orders = [order.at(size) for order in PUBLISHED[sweep] if size in order.sizes]
     verdicts = {str(order): verdict(found) for order in orders if (found := differences(runs, order))}
     content = {
-        "date": day.isoformat(),
+        "date": " to ".join(dict.fromkeys([days[0], days[-1]])),
         "machine": f"{os.cpu_count()} shared {platform.machine()} cores",
-        "torch": torch.__version__,
+        "torch": " and ".join(versions),
         "cells": [
             {
                 "name": cell.name,
@@ -188,11 +190,9 @@ def main(arguments: list[str] | None = None) -> None:
     (args.out / "sweeps").mkdir(parents=True, exist_ok=True)
     sweeps = [folder for folder in args.folders if (folder / "jobs.csv").exists()]  # runs/*/* has single runs, too
     found = read_jobs(sweeps)
-    for (sweep, size), runs in found.items():
+    for (sweep, size), jobs in found.items():
         if any(size in order.sizes for order in PUBLISHED.get(sweep, [])):
-            own = [folder for folder in sweeps if folder.resolve().parent.name == sweep]
-            day = date.fromtimestamp(max((folder / "jobs.csv").stat().st_mtime for folder in own))
-            store(sweep, size, runs, day, args.out)
+            store(sweep, size, jobs, args.out)
     (args.out / "sweeps.md").write_text(page(args.out))
     for sweep in dict.fromkeys(sweep for sweep, _ in found if sweep in PUBLISHED):
         print("\n".join(chapter(sweep, stored(sweep, args.out))))

@@ -38,8 +38,6 @@ def build_generator(args: argparse.Namespace, lever: str) -> Generator:
     model = build_model(config).to(args.device).eval().requires_grad_(False)
     if "channels_last" in lever:
         model.network.to(memory_format=torch.channels_last)
-    if "compile" in lever:
-        model.network.compile()
     return build.build_generator(config, model)
 
 
@@ -52,9 +50,11 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return one row for each lever, step count and batch."""
     runs = {}
     for lever in ["none", *args.levers]:
-        generator = build_generator(args, lever)
-        for steps in args.steps:
-            for batch in args.batches:
+        for batch in args.batches:
+            generator = build_generator(args, lever)
+            if "compile" in lever:
+                generator.compile(batch)
+            for steps in args.steps:
 
                 def run(
                     generator: Generator = generator, steps: int = steps, batch: int = batch, lever: str = lever

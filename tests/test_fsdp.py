@@ -82,6 +82,10 @@ def test_sharded_steps_are_those_of_one_process(method, tmp_path):
     run_two(tmp_path / "two", *STEPS, *method, *SHARDED)
     assert_equal_within(1e-6, tmp_path / "two", tmp_path / "one")
     assert len(list((tmp_path / "two/samples").glob("*.png"))) >= 2
+    contents = [read(tmp_path / name / "checkpoints/last.ckpt")["trainer"]["callbacks"] for name in ("one", "two")]
+    films = [tensors(content.get("SampleGrids", {})) for content in contents]  # uint8; of images only
+    assert films[0].keys() == films[1].keys()
+    assert all((films[1][step].int() - frame.int()).abs().max() <= 1 for step, frame in films[0].items())
     samples = [load(tmp_path / name).sample(4, steps=1, seed=0) for name in ("one", "two")]
     torch.testing.assert_close(*samples, rtol=1e-5, atol=1e-5)
 

@@ -73,7 +73,8 @@ class ConfigError(ValueError):
         self.key, self.value, self.allowed, self.fix, self.reason = key, value, allowed, fix, reason
         because = f": {reason}" if reason else ""
         advice = f". {_sentence(fix)}" if fix else ""
-        super().__init__(f"{key}={value} is not allowed{because}. Allowed: {allowed}{advice}")
+        written = str(value).lower() if isinstance(value, bool) else value  # as on the command line
+        super().__init__(f"{key}={written} is not allowed{because}. Allowed: {allowed}{advice}")
 
 
 def _sentence(text: str) -> str:

@@ -12,7 +12,7 @@ from consistency_models import load
 from consistency_models.app import acceleration
 from consistency_models.app.acceleration import warn_of_rounding, with_acceleration
 from consistency_models.app.build import build_method
-from consistency_models.errors import Exit
+from consistency_models.errors import ConfigError, Exit
 from consistency_models.export.weights import to_checkpoint
 from consistency_models.networks.layout import differentiable_norms
 from consistency_models.storage.checkpoints import read, write
@@ -93,9 +93,31 @@ def test_compilation_needs_a_compiler(tmp_path, monkeypatch):
     choice = acceleration.compilation(config, build_model(config), LONG)
     assert not choice.value
     assert "no-such-compiler" in choice.reason
+    with pytest.raises(ConfigError, match="compile=true is not allowed: there is no"):
+        with_acceleration(config | {"compile": True}, build_model(config), LONG)
 
 
-def test_own_choices_and_those_of_the_resumed_run_are_kept(tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "calls", "expected", "reason"),
+    [
+        ({}, 50_000, False, "compiling takes about"),
+        ({}, LONG, True, "compiling takes about"),
+        ({"device": "cuda:1"}, LONG, False, "on cuda"),
+        ({"devices": 2}, LONG, False, "several processes"),
+        ({"compile": True}, 2, True, ""),
+        ({"compile": False}, LONG, False, ""),
+    ],
+)
+def test_sampling_is_compiled_if_it_takes_many_calls(settings, calls, expected, reason, trained, caplog, monkeypatch):
+    monkeypatch.setattr(acceleration.shutil, "which", lambda name: f"/usr/bin/{name}")
+    caplog.set_level("INFO")
+    config = {"compile": "auto", "device": "cpu", "devices": 1, **settings}
+    assert acceleration.compile_for(calls, config, load(trained)) is expected
+    assert reason in caplog.text
+
+
+def test_own_choices_and_those_of_the_resumed_run_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(acceleration.shutil, "which", lambda name: f"/usr/bin/{name}")
     config = config_of(tmp_path, *SMALL, "channels_last=false", "compile=true")
     assert with_acceleration(config, None, LONG) == config
     config = config_of(tmp_path, *SMALL)

@@ -170,6 +170,7 @@ WRONG = [  # what is on the command line, the file that it names, part of the er
     ("seeds=0-9", None, "seeds=0-9 is not allowed: task=inpaint does not use it. Allowed: None"),
     ("repeats=2", None, "repeats=2 is not allowed: task=inpaint does not use it. Allowed: 1"),
     ("devices=2", None, "devices=2 is not allowed: task=inpaint does not use it. Allowed: 1"),
+    ("compile=true", None, "compile=true is not allowed: task=inpaint does not use it. Allowed: auto"),
     ("sigmas=[80,1]", None, "sigmas=[80, 1] is not allowed: task=inpaint does not use it. Allowed: None"),
 ]
 

@@ -1,6 +1,7 @@
 """task=sample: the layouts of others, and the same bytes whatever happened on the way."""
 
 import errno
+import functools
 import json
 import zipfile
 from itertools import count
@@ -44,6 +45,23 @@ def test_bytes_depend_neither_on_batches_nor_on_an_interruption(digits, tmp_path
     assert files(tmp_path / "a") == first
     assert sample(digits, tmp_path / "b", f"n={N}", "batch_size=7", "devices=2") == Exit.DONE
     assert files(tmp_path / "b") == first
+
+
+def test_compiled_calls_are_those_of_whole_blocks(digits, tmp_path, monkeypatch):
+    """compile=true changes images by rounding only; the last block is smaller and runs eagerly."""
+    sizes, whole = [], functools.partial(torch.compile, backend=lambda graph, inputs: graph.forward)
+
+    def compile_and_count(model, **options):
+        compiled = whole(model, **options)
+        return lambda x, *levels, **given: sizes.append(len(x)) or compiled(x, *levels, **given)
+
+    monkeypatch.setattr(torch, "compile", compile_and_count)
+    images = {}
+    for value in ("false", "true"):
+        assert sample(digits, tmp_path / f"{value}.npz", f"n={N}", f"compile={value}", "task.format=npz") == Exit.DONE
+        images[value] = np.load(tmp_path / f"{value}.npz")["arr_0"].astype(int)
+        assert set(sizes) == ({256} if value == "true" else set())
+    assert np.abs(images["true"] - images["false"]).max() <= 1
 
 
 def test_an_interrupted_command_goes_on_in_another_process(digits, tmp_path):

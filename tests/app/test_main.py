@@ -188,6 +188,7 @@ def test_flags_that_are_refused(command, arguments, told):
     [
         ([f"ckpt_path={'a' * 300}"], "File name too long"),
         (["data=mixture", "hydra.run.dir=/proc/none"], "run folder=/proc/none is not allowed: [Errno 2] No such file"),
+        (["-m", "seed=1,2", "data=mixture", "hydra.sweep.dir=/proc/none"], "run folder=/proc/none is not allowed: [Er"),
     ],
 )
 def test_a_path_that_the_system_refuses(command, arguments, told):

@@ -1,6 +1,7 @@
 """Every sweep is held against what was published: orders that its grid can show, and a rule that errs on no side."""
 
 import json
+import os
 from pathlib import Path
 
 import published
@@ -56,6 +57,20 @@ def test_stored_results_know_their_orders():
         sweep, _, size = file.stem.rpartition("_")
         known = {str(order.at(size)) for order in PUBLISHED[sweep] if size in order.sizes}
         assert set(json.loads(file.read_text())["verdicts"]) <= known, file.name
+
+
+def test_a_sweep_has_the_days_and_versions_of_its_runs(tmp_path, monkeypatch):
+    (tmp_path / "sweeps").mkdir()
+    jobs = {tmp_path / str(i): run for i, run in enumerate([next(runs_of("ict_depth", "digits"))] * 3)}
+    for i, job in enumerate(jobs):
+        job.mkdir()
+        (job / "summary.json").write_text(json.dumps({"versions": {"torch": f"2.{i % 2}"}}))
+        os.utime(job / "summary.json", (86_400 * (i + 1.5),) * 2)
+    monkeypatch.setattr(published, "cells_of", lambda runs: [])
+    monkeypatch.setattr(published, "save_quality", lambda *_: None)
+    published.store("ict_depth", "digits", jobs, tmp_path)
+    content = json.loads((tmp_path / "sweeps/ict_depth_digits.json").read_text())
+    assert (content["date"], content["torch"]) == ("1970-01-02 to 1970-01-04", "2.0 and 2.1")
 
 
 def test_the_page_is_that_of_the_stored_results():

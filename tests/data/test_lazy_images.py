@@ -72,7 +72,7 @@ def test_the_digest_is_of_files_and_decoder(many, pixels):
 def test_what_encoded_images_cannot_do_is_refused(many):
     with pytest.raises(DataError, match=r"bad_images=skip needs data.source.storage=decoded"):
         lazy(many, bad_images="skip")
-    with pytest.raises(DataError, match=r"data.resident is true, but the images of image_folder are not decoded"):
+    with pytest.raises(DataError, match=r"data.resident is true, but image_folder is not a set of decoded"):
         DataModule(lazy(many), 4, resident=True)
     with pytest.warns(UserWarning, match="the training process decodes the images of image_folder: set data.workers"):
         DataModule(lazy(many), 4).setup("fit")

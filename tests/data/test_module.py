@@ -75,9 +75,7 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("source", [digits(), Mixture()], ids=["digits", "mixture"])
-@pytest.mark.parametrize(
-    "options", [{"workers": 2}, {"accumulate": 3}, {"accumulate": 2, "limit": 4}, {"resident": True}]
-)
+@pytest.mark.parametrize("options", [{"workers": 2}, {"accumulate": 3}, {"accumulate": 2, "limit": 4}])
 def test_nothing_but_the_seed_matters(tmp_path, source, options):
     common = {"source": source, "conditional": True, "flip": True}
     undisturbed = train(tmp_path, **common)
@@ -206,6 +204,7 @@ def test_a_wrong_sigma_data_is_warned_of(stated, warns):
             "data.conditional is true, but plain has no classes: set data.conditional=false",
         ),
         ({"source": Mixture(), "overfit_steps": 1}, DataError, "mixture has no fixed images: set it to 0"),
+        ({"source": Mixture(), "resident": True}, DataError, "mixture is not a set of decoded images: leave"),
     ],
 )
 def test_refuses_what_the_data_cannot_give(arguments, error, message):

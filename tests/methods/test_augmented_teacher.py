@@ -71,3 +71,9 @@ def test_a_teacher_without_such_labels_is_refused(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "the augmentation has 9 labels, and the network of this teacher takes 0" in error
     assert "Traceback" not in error
+
+
+def test_a_diffusion_model_of_tcm_without_such_labels_is_refused():
+    first, augment = Teacher(is_consistency_model=True), type("Augmentation", (), {"augment_dim": 9})()
+    with pytest.raises(ValueError, match=r"has 9 labels, and the network of model\.diffusion takes 0"):
+        method(TruncatedConsistency, Teacher(), first, diffusion=Teacher(), augment=augment)

@@ -268,8 +268,10 @@ def no_scheduler(folder):
         (lambda f: change(f / "unet/config.json", act_fn={"_target_": "os.system"}), "numbers, names and lists"),
         (lambda f: change(f / "unet/config.json", layers_per_block=10**9), "blocks"),
         (lambda f: change(f / "unet/config.json", block_out_channels=[16, 10**6]), "of shape"),
-        (lambda f: (f / "unet/config.json").write_text("[" * 100_000), "expected"),
-        (lambda f: (f / "unet/config.json").write_text(" " * (5 << 20)), "at most"),
+        (lambda f: (f / "unet/config.json").write_text("[" * 100_000), r"unet/config\.json: expected a JSON file"),
+        (lambda f: (f / "unet/config.json").write_text(" " * (5 << 20)), r"unet/config\.json: .*at most"),
+        (lambda f: (f / "unet/config.json").write_text('{"_class'), r"unet/config\.json: .*; found JSONDecodeError"),
+        (lambda f: (f / "unet/config.json").write_text("[1]"), r"unet/config\.json: .* object; found .* type list"),
     ],
 )
 def test_refused_folders(copied, spoil, message):

@@ -1,4 +1,4 @@
-"""The choices of `channels_last=auto` and `compile=auto`, from the network, the device and the length of the training,
+"""The choices of `channels_last=auto` and `compile=auto`, from the network, the device and the number of network calls,
 and a warning where half precision is too coarse for the levels.
 
 No choice uses a measured time, so a run that is killed and started again makes the same choice. The choices are stored
@@ -21,19 +21,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from consistency_models import conditions
 from consistency_models.app.checks.targets import fact
+from consistency_models.errors import ConfigError
 from consistency_models.networks.layout import is_convolutional, prefers_channels_last
 from consistency_models.random import BatchRandom
 
 if TYPE_CHECKING:  # evaluation runs without Lightning
     from consistency_models.methods.base import Method
+    from consistency_models.sampling.generator import Generator
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Choice", "channels_last", "compilation", "warn_of_rounding", "with_acceleration"]
+__all__ = ["Choice", "channels_last", "compilation", "compile_for", "warn_of_rounding", "with_acceleration"]
 
-SECONDS_A_TENSOR = 1.0  # of compiling a step, for each weight tensor, on a CPU
+STEP, CALL = 1.0, 0.5  # seconds of compiling a step, and a call of the sampler, for each weight tensor, on a CPU
 LARGEST = 200  # weight tensors of a network whose compilation was measured
-SAVED = 0.05  # share of a channels-last step on a CPU that compilation saves, at least
+SAVED = 0.05  # share of a channels-last pass on a CPU that compilation saves, at least
 FLOPS = 2e11  # operations a second of one fast core; a slower core saves more
 PASSES = 4.0  # cost of a step in forward passes of the student: forward, backward (2), target
 MARGIN = 2.0  # the saved time is at least this multiple of the compilation
@@ -57,10 +59,15 @@ def with_acceleration(
         model: the preconditioned network, on the CPU.
         steps: optimiser steps of the whole training.
         resumed: the configuration of the resumed checkpoint.
+
+    Raises:
+        ConfigError: compile=true, and the machine lacks what compilation needs.
     """
     chosen = {}
     for key, choose in (("channels_last", channels_last), ("compile", compilation)):
         if config[key] != "auto":
+            if key == "compile":
+                _check_compiler(config[key], _device_type(config))
             continue
         if resumed is not None and isinstance(resumed.get(key), bool) and config["trainer"]["strategy"] != "fsdp":
             choice = Choice(resumed[key], "as in the resumed run")
@@ -86,31 +93,68 @@ def channels_last(config: dict[str, Any], model: Any, steps: int) -> Choice:
 
 
 def compilation(config: dict[str, Any], model: Any, steps: int) -> Choice:
-    """Choose whether the networks are compiled: only if the estimated saving is a multiple of the compilation.
+    """Choose whether the networks of a training are compiled, see `_earned_back`."""
+    trainer, network = config["trainer"], model.network
+    if trainer["strategy"] != "auto" or trainer["num_nodes"] > 1 or trainer["devices"] not in ("auto", 1):
+        return _not("the gain for several processes has not been measured")
+    if fact(config["model"], "varying_batches"):
+        return _not("the teacher is called on batches of varying sizes")
+    if any(getattr(module, name, 0) for module in network.modules() for name in ("p", "dropout", "label_dropout")):
+        return _not("a compiled network draws other dropout masks")
+    return _earned_back(
+        model, config["data"], _device_type(config), PASSES * steps * config["data"]["batch_size"], STEP
+    )
 
-        saving      = SAVED · steps · batch · PASSES · operations of a forward pass / (FLOPS · threads)
-        compilation = SECONDS_A_TENSOR · weight tensors
+
+def compile_for(calls: int, config: dict[str, Any], generator: Generator) -> bool:
+    """Return `compile` of eval.py, and log the choice of auto, see `_earned_back`.
+
+    Args:
+        calls: network calls of the task, each of one image.
+        config: the configuration of eval.py, with its `device` resolved.
+        generator: the loaded generator.
+
+    Raises:
+        ConfigError: compile=true, and the machine lacks what compilation needs.
+    """
+    device = config["device"].partition(":")[0]
+    if config["compile"] != "auto":
+        _check_compiler(config["compile"], device)
+        return config["compile"]
+    if config["devices"] > 1:
+        choice = _not("the gain for several processes has not been measured")
+    else:
+        choice = _earned_back(generator.model, generator.config["data"], device, calls, CALL)
+    log.info("compile=auto chooses %s: %s", str(choice.value).lower(), choice.reason)
+    return choice.value
+
+
+def _earned_back(model: Any, data: dict[str, Any], device: str, passes: float, seconds: float) -> Choice:
+    """Choose whether a network is compiled: only if the estimated saving is a multiple of the compilation.
+
+        saving      = SAVED · passes · operations of a forward pass / (FLOPS · threads)
+        compilation = seconds · weight tensors
 
     The estimate is for networks as those that were measured. For other networks the choice is false.
+
+    Args:
+        model: the preconditioned network.
+        data: channels and size of its images.
+        device: its type.
+        passes: forward passes, each of one image.
+        seconds: of compiling, for each weight tensor.
     """
-    trainer, network, device = config["trainer"], model.network, _device_type(config)
-    devices = trainer["devices"]
+    network = model.network
     tensors = sum(1 for _ in network.parameters())
     if device != "cpu":
         return _not(f"the gain on {device} has not been measured")
-    if trainer["strategy"] != "auto" or trainer["num_nodes"] > 1 or devices not in ("auto", 1):
-        return _not("the gain for several processes has not been measured")
     if not is_convolutional(network) or hasattr(network, "encode"):
         return _not("the gain for such a network has not been measured")
-    if fact(config["model"], "varying_batches"):
-        return _not("the teacher is called on batches of varying sizes")
     if tensors > LARGEST:
         return _not(f"compiling a network of {tensors} weight tensors on a CPU takes many minutes")
-    if any(getattr(module, name, 0) for module in network.modules() for name in ("p", "dropout", "label_dropout")):
-        return _not("a compiled network draws other dropout masks")
-    seconds = PASSES * _flops(model, config["data"]) * config["data"]["batch_size"] / FLOPS / torch.get_num_threads()
-    saved, cost = SAVED * steps * seconds / 60, SECONDS_A_TENSOR * tensors / 60
-    estimate = f"compiling takes about {cost:.1f} min and saves about {saved:,.1f} min of this training"
+    saved = SAVED * passes * _flops(model, data) / FLOPS / torch.get_num_threads() / 60
+    cost = seconds * tensors / 60
+    estimate = f"compiling takes about {cost:.1f} min and saves about {saved:,.1f} min"
     if saved < MARGIN * cost:
         return _not(estimate)
     missing = _missing()
@@ -141,6 +185,11 @@ def warn_of_rounding(precision: str, method: Method) -> None:
             "more than half of the difference of their outputs is rounding; 32-true rounds less (docs/performance.md)",
             *(precision, 100 * median, 100 * smallest),
         )
+
+
+def _check_compiler(is_compiled: bool, device: str) -> None:
+    if is_compiled and device == "cpu" and (missing := _missing()):
+        raise ConfigError("compile", True, "auto or false", reason=f"there is no {missing}")
 
 
 def _missing() -> str | None:

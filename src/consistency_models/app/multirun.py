@@ -12,7 +12,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,10 +49,17 @@ class Multirun(Callback):
     """Folder of the run of this process."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Hydra's hook before a single run: create a new folder, also for runs that start in the same second."""
+        """Hydra's hook before a single run: create a new folder, unless the command names one.
+
+        Runs that start in the same second have folders of their own.
+        """
         folder = str(config.hydra.run.dir)
         if _rank() == 0:
-            folder = _new_folder(folder, _is_typed(config, "hydra.run.dir"))
+            with _exit_without_folder(folder):
+                if _is_typed(config, "hydra.run.dir"):
+                    Path(folder).mkdir(parents=True, exist_ok=True)
+                else:
+                    folder = str(make_new_folder(folder))
         with read_write(config), open_dict(config):
             config.hydra.run.dir = broadcast_from_rank0(folder)
 
@@ -67,8 +75,9 @@ class Multirun(Callback):
         jobs, folder = grid(config), SweepFolder(config.hydra.sweep.dir)
         if _rank() == 0:
             Multirun.folder = Multirun.claim = None
-            folder = self._claimed(folder, typed, jobs, _is_typed(config, "hydra.sweep.dir"))
-            folder.begin(typed, jobs)
+            with _exit_without_folder(folder.path):
+                folder = self._claimed(folder, typed, jobs, _is_typed(config, "hydra.sweep.dir"))
+                folder.begin(typed, jobs)
         path = broadcast_from_rank0(str(folder.path))
         with read_write(config), open_dict(config):
             config.hydra.sweep.dir = path
@@ -90,7 +99,7 @@ class Multirun(Callback):
             busy = ConfigError("hydra.sweep.dir", new.path, "a folder of no other process", reason=reason)
             print(f"error: {busy}", file=sys.stderr)
             sys.exit(int(Exit.BAD_INPUT))
-        new = SweepFolder(_new_folder(new.path))
+        new = SweepFolder(make_new_folder(new.path))
         Multirun.claim = new.claim()
         return new
 
@@ -99,17 +108,14 @@ def _is_typed(config: DictConfig, key: str) -> bool:
     return any(line.lstrip("+").startswith(f"{key}=") for line in config.hydra.overrides.hydra)
 
 
-def _new_folder(path: str | Path, is_named: bool = False) -> str:
-    """Create a folder, a new one unless it is named; exit on an error, because Hydra makes it a warning."""
+@contextmanager
+def _exit_without_folder(path: str | Path) -> Iterator[None]:
+    """Exit if the folder cannot be created: Hydra makes an error of a callback a warning."""
     try:
-        if is_named:
-            Path(path).mkdir(parents=True, exist_ok=True)
-        return str(path if is_named else make_new_folder(path))
+        yield
     except OSError as error:
-        print(
-            f"error: {ConfigError('run folder', path, 'a folder that can be created', reason=str(error))}",
-            file=sys.stderr,
-        )
+        allowed = "a folder that can be created"
+        print(f"error: {ConfigError('run folder', path, allowed, reason=str(error))}", file=sys.stderr)
         sys.exit(int(Exit.STORAGE))
 
 

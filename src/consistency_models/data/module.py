@@ -42,7 +42,7 @@ class DataModule(LightningDataModule):
         workers: number of worker processes; 0 reads in the training process. The batches do not depend on it.
         flip: flip each image horizontally with probability ½.
         conditional: include labels in the batches.
-        resident: hold the whole set on the device; "auto" does so on CUDA up to 2 GiB.
+        resident: hold the whole set of decoded images on the device; "auto" does so on CUDA up to 2 GiB.
         guidance_w: (low, high) of w of cond + w·(cond - uncond), drawn uniformly for each caption; None draws nothing.
         caption_dropout: share of captions that are replaced by the empty one.
         overfit_steps: number of steps whose images are repeated; 0 uses all images.
@@ -80,14 +80,12 @@ class DataModule(LightningDataModule):
         origin = check_facts(source, name, root, image_size, channels, num_classes)
         if conditional and not source.num_classes:
             raise DataError(f"data.conditional is true, but {origin} has no classes: set data.conditional=false")
-        if source.is_latent and (flip or resident is True):
-            key = "flip" if flip else "resident"
-            reason = (
-                "a flipped latent is not the latent of the flipped image" if flip else "latents are read from files"
-            )
-            raise DataError(f"data.{key} is true, but {reason}: leave data.{key} out")
-        if resident is True and not source.is_decoded:
-            raise DataError(f"data.resident is true, but the images of {origin} are not decoded: set it to false")
+        if source.is_latent and flip:
+            reason = "a flipped latent is not the latent of the flipped image"
+            raise DataError(f"data.flip is true, but {reason}: leave data.flip out")
+        if resident is True and source.nbytes is None:
+            reason = "is not a set of decoded images"
+            raise DataError(f"data.resident is true, but {origin} {reason}: leave data.resident out")
         for key, value in {"guidance_w": guidance_w, "caption_dropout": caption_dropout or None}.items():
             if value is not None and source.captions is None:
                 raise DataError(f"data.{key} is {value}, but {origin} has no captions: leave data.{key} out")

@@ -30,6 +30,9 @@ class TruncatedConsistency(Method):
         transition: t', the level below which the first stage is used.
         diffusion: frozen denoiser; x_s is an Euler step of its ODE from t. None: x_s = x + s·noise.
         arguments: as for `Method`; the schedule is `TruncatedStudentT`.
+
+    Raises:
+        ValueError: see `Method`; or the denoiser does not take the labels of the augmentation.
     """
 
     needs_teacher = True
@@ -39,6 +42,9 @@ class TruncatedConsistency(Method):
     @checked
     def __init__(self, *, transition: SigmaOrZero = 1.0, diffusion: nn.Module | None = None, **arguments) -> None:
         super().__init__(**arguments)
+        width, own = (getattr(each, "augment_dim", 0) for each in (self.augment, getattr(diffusion, "network", None)))
+        if diffusion is not None and width and own != width:
+            raise ValueError(f"the augmentation has {width} labels, and the network of model.diffusion takes {own}")
         self.transition = transition
         self._diffusion = (diffusion,)  # a tuple hides the module from torch, as for the teacher
 

@@ -69,7 +69,7 @@ def read_pipeline(path: Path | str) -> Pipeline:
         CheckpointError: a part is missing, or the process is none of a table with a denoiser.
     """
     folder = Path(path).expanduser()
-    with naming(folder, f"a folder of a diffusers pipeline, with {PIPELINE_INDEX}"):
+    with naming(folder, "a pipeline of diffusers with a U-Net"):
         if not is_pipeline(folder):
             raise CheckpointError(f"a folder of a diffusers pipeline, with {PIPELINE_INDEX}", "no such file")
         if (folder / "transformer").is_dir():
@@ -172,14 +172,15 @@ def _part(folder: Path, name: str, file: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        content = file.read(MAX_JSON + 1)
-    if len(content) > MAX_JSON:
-        raise CheckpointError(f"{path.name} of at most {MAX_JSON} bytes", "a larger file")
-    found = json.loads(content)
-    if not isinstance(found, dict):
-        raise CheckpointError(f"a mapping in {path.name}", found)
-    return found
+    with naming(path, "a JSON file"):
+        with path.open("rb") as file:
+            content = file.read(MAX_JSON + 1)
+        if len(content) > MAX_JSON:
+            raise CheckpointError(f"a file of at most {MAX_JSON} bytes", "a larger file")
+        found = json.loads(content)
+        if not isinstance(found, dict):
+            raise CheckpointError("a JSON object", found)
+        return found
 
 
 def _plain(key: str, value: Any) -> Any:

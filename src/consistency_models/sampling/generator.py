@@ -52,11 +52,23 @@ class Generator:
         self.class_names = tuple(class_names)
         self.model, self.shape, self.make_sampler = model, tuple(shape), make_sampler
         self.num_classes, self.clamp, self.lowest, self.prompts = num_classes, clamp, lowest, prompts
+        self.denoise: Callable[..., Tensor] = model  # the model as the sampler calls it, see `compile`
         # Set by `load`: the name of the weights, the configuration, step counts, path and digest of the file.
         self.weights, self.steps = "model", (1,)
         self.config: dict[str, Any] = {}
         self.origin: dict[str, Any] = {}
         self.pipeline: str | None = None  # folder of the text encoders and the VAE of a model of text
+
+    def compile(self, batch_size: int = 256) -> None:
+        """Compile the calls of the model by samplers with `batch_size` images; calls of other sizes run eagerly.
+
+            generator.compile(64)
+            generator.sample(10_000, batch_size=64)
+
+        The first call of this size compiles, which takes up to some minutes on a CPU. Images change by rounding only.
+        """
+        eager, compiled = self.model, torch.compile(self.model, dynamic=False)
+        self.denoise = lambda x, *levels, **given: (compiled if len(x) == batch_size else eager)(x, *levels, **given)
 
     def labels(self, indices: Tensor) -> Tensor | None:
         """The default class of each image: the classes take turns, so that all are equally frequent."""
@@ -87,7 +99,7 @@ class Generator:
         def descend(x: Tensor, sigma: Tensor, labels: Tensor | Prompt | None = None) -> Tensor:
             level = sigma[0].item()
             self.check_levels([level])
-            return sampler.descend(partial(self.model, labels=labels), x, level)
+            return sampler.descend(partial(self.denoise, labels=labels), x, level)
 
         return descend
 
@@ -123,7 +135,7 @@ class Generator:
         device = next(self.model.parameters()).device
         return TextToImage(self.pipeline, device, source.get("scale"), source.get("shift"))
 
-    def _prompts(self, texts: Sequence[str], guidance: float | None) -> tuple[Prompt, nn.Module]:
+    def _prompts(self, texts: Sequence[str], guidance: float | None) -> tuple[Prompt, Callable[..., Tensor]]:
         """The encoded texts, and the model with guidance.
 
         Raises:
@@ -135,7 +147,7 @@ class Generator:
         if network.w_dim and guidance is None:
             raise ValueError("guidance: this model takes the guidance as an input; give a number, such as guidance=8.0")
         if network.w_dim or guidance in (None, 1):
-            return encoders.prompts(texts, self.shape[-1], guidance if network.w_dim else None), self.model
+            return encoders.prompts(texts, self.shape[-1], guidance if network.w_dim else None), self.denoise
         if network.two_times:
             raise ValueError(f"guidance={guidance}: a model of two times has learned its guidance; leave guidance out")
         return encoders.prompts(texts, self.shape[-1]), Guided(self.model, guidance)
@@ -196,7 +208,7 @@ class Generator:
             ValueError: n, steps or batch_size below 1, or labels, prompts, guidance or levels that the model refuses.
             DataError: the folder of the text encoders and the VAE cannot be used.
         """
-        steps, model, text_to_image = self.steps[0] if steps is None else steps, self.model, None
+        steps, model, text_to_image = self.steps[0] if steps is None else steps, None, None
         if guidance is not None and prompts is None:
             raise ValueError("guidance: only with prompts; with labels=Prompt(…), w is Prompt.guidance")
         if prompts is not None:
@@ -238,7 +250,7 @@ class Generator:
         sampler: Any,
         seed: int = 0,
         labels_of: Callable[[Tensor], Tensor | Prompt | None] | None = None,
-        model: nn.Module | None = None,
+        model: Callable[..., Tensor] | None = None,
     ) -> Iterator[Tensor]:
         """Yield the images of each range of indices, shape (len(range), C, H, W), on the CPU; see `image_batches`.
 
@@ -257,7 +269,7 @@ class Generator:
 
         def sample(indices: Tensor, noise: ImageNoise) -> Tensor:
             condition = self.condition((labels_of or self.prompts_or_labels)(indices), device)
-            x = sampler(partial(model or self.model, labels=condition), noise(), noise)
+            x = sampler(partial(model or self.denoise, labels=condition), noise(), noise)
             return (x.clamp(-1, 1) if self.clamp else x).float()
 
         return image_batches(sample, parts, seed, self.shape, device)

@@ -24,6 +24,9 @@ HABITS = {
     "resume": "ckpt_path",
     "checkpoint": "ckpt_path",
     "path": "root",
+    "dir": "root",
+    "batch": "batch_size",
+    "resolution": "image_size",
     "dataset": "data",
     "method": "model",
     "distance": "loss",
@@ -79,12 +82,12 @@ def unknown_key(key: str, value: Any, known: Iterable[str], groups: Iterable[str
         allowed = f"groups ({', '.join(sorted(groups))}) and keys ({', '.join(single)})"
         beside = sorted({*beside, *groups})
     rest = key.removeprefix(prefix)
-    close = nearest(key, known, 0.8) if "." in rest else nearest(rest, beside)
+    below = [name.removeprefix(prefix) for name in known if name.startswith(prefix)] if "." in rest else beside
+    close, similar = (prefix + name if (name := nearest(rest, below, cutoff)) else None for cutoff in (0.85, 0.6))
+    elsewhere = {name.rpartition(".")[2]: name for name in reversed(known)}
     same = [name for name in known if name.rpartition(".")[2] in (last, HABITS.get(last))]
     near = [name for name in same if name.startswith(prefix)]
-    close = close if close is None or "." in rest else prefix + close
-    meant = close or next(iter(near or same), None) or nearest(key, known)
-    meant = None if meant == key else meant
+    meant = close or next(iter(near), similar) or next(iter(same), elsewhere.get(nearest(last, elsewhere, 0.85)))
     return problem(key, value, allowed, f"did you mean {meant}={show(value)}?" if meant else "")
 
 

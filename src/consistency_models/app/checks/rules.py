@@ -15,11 +15,16 @@ FLAGS = {"1": True, "0": False, "yes": True, "no": False, "on": True, "off": Fal
 
 
 def nearest(word: Any, candidates: Iterable[Any], cutoff: float = 0.6) -> Any:
-    """Return the candidate with the most similar spelling, or None. Swapped letters come first: ict for itc."""
+    """Return the candidate with the most similar spelling, or None. Swapped letters come first: ict for itc.
+
+    A candidate has the first letter of the word, as mistakes are rare there, or one of the two ends with the other.
+    """
     spelled: dict[str, Any] = {}
-    for candidate in candidates:
-        spelled.setdefault(show(candidate).lower(), candidate)
     typed = show(word).lower()
+    for candidate in candidates:
+        name = show(candidate).lower()
+        if name[:1] == typed[:1] or name.endswith(typed) or typed.endswith(name):
+            spelled.setdefault(name, candidate)
     matches = difflib.get_close_matches(typed, spelled, cutoff=cutoff)
     matches.sort(key=lambda match: sorted(match) != sorted(typed))
     return spelled[matches[0]] if matches else None

@@ -41,7 +41,7 @@ Levels = Annotated[int, Ge(2)] | Descending
 Ends = Annotated[Sequence[Count], Len(2, 2), Distinct]
 SHOWN = 40  # images in TASK.png
 ROUNDING = 0.0025  # rounding to 8 bits adds noise of 2/255/√12 = 0.00226
-UNUSED = ("sigmas", "seeds", "repeats", "devices")
+UNUSED = ("sigmas", "seeds", "repeats", "compile", "devices")
 """Keys of conf/eval.yaml that editing does not use."""
 
 

@@ -46,8 +46,9 @@ def run(config: dict[str, Any], generator: Generator) -> None:
     """Score images of `run` at the step counts `steps`, or at the levels `sigmas`."""
     samplers, sets = samplers_of(config, generator), index_sets(config, generator.config["evaluation"]["n"])
     evaluation, results, pictures = evaluation_of(config, generator), [], {}
+    calls = sum(sampler.nfe for sampler in samplers) * sum(map(len, sets))
     with (
-        Producer(config, generator) as producer,
+        Producer(config, generator, calls) as producer,
         features_divided(evaluation, producer, config),
         progress_bar() as progress,
     ):

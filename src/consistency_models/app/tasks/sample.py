@@ -52,7 +52,7 @@ def run(
     labels = {k: choice[k % len(choice)] if choice else None for k in wanted}
     names = {k: f"{labels[k] if by_class else k // 1000:05d}/img{k:08d}.png" for k in wanted}
     existing = {k for k in wanted if (folder / names[k]).exists()}
-    with Producer(config, generator) as producer, progress_bar() as progress:
+    with Producer(config, generator, sampler.nfe * len(wanted)) as producer, progress_bar() as progress:
         task = progress.add_task("samples", total=len(wanted) - len(existing))
         with PNGWriter(lambda: progress.advance(task)) as writer:
             for indices, images in producer.batches(sampler, wanted, choice, existing):

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 from torch import Tensor
 
+from consistency_models.app.acceleration import compile_for
 from consistency_models.app.checks.strangers import check_links
 from consistency_models.conditions import Prompt
 from consistency_models.devices import cpu_threads
@@ -103,24 +104,27 @@ def results_folder(run: str) -> Path:
 class Producer:
     """Generate images on `devices` devices: in this process, or in one process for each device.
 
-        with Producer(config, generator) as producer:
+        with Producer(config, generator, sampler.nfe * len(wanted)) as producer:
             for indices, images in producer.batches(sampler, wanted): …
 
     Args:
         config: eval.py's, with its `device` resolved.
         generator: loaded from its `run`, with its `sampler`.
+        calls: network calls of the task, each of one image, for `compile=auto`.
 
     Raises:
         ConfigError: there are too few GPUs.
     """
 
-    def __init__(self, config: dict[str, Any], generator: Generator) -> None:
+    def __init__(self, config: dict[str, Any], generator: Generator, calls: int) -> None:
         self.generator, self.seed, self.block = generator, config["seed"], block_size(generator.shape)
         self.unit = self.block * max(1, config["batch_size"] // self.block)
         self.devices, self.executor = _devices(config["device"], config["devices"]), None
-        self.run = config["run"]
+        self.run, self.compile = config["run"], compile_for(calls, config, generator)
 
     def __enter__(self) -> Producer:
+        if self.compile and len(self.devices) == 1:
+            self.generator.compile(self.block)
         if len(self.devices) > 1:
             context = get_context("spawn")
             devices = context.Queue()
@@ -128,7 +132,7 @@ class Producer:
                 devices.put(device)
             threads = cpu_threads(len(self.devices))
             arguments = (self.run, self.generator.weights, self.generator.prompts, devices, threads)
-            arguments = (*arguments, context.Barrier(len(self.devices)))
+            arguments = (*arguments, self.block if self.compile else None, context.Barrier(len(self.devices)))
             self.executor = ProcessPoolExecutor(len(self.devices), context, _start_worker, arguments)
             list(self._wait([self.executor.submit(_wait_until_started) for _ in self.devices]))
         return self
@@ -197,7 +201,9 @@ def _classes(indices: Tensor, classes: list[int]) -> Tensor:
 _generator: Generator | None = None
 
 
-def _start_worker(run: str, weights: str, prompts: Prompt | None, devices: Any, threads: int, barrier: Any) -> None:
+def _start_worker(
+    run: str, weights: str, prompts: Prompt | None, devices: Any, threads: int, compiled: int | None, barrier: Any
+) -> None:
     """Initialise a further process. The barrier keeps the start of the processes out of the timings."""
     global _generator
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first process ends the others
@@ -207,6 +213,8 @@ def _start_worker(run: str, weights: str, prompts: Prompt | None, devices: Any, 
         torch.cuda.set_device(device)  # of the feature extractor, whose device is "cuda"
     _generator = load(run, weights, device)
     _generator.prompts = prompts
+    if compiled is not None:
+        _generator.compile(compiled)
     barrier.wait()
 
 

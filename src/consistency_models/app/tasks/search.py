@@ -78,8 +78,10 @@ def run(
     if fact(generator.config["preconditioning"], "has_table"):
         lowest = max(lowest, generator.model.preconditioning.sigma_min)
     levels = karras_grid(grid, lowest, own.sigmas[0]).tolist()  # the ends are not searched
+    trials = 2 * math.log(grid, 1.5)  # of each level: two take a third of the interval away
+    calls = round(trials * sum(range(2, wanted + 1)) * sum(map(len, sets)))
     with (
-        Producer(config, generator) as producer,
+        Producer(config, generator, calls) as producer,
         features_divided(evaluation, producer, config),
         progress_bar() as progress,
     ):
