@@ -16,7 +16,7 @@ from parity.golden import OURS, load
 
 @pytest.fixture(scope="session", autouse=True)
 def _a_text_is_parsed_once():
-    """Parsing the files of conf/ takes a fifth of the time of a composition."""
+    """Parsing the files of conf/ takes a third of the time of a composition."""
     parse, parsed = OmegaConf.load, {}
 
     def load_file(file):
