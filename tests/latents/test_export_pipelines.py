@@ -118,7 +118,7 @@ def test_what_is_refused(full_run, sd_folder, tmp_path, capsys, monkeypatch):
         to_diffusers(load(full_run), tmp_path / "out", pipeline=tmp_path)
     monkeypatch.setattr("sys.argv", ["export", str(full_run), str(tmp_path / "out"), "--merge"])
     assert main() == Exit.BAD_INPUT
-    assert "--merge=True is not allowed: --format=safetensors has no use for it" in capsys.readouterr().err
+    assert "--merge=true is not allowed: --format=safetensors has no use for it" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
