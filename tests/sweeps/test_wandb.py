@@ -61,7 +61,8 @@ def test_a_run_is_called_what_it_differs_in(sweep, run):
     assert told["job_type"] == "train"
     assert told["tags"] == ["mine", "ict", "mixture"]
     assert told["run_id"] == (sweep / "3/wandb_id").read_text()
-    assert records(sweep / "0")["run"][0]["run"]["run_group"] == told["run_group"]
+    others = {records(sweep / job)["run"][0]["run"]["run_group"] for job in "012"}
+    assert others == {told["run_group"]}
 
 
 def test_its_configuration_is_nested_resolved_and_has_the_cell(sweep, run):

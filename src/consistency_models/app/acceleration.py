@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from consistency_models import conditions
 from consistency_models.app.checks.targets import fact
@@ -215,6 +214,8 @@ def _device_type(config: dict[str, Any]) -> str:
 
 def _flops(model: Any, data: dict[str, Any]) -> int:
     """Count the operations of a forward pass of one image."""
+    from torch.utils.flop_counter import FlopCounterMode  # the import takes 0.2 s, and not all commands need it
+
     x, was_training = torch.zeros(1, data["channels"], data["image_size"], data["image_size"]), model.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(x, torch.ones(1), conditions.encode(model.network, torch.zeros(1, dtype=torch.int64)))

@@ -52,7 +52,7 @@ class Generator:
         self.class_names = tuple(class_names)
         self.model, self.shape, self.make_sampler = model, tuple(shape), make_sampler
         self.num_classes, self.clamp, self.lowest, self.prompts = num_classes, clamp, lowest, prompts
-        self.denoise: Callable[..., Tensor] = model  # the model as the sampler calls it, see `compile`
+        self._compiled: tuple[int, Callable[..., Tensor]] | None = None  # see `compile`
         # Set by `load`: the name of the weights, the configuration, step counts, path and digest of the file.
         self.weights, self.steps = "model", (1,)
         self.config: dict[str, Any] = {}
@@ -60,15 +60,19 @@ class Generator:
         self.pipeline: str | None = None  # folder of the text encoders and the VAE of a model of text
 
     def compile(self, batch_size: int = 256) -> None:
-        """Compile the calls of the model by samplers with `batch_size` images; calls of other sizes run eagerly.
+        """Compile the network calls of `sample` with `batch_size` images; calls of other sizes run eagerly.
 
             generator.compile(64)
             generator.sample(10_000, batch_size=64)
 
         The first call of this size compiles, which takes up to some minutes on a CPU. Images change by rounding only.
         """
-        eager, compiled = self.model, torch.compile(self.model, dynamic=False)
-        self.denoise = lambda x, *levels, **given: (compiled if len(x) == batch_size else eager)(x, *levels, **given)
+        self._compiled = batch_size, torch.compile(self.model, dynamic=False)
+
+    def denoise(self, x: Tensor, *levels: Tensor, **given: Any) -> Tensor:
+        """The model as `sample` calls it: compiled for batches of the size of `compile`."""
+        size, compiled = self._compiled or (0, self.model)
+        return (compiled if len(x) == size else self.model)(x, *levels, **given)
 
     def labels(self, indices: Tensor) -> Tensor | None:
         """The default class of each image: the classes take turns, so that all are equally frequent."""
@@ -99,7 +103,7 @@ class Generator:
         def descend(x: Tensor, sigma: Tensor, labels: Tensor | Prompt | None = None) -> Tensor:
             level = sigma[0].item()
             self.check_levels([level])
-            return sampler.descend(partial(self.denoise, labels=labels), x, level)
+            return sampler.descend(partial(self.model, labels=labels), x, level)
 
         return descend
 

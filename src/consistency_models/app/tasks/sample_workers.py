@@ -6,6 +6,7 @@ batch size. Processes share blocks, so neither the number of processes nor `batc
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -28,6 +29,8 @@ from consistency_models.errors import ConfigError
 from consistency_models.sampling.batches import blocks
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage.loading import checkpoint_file, load
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Producer", "block_size", "index_sets", "progress_bar", "results_folder", "samplers_of"]
 
@@ -121,6 +124,8 @@ class Producer:
         self.unit = self.block * max(1, config["batch_size"] // self.block)
         self.devices, self.executor = _devices(config["device"], config["devices"]), None
         self.run, self.compile = config["run"], compile_for(calls, config, generator)
+        if self.compile:
+            log.info("network calls of %d images are compiled, calls of fewer run eagerly", self.block)
 
     def __enter__(self) -> Producer:
         if self.compile and len(self.devices) == 1:
