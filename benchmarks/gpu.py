@@ -11,9 +11,9 @@ Prints tables of the parts
     methods       the same for steps with a derivative, model=sct and model=meanflow
     numerics      deviation of loss and gradient of the first step from float32, on the same images, noise and weights
     long          a training of 2,000 steps with all levers, in which no loss and no gradient may be NaN or Inf
-    from_nothing  Fréchet distance after `--minutes` on CIFAR-10, from fresh weights: a teacher, ECT after a teacher of
-                  half the time, and iCT, with the levers of the long training, students in float16; see
-                  time_to_quality.py
+    from_nothing  Fréchet distance after `--minutes` on CIFAR-10 with classes, from fresh weights: a teacher, ECT after
+                  a teacher of half the time, and iCT, with the settings of experiment=cifar10_small, the levers of
+                  the long training, and students in float16; see time_to_quality.py
 
 A part that cannot be measured on this machine is listed with the reason.
 """
@@ -39,8 +39,11 @@ from consistency_models.errors import NonFiniteError
 OVERRIDES = ["model=ict", "data=cifar10", "network=ddpmpp", "data.batch_size=512"]
 METHODS = ["sct", "meanflow"]
 FINER = "trainer.precision=16-mixed"  # bf16 is too coarse for the small gaps of a student's levels, see rounding.py
-FROM_NOTHING = ["model=teacher", f"{time_to_quality.STAGES['ECT']} {FINER}", f"model=ict {FINER}"]
-LEVERS = ["on_host", "bf16", "bf16+channels_last", "bf16+channels_last+compile", "bf16+compile"]
+STUDENT = f"recipe.lr=3e-4 {FINER}"
+FROM_NOTHING = ["model=teacher", f"{time_to_quality.STAGES['ECT']} {STUDENT}", f"model=ict recipe.s1=80 {STUDENT}"]
+SHORT = ["experiment=cifar10_small", "network.channel_mult=[2,2,2]", "data.batch_size=128", "recipe.ema=0.995"]
+SHORT += ["evaluation.n=1000"]
+LEVERS = ["on_host", "fp16", "bf16", "bf16+channels_last", "bf16+channels_last+compile", "bf16+compile"]
 PARTS = ["levers", "profile", "methods", "numerics", "long", "from_nothing"]
 NUMERICS = {
     "lever": "{lever}",
@@ -95,9 +98,12 @@ class Losses(Callback):
 
 
 def deviations(levers: list[str], overrides: list[str], device: str) -> list[dict[str, Any]]:
-    """Return the relative deviation of loss and gradient from float32, one row for each lever."""
+    """Return the relative deviation of loss and gradient from float32, one row for each lever.
+
+    float16 has no row: the first scale of the loss is too large, so that the first step has no gradient.
+    """
     firsts = {}
-    for lever in ["none", *levers]:
+    for lever in ["none", *(each for each in levers if "fp16" not in each)]:
         more = [] if lever == "none" else train_step.overrides_of(lever)
         firsts[lever] = FirstGradient()
         Case([*overrides, *more], device).train(1, firsts[lever])
@@ -129,9 +135,9 @@ def endurance(lever: str, steps: int, overrides: list[str], device: str) -> dict
 def from_nothing(lever: str, args: argparse.Namespace) -> None:
     """Train each choice of `FROM_NOTHING` on CIFAR-10, and print and write what time_to_quality.py does."""
     folder = args.json.with_suffix("") if args.json else Path("runs/gpu")
-    overrides = [*OVERRIDES[1:], *args.overrides, f"data.root={args.cifar10.absolute()}"]
+    overrides = [*OVERRIDES[1:-1], *SHORT, *args.overrides, f"data.root={args.cifar10.absolute()}"]
     fixed = ["--folder", str(folder), "--runs", str(folder / "runs"), "--device", args.device, "--seeds", "0"]
-    fixed += ["--minutes", str(args.minutes), "--choices", *FROM_NOTHING]
+    fixed += ["--minutes", str(args.minutes), "--choices", *args.choices]
     time_to_quality.main([*fixed, "--overrides", *overrides, *train_step.overrides_of(lever)])
 
 
@@ -155,6 +161,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--long", type=int, default=2000, help="steps of the long training")
     made.add_argument("--cifar10", type=Path, help="folder of CIFAR-10, see conf/data/cifar10.yaml")
     made.add_argument("--minutes", type=float, default=8, help="of each training from nothing")
+    made.add_argument("--choices", nargs="+", default=FROM_NOTHING, help="trainings from nothing")
     return made
 
 
@@ -165,7 +172,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if args.device == "cpu":
         missing["memory"] = "there is no GPU: peak MiB is the memory of the process"
         missing["on_host"] = "there is no GPU: all images are on the host"
-        args.levers = [lever for lever in args.levers if lever != "on_host"]
+        missing["fp16"] = "there is no GPU: PyTorch's autocast has no float16 for training on a CPU"
+        args.levers = [lever for lever in args.levers if lever not in missing]
     if args.cifar10 is None and "from_nothing" in args.parts:
         missing["from nothing"] = "add --cifar10 FOLDER"
     best = args.levers[-1]

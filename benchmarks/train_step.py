@@ -37,6 +37,7 @@ MODELS = sorted(
 )
 LEVERS = {
     "bf16": ["trainer.precision=bf16-mixed"],
+    "fp16": ["trainer.precision=16-mixed"],
     "channels_last": ["channels_last=true"],
     "contiguous": ["channels_last=false"],
     "compile": ["compile=true"],
@@ -105,7 +106,7 @@ def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 "overhead": 1 - networks / sum(parts.values()),
                 "outside_milliseconds": 1e3 * (sum(parts.values()) - networks),
                 "teraflop_per_second": flops / total / 1e12,
-                "of_matmul_peak": flops / total / matrix_products["bf16" if "bf16" in lever else "float32"],
+                "of_matmul_peak": flops / total / matrix_products["bf16" if "16" in lever else "float32"],
                 "peak_memory_mebibytes": peaks[lever] / 2**20,
                 "host_reads_a_step": len(reads) if lever not in BARE_LOOPS else 0,
                 "host_reads": reads if lever not in BARE_LOOPS else [],

@@ -9,10 +9,12 @@ import sys
 import pytest
 import torch
 from jobs import ROOT, TINY, composed, run
+from omegaconf import OmegaConf
 
 from consistency_models import load
 from consistency_models.app.tasks import run_task
 from consistency_models.errors import Exit
+from consistency_models.storage.loading import build_model
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -71,11 +73,24 @@ def test_every_method_trains_in_bf16_and_samples_as_on_the_cpu(choice, stages, t
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("network", ["ddpmpp", "adm", "openai_adm"])
+def test_norms_keep_half_precision(network):
+    config = composed("train", "data=cifar10", f"network={network}", "network.model_channels=32", "data.root=unused")
+    model, types = build_model(OmegaConf.to_container(config, resolve=True)).cuda(), set()
+    for module in model.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.register_forward_hook(lambda module, inputs, output: types.add(output.dtype))
+    with torch.autocast("cuda", torch.bfloat16):
+        model(torch.randn(2, 3, 32, 32, device="cuda"), torch.ones(2, device="cuda"))
+    assert types == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dropout", [0, 0.3])
 @pytest.mark.parametrize("model", ["ict", "teacher", "sct", "meanflow"])
-def test_compiled_steps_are_those_of_the_eager_network(model, tmp_path):
+def test_compiled_steps_are_those_of_the_eager_network(model, dropout, tmp_path):
     rows = []
     for name in ("false", "true"):
-        folder = trained(tmp_path / name, f"model={model}", f"compile={name}", "network.dropout=0")
+        folder = trained(tmp_path / name, f"model={model}", f"compile={name}", f"network.dropout={dropout}")
         rows.append([line.split(",")[1] for line in (folder / "metrics.csv").read_text().splitlines()[1:]])
     torch.testing.assert_close(*(torch.tensor([float(v) for v in row]) for row in rows), rtol=1e-2, atol=1e-3)
 

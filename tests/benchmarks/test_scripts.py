@@ -166,7 +166,7 @@ def test_all_that_is_asked_of_a_gpu(tmp_path, capsys):
     assert found["long"][0]["finite"]
     assert found["long"][0]["steps"] == 3
     assert 0 < found["numerics"][0]["gradient"] < 0.2
-    assert set(found["not_measured"]) == {"memory", "on_host", "from nothing"}
+    assert set(found["not_measured"]) == {"memory", "on_host", "fp16", "from nothing"}
 
 
 @pytest.mark.slow

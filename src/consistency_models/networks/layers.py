@@ -19,6 +19,7 @@ from consistency_models.values import Positive, checked
 __all__ = [
     "Conv2d",
     "FourierEmbedding",
+    "GroupNorm",
     "Linear",
     "PositionalEmbedding",
     "UNetBlock",
@@ -53,9 +54,26 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return x * torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p) * (1 / (1 - p))
 
 
-def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """A group normalisation that ignores autocast: its result has the type of its input, as in EDM's code.
+
+    Its mean and variance are in float32. CUDA's autocast would return float32, which doubles the memory traffic of the
+    normalisation and of the activation after it.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (B, channels, H, W) to the same shape."""
+        device = input.device.type
+        if not torch.is_autocast_enabled(device):
+            return super().forward(input)
+        with torch.autocast(device, enabled=False):
+            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+            return F.group_norm(input, self.num_groups, weight, bias, self.eps)
+
+
+def group_norm(channels: int, eps: float = 1e-5) -> GroupNorm:
     """Group normalisation with at least four channels a group and at most 32 groups."""
-    return nn.GroupNorm(min(32, channels // 4), channels, eps)
+    return GroupNorm(min(32, channels // 4), channels, eps)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

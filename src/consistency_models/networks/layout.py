@@ -1,4 +1,4 @@
-"""The memory layout of a network's convolutions."""
+"""How a network runs: the memory layout of its convolutions, and compilation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["differentiable_norms", "is_convolutional", "prefers_channels_last", "set_channels_last"]
+__all__ = [
+    "compile_in_place",
+    "differentiable_norms",
+    "is_convolutional",
+    "prefers_channels_last",
+    "set_channels_last",
+]
 
 
 @contextmanager
@@ -56,3 +62,13 @@ def set_channels_last(network: nn.Module, is_channels_last: bool) -> None:
     layout = torch.channels_last if is_channels_last else torch.contiguous_format
     if not all(p.is_contiguous(memory_format=layout) for p in network.parameters() if p.ndim == 4):
         network.to(memory_format=layout)
+
+
+def compile_in_place(network: nn.Module) -> None:
+    """Compile the calls of a network, so that its names in a checkpoint have no _orig_mod.
+
+    Each batch size is compiled by itself: with variable sizes, a batch of another size would change the rounding of all
+    later ones. Random numbers are those of PyTorch's own kernels, so that dropout masks are those of the eager network,
+    and the target has those of the student.
+    """
+    network.compile(dynamic=False, options={"fallback_random": True})

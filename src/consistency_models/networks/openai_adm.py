@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from annotated_types import MinLen
 from torch import Tensor, nn
 
-from consistency_models.networks.layers import Linear, PositionalEmbedding, attention, check_levels, dropout
+from consistency_models.networks.layers import GroupNorm, Linear, PositionalEmbedding, attention, check_levels, dropout
 from consistency_models.networks.network import Network
 from consistency_models.trust import loadable
 from consistency_models.values import BelowOne, Count, Positive, Share, Size, checked
@@ -95,12 +95,12 @@ class ResBlock(nn.Module):
         super().__init__()
         self.adaptive_scale = adaptive_scale
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(32, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+            GroupNorm(32, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         )
         self.resample = resample
         self.emb_layers = nn.Sequential(nn.SiLU(), Linear(emb_channels, out_channels * (2 if adaptive_scale else 1)))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(32, out_channels),
+            GroupNorm(32, out_channels),
             nn.SiLU(),
             Dropout(dropout),
             _zero(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
@@ -136,7 +136,7 @@ class AttentionBlock(nn.Module):
     def __init__(self, channels: int, heads: int, legacy_order: bool) -> None:
         super().__init__()
         self.heads, self.legacy_order = heads, legacy_order
-        self.norm = nn.GroupNorm(32, channels)
+        self.norm = GroupNorm(32, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj_out = _zero(nn.Conv2d(channels, channels, 1))
 
@@ -258,7 +258,7 @@ class OpenAIUNet(Network):
                 self.output_blocks.append(nn.ModuleList(blocks))
 
         last = nn.Conv2d(c, out_channels or channels, 3, padding=1)
-        self.out = nn.Sequential(nn.GroupNorm(32, c), nn.SiLU(), _zero(last))
+        self.out = nn.Sequential(GroupNorm(32, c), nn.SiLU(), _zero(last))
 
     def embedding(self, noise_label: Tensor, labels: Tensor, augment: Tensor, end_label: Tensor | None) -> Tensor:
         """Compute the embedding (B, emb) that conditions every block."""
