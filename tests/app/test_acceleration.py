@@ -19,6 +19,7 @@ from consistency_models.storage.checkpoints import read, write
 from consistency_models.storage.loading import build_model
 
 SMALL = ("data=digits", "trainer=cpu", "optimizer=adam", "network.model_channels=8", "data.batch_size=4")
+CUDA = ("trainer.accelerator=cuda", "trainer.precision=bf16-mixed")
 LONG = 10**9
 
 
@@ -58,11 +59,13 @@ def test_norms_of_older_torch_are_differentiated_in_the_default_layout(version, 
         ([], 1300, True, False, "compiling takes about"),
         ([], LONG, True, True, "compiling takes about"),
         (["model=dcm"], LONG, True, False, "batches of varying sizes"),
-        (["network.dropout=0.1"], LONG, True, False, "dropout masks"),
-        (["network.label_dropout=0.1", "data.conditional=true"], LONG, True, False, "dropout masks"),
+        (["network.dropout=0.1"], LONG, True, True, "compiling takes about"),
         (["network.num_blocks=8"], LONG, True, False, "weight tensors"),
-        (["trainer.accelerator=gpu", "trainer.precision=bf16-mixed"], LONG, False, False, "on cuda"),
-        (["trainer.accelerator=gpu"], LONG, False, False, "on cuda"),
+        ([*CUDA, "data.batch_size=64"], LONG, False, True, "compiling takes about"),
+        ([*CUDA, "trainer.precision=16-mixed"], 10**6, False, False, "compiling takes about"),
+        ([*CUDA, "network.dropout=0.1"], LONG, False, False, "dropout masks"),
+        ([*CUDA, "trainer.devices=auto"], LONG, False, False, "several processes"),
+        (["trainer.accelerator=gpu"], LONG, False, False, "32-true on cuda"),
         (["trainer.accelerator=mps"], LONG, False, False, "on mps"),
         (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], LONG, True, False, "several processes"),
         (["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"], LONG, False, False, "several processes"),
@@ -72,6 +75,8 @@ def test_norms_of_older_torch_are_differentiated_in_the_default_layout(version, 
 def test_choice(overrides, steps, layout, compiled, reason, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
     monkeypatch.setattr(acceleration.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     overrides = [o for o in overrides if not o.startswith("~")]
     small = SMALL if "network=mlp" not in overrides else SMALL[1:2]
     config = config_of(tmp_path, *small, *overrides)
@@ -95,6 +100,25 @@ def test_compilation_needs_a_compiler(tmp_path, monkeypatch):
     assert "no-such-compiler" in choice.reason
     with pytest.raises(ConfigError, match="compile=true is not allowed: there is no"):
         with_acceleration(config | {"compile": True}, build_model(config), LONG)
+
+
+@pytest.mark.parametrize(
+    ("lacks", "reason"),
+    [("triton", "package triton"), ("gpu", "compute capability 7.0"), ("compiler", "gcc or clang"), (None, "")],
+)
+def test_compilation_on_cuda_needs_triton_a_new_gpu_and_a_compiler(lacks, reason, tmp_path, monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(acceleration, "find_spec", lambda name: None if name == lacks else name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 1) if lacks == "gpu" else (9, 0))
+    monkeypatch.setattr(acceleration.shutil, "which", lambda name: None if lacks == "compiler" else name)
+    config = config_of(tmp_path, *SMALL, *CUDA, "data.batch_size=64")
+    choice = acceleration.compilation(config, build_model(config), LONG)
+    assert choice.value is (lacks is None)
+    assert reason in choice.reason
+    if lacks:
+        with pytest.raises(ConfigError, match=f"compile=true is not allowed: there is no .*{reason}"):
+            with_acceleration(config | {"compile": True}, build_model(config), LONG)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,10 +33,6 @@ log = logging.getLogger(__name__)
 
 __all__ = ["Choice", "channels_last", "compilation", "compile_for", "warn_of_rounding", "with_acceleration"]
 
-STEP, CALL = 1.0, 0.5  # seconds of compiling a step, and a call of the sampler, for each weight tensor, on a CPU
-LARGEST = 200  # weight tensors of a network whose compilation was measured
-SAVED = 0.05  # share of a channels-last pass on a CPU that compilation saves, at least
-FLOPS = 2e11  # operations a second of one fast core; a slower core saves more
 PASSES = 4.0  # cost of a step in forward passes of the student: forward, backward (2), target
 MARGIN = 2.0  # the saved time is at least this multiple of the compilation
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -46,6 +43,19 @@ class Choice(NamedTuple):
 
     value: bool
     reason: str
+
+
+class Gain(NamedTuple):
+    """What compilation costs and saves on a device, see docs/performance.md."""
+
+    step: float  # seconds of compiling a step, for each weight tensor
+    call: float  # the same for a call of the sampler
+    saved: float  # share of a pass that compilation saves, at least
+    flops: float  # operations a second of a fast core or device; a slower one saves more
+    largest: int  # weight tensors of a network whose compilation was measured
+
+
+GAINS = {"cpu": Gain(1.0, 0.5, 0.05, 2e11, 200), "cuda": Gain(0.5, 0.5, 0.3, 2e14, 450)}
 
 
 def with_acceleration(
@@ -70,7 +80,7 @@ def with_acceleration(
             continue
         if resumed is not None and isinstance(resumed.get(key), bool) and config["trainer"]["strategy"] != "fsdp":
             choice = Choice(resumed[key], "as in the resumed run")
-            if key == "compile" and choice.value and _device_type(config) == "cpu" and (missing := _missing()):
+            if key == "compile" and choice.value and (missing := _missing(_device_type(config))):
                 choice = Choice(False, f"there is no {missing}; the resumed run was compiled and differs by rounding")
         else:
             choice = choose(config, model, steps)
@@ -93,16 +103,19 @@ def channels_last(config: dict[str, Any], model: Any, steps: int) -> Choice:
 
 def compilation(config: dict[str, Any], model: Any, steps: int) -> Choice:
     """Choose whether the networks of a training are compiled, see `_earned_back`."""
-    trainer, network = config["trainer"], model.network
-    if trainer["strategy"] != "auto" or trainer["num_nodes"] > 1 or trainer["devices"] not in ("auto", 1):
+    trainer, device, data = config["trainer"], _device_type(config), config["data"]
+    devices = torch.cuda.device_count() if trainer["devices"] == "auto" and device == "cuda" else trainer["devices"]
+    if trainer["strategy"] != "auto" or trainer["num_nodes"] > 1 or devices not in ("auto", 1):
         return _not("the gain for several processes has not been measured")
     if fact(config["model"], "varying_batches"):
         return _not("the teacher is called on batches of varying sizes")
-    if any(getattr(module, name, 0) for module in network.modules() for name in ("p", "dropout", "label_dropout")):
-        return _not("a compiled network draws other dropout masks")
-    return _earned_back(
-        model, config["data"], _device_type(config), PASSES * steps * config["data"]["batch_size"], STEP
-    )
+    if device == "cuda" and trainer["precision"] not in HALF:
+        return _not(f"the gain of precision {trainer['precision']} on cuda has not been measured")
+    if device == "cuda" and any(
+        getattr(module, name, 0) for module in model.modules() for name in ("dropout", "label_dropout")
+    ):
+        return _not("the dropout masks of a compiled network have not been compared on cuda")
+    return _earned_back(model, data, device, PASSES * steps * data["batch_size"], "step")
 
 
 def compile_for(calls: int, config: dict[str, Any], generator: Generator) -> bool:
@@ -122,16 +135,18 @@ def compile_for(calls: int, config: dict[str, Any], generator: Generator) -> boo
         return config["compile"]
     if config["devices"] > 1:
         choice = _not("the gain for several processes has not been measured")
+    elif device == "cuda":
+        choice = _not("the gain of sampling in float32 on cuda has not been measured")
     else:
-        choice = _earned_back(generator.model, generator.config["data"], device, calls, CALL)
+        choice = _earned_back(generator.model, generator.config["data"], device, calls, "call")
     log.info("compile=auto chooses %s: %s", str(choice.value).lower(), choice.reason)
     return choice.value
 
 
-def _earned_back(model: Any, data: dict[str, Any], device: str, passes: float, seconds: float) -> Choice:
+def _earned_back(model: Any, data: dict[str, Any], device: str, passes: float, compiled: str) -> Choice:
     """Choose whether a network is compiled: only if the estimated saving is a multiple of the compilation.
 
-        saving      = SAVED · passes · operations of a forward pass / (FLOPS · threads)
+        saving      = saved · passes · operations of a forward pass / (flops · threads)
         compilation = seconds · weight tensors
 
     The estimate is for networks as those that were measured. For other networks the choice is false.
@@ -141,22 +156,24 @@ def _earned_back(model: Any, data: dict[str, Any], device: str, passes: float, s
         data: channels and size of its images.
         device: its type.
         passes: forward passes, each of one image.
-        seconds: of compiling, for each weight tensor.
+        compiled: what is compiled, a field of `Gain`: "step" or "call".
     """
     network = model.network
     tensors = sum(1 for _ in network.parameters())
-    if device != "cpu":
+    if device not in GAINS:
         return _not(f"the gain on {device} has not been measured")
+    gain = GAINS[device]
     if not is_convolutional(network) or hasattr(network, "encode"):
         return _not("the gain for such a network has not been measured")
-    if tensors > LARGEST:
-        return _not(f"compiling a network of {tensors} weight tensors on a CPU takes many minutes")
-    saved = SAVED * passes * _flops(model, data) / FLOPS / torch.get_num_threads() / 60
-    cost = seconds * tensors / 60
+    if tensors > gain.largest:
+        return _not(f"compiling a network of {tensors} weight tensors on {device} takes many minutes")
+    flops = gain.flops * (torch.get_num_threads() if device == "cpu" else 1)
+    saved = gain.saved * passes * _flops(model, data) / flops / 60
+    cost = getattr(gain, compiled) * tensors / 60
     estimate = f"compiling takes about {cost:.1f} min and saves about {saved:,.1f} min"
     if saved < MARGIN * cost:
         return _not(estimate)
-    missing = _missing()
+    missing = _missing(device)
     return _not(f"there is no {missing}") if missing else Choice(True, estimate)
 
 
@@ -187,15 +204,22 @@ def warn_of_rounding(precision: str, method: Method) -> None:
 
 
 def _check_compiler(is_compiled: bool, device: str) -> None:
-    if is_compiled and device == "cpu" and (missing := _missing()):
+    if is_compiled and (missing := _missing(device)):
         raise ConfigError("compile", True, "auto or false", reason=f"there is no {missing}")
 
 
-def _missing() -> str | None:
-    """What compilation on a CPU needs and this machine lacks."""
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if not shutil.which(compiler):
-        return f"C++ compiler {compiler}"
+def _missing(device: str) -> str | None:
+    """What compilation on a device needs and this machine lacks."""
+    if device == "mps":
+        return None  # nothing is known of it
+    if device == "cuda" and find_spec("triton") is None:
+        return "package triton"
+    if device == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (7, 0):
+        return "GPU of compute capability 7.0 or more"
+    variable, usual = ("CC", ["gcc", "clang"]) if device == "cuda" else ("CXX", ["g++"])
+    compilers = [os.environ[variable]] if variable in os.environ else ["clang++"] if sys.platform == "darwin" else usual
+    if not any(map(shutil.which, compilers)):
+        return f"compiler {' or '.join(compilers)}"
     header = Path(sysconfig.get_path("include"), "Python.h")
     return None if header.exists() else f"header of Python {header}"
 

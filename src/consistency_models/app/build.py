@@ -23,7 +23,7 @@ from consistency_models.data_spec import DataSpec
 from consistency_models.errors import ConfigError, DataError
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.protocol import SMALLEST_TO_SPLIT
-from consistency_models.networks.layout import set_channels_last
+from consistency_models.networks.layout import compile_in_place, set_channels_last
 from consistency_models.networks.lora import share_base
 from consistency_models.noise.discrete import Discrete
 from consistency_models.sampling.generator import Generator
@@ -172,8 +172,8 @@ def build_method(
     for network in filter(None, (model.network, getattr(teacher, "network", None))):
         set_channels_last(network, config["channels_last"])
         is_varying = network is not model.network and fact(config["model"], "varying_batches")
-        if config["compile"] and not is_varying:  # in place, so that names in a checkpoint have no _orig_mod
-            network.compile(dynamic=False)  # otherwise a later batch of another size changes the rounding of all
+        if config["compile"] and not is_varying:
+            compile_in_place(network)
     return instantiate(
         arguments_of(config, "model"),
         model=model,

@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from consistency_models import conditions
 from consistency_models.conditions import Prompt
 from consistency_models.methods.differences import central_difference
-from consistency_models.networks.layout import differentiable_norms
+from consistency_models.networks.layout import compile_in_place, differentiable_norms
 from consistency_models.networks.lora import shared_names
 from consistency_models.noise.preconditioned import Preconditioned
 from consistency_models.noise.schedules import Levels, per_image
@@ -78,7 +78,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model, kept).requires_grad_(False)
     for module, twin in zip(model.modules(), copied.modules()):
         if module._compiled_call_impl is not None:
-            twin.compile(dynamic=False)
+            compile_in_place(twin)
     return copied
 
 
