@@ -356,6 +356,7 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("trainer=ddp trainer.devices=[0,1,2]", "data.batch_size", "a multiple of 3", ""),
     ("trainer.devices=2", "trainer.devices", "1 with trainer.strategy=auto", "add trainer=ddp"),
     ("trainer=fsdp trainer.accumulate_grad_batches=auto", "trainer.accumulate_grad_batches", "a number with", ""),
+    ("trainer=fsdp trainer.precision=16", "trainer.precision", "32-true, bf16-mixed with trainer=fsdp", ""),
     ("trainer=fsdp trainer.precision=16-mixed", "trainer.precision", "32-true, bf16-mixed with trainer=fsdp", ""),
     ("trainer=fsdp compile=true", "compile", "false with trainer=fsdp", ""),
     ("trainer=fsdp channels_last=true", "channels_last", "auto, false with trainer=fsdp", ""),

@@ -51,7 +51,9 @@ KEYS = {
 """Renamed keys of a configuration."""
 
 OPTIONS = {("sampler", "chain"): "segments", ("schedule", "closing"): "ect"}
-"""Renamed options of config groups."""
+OPTIONS |= {("trainer.precision", name): f"{name}-{kind}" for name, kind in (("32", "true"), ("16", "mixed"))}
+OPTIONS |= {("trainer.precision", "bf16"): "bf16-mixed"}
+"""Renamed options of config groups, and short names of Lightning that 0.1 took."""
 
 DATA_RECIPES = [f"{model}_mixture" for model in ("cd", "cmt", "ct", "dcm", "ect", "ict", "teacher")]
 DATA_RECIPES += [f"{model}_digits" for model in ("cd", "ect")]

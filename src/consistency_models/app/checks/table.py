@@ -47,7 +47,7 @@ Target = Annotated[
 Object = Annotated[dict[str, Any], Predicate(lambda node: "_target_" in node), doc("an object with its _target_")]
 Reserved = Annotated[Any, Predicate(lambda value: False), doc("not given: the trainer of every run has its own")]
 Precision = Annotated[
-    Literal["32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16],
+    Literal["32-true", "16-mixed", "bf16-mixed"],
     doc(
         "32-true, 16-mixed or bf16-mixed: weights, averages and levels are float32, since a step changes a weight by "
         "less than half precision can hold, and images and noise are drawn in float32"
