@@ -8,8 +8,7 @@ import sys
 
 import pytest
 import torch
-from jobs import ROOT, TINY, composed, run
-from omegaconf import OmegaConf
+from jobs import ROOT, TINY, composed, config_of, run
 
 from consistency_models import load
 from consistency_models.app.tasks import run_task
@@ -74,9 +73,9 @@ def test_every_method_trains_in_bf16_and_samples_as_on_the_cpu(choice, stages, t
 
 
 @pytest.mark.parametrize("network", ["ddpmpp", "adm", "openai_adm"])
-def test_norms_keep_half_precision(network):
-    config = composed("train", "data=cifar10", f"network={network}", "network.model_channels=32", "data.root=unused")
-    model, types = build_model(OmegaConf.to_container(config, resolve=True)).cuda(), set()
+def test_norms_keep_half_precision(network, tmp_path):
+    config = config_of(tmp_path, "data=cifar10", f"network={network}", "network.model_channels=32")
+    model, types = build_model(config).cuda(), set()
     for module in model.modules():
         if isinstance(module, torch.nn.GroupNorm):
             module.register_forward_hook(lambda module, inputs, output: types.add(output.dtype))

@@ -20,6 +20,7 @@ from consistency_models.storage.loading import build_model
 
 SMALL = ("data=digits", "trainer=cpu", "optimizer=adam", "network.model_channels=8", "data.batch_size=4")
 CUDA = ("trainer.accelerator=cuda", "trainer.precision=bf16-mixed")
+WIDE = ("network.model_channels=32", "network.num_blocks=1")
 LONG = 10**9
 
 
@@ -64,6 +65,7 @@ def test_norms_of_older_torch_are_differentiated_in_the_default_layout(version, 
         ([*CUDA, "data.batch_size=64"], LONG, False, True, "compiling takes about"),
         ([*CUDA, "trainer.precision=16-mixed"], 10**6, False, False, "compiling takes about"),
         ([*CUDA, "network.dropout=0.1"], LONG, False, False, "dropout masks"),
+        (["network=openai_adm", *WIDE, *CUDA, "network.dropout=0.1"], LONG, False, False, "dropout masks"),
         ([*CUDA, "trainer.devices=auto"], LONG, False, False, "several processes"),
         (["trainer.accelerator=gpu"], LONG, False, False, "32-true on cuda"),
         (["trainer.accelerator=mps"], LONG, False, False, "on mps"),
@@ -148,6 +150,15 @@ def test_own_choices_and_those_of_the_resumed_run_are_kept(tmp_path, monkeypatch
     chosen = with_acceleration(config, None, LONG, {"channels_last": False, "compile": False})
     assert chosen["channels_last"] is False
     assert chosen["compile"] is False
+
+
+def test_a_compiled_run_that_is_resumed_elsewhere_follows_the_limits_there(tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(acceleration.shutil, "which", lambda name: f"/usr/bin/{name}")
+    for blocks, is_compiled in ((1, True), (8, False)):
+        config = config_of(tmp_path, *SMALL, f"network.num_blocks={blocks}")
+        assert with_acceleration(config, build_model(config), 4, {"compile": True})["compile"] is is_compiled
+    assert "weight tensors on cpu takes many minutes; the resumed run was compiled" in caplog.text
 
 
 def test_a_run_stores_its_choices(trained):

@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 
 from consistency_models.app import folder as module
-from consistency_models.app.folder import RunFolder, make_new_folder
+from consistency_models.app.folder import RunFolder, is_run_of, make_new_folder
 from consistency_models.errors import Exit
 
 
@@ -132,3 +132,9 @@ def test_only_a_requeued_job_takes_its_folder_over(job, restarts, free, tmp_path
     requeued.join()
     assert found == [free]
     assert ((tmp_path / "RUNNING").read_text() == before) is not free
+
+
+def test_a_run_is_recognised_by_the_present_names_of_its_overrides(tmp_path):
+    (tmp_path / "overrides.yaml").write_text("[trainer.precision=bf16, sampler=chain, seed=1]")
+    assert is_run_of(tmp_path, ["trainer.precision=bf16-mixed", "sampler=segments", "seed=1"])
+    assert not is_run_of(tmp_path, ["trainer.precision=bf16-mixed", "sampler=segments", "seed=2"])

@@ -230,6 +230,7 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ),
     ("trainer.strategy=dpp", "trainer.strategy", "auto, ddp", "did you mean trainer.strategy=ddp?"),
     ("trainer.precision=bf16-mixd", "trainer.precision", "bf16-mixed", "did you mean trainer.precision=bf16-mixed?"),
+    ("'+trainer={precision: bf16}'", "trainer.precision", "32-true", "did you mean trainer.precision=bf16-mixed?"),
     ("trainer.precision=8", "trainer.precision", "32-true", ""),
     ("trainer.precision=bf16-true", "trainer.precision", "weights, averages and levels are float32", "bf16-mixed?"),
     ("trainer.precision=16-true", "trainer.precision", "weights, averages and levels are float32", ""),

@@ -83,14 +83,16 @@ def test_both_passes_of_a_step_have_the_same_dropout_masks(backend, tmp_path):
 
 
 @pytest.mark.slow  # generates and compiles C++
-def test_both_passes_have_the_masks_of_the_eager_network_when_compiled_for_the_machine(tmp_path):
-    compiled, eager = (masks(backend, tmp_path, "network.label_dropout=0.5") for backend in ("inductor", None))
+@pytest.mark.parametrize("more", [[], ["network.label_dropout=0.5"], ["network=dit"]])
+def test_both_passes_have_the_masks_of_the_eager_network_when_compiled_for_the_machine(more, tmp_path):
+    compiled, eager = (masks(backend, tmp_path, *more) for backend in ("inductor", None))
     torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
 
 
 def masks(backend, folder, *more):
     """The online pass has a gradient, the target's has none: compiled, they are two programs."""
-    shape = ("data=digits", "network.model_channels=8", "network.dropout=0.5", "data.batch_size=8", *more)
+    width = ("width=32", "depth=1", "heads=2") if "network=dit" in more else ("model_channels=8",)
+    shape = ("data=digits", "network.dropout=0.5", "data.batch_size=8", *more, *(f"network.{each}" for each in width))
     torch.manual_seed(0)
     method = build_method(config_of(folder, *TINY, *shape))
     network = method.model.network.train()

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from consistency_models.app.checks import Composer, check
 from consistency_models.storage import moved_names
-from consistency_models.storage.moved_names import current_override, current_target
+from consistency_models.storage.moved_names import current_config, current_override, current_target
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -32,7 +32,8 @@ def test_keys_and_options_exist():
     for key in moved_names.KEYS.values():
         assert OmegaConf.select(config, key, throw_on_missing=False) is not None, key
     for (group, _), option in moved_names.OPTIONS.items():
-        assert group == "trainer.precision" or (CONF / group / f"{option}.yaml").is_file()
+        if group != "trainer.precision":
+            assert (CONF / group / f"{option}.yaml").is_file()
 
 
 @pytest.mark.parametrize(("short", "name"), [("32", "32-true"), ("16", "16-mixed"), ("bf16", "bf16-mixed")])
@@ -40,6 +41,9 @@ def test_short_names_of_precisions_are_understood(short, name, capsys):
     arguments = [f"trainer.precision={short}", "trainer=cpu"]
     assert f"trainer.precision={name}" in check("train", Composer("train", CONF), arguments)
     assert f"trainer.precision={short} is called trainer.precision={name} now" in capsys.readouterr().err
+    for saved in (short, int(short) if short.isdigit() else short):
+        assert current_config({"trainer": {"precision": saved}}) == {"trainer": {"precision": name}}
+    assert current_override(f"trainer.precision=32-true, {short}") == f"trainer.precision=32-true,{name}"
 
 
 @pytest.mark.parametrize("recipe", moved_names.DATA_RECIPES)

@@ -80,8 +80,8 @@ def with_acceleration(
             continue
         if resumed is not None and isinstance(resumed.get(key), bool) and config["trainer"]["strategy"] != "fsdp":
             choice = Choice(resumed[key], "as in the resumed run")
-            if key == "compile" and choice.value and (missing := _missing(_device_type(config))):
-                choice = Choice(False, f"there is no {missing}; the resumed run was compiled and differs by rounding")
+            if key == "compile" and choice.value and (reason := _hindrance(model, _device_type(config))):
+                choice = Choice(False, f"{reason}; the resumed run was compiled and differs by rounding")
         else:
             choice = choose(config, model, steps)
         chosen[key] = choice.value
@@ -112,7 +112,7 @@ def compilation(config: dict[str, Any], model: Any, steps: int) -> Choice:
     if device == "cuda" and trainer["precision"] not in HALF:
         return _not(f"the gain of precision {trainer['precision']} on cuda has not been measured")
     if device == "cuda" and any(
-        getattr(module, name, 0) for module in model.modules() for name in ("dropout", "label_dropout")
+        getattr(module, name, 0) for module in model.modules() for name in ("p", "dropout", "label_dropout")
     ):
         return _not("the dropout masks of a compiled network have not been compared on cuda")
     return _earned_back(model, data, device, PASSES * steps * data["batch_size"], "step")
@@ -158,23 +158,29 @@ def _earned_back(model: Any, data: dict[str, Any], device: str, passes: float, c
         passes: forward passes, each of one image.
         compiled: what is compiled, a field of `Gain`: "step" or "call".
     """
-    network = model.network
-    tensors = sum(1 for _ in network.parameters())
-    if device not in GAINS:
-        return _not(f"the gain on {device} has not been measured")
-    gain = GAINS[device]
-    if not is_convolutional(network) or hasattr(network, "encode"):
+    if reason := _hindrance(model, device):
+        return _not(reason)
+    if not is_convolutional(model.network) or hasattr(model.network, "encode"):
         return _not("the gain for such a network has not been measured")
-    if tensors > gain.largest:
-        return _not(f"compiling a network of {tensors} weight tensors on {device} takes many minutes")
-    flops = gain.flops * (torch.get_num_threads() if device == "cpu" else 1)
-    saved = gain.saved * passes * _flops(model, data) / flops / 60
-    cost = getattr(gain, compiled) * tensors / 60
+    gain, threads = GAINS[device], torch.get_num_threads() if device == "cpu" else 1
+    saved = gain.saved * passes * _flops(model, data) / gain.flops / threads / 60
+    cost = getattr(gain, compiled) * _tensors(model) / 60
     estimate = f"compiling takes about {cost:.1f} min and saves about {saved:,.1f} min"
-    if saved < MARGIN * cost:
-        return _not(estimate)
+    return Choice(True, estimate) if saved >= MARGIN * cost else _not(estimate)
+
+
+def _hindrance(model: Any, device: str) -> str | None:
+    """Why a network is not compiled on a device, whatever that saves."""
+    if device not in GAINS:
+        return f"the gain on {device} has not been measured"
+    if (tensors := _tensors(model)) > GAINS[device].largest:
+        return f"compiling a network of {tensors} weight tensors on {device} takes many minutes"
     missing = _missing(device)
-    return _not(f"there is no {missing}") if missing else Choice(True, estimate)
+    return f"there is no {missing}" if missing else None
+
+
+def _tensors(model: Any) -> int:
+    return sum(1 for _ in model.network.parameters())
 
 
 def warn_of_rounding(precision: str, method: Method) -> None:

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from consistency_models.errors import Exit
 from consistency_models.files import MAX_YAML, read_json, read_yaml, write_atomically
+from consistency_models.storage.moved_names import current_override
 
 __all__ = ["RunFolder", "is_run_of", "make_new_folder", "newest_unfinished"]
 
@@ -226,7 +227,8 @@ def _slurm_job() -> str:
 def is_run_of(folder: str | Path, overrides: Sequence[str]) -> bool:
     """Whether the folder has a run that was started with these overrides, resumed or not."""
     run = RunFolder(folder)
-    same = [line for line in run.read_overrides() if not line.startswith("ckpt_path=")] == list(overrides)
+    saved = [current_override(line) for line in run.read_overrides() if not line.startswith("ckpt_path=")]
+    same = saved == list(overrides)
     return same and (run.path / "overrides.yaml").is_file()  # a run without overrides has an empty list
 
 

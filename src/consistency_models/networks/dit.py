@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from consistency_models.networks.layers import Linear, PositionalEmbedding
+from consistency_models.networks.layers import Linear, PositionalEmbedding, dropout
 from consistency_models.networks.network import Network
 from consistency_models.trust import loadable
 from consistency_models.values import BelowOne, Count, Share, Size, checked
@@ -103,7 +103,7 @@ class Block(nn.Module):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts.chunk(6, 2)
         x = x + gate_1 * self.attn(modulated(x, shift_1, scale_1))
         h = F.gelu(self.mlp["fc1"](modulated(x, shift_2, scale_2)), approximate="tanh")
-        return x + gate_2 * self.mlp["fc2"](F.dropout(h, self.dropout, self.training))
+        return x + gate_2 * self.mlp["fc2"](dropout(h, self.dropout, self.training))
 
 
 class FinalLayer(nn.Module):

@@ -46,27 +46,28 @@ def check_levels(image_size: int, channel_mult: Sequence[int]) -> None:
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Return `F.dropout(x, p, training)`, with a mask that does not depend on the memory layout of x.
 
-    PyTorch draws a mask in the order of the memory, and a derivative in forward mode in another one. Here training and
-    derivative share their masks, and channels-last changes a training by rounding only.
+    PyTorch draws a mask in the order of the memory, a derivative in forward mode in another one, and a compiled network
+    in that of a layout of its own. The mask is drawn flat, so that training, derivative and compiled network share
+    their masks, and channels-last changes a training by rounding only.
     """
     if not training or p == 0:
         return x
-    return x * torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p) * (1 / (1 - p))
+    mask = torch.empty(x.numel(), dtype=torch.bool, device=x.device).bernoulli_(1 - p).view(x.shape)
+    return x * mask * (1 / (1 - p))
 
 
 class GroupNorm(nn.GroupNorm):
-    """A group normalisation that ignores autocast: its result has the type of its input, as in EDM's code.
+    """A group normalisation whose result has the type of its input, as in EDM's code, also under autocast on CUDA.
 
     Its mean and variance are in float32. CUDA's autocast would return float32, which doubles the memory traffic of the
-    normalisation and of the activation after it.
+    normalisation and of the activation after it. On a CPU, autocast leaves the type as it is.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (B, channels, H, W) to the same shape."""
-        device = input.device.type
-        if not torch.is_autocast_enabled(device):
+        if not (input.is_cuda and torch.is_autocast_enabled("cuda")):
             return super().forward(input)
-        with torch.autocast(device, enabled=False):
+        with torch.autocast("cuda", enabled=False):
             weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
             return F.group_norm(input, self.num_groups, weight, bias, self.eps)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from consistency_models.networks.layers import Linear
+from consistency_models.networks.layers import Linear, dropout
 from consistency_models.networks.network import Network
 from consistency_models.trust import loadable
 from consistency_models.values import BelowOne, Count, Size, checked
@@ -80,5 +80,5 @@ class MLP(Network):
         """F(x), shape (B, outputs·channels, size, size), for the embedding (B, width)."""
         h = self.first(x.flatten(1)) + emb
         for layer in self.layers:
-            h = h + layer(F.dropout(F.silu(h), self.dropout, self.training))
+            h = h + layer(dropout(F.silu(h), self.dropout, self.training))
         return self.last(F.silu(h)).view(len(x), self.outputs * x.shape[1], *x.shape[2:])

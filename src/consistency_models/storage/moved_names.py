@@ -91,6 +91,8 @@ def current_config(config: Any, path: str = "") -> Any:
         name = KEYS[own].rpartition(".")[2] if own in KEYS else key
         is_target = key == "_target_" and isinstance(value, str)
         renewed[name] = current_target(value) if is_target else current_config(value, own)
+        if own == "trainer.precision":
+            renewed[name] = OPTIONS.get((own, str(value)), value)
     return renewed
 
 
@@ -101,5 +103,5 @@ def current_override(override: str) -> str:
     prefix = signed.removesuffix(key)
     if key == "recipe" and value in DATA_RECIPES:
         return "~recipe"
-    options = ",".join(OPTIONS.get((key, option), option) for option in value.split(","))
+    options = ",".join(OPTIONS.get((key, option.strip()), option) for option in value.split(","))
     return f"{prefix}{KEYS.get(key, key)}{equals}{options}"

@@ -36,7 +36,8 @@ def meant(kind: Any, value: Any) -> Any:
     if len(each := members(base)) > 1:
         return next((close for member in each if (close := meant(member, value)) is not None), None)
     if get_origin(base) is Literal:
-        return nearest(value, get_args(base))
+        longer = (option for option in get_args(base) if show(option).startswith(f"{show(value)}-"))  # bf16-mixed
+        return nearest(value, get_args(base)) or next(longer, None)
     if base is bool:
         return FLAGS.get(show(value).lower(), nearest(value, (True, False)))
     candidates = []
