@@ -133,7 +133,7 @@ def endurance(lever: str, steps: int, overrides: list[str], device: str) -> dict
 
 
 def from_nothing(lever: str, args: argparse.Namespace) -> None:
-    """Train each choice of `FROM_NOTHING` on CIFAR-10, and print and write what time_to_quality.py does."""
+    """Train each of the `--choices` on CIFAR-10, and print and write what time_to_quality.py does."""
     folder = args.json.with_suffix("") if args.json else Path("runs/gpu")
     overrides = [*OVERRIDES[1:-1], *SHORT, *args.overrides, f"data.root={args.cifar10.absolute()}"]
     fixed = ["--folder", str(folder), "--runs", str(folder / "runs"), "--device", args.device, "--seeds", "0"]

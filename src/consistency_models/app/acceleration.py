@@ -49,13 +49,13 @@ class Gain(NamedTuple):
     """What compilation costs and saves on a device, see docs/performance.md."""
 
     step: float  # seconds of compiling a step, for each weight tensor
-    call: float  # the same for a call of the sampler
+    call: float | None  # the same for a call of the sampler; None: not measured
     saved: float  # share of a pass that compilation saves, at least
     flops: float  # operations a second of a fast core or device; a slower one saves more
     largest: int  # weight tensors of a network whose compilation was measured
 
 
-GAINS = {"cpu": Gain(1.0, 0.5, 0.05, 2e11, 200), "cuda": Gain(0.5, 0.5, 0.3, 2e14, 450)}
+GAINS = {"cpu": Gain(1.0, 0.5, 0.05, 2e11, 200), "cuda": Gain(0.5, None, 0.3, 2e14, 450)}
 
 
 def with_acceleration(
@@ -135,8 +135,6 @@ def compile_for(calls: int, config: dict[str, Any], generator: Generator) -> boo
         return config["compile"]
     if config["devices"] > 1:
         choice = _not("the gain for several processes has not been measured")
-    elif device == "cuda":
-        choice = _not("the gain of sampling in float32 on cuda has not been measured")
     else:
         choice = _earned_back(generator.model, generator.config["data"], device, calls, "call")
     log.info("compile=auto chooses %s: %s", str(choice.value).lower(), choice.reason)
@@ -158,13 +156,17 @@ def _earned_back(model: Any, data: dict[str, Any], device: str, passes: float, c
         passes: forward passes, each of one image.
         compiled: what is compiled, a field of `Gain`: "step" or "call".
     """
+    gain = GAINS.get(device)
+    seconds = getattr(gain, compiled, None)
+    if gain is None or seconds is None:
+        return _not(f"the gain of a compiled {compiled} on {device} has not been measured")
     if reason := _hindrance(model, device):
         return _not(reason)
     if not is_convolutional(model.network) or hasattr(model.network, "encode"):
         return _not("the gain for such a network has not been measured")
-    gain, threads = GAINS[device], torch.get_num_threads() if device == "cpu" else 1
+    threads = torch.get_num_threads() if device == "cpu" else 1
     saved = gain.saved * passes * _flops(model, data) / gain.flops / threads / 60
-    cost = getattr(gain, compiled) * _tensors(model) / 60
+    cost = seconds * _tensors(model) / 60
     estimate = f"compiling takes about {cost:.1f} min and saves about {saved:,.1f} min"
     return Choice(True, estimate) if saved >= MARGIN * cost else _not(estimate)
 

@@ -50,9 +50,13 @@ KEYS = {
 }
 """Renamed keys of a configuration."""
 
-OPTIONS = {("sampler", "chain"): "segments", ("schedule", "closing"): "ect"}
-OPTIONS |= {("trainer.precision", name): f"{name}-{kind}" for name, kind in (("32", "true"), ("16", "mixed"))}
-OPTIONS |= {("trainer.precision", "bf16"): "bf16-mixed"}
+OPTIONS = {
+    ("sampler", "chain"): "segments",
+    ("schedule", "closing"): "ect",
+    ("trainer.precision", "32"): "32-true",
+    ("trainer.precision", "16"): "16-mixed",
+    ("trainer.precision", "bf16"): "bf16-mixed",
+}
 """Renamed options of config groups, and short names of Lightning that 0.1 took."""
 
 DATA_RECIPES = [f"{model}_mixture" for model in ("cd", "cmt", "ct", "dcm", "ect", "ict", "teacher")]
