@@ -9,7 +9,6 @@ Weights are untrained, since the time does not depend on them. The time includes
 from __future__ import annotations
 
 import argparse
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import measuring
@@ -38,12 +37,8 @@ def build_generator(args: argparse.Namespace, lever: str) -> Generator:
     model = build_model(config).to(args.device).eval().requires_grad_(False)
     if "channels_last" in lever:
         model.network.to(memory_format=torch.channels_last)
+    model.autocast = torch.bfloat16 if "bf16" in lever else None
     return build.build_generator(config, model)
-
-
-def precision(args: argparse.Namespace, lever: str) -> AbstractContextManager:
-    """Return autocast to bf16 if the lever contains bf16, else a null context."""
-    return torch.autocast(args.device, torch.bfloat16) if "bf16" in lever else nullcontext()
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -56,13 +51,10 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                 generator.compile(batch)
             for steps in args.steps:
 
-                def run(
-                    generator: Generator = generator, steps: int = steps, batch: int = batch, lever: str = lever
-                ) -> float:
-                    with precision(args, lever):
-                        return measuring.seconds(
-                            lambda: generator.sample(batch, steps=steps, batch_size=batch), args.device, args.repeats
-                        )
+                def run(generator: Generator = generator, steps: int = steps, batch: int = batch) -> float:
+                    return measuring.seconds(
+                        lambda: generator.sample(batch, steps=steps, batch_size=batch), args.device, args.repeats
+                    )
 
                 run()  # compiles
                 runs[lever, steps, batch] = run

@@ -48,6 +48,16 @@ def test_processes_and_batches_change_nothing(digits, monkeypatch):
     assert divided == pytest.approx(alone, rel=1e-6)
 
 
+def test_half_precision_is_recorded(points):
+    content, found = results(points, "steps=[1]", "n=50", "precision=bf16-mixed")
+    assert content["precision"] == "bf16-mixed"
+    assert "weights 0.995, bf16-mixed, seed 0" in (points / "evaluation/evaluation.md").read_text()
+    exact, expected = results(points, "steps=[1]", "n=50")
+    assert exact["precision"] == "32-true"
+    assert values(found) != values(expected)
+    assert values(found) == pytest.approx(values(expected), rel=0.05)
+
+
 def test_seeds_are_indices_and_repeats_are_sets_of_them(points):
     content, sets = results(points, "steps=[1]", "n=50", "repeats=3")
     assert content["sets"] == ["0-49", "50-99", "100-149"]

@@ -47,6 +47,18 @@ def test_bytes_depend_neither_on_batches_nor_on_an_interruption(digits, tmp_path
     assert files(tmp_path / "b") == first
 
 
+def test_half_precision_in_all_processes(digits, tmp_path, capsys):
+    half = ("n=20", "precision=bf16-mixed")
+    for name, options in {"a": ("n=20",), "b": half, "c": (*half, "devices=2")}.items():
+        assert sample(digits, tmp_path / name, *options) == Exit.DONE
+    a, b, c = (files(tmp_path / name) for name in "abc")
+    assert b == c
+    assert a.keys() == b.keys()
+    assert a != b
+    assert sample(digits, tmp_path / "a", *half) == Exit.BAD_INPUT
+    assert "different here: autocast" in capsys.readouterr().err
+
+
 def test_compiled_calls_are_those_of_whole_blocks(digits, tmp_path, monkeypatch):
     """compile=true changes images by rounding only; the last block is smaller and runs eagerly."""
     sizes, whole = [], functools.partial(torch.compile, backend=lambda graph, inputs: graph.forward)

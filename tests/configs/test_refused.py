@@ -528,6 +528,7 @@ def test_one_mistake_is_one_line(refused):
         ("run={run} sampler=heun +sampler.churn_min=5 +sampler.churn_max=1", "sampler.churn_min", "at most", ""),
         ("run={run} batch_size=0", "batch_size", "a whole number >= 1", ""),
         ("run={run} seed=a", "seed", "a whole number >= 0", ""),
+        ("run={run} precision=bf16", "precision", "32-true", "did you mean precision=bf16-mixed?"),
         ("run={run} weights=5", "weights", "the name of an average, or a number >= 0 and < 1, or null", ""),
         ("run={text}", "run", "with its SHA-256 at the end", ""),
         ("run={pickle}", "data", "name neither data nor features", "add data=cifar10 data.root=FOLDER"),

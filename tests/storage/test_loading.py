@@ -98,6 +98,23 @@ def test_senseless_requests_are_refused(trained, arguments, message):
         loading.load(trained).sample(**arguments)
 
 
+def test_half_precision_is_that_of_the_network_only(trained):
+    exact, half = loading.load(trained), loading.load(trained, precision="bf16-mixed")
+    found = []
+    half.model.network.register_forward_hook(
+        lambda network, given, output: found.append((given[0].dtype, output.dtype))
+    )
+    images, expected = half.sample(4, steps=2), exact.sample(4, steps=2)
+    assert set(found) == {(torch.float32, torch.bfloat16)}
+    assert images.dtype == torch.float32
+    assert 0 < (images - expected).abs().max() < 2**-7
+    x, sigma = 0.5 * torch.randn(4, 1, 8, 8), torch.full((4,), 0.5)
+    whole, error = exact.denoise(x, sigma, labels=torch.eye(10)[:4]), half.denoise(x, sigma, labels=torch.eye(10)[:4])
+    assert 0 < (error - whole).abs().max() < 2**-7
+    with pytest.raises(ValueError, match="precision='half': use 32-true, bf16-mixed or 16-mixed"):
+        loading.load(trained, precision="half")
+
+
 POISON = (
     "os.system",
     "consistency_models.storage.checkpoints.os.system",

@@ -22,7 +22,7 @@ from torch import nn
 from consistency_models import conditions
 from consistency_models.app.checks.targets import fact
 from consistency_models.errors import ConfigError
-from consistency_models.networks.layout import is_convolutional, prefers_channels_last
+from consistency_models.networks.layout import HALF, is_convolutional, prefers_channels_last
 from consistency_models.random import BatchRandom
 
 if TYPE_CHECKING:  # evaluation runs without Lightning
@@ -35,7 +35,6 @@ __all__ = ["Choice", "channels_last", "compilation", "compile_for", "warn_of_rou
 
 PASSES = 4.0  # cost of a step in forward passes of the student: forward, backward (2), target
 MARGIN = 2.0  # the saved time is at least this multiple of the compilation
-HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class Choice(NamedTuple):
@@ -80,7 +79,7 @@ def with_acceleration(
             continue
         if resumed is not None and isinstance(resumed.get(key), bool) and config["trainer"]["strategy"] != "fsdp":
             choice = Choice(resumed[key], "as in the resumed run")
-            if key == "compile" and choice.value and (reason := _hindrance(model, _device_type(config))):
+            if key == "compile" and choice.value and (reason := _hindrance(model, _device_type(config), "step")):
                 choice = Choice(False, f"{reason}; the resumed run was compiled and differs by rounding")
         else:
             choice = choose(config, model, steps)
@@ -156,29 +155,25 @@ def _earned_back(model: Any, data: dict[str, Any], device: str, passes: float, c
         passes: forward passes, each of one image.
         compiled: what is compiled, a field of `Gain`: "step" or "call".
     """
-    gain = GAINS.get(device)
-    seconds = getattr(gain, compiled, None)
-    if gain is None or seconds is None:
-        return _not(f"the gain of a compiled {compiled} on {device} has not been measured")
-    if reason := _hindrance(model, device):
-        return _not(reason)
+    if reason := _hindrance(model, device, compiled):
+        return Choice(False, reason)
     if not is_convolutional(model.network) or hasattr(model.network, "encode"):
         return _not("the gain for such a network has not been measured")
-    threads = torch.get_num_threads() if device == "cpu" else 1
+    gain, threads = GAINS[device], torch.get_num_threads() if device == "cpu" else 1
     saved = gain.saved * passes * _flops(model, data) / gain.flops / threads / 60
-    cost = seconds * _tensors(model) / 60
+    cost = getattr(gain, compiled) * _tensors(model) / 60
     estimate = f"compiling takes about {cost:.1f} min and saves about {saved:,.1f} min"
     return Choice(True, estimate) if saved >= MARGIN * cost else _not(estimate)
 
 
-def _hindrance(model: Any, device: str) -> str | None:
-    """Why a network is not compiled on a device, whatever that saves."""
-    if device not in GAINS:
-        return f"the gain on {device} has not been measured"
-    if (tensors := _tensors(model)) > GAINS[device].largest:
-        return f"compiling a network of {tensors} weight tensors on {device} takes many minutes"
-    missing = _missing(device)
-    return f"there is no {missing}" if missing else None
+def _hindrance(model: Any, device: str, compiled: str) -> str | None:
+    """Why a network is not compiled on a device, whatever that saves; `compiled` as in `_earned_back`."""
+    if missing := _missing(device):
+        return f"there is no {missing}"
+    if getattr(GAINS.get(device), compiled, None) is None:
+        return f"the gain of a compiled {compiled} on {device} has not been measured"
+    tensors, largest = _tensors(model), GAINS[device].largest
+    return f"compiling {tensors} weight tensors on {device} takes many minutes" if tensors > largest else None
 
 
 def _tensors(model: Any) -> int:

@@ -1,4 +1,4 @@
-"""How a network runs: the memory layout of its convolutions, and compilation."""
+"""How a network runs: its precision, the memory layout of its convolutions, and compilation."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 __all__ = [
+    "HALF",
     "compile_in_place",
     "differentiable_norms",
     "is_convolutional",
     "prefers_channels_last",
     "set_channels_last",
 ]
+
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""The dtypes of networks under autocast, by the name of the precision in Lightning; 32-true has none."""
 
 
 @contextmanager

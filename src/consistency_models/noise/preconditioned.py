@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ class Preconditioned(nn.Module):
     With a network of two times, D(x, σ, s) is the two-time denoiser: the step from x at level σ to level s ends at
     D + s/σ·(x - D). Without `end`, s = σ, which is the denoiser of level σ.
 
-    The scalings are computed in float32, or in float64 if x is float64. The network runs under the active autocast.
-    Autocast does not change the dtype of the elementwise operations around the network.
+    The scalings are computed in float32, or in float64 if x is float64. The network runs under the active autocast, or
+    under autocast to the dtype of the attribute `autocast`, if that is set. Autocast does not change the dtype of the
+    elementwise operations around the network.
 
     Args:
         network: F(x, c_noise, labels, augment) -> shape of x; c_noise has shape (B,). A network whose attribute
@@ -33,6 +35,7 @@ class Preconditioned(nn.Module):
         self.network = network
         self.preconditioning = preconditioning
         self.two_times: bool = getattr(network, "two_times", False)
+        self.autocast: torch.dtype | None = None
 
     def forward(
         self,
@@ -75,13 +78,14 @@ class Preconditioned(nn.Module):
         sigma = self._levels(sigma, x)
         c_in = per_image(self.preconditioning.c_in(sigma), x)
         c_noise = self.preconditioning.c_noise(sigma)
-        arguments = ((c_in * x).to(x.dtype), -c_noise if negate else c_noise, labels, augment)
+        arguments: tuple[Any, ...] = ((c_in * x).to(x.dtype), -c_noise if negate else c_noise, labels, augment)
         if self.two_times:
             end = sigma if end is None else self._levels(end, x)
-            return self.network(*arguments, self.preconditioning.c_end(sigma, end))
-        if end is not None:
+            arguments = (*arguments, self.preconditioning.c_end(sigma, end))
+        elif end is not None:
             raise TypeError(f"{type(self.network).__name__} has one time: it takes no end")
-        return self.network(*arguments)
+        with nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast):
+            return self.network(*arguments)
 
     @staticmethod
     def _levels(sigma: Tensor | float, x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from consistency_models.data_spec import DataSpec
 from consistency_models.errors import CheckpointError, import_extra, naming
 from consistency_models.files import is_checkpoint, is_pipeline, sha256_of
-from consistency_models.networks.layout import prefers_channels_last, set_channels_last
+from consistency_models.networks.layout import HALF, prefers_channels_last, set_channels_last
 from consistency_models.networks.lora import share_base, shared_names
 from consistency_models.noise.preconditioned import Preconditioned
 from consistency_models.pretrained.build import check_shapes
@@ -67,6 +67,7 @@ def load(
     weights: str | float | None = None,
     device: torch.device | str = "cpu",
     trust: Sequence[str] = (),
+    precision: str = "32-true",
 ) -> Generator:
     """Load a generator from a checkpoint, a run folder, an export or an official checkpoint.
 
@@ -77,13 +78,17 @@ def load(
             by default the first average.
         device: device of the model. Convolutions have the memory layout of the training.
         trust: packages whose classes the file may name, beside those in CONSISTENCY_MODELS_TRUST (a,b,…): see `trust`.
+        precision: 32-true, or bf16-mixed or 16-mixed for a network under autocast. Weights, levels and the elementwise
+            operations of the sampler are float32.
 
     Raises:
         CheckpointError: the file is damaged, its weights are not those of the network that it describes, or it asks for
             something other than a network, a sampler or the like of this package or of one that is trusted.
-        ValueError: no such weights.
+        ValueError: no such weights, or no such precision.
         ModuleNotFoundError: the file is an export, and the extra `export` is not installed.
     """
+    if precision != "32-true" and precision not in HALF:
+        raise ValueError(f"precision={precision!r}: use 32-true, {' or '.join(HALF)}")
     path = checkpoint_file(path)
     content = _content(path)
     chosen = next(iter(content["ema"]), "model") if weights is None else str(weights)
@@ -100,6 +105,7 @@ def load(
         generator = _generator_of(config, model.eval().requires_grad_(False))
         generator.pipeline = _pipeline_of(path, content, config)
     model.to(device)  # an error is not one of the file
+    model.autocast = HALF.get(precision)
     generator.weights, generator.config = chosen, config
     generator.origin = content["origin"]
     return generator

@@ -86,6 +86,7 @@ EVAL: dict[str, Any] = PATHS | {
     "seeds": Seeds | Annotated[Sequence[Seeds], MinLen(1), Distinct] | None,
     "repeats": Size,
     "batch_size": Size,
+    "precision": Precision,
     "compile": Literal["auto"] | bool,
     "device": Device,
     "devices": Annotated[int, Ge(1), Le(1024)],

@@ -32,7 +32,7 @@ def run_task(config: dict[str, Any]) -> Exit:
 
 def _load(config: dict[str, Any]) -> Generator:
     try:
-        return load(config["run"], config["weights"], config["device"])
+        return load(config["run"], config["weights"], config["device"], precision=config["precision"])
     except CheckpointError:
         raise
     except ValueError as error:

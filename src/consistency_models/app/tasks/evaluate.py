@@ -72,6 +72,7 @@ def run(config: dict[str, Any], generator: Generator) -> None:
         "checkpoint": str(checkpoint_file(config["run"])),
         "digest": generator.origin["digest"],
         "weights": generator.weights,
+        "precision": config["precision"],
         "seed": config["seed"],
         "class_names": list(generator.class_names),
         "sets": [f"{indices.start}-{indices.stop - 1}" for indices in sets],

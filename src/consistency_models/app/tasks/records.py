@@ -48,7 +48,8 @@ def _table(content: dict[str, Any]) -> str:
     sets = content["sets"]
     names = content["class_names"]
     lines = [
-        f"Checkpoint `{content['checkpoint']}`, weights {content['weights']}, seed {content['seed']}, "
+        f"Checkpoint `{content['checkpoint']}`, weights {content['weights']}, {content['precision']}, "
+        f"seed {content['seed']}, "
         + (f"images {sets[0]}." if len(sets) == 1 else f"{len(sets)} sample sets: {', '.join(sets)}."),
         *(["", f"Classes: {listed(names)}."] if names else []),
         "",

@@ -87,6 +87,7 @@ def _choice(generator: Generator, classes: list[int | str] | None, by_class: boo
 def _settings(config: dict[str, Any], generator: Generator, sampler: Any, classes: Any, by_class: bool) -> dict:
     """Return all settings that the image of an index and its path depend on."""
     model = {"digest": generator.origin["digest"], "weights": generator.weights}
+    model["autocast"] = str(generator.model.autocast)
     sampling = {"sampler": type(sampler).__name__, **{key: str(value) for key, value in vars(sampler).items()}}
     return {**model, **sampling, "seed": config["seed"], "classes": classes, "by_class": by_class}
 

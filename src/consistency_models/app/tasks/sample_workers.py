@@ -123,7 +123,8 @@ class Producer:
         self.generator, self.seed, self.block = generator, config["seed"], block_size(generator.shape)
         self.unit = self.block * max(1, config["batch_size"] // self.block)
         self.devices, self.executor = _devices(config["device"], config["devices"]), None
-        self.run, self.compile = config["run"], compile_for(calls, config, generator)
+        self.run, self.precision = config["run"], config["precision"]
+        self.compile = compile_for(calls, config, generator)
         if self.compile:
             log.info("network calls of %d images are compiled, calls of fewer run eagerly", self.block)
 
@@ -136,7 +137,7 @@ class Producer:
             for device in self.devices:
                 devices.put(device)
             threads = cpu_threads(len(self.devices))
-            arguments = (self.run, self.generator.weights, self.generator.prompts, devices, threads)
+            arguments = (self.run, self.generator.weights, self.precision, self.generator.prompts, devices, threads)
             arguments = (*arguments, self.block if self.compile else None, context.Barrier(len(self.devices)))
             self.executor = ProcessPoolExecutor(len(self.devices), context, _start_worker, arguments)
             list(self._wait([self.executor.submit(_wait_until_started) for _ in self.devices]))
@@ -207,7 +208,14 @@ _generator: Generator | None = None
 
 
 def _start_worker(
-    run: str, weights: str, prompts: Prompt | None, devices: Any, threads: int, compiled: int | None, barrier: Any
+    run: str,
+    weights: str,
+    precision: str,
+    prompts: Prompt | None,
+    devices: Any,
+    threads: int,
+    compiled: int | None,
+    barrier: Any,
 ) -> None:
     """Initialise a further process. The barrier keeps the start of the processes out of the timings."""
     global _generator
@@ -216,7 +224,7 @@ def _start_worker(
     device = devices.get()
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # of the feature extractor, whose device is "cuda"
-    _generator = load(run, weights, device)
+    _generator = load(run, weights, device, precision=precision)
     _generator.prompts = prompts
     if compiled is not None:
         _generator.compile(compiled)
