@@ -36,12 +36,13 @@ FAMILIES = {  # arXiv 2303.01469, App. C
         adaptive_scale=False,
     ),
 }
-MIDDLE = {  # second level of two steps, from the search in OpenAI's code; the level of cd_cat256 is not published
+MIDDLE = {  # second level of two steps, from the search in OpenAI's code; that of cd_cat256 is not published
     "cd_imagenet64": 1.382,
     "ct_imagenet64": 1.913,
     "cd_bedroom256_lpips": 4.366,
     "cd_bedroom256": 3.520,
     "ct_bedroom256": 3.991,
+    "cd_cat256": 4.366,  # of bedrooms
     "ct_cat256": 5.248,
 }
 
