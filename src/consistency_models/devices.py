@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from consistency_models.errors import ConfigError
 
-__all__ = ["available_cores", "chosen_device", "cpu_threads"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["available_cores", "chosen_device", "cpu_threads", "float64"]
+
+
+def float64(x: Tensor) -> Tensor:
+    """Return x in float64: on its device, or on the CPU if that is MPS, which has no float64."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def available_cores() -> int:

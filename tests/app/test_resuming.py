@@ -15,6 +15,19 @@ from consistency_models.storage.checkpoints import read, write
 RUN = (*TINY, "data=mixture", "data.batch_size=16", "trainer.max_steps=4")
 
 
+def test_a_longer_training_does_not_go_back_to_an_earlier_phase(tmp_path, capsys):
+    """A checkpoint has the teacher of its own phase only."""
+    phased = (*RUN, "model=tract", "teacher=exact", "model.phases=[8,4]", "model.segments=2")
+    assert run(tmp_path, *phased) == Exit.DONE
+    checkpoint = (tmp_path / "checkpoints/last.ckpt").read_bytes()
+    assert run(tmp_path, *phased, "trainer.max_steps=12", f"ckpt_path={tmp_path}") == Exit.BAD_INPUT
+    error = capsys.readouterr().err
+    assert "trainer.max_steps=12 is not allowed: step 4 was in phase 1, and is in phase 0 of this training" in error
+    assert "init=run" in error
+    assert (tmp_path / "checkpoints/last.ckpt").read_bytes() == checkpoint
+    assert run(tmp_path, *phased, "trainer.max_steps=8", f"ckpt_path={tmp_path}") == Exit.DONE
+
+
 def test_images_are_counted_over_a_change_of_the_batch_size(tmp_path):
     assert run(tmp_path, *RUN, "trainer.max_steps=2") == Exit.DONE
     assert run(tmp_path, *RUN, "data.batch_size=32", f"ckpt_path={tmp_path}") == Exit.DONE

@@ -402,6 +402,11 @@ CASES = [  # command, key, part of what is allowed, part of the fix
         "truncated",
     ),
     ("model=tcm teacher=exact data=mixture schedule.transition=2", "schedule.transition", "model.transition=1", ""),
+    ("model=tcm teacher=exact data=mixture schedule.sigma_min=0.5", "schedule.sigma_min", "at least", ""),
+    (
+        "model=tcm teacher=exact data=mixture model.transition=0 schedule.sigma_min=0.002 sampler.sigma_mid=0.8",
+        *("schedule.share", "0", "or set model.transition"),
+    ),
     ("model=tcm teacher=exact data=mixture data.batch_size=2", "data.batch_size", "at least 4", ""),
     (
         "model=tcm teacher=exact data=mixture schedule=ect",
@@ -453,6 +458,13 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("model=alphaflow model.start=0.7 model.stop=0.5", "model.start", "less than model.stop=0.5", "swap"),
     ("model=ayf", "teacher", "run, ", "teacher=run"),
     ("model=facm schedule=lognormal_pair", "schedule", "steps that end at 0", "schedule=arctan_lognormal?"),
+    ("model=shortcut data.batch_size=32", "data.batch_size", "at least 56, or a larger schedule.share", ""),
+    ("model=shortcut data=mixture model.cfg_scale=1.5", "model.cfg_scale", "1", "data.conditional=true"),
+    (
+        "model=shortcut model.cfg_scale=1.5",
+        *("network.label_dropout", "a number in (0, 1]", "without a class"),
+    ),
+    ("network.label_dropout=0.1 data.conditional=false", "network.label_dropout", "0", "data.conditional=true"),
     ("model=shortcut schedule.sections=12", "schedule.sections", "a power of two", ""),
     ("model=shortcut schedule.sigma_max=80", "schedule.sigma_max", "more than schedule.sections=128", ""),
     ("model=imm schedule.highest=0.001", "schedule.highest", "more than schedule.lowest=0.006", ""),

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from consistency_models.app.ode_error import build_ode_error
 from consistency_models.conditions import Prompt
 from consistency_models.data import GaussianMixture
+from consistency_models.devices import float64
 from consistency_models.evaluation.ode_error import SIGMAS, HeunSolution, ODEError
 from consistency_models.teachers import Guided
 
@@ -219,3 +221,9 @@ def test_a_teacher_s_solution_is_solved_once_for_each_teacher(tmp_path, monkeypa
     assert not solve(path="there")
     assert all([solve("b"), solve(ode_steps=4), solve(weights="model")])
     assert all([solve(guidance=2.0), solve(guidance=2.0)])
+
+
+def test_float64_of_a_device_without_it_is_that_of_the_cpu():
+    with FakeTensorMode():
+        assert float64(torch.empty(2, device="mps")).device.type == "cpu"
+        assert float64(torch.empty(2, device="cuda")).device.type == "cuda"

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from consistency_models.losses import weightings
+from consistency_models.losses.moments import MomentMatching
 from consistency_models.noise.schedules import Levels
 
 ALL = [getattr(weightings, name)() for name in weightings.__all__]
@@ -63,3 +64,12 @@ def test_the_host_never_waits_for_the_device(weighting):
     """A meta tensor has no values: whatever asked for one would fail."""
     level = torch.empty(4, device="meta")
     assert weighting(Levels(high=level, low=level)).shape == (4,)
+
+
+def test_moment_matching_at_the_lowest_levels():
+    """In float32, t = 1 - alpha would be 0 there, and the weight NaN."""
+    high = torch.tensor([1e-9, 1e-7, 1e-3, 0.5, 80.0], dtype=torch.float64)
+    exact, found = (
+        MomentMatching()(Levels(high.to(dtype), high.to(dtype))) for dtype in (torch.float64, torch.float32)
+    )
+    assert_close(found.double(), exact, rtol=1e-5, atol=0)

@@ -4,11 +4,13 @@ import pytest
 import torch
 from methods.steps import method, step_of
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 from consistency_models.conditions import Prompt
 from consistency_models.methods.alphaflow import AlphaFlow
 from consistency_models.methods.ayf import AlignYourFlow
+from consistency_models.methods.differences import central_difference
 from consistency_models.methods.facm import FlowAnchoredConsistency
 from consistency_models.methods.flow_map import gap
 from consistency_models.methods.meanflow import MeanFlow
@@ -146,6 +148,20 @@ def test_differences_in_float32():
     found = trained_on(MeanFlow, network, difference=1e-3).derivative_along(made, v)
     assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
     assert (found[1] - expected[1]).abs().max() < 2e-3 * expected[1].abs().max()
+
+
+def test_differences_on_a_device_without_float64():
+    dtypes = []
+
+    def function(x, t):
+        dtypes.append(x.dtype)
+        return x * per_image(t, x)
+
+    with FakeTensorMode():
+        x, t = torch.empty(2, 1, 4, 4, device="mps"), torch.empty(2, device="mps")
+        value, derivative = central_difference(function, (x, t), (x, t), 1e-3)
+    assert {each.dtype for each in (value, derivative)} == set(dtypes) == {torch.float32}
+    assert derivative.device.type == "mps"
 
 
 def test_the_derivative_sees_the_dropout_of_the_online_pass():

@@ -168,6 +168,23 @@ def test_at_the_next_phase_the_target_network_becomes_the_teacher():
     assert not any(name.startswith("_teacher") for name in multistep.state_dict())
 
 
+@pytest.mark.parametrize("solver", [Heun(), ADDIM()])
+def test_a_trained_teacher_is_asked_once_at_t(solver):
+    """It is exact for one step to the end of its segment, so a solver that also asks it at s would be wrong."""
+    multistep, euler = phased(), phased()
+    multistep.solver, euler.solver = solver, Euler()
+    for each in (multistep, euler):
+        each._teacher[0].factor.data.fill_(0.5)
+    step = step_of(images(0), images(1), Levels(T, S, P))
+    targets = []
+    for k in (0, 60):
+        for each in (multistep, euler):
+            each.on_step_start(k, 100)
+            targets.append(each.target(step))
+    assert (targets[0] - targets[1]).abs().max() > 1e-6
+    assert torch.equal(targets[2], targets[3])
+
+
 def test_the_teacher_of_a_phase_is_in_the_checkpoint_and_one_from_outside_is_not():
     first, second, content = phased(), phased(), {}
     first.on_save_checkpoint(content)

@@ -5,10 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from jobs import TINY, run
 from scipy.signal import convolve2d
 from torch.testing import assert_close
 
+from consistency_models.errors import Exit
 from consistency_models.networks.edm2 import EDM2
+from consistency_models.networks.mp_layers import MPConv
+from consistency_models.storage.loading import load
 
 SIZES = {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "head_channels": 8}
 OPTIONS = {"res_balance": 0.6, "attn_balance": 0.15, "concat_balance": 0.7, "label_balance": 0.2, "clip_act": 0.8}
@@ -133,3 +137,21 @@ def test_each_option_changes_the_output_of_the_same_weights():
 def test_refuses_what_has_no_meaning(options, message):
     with pytest.raises(ValueError, match=message):
         EDM2(8, 3, **SIZES, **options)
+
+
+def test_stored_weights_are_normalised_once_a_step(tmp_path):
+    """Before its two passes with gradient: FACM's second pass must not change what the first one saved."""
+    small = ("network.model_channels=16", "network.channel_mult=[1]", "network.num_blocks=1", "data.batch_size=8")
+    facm = (
+        "model=facm",
+        "network=edm2",
+        "data=digits",
+        "network.attn_resolutions=[]",
+        "optimizer.lr=1e-9",
+        "trainer.max_steps=2",
+    )
+    assert run(tmp_path, *TINY, *facm, *small) == Exit.DONE
+    for layer in load(tmp_path, weights="model").model.modules():
+        if isinstance(layer, MPConv):
+            rows = layer.weight.flatten(1)
+            assert_close(rows.norm(dim=1), torch.full((len(rows),), rows.shape[1] ** 0.5), rtol=1e-3, atol=0)

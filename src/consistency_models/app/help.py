@@ -22,7 +22,7 @@ Train, distil and compare consistency models.
     {train} model=ict data=cifar10 data.root=FOLDER  another method or data set, as for all groups below
     {train} trainer.max_steps=500 optimizer.lr=1e-3  single settings
     {train} model=ict,ct seed=0,1 --multirun         one run for each combination
-    {train} ckpt_path=last                           resume the newest unfinished run of this model and data (or FOLDER, or FILE)
+    {train} ckpt_path=last                           resume this model's newest unfinished run (or FOLDER, or FILE)
     {train} debug=default                            test: ten steps on the CPU
 """,
     "eval": """\

@@ -34,6 +34,7 @@ class Origin(NamedTuple):
         has_target: whether the target network is a copy.
         is_training: whether the file has the state of an optimiser; an export has none.
         teacher: path and digest of the teacher; empty without a teacher.
+        phase: phase of the schedule, for a method that trains its own teachers.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Origin(NamedTuple):
     has_target: bool
     is_training: bool
     teacher: dict[str, str]
+    phase: int = 0
 
     def images_seen(self, config: dict[str, Any]) -> ImagesSeen:
         """Return the count of images that continues from this checkpoint."""
@@ -79,6 +81,11 @@ class Origin(NamedTuple):
                 "ckpt_path", self.path, f"adapters of {base.get('path')}", "or set teacher.path", reason=reason
             )
         start = f"or start a new training from its weights: init=run {pasteable('init.path', self.path)}"
+        phase = getattr(method.schedule, "phase", lambda k, K: 0)(self.step, method.total_steps)
+        if phase < self.phase:
+            reason = f"step {self.step} was in phase {self.phase}, and is in phase {phase} of this training"
+            allowed = "a length at which the phase is the same, since a checkpoint has the teacher of its phase only"
+            raise ConfigError("trainer.max_steps", method.total_steps, allowed, start, reason=reason)
         if not self.is_training:
             raise ConfigError(
                 "ckpt_path", self.path, "a checkpoint of a training", start, reason="this one is an export"
@@ -172,4 +179,5 @@ def origin_of(path: Path) -> Origin:
             has_target=content["target"] is not None,
             is_training=bool(content["trainer"]),
             teacher=content["teacher"] or {},
+            phase=int(((content["trainer"] or {}).get("phase") or {}).get("phase", 0)),
         )

@@ -32,6 +32,8 @@ class Checkpoint(StepCallback):
         ValueError: keep is given without keep_every, or is below 1.
     """
 
+    pauses = True
+
     @checked
     def __init__(
         self, folder: Text | Path, every_n_steps: Size = 500, keep_every: Size | None = None, keep: Size | None = None

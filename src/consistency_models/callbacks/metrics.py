@@ -35,9 +35,9 @@ class TrainMetrics(StepCallback):
         self._seconds = self._images = self._teacher_calls = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, method: LightningModule, batch, batch_index: int) -> None:
-        """Start the clock of a row at its first step. Time between rows, such as that of pictures, does not count."""
+        """Start the clock of a row at its first step. Pictures, validation and saves do not count."""
         if self._began is None:
-            self._began = (time.perf_counter(), trainer.global_step)
+            self._began = (time.perf_counter() - method.paused, trainer.global_step)
 
     def on_before_optimizer_step(self, trainer: Trainer, method: LightningModule, optimizer) -> None:
         """Compute the norm of the whole gradient, before clipping."""
@@ -61,7 +61,7 @@ class TrainMetrics(StepCallback):
         """Return the metrics that the host knows: learning rate, counts, throughput, schedules."""
         k, K = step - 1, method.total_steps
         (began, first), self._began = self._began, None
-        seconds, images = time.perf_counter() - began, (step - first) * batch.rows.total
+        seconds, images = time.perf_counter() - method.paused - began, (step - first) * batch.rows.total
         self.images_per_second = images / seconds
         teacher_calls = method.teacher_calls / len(batch.rows)
         self._seconds, self._images = self._seconds + seconds, self._images + images

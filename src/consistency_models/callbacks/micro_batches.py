@@ -29,7 +29,8 @@ COPIES = 4  # upper bound of the copies of each layer's output that a step keeps
 class MicroBatches(Callback):
     """Chooses the number of micro-batches of a step before the first step: the smallest power of two that fits.
 
-    Random numbers of a step are drawn for the global batch, so that the number changes results only by rounding.
+    Random numbers of a step are drawn for the global batch, so that the number changes results only by rounding; with
+    dropout, also by other masks, which are drawn for each micro-batch.
 
     On CUDA, a trial runs one forward and backward pass and doubles the number after each out-of-memory error. On other
     devices running out of memory ends the process. There, the memory of passes of one and two images is measured and

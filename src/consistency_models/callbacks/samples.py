@@ -44,6 +44,7 @@ class SampleGrids(StepCallback):
 
     state_key = "SampleGrids"
 
+    pauses = True
     needs_callbacks = ("ema",)
 
     @checked

@@ -36,6 +36,7 @@ class Validation(StepCallback):
 
     state_key = "Validation"
 
+    pauses = True
     needs_callbacks = ("ema", "checkpoint")
 
     @checked

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from consistency_models.data.batch import Batch, Slot
 from consistency_models.data.source import Source
+from consistency_models.devices import float64
 from consistency_models.random import BatchRandom, seed_of
 from consistency_models.trust import loadable
 from consistency_models.values import Count, Size, Text, checked
@@ -137,7 +138,8 @@ class GaussianMixture:
         Raises:
             ValueError: sigma or to is not positive.
         """
-        x_to, dtype = x.double(), x.dtype
+        x_to, dtype, device = float64(x), x.dtype, x.device
+        labels = None if labels is None else labels.to(x_to.device)
         start, end = _rows(sigma, x_to), _rows(to, x_to)
         if not (start > 0).all() or not (end > 0).all():
             raise ValueError("the probability-flow ODE is solved between positive noise levels; got 0 or less")
@@ -151,7 +153,7 @@ class GaussianMixture:
                 unfinished = error.amax(1) > 16 * tolerance  # the fine error is 2⁸ times smaller, or at least 2⁴
                 rows, fine = rows[unfinished], fine[unfinished]
             coarse, steps = fine, 2 * steps
-        return x_to.to(dtype)
+        return x_to.to(dtype).to(device)
 
     def _runge_kutta(self, x: Tensor, start: Tensor, end: Tensor, labels: Tensor | None, steps: int) -> Tensor:
         from scipy.integrate import DOP853

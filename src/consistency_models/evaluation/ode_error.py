@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from consistency_models.conditions import Prompt
+from consistency_models.devices import float64
 from consistency_models.noise.schedules import karras_grid
 from consistency_models.sampling.solvers import Heun
 from consistency_models.storage.cache import cached, source_fingerprint
@@ -55,13 +56,13 @@ class HeunSolution:
             return x
 
         def denoiser(state: Tensor, level: Tensor) -> Tensor:
-            return self.denoiser(state.to(x.dtype), level.to(x.dtype), labels).double()
+            return float64(self.denoiser(state.to(x.dtype).to(x.device), level.to(x.dtype).to(x.device), labels))
 
         steps = max(1, round(self.density * (sigma ** (1 / self.rho) - to ** (1 / self.rho))))
-        state, solver = x.double(), Heun()
+        state, solver = float64(x), Heun()
         for low, high in reversed(list(pairwise(karras_grid(steps + 1, to, sigma, self.rho).tolist()))):
             state = solver(denoiser, state, high, low)
-        return state.to(x.dtype)
+        return state.to(x.dtype).to(x.device)
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class ODEError:
         return torch.cat([function(x[rows], None if self.labels is None else self.labels[rows]) for rows in batches])
 
     def _distance(self, x: Tensor, y: Tensor) -> Tensor:
-        difference = (x.double() - y.double()).flatten(1)
+        difference = (float64(x) - float64(y)).flatten(1)
         return (difference.square().mean(1).sqrt() / self.sigma_data).cpu()
 
 

@@ -32,6 +32,5 @@ class MomentMatching:
 
     def __call__(self, levels: Levels) -> Tensor:
         """λ, shape (B,)."""
-        alpha = 1 / (1 + levels.high / self.sigma_data)
-        t = 1 - alpha
+        t, alpha = (level / (levels.high + self.sigma_data) for level in (levels.high, self.sigma_data))
         return torch.sigmoid(self.b - 2 * (alpha / t).log()) / (t * alpha) * alpha**self.a / (alpha**2 + t**2)

@@ -170,6 +170,7 @@ class Method(LightningModule):
         self._teacher: tuple[Any] = (teacher,)
         self.sharded = False  # set by trainer=fsdp: all processes must call the model together
         self.list_weights()
+        self.paused = 0.0  # seconds of pictures, validation and saves
         self.skipped = False  # set by FiniteGuard: this step does not change the weights
         self.teacher_calls = 0  # evaluations of the teacher in this step, in images
         self.monitored: dict[str, list[Tensor]] = {}  # device tensors of this step, one a micro-batch
@@ -266,7 +267,8 @@ class Method(LightningModule):
 
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), torch.autocast(step.x.device.type, enabled=False):
             if self.difference is not None:
-                return central_difference(seeded, primals, tangents, self.difference)
+                with torch.compiler.set_stance("force_eager"):
+                    return central_difference(seeded, primals, tangents, self.difference)
             with differentiable_norms():
                 value, derivative, *_ = torch.func.jvp(seeded, primals, tangents)
         return value, derivative
@@ -364,7 +366,7 @@ class Method(LightningModule):
             self._teacher[0].to(self.device).eval().requires_grad_(False)
 
     def on_train_batch_start(self, batch, batch_index: int) -> None:
-        """Set the learning rate of step k, and clear the recorded losses of the last step at the first micro-batch."""
+        """At the first micro-batch of step k, set the learning rate, clear the losses, and normalise EDM2's weights."""
         if batch.rows.step != getattr(self, "_begun", None):
             self._begun = batch.rows.step
             self.monitored.clear()
@@ -372,6 +374,8 @@ class Method(LightningModule):
             factor = self.learning_rate(batch.rows.step, self.total_steps, batch.rows.total)
             for group in self.trainer.optimizers[0].param_groups:
                 group["lr"] = group["initial_lr"] * factor
+            if hasattr(self.model.network, "force_norm"):
+                self.model.network.force_norm()
 
     def optimizer_step(self, epoch, batch_index, optimizer, closure=None) -> None:
         """Step the optimiser, then the target network: θ⁻ ← μ(k) θ⁻ + (1 - μ(k)) θ."""

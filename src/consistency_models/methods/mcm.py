@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from consistency_models.methods.base import Method, Step, frozen_copy
 from consistency_models.noise.schedules import per_image
 from consistency_models.sampling.guidance import Guided
-from consistency_models.sampling.solvers import ADDIM
+from consistency_models.sampling.solvers import ADDIM, Euler
 from consistency_models.values import checked
 
 __all__ = ["MultistepConsistency"]
@@ -34,7 +34,8 @@ class MultistepConsistency(Method):
     """LightningModule for MCM and TRACT.
 
     Without a teacher, the model is trained from data. If the schedule has phases, as in TRACT, θ⁻ becomes the teacher
-    at the start of each further phase. Checkpoints contain this teacher, unlike a teacher of the configuration.
+    at the start of each further phase, whose solver is Euler's. Checkpoints contain this teacher, but no teacher of the
+    configuration.
 
     Args:
         solver: one step of the probability-flow ODE; aDDIM by default, `Euler` is DDIM.
@@ -62,10 +63,12 @@ class MultistepConsistency(Method):
         if self._teacher[0] is None:
             denoised, x_s = step.x, step.at(s)
         else:
+            # A teacher that this method has trained is exact for one step to the end of its segment, the step to x_s.
+            solver = Euler() if self.phase else self.solver
             teacher = partial(self.teacher, labels=step.labels, augment=step.augmentation)
-            if isinstance(self.solver, ADDIM) and isinstance(self._teacher[0], Guided):
+            if isinstance(solver, ADDIM) and isinstance(self._teacher[0], Guided):
                 teacher = partial(teacher, with_unguided=True)
-            slope = self.solver.slope(teacher, step.x_t, t, s, step.x)
+            slope = solver.slope(teacher, step.x_t, t, s, step.x)
             denoised, x_s = step.x_t - per_image(t, step.x) * slope, step.x_t + per_image(s - t, step.x) * slope
         above = torch.where(s > 0, s, t)  # avoids calls of the network at level 0, where β = 1
         consistent = self.target_model(x_s, above, step.labels, step.augment)

@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from consistency_models import conditions
 from consistency_models.methods.base import Step
 from consistency_models.methods.flow_map import FlowMap, gap
 from consistency_models.noise.pairs import Dyadic
@@ -60,7 +61,8 @@ class Shortcut(FlowMap):
         u = model.raw(x, sigma, step.labels, step.augment, end)[:, : z.shape[1]]
         if self.cfg_scale == 1:
             return u
-        hidden = model.raw(x, sigma, None, step.augment, end)[:, : z.shape[1]]
+        none = conditions.unconditional(model, step.labels)
+        hidden = model.raw(x, sigma, none, step.augment, end)[:, : z.shape[1]]
         return torch.where(per_image(shortest, z), hidden + self.cfg_scale * (u - hidden), u)
 
     def target(self, step: Step) -> Tensor:

@@ -225,6 +225,12 @@ class EDM2(Network):
         """u(σ), (B,): the logarithm of the error, learned by the loss e^(-u)·λ(σ)·‖D - x‖² + u."""
         return self.logvar_linear(self.logvar_fourier(noise_label))[:, 0]
 
+    def force_norm(self) -> None:
+        """Normalise the stored weights of all layers: `Method` does so before each step.  (Sec. 2.3.)"""
+        for module in self.modules():
+            if isinstance(module, MPConv):
+                module.force_norm()
+
     def forward(
         self,
         x: Tensor,
@@ -234,8 +240,4 @@ class EDM2(Network):
         end_label: Tensor | None = None,
     ) -> Tensor:
         """F(x), see `Network.forward`."""
-        if self.training and torch.is_grad_enabled():
-            for module in self.modules():
-                if isinstance(module, MPConv):
-                    module.force_norm()
         return self.unet(x, noise_label, labels, augment, end_label)

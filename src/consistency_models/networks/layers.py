@@ -119,7 +119,7 @@ class PositionalEmbedding(nn.Module):
     def __init__(self, channels: int, scale: Positive = 1.0, endpoint: bool = True) -> None:
         super().__init__()
         self.channels, self.scale = channels, scale
-        exponents = torch.arange(channels // 2, dtype=torch.float32) / (channels // 2 - endpoint)
+        exponents = torch.arange(channels // 2, dtype=torch.float32) / max(channels // 2 - endpoint, 1)
         self.register_buffer("freqs", (1 / 10000) ** exponents, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -84,7 +84,19 @@ def schedule(config: Config, choices: Choices) -> Problems:
         if transition is not None and schedule["transition"] != transition:
             allowed = f"model.transition={transition}"
             yield problem("schedule.transition", schedule["transition"], allowed, "set model.transition")
+        if schedule.get("sigma_min", math.inf) < schedule["transition"]:
+            allowed, reason = f"at least schedule.transition={schedule['transition']}", "the first stage is used below"
+            yield problem("schedule.sigma_min", schedule["sigma_min"], allowed, reason=reason)
+        if schedule["share"] and schedule["transition"] == 0:
+            reason = "there is no level below schedule.transition=0"
+            yield problem("schedule.share", schedule["share"], "0", "or set model.transition", reason=reason)
     sections, top = schedule.get("sections"), schedule.get("sigma_max", math.inf)
+    if levels == "steps of lengths 2^-j" and sections and schedule.get("share"):
+        lengths = sections.bit_length() - 1
+        if int(schedule["share"] * config["data"]["batch_size"]) < lengths:
+            allowed = f"at least {math.ceil(lengths / schedule['share'])}, or a larger schedule.share"
+            reason = f"schedule.share={schedule['share']} has no row for each of the {lengths} lengths of a step"
+            yield problem("data.batch_size", config["data"]["batch_size"], allowed, reason=reason)
     if sections is not None and not sections < top:
         yield problem("schedule.sigma_max", top, f"more than schedule.sections={sections}")
     if "highest" in schedule and not schedule.get("lowest", 0) < schedule["highest"]:

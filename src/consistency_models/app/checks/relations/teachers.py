@@ -61,10 +61,13 @@ def guidance(config: Config, choices: Choices) -> Problems:
             yield problem("teacher.weak", teacher["weak"], "null", "or set teacher.guidance, e.g. to 2", reason=reason)
         yield from wrong_checkpoint("teacher.weak", teacher["weak"])
     takes_text = fact(config["network"], "needs_package") and fact(config["data"]["source"], "is_latent")
-    for key, none in (("omega", 1), ("kappa", 0), ("label_dropout", 0)):
-        if model.get(key, none) != none and not config["data"]["network_classes"] and not takes_text:
+    needs_classes = [("model", "omega", 1), ("model", "kappa", 0), ("model", "cfg_scale", 1)]
+    needs_classes += [(group, "label_dropout", 0) for group in ("model", "network")]
+    for group, key, none in needs_classes:
+        value = config[group].get(key, none)
+        if value != none and not config["data"]["network_classes"] and not takes_text:
             fix = "set data.conditional=true"
-            yield problem(f"model.{key}", model[key], f"{none}", fix, reason="the network takes no classes")
+            yield problem(f"{group}.{key}", value, f"{none}", fix, reason="the network takes no classes")
     given = model.get("guidance_input")
     if given is not None and not config["data"]["network_classes"] and teacher.get("weak") is None:
         allowed, reason = "null", "the network takes no classes"
@@ -78,9 +81,11 @@ def guidance(config: Config, choices: Choices) -> Problems:
         own = "model.guidance_w=null model.w_embedding=null" if "guidance_w" in model else "data.guidance_w=null"
         reason = f"data.guidance_w={show(drawn)} draws w of each caption, which a fixed guidance ignores"
         yield problem("teacher.guidance", fixed, "null", f"add {own}, or set teacher.guidance=null", reason=reason)
+    reason, allowed = "guidance calls the network without a class, which label dropout trains", "a number in (0, 1]"
     if guided and "label_dropout" in model and not model["label_dropout"]:
-        reason = "guidance calls the network without a class, which label dropout trains"
-        yield problem("model.label_dropout", model.get("label_dropout"), "a number in (0, 1]", reason=reason)
+        yield problem("model.label_dropout", model.get("label_dropout"), allowed, reason=reason)
+    if model.get("cfg_scale", 1) != 1 and not config["network"].get("label_dropout"):
+        yield problem("network.label_dropout", config["network"].get("label_dropout", 0), allowed, reason=reason)
 
 
 def init(config: Config, choices: Choices) -> Problems:
