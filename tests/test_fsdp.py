@@ -33,7 +33,8 @@ SLOW = {
     "alphaflow": ("model=alphaflow", *MIXTURE),
     "ayf": ("model=ayf", "teacher=exact", *MIXTURE),
     "facm": ("model=facm", "model.two_times=false", "sampler=consistency_from_zero", *MIXTURE),
-    "shortcut": ("model=shortcut", *MIXTURE),  # the second process has no rows of two half steps
+    # The second process has no rows of two half steps.
+    "shortcut": ("model=shortcut", "schedule.share=0.5", *MIXTURE),
 }
 
 
@@ -101,3 +102,15 @@ def test_a_sharded_training_is_resumed_bit_for_bit(tmp_path):
     assert figures(tmp_path / "resumed") == figures(tmp_path / "whole")[2:]
     assert run(tmp_path / "one", *STEPS, *CT, "trainer=cpu", f"ckpt_path={half}") == Exit.DONE  # and by one process
     assert_equal_within(1e-6, tmp_path / "one", tmp_path / "resumed")
+
+
+def test_a_network_that_cannot_be_divided_is_refused(tmp_path, capsys):
+    small = (
+        "network.model_channels=16",
+        "network.channel_mult=[1]",
+        "network.num_blocks=1",
+        "network.attn_resolutions=[]",
+    )
+    one = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=1", "data=digits", "data.batch_size=8")
+    assert run(tmp_path, *TINY[1:], *one, "network=edm2", *small) == Exit.BAD_INPUT
+    assert "out_gain is a single number" in capsys.readouterr().err

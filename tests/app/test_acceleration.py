@@ -70,7 +70,7 @@ def test_norms_of_older_torch_are_differentiated_in_the_default_layout(version, 
         (["trainer.accelerator=gpu"], LONG, False, False, "32-true on cuda"),
         (["trainer.accelerator=mps"], LONG, False, False, "on mps"),
         (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], LONG, True, False, "several processes"),
-        (["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"], LONG, False, False, "several processes"),
+        (["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"], LONG, False, False, "sharded networks"),
         (["network=mlp", "data=mixture", "~network.model_channels"], LONG, False, False, "such a network"),
     ],
 )

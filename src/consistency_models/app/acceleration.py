@@ -104,6 +104,8 @@ def compilation(config: dict[str, Any], model: Any, steps: int) -> Choice:
     """Choose whether the networks of a training are compiled, see `_earned_back`."""
     trainer, device, data = config["trainer"], _device_type(config), config["data"]
     devices = torch.cuda.device_count() if trainer["devices"] == "auto" and device == "cuda" else trainer["devices"]
+    if trainer["strategy"] == "fsdp":
+        return Choice(False, "sharded networks are not compiled")
     if trainer["strategy"] != "auto" or trainer["num_nodes"] > 1 or devices not in ("auto", 1):
         return _not("the gain for several processes has not been measured")
     if fact(config["model"], "varying_batches"):

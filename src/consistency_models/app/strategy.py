@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
+from consistency_models.errors import ConfigError
 from consistency_models.optim.sharding import gathered, shard_like, shard_module
 
 __all__ = ["strategy_of"]
@@ -77,7 +78,15 @@ class _Sharded(_ChildrenFromConfig):
     """
 
     def model_to_device(self) -> None:
-        """Shard all networks of the method, and move the slices to the device."""
+        """Shard all networks of the method, and move the slices to the device.
+
+        Raises:
+            ConfigError: a parameter is a single number, which FSDP2 cannot divide.
+        """
+        for name, parameter in self.lightning_module.named_parameters():
+            if parameter.ndim == 0:
+                reason = f"{name} is a single number, which torch.distributed.fsdp does not divide"
+                raise ConfigError("trainer.strategy", "fsdp", "auto, ddp with this network", reason=reason)
         for network in self.lightning_module.children():
             if any(True for _ in network.parameters()):
                 shard_module(network, self.root_device.type)

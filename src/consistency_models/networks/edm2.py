@@ -132,7 +132,7 @@ class UNet(Network):
 class EDM2(Network):
     """Magnitude-preserving U-Net, and a head for the uncertainty of the loss; F(x, noise_label, labels).
 
-    In training, each forward pass that records a graph first normalises the stored weights in place.
+    The stored weights are normalised before each training step, by `force_norm`.
 
     Args:
         image_size: height and width; divisible by 2^(levels - 1).
