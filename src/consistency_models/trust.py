@@ -14,7 +14,7 @@ from importlib import import_module
 from inspect import isclass, isfunction, ismethod
 from typing import Any, TypeVar
 
-__all__ = ["advice", "fixed_arguments", "is_trusted", "loadable", "trusted_packages"]
+__all__ = ["NEVER", "VARIABLE", "advice", "fixed_arguments", "is_trusted", "loadable", "trusted_packages"]
 
 T = TypeVar("T")
 
@@ -45,7 +45,8 @@ def loadable(**fixed: Any) -> Callable[[T], T]:
 
 def trusted_packages(trust: Iterable[str] = ()) -> set[str]:
     """Return the packages of `trust` and of the environment variable, without those that cannot be trusted."""
-    named = {name.strip() for name in [*os.environ.get(VARIABLE, "").split(","), *trust]}
+    given = [trust] if isinstance(trust, str) else trust
+    named = {name.strip() for name in [*os.environ.get(VARIABLE, "").split(","), *given]}
     return {name for name in named if name and name.partition(".")[0] not in NEVER}
 
 
@@ -84,7 +85,7 @@ def advice(target: str) -> str:
     allowed = "a network, sampler, data set or the like of this package"
     if package in NEVER or not package.isidentifier() or package == target:
         return f"{allowed}, or of a package that is trusted by {VARIABLE}"
-    return f"{allowed}; if you trust all code of {package}, set {VARIABLE}={package}"
+    return f"{allowed}; if you trust all code of {package}, set {VARIABLE}={package}, or trust=['{package}'] of load"
 
 
 def _find(target: str) -> Any:

@@ -148,8 +148,8 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(tmp_path):
     assert run(stopped, *SMALL, *TINY, **at(2, "signal")) == Exit.STOPPED
     assert signal.getsignal(signal.SIGTERM) == before
     assert states(stopped) == ["STOPPED"]
-    assert (stopped / "STOPPED").read_text() == "stopped by SIGTERM after step 3\n"
-    assert read(stopped / "checkpoints/last.ckpt")["step"] == 3
+    assert (stopped / "STOPPED").read_text() == "stopped by SIGTERM after step 2\n"
+    assert read(stopped / "checkpoints/last.ckpt")["step"] == 2
     assert run(stopped, *SMALL, *TINY, f"ckpt_path={stopped}") == Exit.DONE
     ends = [read(folder / "checkpoints/last.ckpt")["model"] for folder in (undisturbed, stopped)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

@@ -65,9 +65,10 @@ def every_option():
         schedule, network = (names[i % len(names)] for names in (schedules, networks))
         augment = "augment=none" if network.startswith(("edm2", "openai")) else _turn("augment", i)
         name = _model_of("schedule", schedule)
-        groups = ("loss", "curriculum", "sampler", *(() if "trigflow" in _text(name) else ("preconditioning",)))
+        groups = ("loss", "sampler", *(() if "trigflow" in _text(name) else ("preconditioning",)))
         others, model = " ".join(_turn(group, i) for group in groups), _with_model(name)
         yield f"{model} schedule={schedule} {others} network={network} {augment} data=cifar10 data.root={{root}}"
+    yield from (f"model=ict curriculum={name}" for name in GROUPS["curriculum"])
     yield from (f"model=meanflow sampler={name}" for name in GROUPS["sampler"] if name.startswith("flow_map"))
     for network in sorted(set(GROUPS["network"]) - {*networks, "diffusers", "diffusers_lora"}):
         size = re.search(r"\d+$", network)[0]

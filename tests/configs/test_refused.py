@@ -458,6 +458,8 @@ CASES = [  # command, key, part of what is allowed, part of the fix
     ("model=alphaflow model.start=0.7 model.stop=0.5", "model.start", "less than model.stop=0.5", "swap"),
     ("model=ayf", "teacher", "run, ", "teacher=run"),
     ("model=facm schedule=lognormal_pair", "schedule", "steps that end at 0", "schedule=arctan_lognormal?"),
+    ("model=sct curriculum=doubling", "curriculum", "left out", ""),
+    ("model=sct curriculum.N=7", "curriculum.N", "left out", ""),
     ("model=shortcut data.batch_size=32", "data.batch_size", "at least 56, or a larger schedule.share", ""),
     ("model=shortcut data=mixture model.cfg_scale=1.5", "model.cfg_scale", "1", "data.conditional=true"),
     (

@@ -56,6 +56,7 @@ def test_every_call_has_the_labels_of_its_images(kind, guided):
     step.augmentation = 10 * step.labels
     is_continuous = kind is ContinuousConsistencyDistillation
     model = random_model(0) if is_continuous else Answers(x)
+    model.two_times = kind.needs_two_times
     made = method(kind, model, Guided(teacher, 2.0, Teacher()) if guided else teacher)
     step.rows = type("Rows", (), {"seed_dropout": lambda self: None})()
     getattr(made, CALLS[kind])(step)

@@ -320,6 +320,8 @@ def build_trainer(config: dict[str, Any], folder: Path, steps: int, **shared: An
         "num_sanity_val_steps": 0,
         "limit_val_batches": 0,
     }
+    every = (config["callbacks"].get("metrics") or {}).get("every_n_steps")
+    options.setdefault("log_every_n_steps", every)  # of `self.log`, which Lightning writes
     try:
         trainer = Trainer(**options, **shared, **fixed)
     except MisconfigurationException as error:
@@ -332,6 +334,20 @@ def build_trainer(config: dict[str, Any], folder: Path, steps: int, **shared: An
 
 
 def build_callbacks(config: dict[str, Any], **objects: Any) -> list[Callback]:
-    """Build the callbacks in the order of their group. Callbacks with `_partial_` take `objects`."""
-    callbacks = [instantiate(object_config) for object_config in config["callbacks"].values() if object_config]
-    return [callback(**objects) if isinstance(callback, partial) else callback for callback in callbacks]
+    """Build the callbacks in the order of their group, those that save last. Callbacks with `_partial_` take `objects`.
+
+    Raises:
+        ConfigError: two callbacks would have one place in a checkpoint.
+    """
+    from consistency_models.callbacks.checkpoint import Checkpoint
+    from consistency_models.callbacks.signals import StopOnSignal
+
+    chosen = {name: instantiate(node) for name, node in config["callbacks"].items() if node}
+    callbacks = {name: each(**objects) if isinstance(each, partial) else each for name, each in chosen.items()}
+    keys: dict[str, str] = {}
+    for name, callback in callbacks.items():
+        if callback.state_dict() and (other := keys.setdefault(callback.state_key, name)) != name:
+            reason = f"callbacks.{other} has the same state_key, {callback.state_key!r}, in checkpoints"
+            raise ConfigError(f"callbacks.{name}", type(callback).__name__, "another state_key", reason=reason)
+    # A save within a step holds the states of the callbacks that ran before it.
+    return sorted(callbacks.values(), key=lambda callback: isinstance(callback, Checkpoint | StopOnSignal))

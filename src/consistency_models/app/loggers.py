@@ -27,6 +27,7 @@ from consistency_models.app.wandb_mode import wandb_mode
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.errors import ConfigError, DataError, Exit
 from consistency_models.files import read_text, replaced
+from consistency_models.storage.loading import instantiate
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ def _in_time(function: Callable[[], None], seconds: float) -> None:
 
 
 def build_loggers(config: dict[str, Any], folder: Path, images_seen: ImagesSeen) -> list[Logger]:
-    """Build the loggers of a run; only the first process writes."""
+    """Build the loggers of a run, and further ones that the user names by `_target_`; only the first process writes."""
     settings, loggers = config["logger"], []
     if settings["csv"]:
         loggers.append(MetricsCSV(folder / "metrics.csv"))
@@ -222,7 +223,8 @@ def build_loggers(config: dict[str, Any], folder: Path, images_seen: ImagesSeen)
         loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
     if settings["wandb"] and rank_zero_only.rank == 0:
         loggers.append(_wandb(config, folder, images_seen))
-    return loggers
+    own = [node for node in settings.values() if isinstance(node, dict) and "_target_" in node]
+    return [*loggers, *map(instantiate, own)]
 
 
 def _wandb(config: dict[str, Any], folder: Path, images_seen: ImagesSeen) -> Logger:

@@ -68,7 +68,8 @@ def _run_command(task: str, root: Path) -> int:
     words = sys.argv[1:]
     flags = [word for word in words if word.startswith("--run=")]  # --run is a flag of Hydra, without a value
     arguments, unknown = parser.parse_known_args([word for word in words if word not in flags])
-    flags += unknown
+    arguments.overrides += [word for word in unknown if not word.startswith("-")]  # after a flag
+    flags += [word for word in unknown if word.startswith("-")]
     if flags:
         key, _, value = flags[0].partition("=")
         fix = f"did you mean {key.lstrip('-')}={value or '…'}?"

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ from consistency_models.errors import ConfigError, DataError, Exit, NonFiniteErr
 from consistency_models.methods.base import Method
 from consistency_models.random import seed_of
 from consistency_models.storage.checkpoints import CheckpointError, newest_good
-from consistency_models.storage.loading import build_model
+from consistency_models.storage.loading import PARTS, build_model
+from consistency_models.trust import NEVER, VARIABLE, is_trusted
 
 log = logging.getLogger(__name__)
 
@@ -196,6 +198,17 @@ def _device_name(trainer: Trainer) -> str:
     return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"
 
 
+def _targets(config: dict[str, Any]) -> Iterator[str]:
+    """Yield the names of all classes that a checkpoint of this configuration names."""
+    nodes: list[Any] = [config[part] for part in PARTS]
+    for node in nodes:
+        if isinstance(node, dict):
+            yield from [str(node["_target_"])] if "_target_" in node else []
+            nodes += node.values()
+        elif isinstance(node, list):
+            nodes += node
+
+
 def _final_message(run: RunFolder, summary: dict[str, Any], config: dict[str, Any]) -> str:
     final = summary.get("metrics", {}).get("final", {})
     floors = summary.get("floor", {})
@@ -205,7 +218,9 @@ def _final_message(run: RunFolder, summary: dict[str, Any], config: dict[str, An
     if (picture := run.path / "samples" / "final.png").exists():
         lines.append(f"look at   {picture}")
     any_steps = " 'steps=[1,2,4]'" if fact(config["sampler"], "of_consistency_models") else ""
-    lines.append(f"score it  {command('eval')} {pasteable('run', run.path)}{any_steps}")
+    strange = {target.partition(".")[0] for target in _targets(config) if not is_trusted(target)} - NEVER
+    trust = f"{VARIABLE}={','.join(sorted(strange))} " if strange else ""
+    lines.append(f"score it  {trust}{command('eval')} {pasteable('run', run.path)}{any_steps}")
     typed = [line for line in run.read_overrides() if re.match(IMAGES, line)]
     chosen = [] if any(line.startswith("data=") for line in typed) else [f"data={summary['data']}"]
     data = " ".join(map(shlex.quote, [*chosen, *typed]))

@@ -71,6 +71,11 @@ class ImageSet(Source):
                 f"labels of {self.name} must be int64 of shape ({len(self.images)},); "
                 f"got {self.labels.dtype}, {tuple(self.labels.shape)}"
             )
+        if self.labels is not None and not (self.labels.min() >= 0 and self.labels.max() < self.num_classes):
+            raise ValueError(
+                f"labels of {self.name} must be 0 to {self.num_classes - 1}; "
+                f"got {self.labels.min().item()} to {self.labels.max().item()}"
+            )
 
     def __getitem__(self, slot: Slot) -> Batch:
         indices = slot.indices.to(self.images.device, non_blocking=True)

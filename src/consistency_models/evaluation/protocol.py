@@ -15,7 +15,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from consistency_models.devices import chosen_device
-from consistency_models.errors import DataError
+from consistency_models.errors import ConfigError, DataError
 from consistency_models.evaluation.feature_set import FeatureSet
 from consistency_models.evaluation.features import to_float
 from consistency_models.evaluation.real_features import Share, merged, share_of, subset
@@ -28,6 +28,7 @@ from consistency_models.values import NpzFile, Size, checked
 
 __all__ = ["SMALLEST_TO_SPLIT", "Evaluation", "Score", "combined"]
 
+FACTS = ("name", "needs_labels", "needs_points", "needs_order", "is_distance")  # attributes of every metric
 SMALLEST_TO_SPLIT = 4  # images: the covariance of each half needs two
 
 
@@ -106,7 +107,7 @@ class Evaluation:
         collect_shares: returns the shares of the real images (see `real_features`); by default one, of this process.
 
     Raises:
-        ConfigError: this machine does not have the device.
+        ConfigError: this machine does not have the device; a metric lacks an attribute, or has the name of another.
         DataError: the reference cannot be read.
     """
 
@@ -122,6 +123,12 @@ class Evaluation:
         reference_bytes: Size | None = None,
         reference_points: Annotated[int, Ge(2)] = 100_000,
     ) -> None:
+        names = [getattr(metric, "name", None) for metric in metrics]
+        lacks = [need for metric in metrics for need in FACTS if not hasattr(metric, need)]
+        if lacks or len(set(names)) < len(names):
+            reason = f"one of them lacks the attribute {lacks[0]}" if lacks else "two of them have one name"
+            allowed = f"metrics with {', '.join(FACTS)}, each of its own name"
+            raise ConfigError("features.metrics", names, allowed, reason=reason)
         self.data, self.metrics, self.batch_size = data, metrics, batch_size
         self.device = torch.device(chosen_device(device, "features.device"))
         self.source = Reference.of(data, reference, reference_bytes)

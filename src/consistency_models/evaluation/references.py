@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from consistency_models.data.npz import check_sizes
 from consistency_models.errors import DataError
 from consistency_models.files import open_regular
+from consistency_models.storage.cache import source_fingerprint
 
 __all__ = ["Reference", "identity_of"]
 
@@ -95,8 +96,10 @@ class Reference:
 
 
 def identity_of(extractor: nn.Module) -> str:
-    """Identity of a feature space: hash of its name, its preprocessing and its weights."""
-    hasher = hashlib.blake2b(f"{extractor.name} {extractor.protocol}".encode(), digest_size=12)
+    """Identity of a feature space: hash of its name, preprocessing, code, numbers and weights."""
+    numbers = [(key, value) for key, value in vars(extractor).items() if isinstance(value, int | float | str)]
+    code = [extractor.name, extractor.protocol, source_fingerprint(type(extractor)), sorted(numbers)]
+    hasher = hashlib.blake2b(repr(code).encode(), digest_size=12)
     for name, value in extractor.state_dict().items():
         hasher.update(name.encode())
         hasher.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

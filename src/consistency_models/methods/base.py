@@ -10,6 +10,7 @@ seeds and the logged values. Callbacks handle weights for evaluation, checkpoint
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -128,6 +129,15 @@ class Method(LightningModule):
     teacher_is_consistent: bool = False
     """True: the teacher is a consistency model, which returns the end of a trajectory; False: a diffusion model."""
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Warn of an attribute whose name is nearly that of a hook or fact, which would not be called or read."""
+        super().__init_subclass__(**arguments)
+        known = [name for name in (*vars(Method), "on_save_checkpoint", "on_load_checkpoint") if name[0] != "_"]
+        for name in vars(cls):
+            near = difflib.get_close_matches(name, known, 1, cutoff=0.85)
+            if near and name[0] != "_" and not hasattr(Method, name):
+                rank_zero_warn(f"{cls.__name__}.{name} has no meaning for Method: did you mean {near[0]}?")
+
     def __init__(
         self,
         model: Preconditioned,
@@ -146,6 +156,11 @@ class Method(LightningModule):
             raise ValueError(
                 f"{type(self).__name__} {'needs a teacher' if self.needs_teacher else 'has no use for a teacher'}: "
                 f"choose teacher={'run, exact, …' if self.needs_teacher else 'none'}"
+            )
+        if self.needs_two_times and not model.two_times:
+            raise ValueError(
+                f"{type(self).__name__} needs a network of two times, with the attribute two_times = True; "
+                f"{type(model.network).__name__} has one time"
             )
         if target_ema is not None and not self.has_target_network:
             raise ValueError(f"{type(self).__name__} has no target network: target_ema must be None")
@@ -211,8 +226,18 @@ class Method(LightningModule):
         raise NotImplementedError
 
     def loss(self, step: Step, online: Tensor, target: Tensor) -> Tensor:
-        """The loss of each image, shape (B,): w(s, t) · d(online, target)."""
-        return self.weighting(step.levels) * self.distance(online, target)
+        """The loss of each image, shape (B,): w(s, t) · d(online, target).
+
+        Raises:
+            ValueError: the distance has another shape.
+        """
+        distance = self.distance(online, target)
+        if distance.shape != step.levels.high.shape:
+            raise ValueError(
+                f"a distance of {len(online)} images must have shape ({len(online)},); "
+                f"{type(self.distance).__name__} has {tuple(distance.shape)}"
+            )
+        return self.weighting(step.levels) * distance
 
     def on_step_start(self, k: int, K: int) -> None:
         """Called before step k of K. Methods override this hook to change their parts during training."""
@@ -238,7 +263,12 @@ class Method(LightningModule):
             x, sigma, labels: images (B, ...), levels (B,) and the condition.
             augment: `Step.augmentation`.
             given: further arguments of the teacher, such as `guidance` (B,) of `teachers.Guided`.
+
+        Raises:
+            ValueError: there is no teacher.
         """
+        if self._teacher[0] is None:
+            raise ValueError(f"{type(self).__name__} calls a teacher: declare needs_teacher = True, or None")
         self.teacher_calls += len(x) * getattr(self._teacher[0], "calls", 1)
         given |= {} if augment is None else {"augment": augment}
         return self._teacher[0](x, sigma, labels, **given)
@@ -279,7 +309,10 @@ class Method(LightningModule):
         """Compute the mean loss of a micro-batch."""
         rows, k, K = batch.rows, batch.rows.step, self.total_steps
         self.on_step_start(k, K)
-        levels = self.schedule(rows, k, K).to(self.device)
+        levels = self.schedule(rows, k, K)
+        if (levels.low > levels.high).any():
+            raise ValueError(f"{type(self.schedule).__name__} must draw levels s <= t")
+        levels = levels.to(self.device)
         x, augment = (batch.images, None) if self.augment is None else self.augment(batch.images, rows)
         step = Step(
             x=x,
@@ -374,8 +407,9 @@ class Method(LightningModule):
             factor = self.learning_rate(batch.rows.step, self.total_steps, batch.rows.total)
             for group in self.trainer.optimizers[0].param_groups:
                 group["lr"] = group["initial_lr"] * factor
-            if hasattr(self.model.network, "force_norm"):
-                self.model.network.force_norm()
+            force_norm: Any = getattr(self.model.network, "force_norm", None)
+            if force_norm is not None:
+                force_norm()
 
     def optimizer_step(self, epoch, batch_index, optimizer, closure=None) -> None:
         """Step the optimiser, then the target network: θ⁻ ← μ(k) θ⁻ + (1 - μ(k)) θ."""

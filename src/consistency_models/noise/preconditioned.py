@@ -56,9 +56,12 @@ class Preconditioned(nn.Module):
 
         Raises:
             TypeError: an end for a network of one time.
+            ValueError: the network returns another shape.
         """
         sigma = self._levels(sigma, x)
         F = self.raw(x, sigma, labels, augment, end)[:, : x.shape[1]]
+        if F.shape != x.shape:
+            raise ValueError(f"{type(self.network).__name__} must return {tuple(x.shape)}; got {tuple(F.shape)}")
         c_skip, c_out = (per_image(c(sigma), x) for c in (self.preconditioning.c_skip, self.preconditioning.c_out))
         return (c_skip * x + c_out * F.to(x.dtype)).to(x.dtype)
 

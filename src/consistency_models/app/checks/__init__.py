@@ -41,6 +41,11 @@ def check_command(task: str, conf_dir: str | Path, arguments: Namespace) -> list
         raise problem("--experimental-rerun", arguments.experimental_rerun, "not given", "use ckpt_path=FOLDER")
     if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
         raise problem("--config-dir", arguments.config_dir, "a folder that exists")
+    for path in sorted(Path(arguments.config_dir or conf_dir).rglob("*.yaml")) if arguments.config_dir else ():
+        name = path.relative_to(arguments.config_dir)
+        if any((folder / name).is_file() for folder in (Path(conf_dir), Path(conf_dir).parent) if name.parts[1:]):
+            reason = "the project has a file of this name, which would be used in its place"
+            raise problem("--config-dir", path, "files with names of their own", "rename it", reason=reason)
     composer = _composer(task, conf_dir, arguments)
     overrides = check(task, composer, arguments.overrides, arguments.multirun)
     flags = ["--multirun"] if arguments.multirun else []

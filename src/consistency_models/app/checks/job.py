@@ -59,7 +59,8 @@ def check_job(
         ConfigErrors: the configuration has problems.
     """
     chosen = {str(group): str(option) for group, option in config.hydra.runtime.choices.items()}
-    choices = relations.Choices(chosen, composer.contents)
+    keys_typed = [str(line).partition("=")[0].lstrip("+") for line in config.hydra.overrides.task]
+    choices = relations.Choices(chosen, composer.contents, keys_typed)
     groups, tree = groups_of(config), plain(config)
     values = dict(leaves(tree))
     derived = [path for path, value in values.items() if "${" in str(value)]

@@ -18,8 +18,14 @@ class Choices(dict[str, str]):
     Args:
         chosen: group -> option.
         options: `options(group)` returns the options of a group with the content of their files.
+        typed: the keys of the command line.
     """
 
-    def __init__(self, chosen: Mapping[str, str], options: Callable[[str], Iterable[tuple[str, Config]]]) -> None:
+    def __init__(
+        self,
+        chosen: Mapping[str, str],
+        options: Callable[[str], Iterable[tuple[str, Config]]],
+        typed: Iterable[str] = (),
+    ) -> None:
         super().__init__(chosen)
-        self.options = options
+        self.options, self.typed = options, tuple(typed)

@@ -23,7 +23,7 @@ def data(config: Config, choices: Choices) -> Problems:
         elif source.get("cache_dir") is None:
             fix = "or set data.root; null stores no files"
             yield problem("data.source.cache_dir", None, "a folder for the downloaded files", fix)
-    elif data["root"] is not None:
+    elif data["root"] is not None and source.get("_target_", "").startswith("consistency_models."):
         yield problem("data.root", data["root"], "null", "leave data.root out", reason=f"data={name} reads no files")
     for key in ("image_size", "channels", "num_classes"):
         allowed = fact(source, key, ())

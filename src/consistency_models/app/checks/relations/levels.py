@@ -109,7 +109,12 @@ def schedule(config: Config, choices: Choices) -> Problems:
 
 
 def curriculum(config: Config, choices: Choices) -> Problems:
-    """A growing curriculum ends above its start."""
+    """A chosen curriculum is used, and a growing one ends above its start."""
+    typed = [key for key in choices.typed if key.partition(".")[0] == "curriculum"]
+    uses = (config["schedule"], config["model"].get("target_ema") or {})
+    if typed and not any("curriculum" in each for each in uses):
+        reason = f"schedule={choices.get('schedule')} has no number of levels N"
+        yield problem(typed[0], choices.get("curriculum"), "left out", reason=reason)
     s0, s1 = config["curriculum"].get("s0"), config["curriculum"].get("s1")
     if None not in (s0, s1) and s0 > s1:
         yield problem("curriculum.s0", s0, f"at most curriculum.s1={s1}", "did you swap them?")
