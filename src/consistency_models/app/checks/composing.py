@@ -141,6 +141,7 @@ class Composer:
         for override in values:
             try:
                 ConfigLoaderImpl._apply_overrides_to_config([override], config)
+                config.hydra.overrides.task.append(f"{override.key_or_group}=")  # a value may be an interpolation
             except Exception as error:
                 problems.append(self._of_value(override, config, error))
         if problems:
