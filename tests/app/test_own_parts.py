@@ -164,25 +164,15 @@ def test_a_network_of_another_shape_is_refused():
     ("part", "message"),
     [
         ("distance", r"a distance of 8 images must have shape \(8,\); SquaredL2 has \(\)"),
-        ("schedule", "must draw levels s <= t"),
         ("teacher", "calls a teacher: declare needs_teacher = True"),
     ],
 )
 def test_wrong_parts_stop_the_first_step(part, message, tmp_path, monkeypatch, capsys):
     from consistency_models.losses.distances import SquaredL2
     from consistency_models.methods.ict import ImprovedConsistencyTraining
-    from consistency_models.noise.schedules import KarrasLogNormal
-
-    draw = KarrasLogNormal.__call__
-
-    def swapped(self, *arguments):
-        levels = draw(self, *arguments)
-        levels.low, levels.high = levels.high, levels.low
-        return levels
 
     wrong = {
         "distance": (SquaredL2, "forward", lambda self, x, y: (x - y).square().mean()),
-        "schedule": (KarrasLogNormal, "__call__", swapped),
         "teacher": (ImprovedConsistencyTraining, "target", lambda self, step: self.teacher(step.x_t, step.levels.high)),
     }
     monkeypatch.setattr(*wrong[part])

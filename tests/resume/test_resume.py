@@ -22,7 +22,7 @@ class CopyLog(Callback):
     def __init__(self, step, file):
         self.step, self.file = step, file
 
-    def on_train_batch_end(self, trainer, *_):
+    def on_train_batch_start(self, trainer, *_):  # after all callbacks of the step, with its save
         if trainer.global_step == self.step:
             shutil.copy(f"{trainer.default_root_dir}/metrics.csv", self.file)
 

@@ -309,10 +309,7 @@ class Method(LightningModule):
         """Compute the mean loss of a micro-batch."""
         rows, k, K = batch.rows, batch.rows.step, self.total_steps
         self.on_step_start(k, K)
-        levels = self.schedule(rows, k, K)
-        if (levels.low > levels.high).any():
-            raise ValueError(f"{type(self.schedule).__name__} must draw levels s <= t")
-        levels = levels.to(self.device)
+        levels = self.schedule(rows, k, K).to(self.device)
         x, augment = (batch.images, None) if self.augment is None else self.augment(batch.images, rows)
         step = Step(
             x=x,
