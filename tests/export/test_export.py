@@ -211,3 +211,12 @@ def test_a_missing_library_is_told_with_the_command_that_installs_it(form, digit
     assert code == Exit.BAD_INPUT
     assert 'is not installed: pip install -e ".[export' in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_no_checkpoint_is_replaced(digits, tmp_path, monkeypatch, capsys):
+    source = digits / "checkpoints/last.ckpt"
+    before = source.read_bytes()
+    monkeypatch.setattr("sys.argv", ["export", str(digits), str(source)])
+    assert command.main() == Exit.BAD_INPUT
+    assert "it would replace a checkpoint" in capsys.readouterr().err
+    assert source.read_bytes() == before

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from consistency_models import export
 from consistency_models.errors import ConfigError, Exit, command
-from consistency_models.storage.loading import load
+from consistency_models.files import is_checkpoint
+from consistency_models.storage.loading import checkpoint_file, load
 
 FORMATS = ("safetensors", "onnx", "hub", "diffusers", "checkpoint")
 
@@ -43,7 +45,10 @@ def main() -> Exit:
             if getattr(given, key) and kind != given.format:
                 reason = f"--format={given.format} has no use for it"
                 raise ConfigError(f"--{key}", getattr(given, key), f"with --format {kind}", reason=reason)
-    generator = load(given.run.removeprefix("run="), given.weights)
+    run, out = given.run.removeprefix("run="), Path(given.out)
+    generator = load(run, given.weights)
+    if out.is_file() and (is_checkpoint(out) or out.samefile(checkpoint_file(run))):
+        raise ConfigError("OUT", out, "a new file", "choose another name", reason="it would replace a checkpoint")
     getattr(export, f"to_{given.format}")(generator, given.out, **extra)
     print(f"written to {given.out}")
     return Exit.DONE
