@@ -339,6 +339,8 @@ def build_callbacks(config: dict[str, Any], **objects: Any) -> list[Callback]:
     Raises:
         ConfigError: two callbacks would have one place in a checkpoint.
     """
+    from lightning import Callback
+
     from consistency_models.callbacks.checkpoint import Checkpoint
     from consistency_models.callbacks.signals import StopOnSignal
 
@@ -346,7 +348,8 @@ def build_callbacks(config: dict[str, Any], **objects: Any) -> list[Callback]:
     callbacks = {name: each(**objects) if isinstance(each, partial) else each for name, each in chosen.items()}
     keys: dict[str, str] = {}
     for name, callback in callbacks.items():
-        if callback.state_dict() and (other := keys.setdefault(callback.state_key, name)) != name:
+        has_state = type(callback).state_dict is not Callback.state_dict
+        if has_state and (other := keys.setdefault(callback.state_key, name)) != name:
             reason = f"callbacks.{other} has the same state_key, {callback.state_key!r}, in checkpoints"
             raise ConfigError(f"callbacks.{name}", type(callback).__name__, "another state_key", reason=reason)
     # A save within a step holds the states of the callbacks that ran before it.

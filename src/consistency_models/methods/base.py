@@ -134,8 +134,9 @@ class Method(LightningModule):
         super().__init_subclass__(**arguments)
         known = [name for name in (*vars(Method), "on_save_checkpoint", "on_load_checkpoint") if name[0] != "_"]
         for name in vars(cls):
-            near = difflib.get_close_matches(name, known, 1, cutoff=0.85)
-            if near and name[0] != "_" and not hasattr(Method, name):
+            if name[0] == "_" or hasattr(Method, name):
+                continue
+            if near := difflib.get_close_matches(name, known, 1, cutoff=0.85):
                 rank_zero_warn(f"{cls.__name__}.{name} has no meaning for Method: did you mean {near[0]}?")
 
     def __init__(

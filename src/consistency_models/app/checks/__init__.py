@@ -41,11 +41,8 @@ def check_command(task: str, conf_dir: str | Path, arguments: Namespace) -> list
         raise problem("--experimental-rerun", arguments.experimental_rerun, "not given", "use ckpt_path=FOLDER")
     if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
         raise problem("--config-dir", arguments.config_dir, "a folder that exists")
-    for path in sorted(Path(arguments.config_dir or conf_dir).rglob("*.yaml")) if arguments.config_dir else ():
-        name = path.relative_to(arguments.config_dir)
-        if any((folder / name).is_file() for folder in (Path(conf_dir), Path(conf_dir).parent) if name.parts[1:]):
-            reason = "the project has a file of this name, which would be used in its place"
-            raise problem("--config-dir", path, "files with names of their own", "rename it", reason=reason)
+    if arguments.config_dir is not None:
+        _check_names(Path(arguments.config_dir), Path(conf_dir))
     composer = _composer(task, conf_dir, arguments)
     overrides = check(task, composer, arguments.overrides, arguments.multirun)
     flags = ["--multirun"] if arguments.multirun else []
@@ -53,6 +50,18 @@ def check_command(task: str, conf_dir: str | Path, arguments: Namespace) -> list
         if getattr(arguments, name) is not None:
             flags += [f"--{name.replace('_', '-')}", getattr(arguments, name)]
     return [*flags, *overrides]
+
+
+def _check_names(folder: Path, conf_dir: Path) -> None:
+    """Refuse options of a user's folder that have the name of one in conf/ or sweeps/, which Hydra finds first.
+
+    Raises:
+        ConfigError: the first such file.
+    """
+    for path in sorted(folder.glob("*/*.yaml")):
+        if any((parent / path.relative_to(folder)).is_file() for parent in (conf_dir, conf_dir.parent)):
+            reason = "the project has a file of this name, which would be used in its place"
+            raise problem("--config-dir", path, "files with names of their own", "rename it", reason=reason)
 
 
 def config_to_plan(conf_dir: str | Path, arguments: Namespace) -> dict[str, Any] | None:
