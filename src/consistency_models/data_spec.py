@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from consistency_models.text import printable
+
 __all__ = ["DataSpec", "class_index", "listed"]
 
 MAX_LISTED = 20  # largest number of classes in a line of text
@@ -79,7 +81,7 @@ def class_index(label: int | str, num_classes: int, class_names: Sequence[str] =
 
 def listed(class_names: Sequence[str]) -> str:
     """Format numbers and names of classes as one line, such as "0 cat, 1 dog". Unprintable characters become "?"."""
-    shown = ["".join(c if c.isprintable() else "?" for c in name[:60]) for name in class_names[:MAX_LISTED]]
+    shown = [printable(name[:60]) for name in class_names[:MAX_LISTED]]
     more = f", … ({len(class_names)} classes)" if len(class_names) > MAX_LISTED else ""
     if list(class_names) == _numbers(len(class_names)):
         return ", ".join(shown) + more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import re
 import shlex
 import sys
@@ -131,6 +132,8 @@ def command(main: Callable[..., Exit]) -> Callable[..., Exit]:
 
     @functools.wraps(main)
     def run(*arguments: Any) -> Exit:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # the locale C has no ±
         try:
             return main(*arguments)
         except (ValueError, ImportError, OSError) as error:

@@ -182,10 +182,13 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file atomically, also if several processes write the same file; its folder is created."""
+    """Write a small text file atomically, also if several processes write the same file; its folder is created.
+
+    The text is UTF-8 in any locale. Bytes of file names that are not UTF-8 are escaped.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def sync(path: Path) -> None:

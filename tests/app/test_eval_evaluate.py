@@ -206,3 +206,15 @@ def test_a_test_after_training_takes_its_settings_from_conf(tmp_path):
     del typed["paths"]
     own = {key: train["evaluation"][key] for key in ("steps", "n", "seed", "batch_size")}
     assert found == typed | own | {"device": found["device"], "show_traceback": train["show_traceback"]}
+
+
+def test_an_evaluation_of_fewer_images_does_not_replace_a_larger_one(points, tmp_path, caplog):
+    folder = shutil.copytree(points, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
+    for n, expected in ((60, set()), (60, set()), (50, {"evaluation-1"}), (40, {"evaluation-1", "evaluation-2"})):
+        content, _ = results(folder, "steps=[1]", f"n={n}")
+        assert {file.stem for file in (folder / "evaluation").glob("evaluation-*.json")} == expected
+    assert content["sets"] == ["0-39"]
+    (earlier,) = read_runs([folder / "evaluation/evaluation-1.json"]).values()
+    assert earlier.results[0]["metric"].startswith("eval/sw60")
+    assert (folder / "evaluation/evaluation-1.md").is_file()
+    assert f"other results, and is now {folder}/evaluation/evaluation-2.json" in caplog.text

@@ -213,6 +213,18 @@ def test_a_missing_library_is_told_with_the_command_that_installs_it(form, digit
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("form", "existing"), [("hub", "out/README.md"), ("safetensors", "out")])
+def test_an_export_replaces_files_when_asked(form, existing, digits, tmp_path, monkeypatch, capsys):
+    file = tmp_path / existing
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("of the user")
+    assert exported(monkeypatch, digits, tmp_path / "out", "--format", form) == Exit.BAD_INPUT
+    assert "Or add --overwrite" in capsys.readouterr().err
+    assert file.read_text() == "of the user"
+    assert exported(monkeypatch, digits, tmp_path / "out", "--format", form, "--overwrite") == Exit.DONE
+    assert file.read_bytes() != b"of the user"
+
+
 def test_no_checkpoint_is_replaced(digits, tmp_path, monkeypatch, capsys):
     source = digits / "checkpoints/last.ckpt"
     before = source.read_bytes()

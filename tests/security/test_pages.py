@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from security.hostile import folder_with
 
@@ -72,6 +73,23 @@ def test_names_in_the_page_are_text(scored, tmp_path):
     assert page.count("<script") == 1  # that of the page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt; [x](javascript:y)") >= 6
     assert "Content-Security-Policy" in page
+
+
+def test_names_in_the_tables_are_text(scored, tmp_path, capsys):
+    evil = f"{EVIL} $\\nothing$ \x1b[31m\n# heading"
+    write(scored, [RESULT | {"metric": f"eval/{evil}", "sampler": evil}], weights=evil)
+    other = shutil.copytree(scored, tmp_path / "other")
+    named = shutil.copytree(scored, tmp_path / "$\\nothing$ \x1b[31m")
+    write(named, [RESULT | {"metric": f"eval/{evil}"}], weights="named")
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    (other / "config.yaml").write_text(yaml.safe_dump(config | {evil: evil}))
+    assert compare([str(scored), str(other), str(named)]) == 0
+    assert (tmp_path / "comparison_quality.png").is_file()
+    tables = (tmp_path / "comparison.md").read_text()
+    assert tables.count("&#60;script&#62;alert(1)") == 7
+    for text in (tables, capsys.readouterr().out):
+        for markup in ("<script", "[x](", "![z]", "`code`", "http:", "javascript:", "\n# heading", "| cell", "\x1b"):
+            assert markup not in text
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "evaluation/evaluation.json", "metrics.csv"])

@@ -19,6 +19,8 @@ from consistency_models.errors import ConfigError, Exit, command
 from consistency_models.evaluation.html_report import Table, save_page
 from consistency_models.evaluation.plots import family, save_curves, save_ode_error, save_quality
 from consistency_models.evaluation.runs import Cell, Run, cells_of, differing_choices, differing_keys, read_runs
+from consistency_models.files import write_atomically
+from consistency_models.text import markdown
 
 __all__ = ["COLUMNS", "differences", "main", "read_runs", "rows", "table"]
 
@@ -72,16 +74,21 @@ def table(runs: Mapping[str, Run], metric: str | None = None) -> str:
     """
     cells = cells_of(runs)
     results = rows(cells, metric)
-    lines = [f"| run | weights | sampler | network calls | {results[0]['metric']} | seeds |" if results else ""]
+    titles = ["run", "weights", "sampler", "network calls", results[0]["metric"], "seeds"] if results else []
+    lines = [_line(titles)]
     lines.append("|---|---|---|---|---|---|")
     for row in results:
         value = _with_spread(row["value"], row["spread"])
         sampler = row["sampler"] + (f", {row['steps']} step{'s' * (row['steps'] > 1)}" if row["steps"] else "")
-        calls = row["network calls"] or ""
-        lines.append(f"| {row['run']} | {row['weights']} | {sampler} | {calls} | {value} | {row['seeds']} |")
+        lines.append(_line([row["run"], row["weights"], sampler, row["network calls"] or "", value, row["seeds"]]))
     missing = _without_value(cells, results)
-    lines += [f"\n{missing}"] if missing else []
+    lines += [f"\n{markdown(missing)}"] if missing else []
     return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[Any]) -> str:
+    """Return a line of a Markdown table. Names come from files of strangers."""
+    return f"| {' | '.join(map(markdown, cells))} |"
 
 
 def _with_spread(value: float, spread: float | None) -> str:
@@ -136,7 +143,7 @@ def differences(cells: Sequence[Cell]) -> str:
     """
     columns, table_rows = _key_table(cells, differing_keys(cells))
     lines = [columns, ["---"] * len(columns), *table_rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) if table_rows else ""
+    return "".join(f"{_line(line)}\n" for line in lines) if table_rows else ""
 
 
 def figures(cells: Sequence[Cell], out: str) -> list[str]:
@@ -171,10 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> Exit:
     cells = cells_of(runs)
     text = "\n".join([table(runs, args.metric), differences(cells)])
     print(text)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(f"{args.out}.md"), text)
     written = figures(cells, args.out)
-    Path(f"{args.out}.md").write_text(text)
-    with open(f"{args.out}.csv", "w", newline="") as file:
+    with open(f"{args.out}.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows(cells, args.metric))

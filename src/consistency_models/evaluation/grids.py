@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from consistency_models.evaluation.features import to_bytes, to_float
+from consistency_models.text import printable
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
@@ -253,7 +254,7 @@ def _draw(groups: list[list[Row]], title: str | None) -> tuple[Image.Image, dict
 
 def _fitting(name: str, width: int, length: Callable[[str], float]) -> str:
     """Truncate a name to the width of an image."""
-    name = "".join(c if c.isprintable() else "?" for c in name[:100])
+    name = printable(name[:100])
     return next(name[:end] for end in range(len(name), -1, -1) if length(name[:end]) <= width)
 
 

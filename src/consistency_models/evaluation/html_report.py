@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from consistency_models.evaluation.grids import load_grid
 from consistency_models.evaluation.runs import Cell
+from consistency_models.files import write_atomically
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -105,7 +106,7 @@ def save_page(
     html += ["<h2>Figures</h2>", *(_image(figure, Path(figure).stem) for figure in figures)] if figures else []
     pictures = [(cell.name, cell.runs[0].picture) for cell in cells if cell.runs[0].picture is not None]
     html += [*_same_noise(pictures), *_films(cells), *_samples(pictures), f"<script>{SCRIPT}</script>"]
-    Path(path).write_text("\n".join(html) + "\n", encoding="utf-8")
+    write_atomically(Path(path), "\n".join(html) + "\n")
 
 
 def _same_noise(pictures: Sequence[tuple[str, Path]]) -> Iterator[str]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from consistency_models.text import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -164,9 +166,9 @@ def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
 
 
 def _style(axis: Axes, title: str, x: str, y: str) -> None:
-    axis.set_title(title, fontsize=10, color=INK)
+    axis.set_title(printable(title), fontsize=10, color=INK, parse_math=False)
     axis.set_xlabel(x, fontsize=9, color=QUIET)
-    axis.set_ylabel(y, fontsize=9, color=QUIET)
+    axis.set_ylabel(printable(y), fontsize=9, color=QUIET, parse_math=False)
     axis.tick_params(which="both", labelsize=8, colors=QUIET, length=2)
     axis.grid(color=LINE, linewidth=0.5)
     axis.spines[:].set_color(LINE)
@@ -176,6 +178,9 @@ def _save(figure: Figure, axes: Sequence[Axes], path: str | Path) -> None:
     named = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
     longest = max(map(len, named), default=0)
     ncols = 2 if longest < 6 * figure.get_figwidth() else 1  # an inch has 12 characters of this size
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=ncols, fontsize=8, frameon=False)
+    labels = [printable(name) for name in named]
+    legend = figure.legend(named.values(), labels, loc="outside lower center", ncols=ncols, fontsize=8, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a $ in the name of a run
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

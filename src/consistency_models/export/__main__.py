@@ -37,6 +37,7 @@ def main() -> Exit:
     parser.add_argument("--license", help="of the weights, for the card of --format hub: mit, cc-by-nc-sa-4.0, …")
     parser.add_argument("--pipeline", help="of --format diffusers: the pipeline to copy VAE and text encoders from")
     parser.add_argument("--merge", action="store_true", help="of --format diffusers: add adapters to the weights")
+    parser.add_argument("--overwrite", action="store_true", help="replace files of OUT; a checkpoint is never replaced")
     given = parser.parse_args()
     options = {"hub": ("license",), "diffusers": ("pipeline", "merge")}
     extra = {key: getattr(given, key) for key in options.get(given.format, ())}
@@ -49,6 +50,9 @@ def main() -> Exit:
     generator = load(run, given.weights)
     if out.is_file() and (is_checkpoint(out) or out.samefile(checkpoint_file(run))):
         raise ConfigError("OUT", out, "a new file", "choose another name", reason="it would replace a checkpoint")
+    if (out.is_file() or (out.is_dir() and any(out.iterdir()))) and not given.overwrite:
+        reason = "it exists" if out.is_file() else "it has files, which those of the export could replace"
+        raise ConfigError("OUT", out, "a new name, or an empty folder", "or add --overwrite", reason=reason)
     getattr(export, f"to_{given.format}")(generator, given.out, **extra)
     print(f"written to {given.out}")
     return Exit.DONE

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from consistency_models.data_spec import listed
 from consistency_models.errors import import_extra
 from consistency_models.evaluation.grids import save_comparison, save_scatter
 from consistency_models.export.weights import description, to_safetensors
-from consistency_models.files import read_json
+from consistency_models.files import read_json, write_atomically
 from consistency_models.sampling.generator import Generator
+from consistency_models.text import markdown
 
 __all__ = ["measured", "to_hub"]
 
@@ -81,7 +81,7 @@ def to_hub(generator: Generator, folder: Path | str, license: str | None = None)
     hub = import_extra("huggingface_hub", "export,hub")
     folder, said = Path(folder), description(generator)
     to_safetensors(generator, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(said, indent=2) + "\n")
+    write_atomically(folder / "config.json", json.dumps(said, indent=2) + "\n")
     pictures = {f"{n}-step": generator.sample(IMAGES, steps=n) for n in generator.steps}
     if generator.clamp:
         names = generator.names(generator.labels(torch.arange(IMAGES)))
@@ -111,11 +111,11 @@ def to_hub(generator: Generator, folder: Path | str, license: str | None = None)
         model_name=name,
         eval_results=results or None,
     )
-    lines = [f"| {_text(metric)} | {value:.4g} |" for metric, value in evaluation.items()]
+    lines = [f"| {markdown(metric)} | {value:.4g} |" for metric, value in evaluation.items()]
     table = "\n".join(["| metric | value |", "|---|---|", *lines])
     card = CARD.format(
         front=front.to_yaml().strip(),
-        name=_text(name),
+        name=markdown(name),
         folder=json.dumps(name),
         what=_what(generator, method, data),
         steps=", ".join(pictures),
@@ -123,10 +123,10 @@ def to_hub(generator: Generator, folder: Path | str, license: str | None = None)
         shape=", ".join(map(str, generator.shape)),
         range=" in [-1, 1]" if generator.clamp else "",
         table=table if evaluation else "Nothing yet: `python eval.py run=RUN` before the export.",
-        weights=_text(generator.weights),
-        digest=_text(generator.origin["digest"]),
+        weights=markdown(generator.weights),
+        digest=markdown(generator.origin["digest"]),
     )
-    (folder / "README.md").write_text(card)
+    write_atomically(folder / "README.md", card)
 
 
 def measured(generator: Generator) -> dict[str, float]:
@@ -146,23 +146,14 @@ def measured(generator: Generator) -> dict[str, float]:
     return {}
 
 
-def _text(name: object) -> str:
-    """A name from a file as text of a Markdown page: no HTML, link, code or line of its own."""
-    return re.sub(
-        r"([\\`*\[\]#!|<>&~:@]|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9]))",
-        lambda match: f"&#{ord(match[1])};",
-        " ".join(str(name).split()),
-    )
-
-
 def _what(generator: Generator, method: str | None, data: str | None) -> str:
     shape = "x".join(map(str, reversed(generator.shape[1:])))
     classes = f"{generator.num_classes} classes" if generator.num_classes else "no classes"
-    classes += f": {_text(listed(generator.class_names))}" if generator.class_names else ""
+    classes += f": {markdown(listed(generator.class_names))}" if generator.class_names else ""
     network = type(generator.model.network).__name__
     count = sum(parameter.numel() for parameter in generator.model.parameters()) / 1e6
     steps = " or ".join(map(str, generator.steps))
     return (
-        f"A generator of {_text(data or 'images')} ({shape}, {classes}) in {steps} steps: "
-        f"method {_text(method)}, network {network} with {count:.1f} million parameters."
+        f"A generator of {markdown(data or 'images')} ({shape}, {classes}) in {steps} steps: "
+        f"method {markdown(method)}, network {network} with {count:.1f} million parameters."
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from consistency_models.errors import import_extra
-from consistency_models.files import is_pipeline
+from consistency_models.files import is_pipeline, write_atomically
 from consistency_models.networks.diffusers import UNet
 from consistency_models.networks.lora import ADAPTER
 from consistency_models.noise.discrete import Discrete
@@ -190,7 +190,7 @@ def _copy_rest(base: Path, index: dict[str, Any], folder: Path) -> None:
     for part in _copied(index):
         shutil.copytree(base / part, folder / part, ignore=shutil.ignore_patterns(*NOT_COPIED), dirs_exist_ok=True)
     content = index | {"scheduler": ["diffusers", "LCMScheduler"]}
-    (folder / "model_index.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_atomically(folder / "model_index.json", json.dumps(content, indent=2) + "\n")
 
 
 def _write_adapters(generator: Generator, network: UNet, folder: Path, base: Path) -> None:
@@ -216,4 +216,4 @@ def _write_adapters(generator: Generator, network: UNet, folder: Path, base: Pat
 
 def _write_card(folder: Path, what: str, code: str, guidance: str) -> None:
     title = folder.resolve().name
-    (folder / "README.md").write_text(CARD.format(title=title, what=what, code=code, guidance=guidance))
+    write_atomically(folder / "README.md", CARD.format(title=title, what=what, code=code, guidance=guidance))

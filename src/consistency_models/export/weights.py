@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from consistency_models.errors import import_extra
+from consistency_models.files import replaced
 from consistency_models.sampling.generator import Generator
 from consistency_models.storage import checkpoints
 from consistency_models.storage.loading import HEADER, HEADER_SCHEMA
@@ -44,7 +45,8 @@ def to_safetensors(generator: Generator, path: Path | str) -> None:
     weights = {name: value.detach().cpu().contiguous() for name, value in generator.model.state_dict().items()}
     header = {"format": "pt", HEADER: json.dumps(description(generator))}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(safetensors.save(weights, header))
+    with replaced(Path(path).absolute()) as part:
+        part.write_bytes(safetensors.save(weights, header))
 
 
 def to_checkpoint(generator: Generator, path: Path | str) -> None:

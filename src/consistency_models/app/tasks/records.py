@@ -7,6 +7,8 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,39 @@ def result(score: Mapping[str, Any], sampler: Any, seconds: float) -> dict[str, 
 
 
 def write(folder: Path, content: dict[str, Any]) -> str:
-    """Write evaluation.json and evaluation.md, and return the text of evaluation.md."""
+    """Write evaluation.json and evaluation.md, and return the text of evaluation.md.
+
+    An earlier evaluation with results that this one does not repeat is renamed to evaluation-1.json, -2.json …
+    """
+    _keep_earlier(folder, content)
     write_atomically(folder / "evaluation.json", json.dumps(content, indent=2) + "\n")
     table = _table(content)
     write_atomically(folder / "evaluation.md", table)
     return table
+
+
+def _keep_earlier(folder: Path, content: dict[str, Any]) -> None:
+    try:
+        earlier = read_json(folder / "evaluation.json", folder)
+        is_repeated = _scored(earlier) <= _scored(content)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, LookupError, TypeError):  # damaged, or of another version
+        is_repeated = False
+    if is_repeated:
+        return
+    names = (f"evaluation-{i}" for i in count(1))
+    name = next(name for name in names if not (folder / f"{name}.json").exists())
+    for kind in ("json", "md"):
+        with suppress(FileNotFoundError):
+            (folder / f"evaluation.{kind}").rename(folder / f"{name}.{kind}")
+    log.warning("the earlier evaluation has other results, and is now %s", folder / f"{name}.json")
+
+
+def _scored(content: dict[str, Any]) -> set[tuple[Any, ...]]:
+    """Return what the results of an evaluation are of: the weights, the images, the metrics and the samplers."""
+    of = (*(content[key] for key in ("digest", "weights", "precision", "seed")), tuple(content["sets"]))
+    return {(*of, entry["metric"], entry["sampler"], tuple(entry["sigmas"])) for entry in content["results"]}
 
 
 def _table(content: dict[str, Any]) -> str:
