@@ -28,11 +28,12 @@ def main() -> int:
     """Run the job of the folder on the command line."""
     folder, parent = sys.argv[sys.argv.index("--job") + 1 :]
     exit_with_parent(int(parent))
+    from consistency_models.app.screen import optional_output
     from consistency_models.callbacks.stopping import StoppedBySignal, stoppable
     from consistency_models.errors import Exit
 
     try:
-        with stoppable():
+        with optional_output(), stoppable():
             from consistency_models.app.folder import RunFolder
             from consistency_models.app.lazy_torchmetrics import defer_metrics
 

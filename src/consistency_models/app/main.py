@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consistency_models.app.commands import project_root
+from consistency_models.app.screen import optional_output
 from consistency_models.callbacks.stopping import StoppedBySignal, stoppable
 from consistency_models.errors import ConfigError, Exit, pasteable
 
@@ -26,6 +27,7 @@ __all__ = ["evaluate", "main", "train"]
 HYDRA_ANSWERS = ("hydra_help", "cfg", "info", "version", "shell_completion", "resolve")
 
 
+@optional_output()
 def main(task: str, root: Path) -> int:
     """Run the command line of `task`, "train" or "eval"; `root` is the folder with conf/ and sweeps/.
 

@@ -1,0 +1,52 @@
+"""Standard output and error of a command. A job does not depend on whether anybody reads them."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+__all__ = ["optional_output"]
+
+
+class _Screen(io.FileIO):
+    """A descriptor that becomes the null device after an error: a closed pipe, a closed terminal, a full disk."""
+
+    def write(self, data: bytes) -> int | None:  # type: ignore[override]  # any buffer
+        try:
+            return super().write(data)
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())  # further processes of this command share the descriptor
+            os.close(null)
+            return len(data)
+
+
+@contextmanager
+def optional_output() -> Iterator[None]:
+    """Let standard output and error fail in the block without an error. The log file of a run has the same lines.
+
+    Characters that the locale lacks are escaped. The locale C has no ±.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_optional, before)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _optional(stream: TextIO | None) -> TextIO:
+    if stream is None:  # closed by the shell; otherwise the next file would have the descriptor
+        return open(os.devnull, "w")
+    try:
+        stream.flush()
+        raw = _Screen(stream.fileno(), "w", closefd=False)
+    except OSError:  # not a descriptor, but an object of a test or a notebook
+        return stream
+    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=True)
