@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 from jobs import ROOT, run
+from lightning import Callback
 
 from consistency_models.app import build
 from consistency_models.app import main as module
@@ -15,10 +16,20 @@ from consistency_models.app import run as run_module
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.main import main
 from consistency_models.app.multirun import Multirun
-from consistency_models.callbacks.stopping import StoppedBySignal
+from consistency_models.callbacks.stopping import SIGNALS, StoppedBySignal
 from consistency_models.errors import Exit
+from consistency_models.storage.checkpoints import read
 
 TINY = ("data=mixture", "trainer=cpu", "logger=csv", "trainer.max_steps=2")
+TRAINING_ONLY = ("callbacks.samples=null", "callbacks.validation=null")
+
+
+@pytest.fixture(autouse=True)
+def _hangups():
+    """A stopped command ignores SIGHUP until its end."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
@@ -37,7 +48,7 @@ def command(monkeypatch, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_before_there_is_a_folder(command, number, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("consistency_models.app.checks.check_command", lambda *_: signal.raise_signal(number))
     assert command() == Exit.STOPPED
@@ -74,7 +85,7 @@ def test_a_signal_whose_exception_is_lost_stops_the_run_before_the_first_step(mo
     assert (tmp_path / "STOPPED").read_text() == "stopped by SIGTERM outside training\n"
     assert not (tmp_path / "metrics.csv").exists()
     monkeypatch.undo()
-    assert run(tmp_path, *TINY, "callbacks.samples=null", "callbacks.validation=null") == Exit.DONE
+    assert run(tmp_path, *TINY, *TRAINING_ONLY) == Exit.DONE
 
 
 @pytest.mark.slow  # twelve commands
@@ -93,6 +104,39 @@ def test_at_any_time_from_the_command_on(number, tmp_path):
         assert process.returncode == Exit.STOPPED, error
         assert "Traceback" not in error
         assert not folder.exists() or RunFolder(folder).state == "STOPPED"
+
+
+@pytest.mark.skipif(signal.SIGHUP not in SIGNALS, reason="the tests were started by nohup")
+def test_a_terminal_that_is_closed(tmp_path):
+    """The shell and the kernel each send SIGHUP; the second comes before the training has saved."""
+    closed = {"closed": {"_target_": f"{__name__}.CloseTerminal", "step": 1}}
+    assert run(tmp_path, *TINY, *TRAINING_ONLY, callbacks=closed) == Exit.STOPPED
+    assert (tmp_path / "STOPPED").read_text() == "stopped by SIGHUP after step 1\n"
+    assert read(tmp_path / "checkpoints/last.ckpt")["step"] == 1
+
+
+class CloseTerminal(Callback):
+    """Sends SIGHUP twice in a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step + 1 == self.step:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
+
+
+@pytest.mark.parametrize(("handler", "is_a_signal_to_stop"), [("SIG_DFL", True), ("SIG_IGN", False)])
+def test_nohup_is_respected(handler, is_a_signal_to_stop):
+    code = f"""
+import signal
+signal.signal(signal.SIGHUP, signal.{handler})
+from consistency_models.callbacks.stopping import SIGNALS
+print(signal.SIGHUP in SIGNALS)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{is_a_signal_to_stop}\n"
 
 
 def test_signals_are_listened_to_before_anything_heavy_is_imported():

@@ -83,7 +83,7 @@ def test_nothing_but_the_seed_matters(tmp_path, source, options):
     assert not torch.equal(undisturbed[0][1], train(tmp_path, 1, **common, seed=5)[0][1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_workers_survive_the_first_signal_and_end_with_the_training(number, tmp_path, monkeypatch):
     """Slurm sends a signal to every process of a step; the training needs its workers until it has saved."""
     undisturbed, original, signalled = train(tmp_path, workers=2), Record.training_step, []

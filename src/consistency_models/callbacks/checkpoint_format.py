@@ -9,9 +9,10 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 
 from consistency_models.callbacks.images_seen import ImagesSeen
+from consistency_models.data import Source
 from consistency_models.storage.checkpoints import SCHEMA, read, write
 
-__all__ = ["CheckpointFormat", "same_optimizer"]
+__all__ = ["CheckpointFormat", "identity_of", "same_optimizer"]
 
 
 class CheckpointFormat(CheckpointIO):
@@ -20,11 +21,14 @@ class CheckpointFormat(CheckpointIO):
     Args:
         config: the resolved configuration, plain dicts and lists.
         images_seen: images_seen(k) is the number of images after step k.
+        source: the training images.
         teacher: path and digest of the teacher, whose weights are not stored; None without a teacher.
     """
 
-    def __init__(self, config: dict[str, Any], images_seen: ImagesSeen, teacher: dict[str, str] | None = None) -> None:
-        self.config, self.images_seen, self.teacher = config, images_seen, teacher
+    def __init__(
+        self, config: dict[str, Any], images_seen: ImagesSeen, source: Source, teacher: dict[str, str] | None = None
+    ) -> None:
+        self.config, self.images_seen, self.source, self.teacher = config, images_seen, source, teacher
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write Lightning's checkpoint in the format of this project."""
@@ -44,7 +48,12 @@ class CheckpointFormat(CheckpointIO):
                 "ema": callbacks.pop("WeightEMA", {}),
                 "optimizer": rest.pop("optimizer_states", [{}])[0],
                 "teacher": self.teacher,
-                "trainer": {**rest, "callbacks": callbacks, "processes": _processes()},
+                "trainer": {
+                    **rest,
+                    "callbacks": callbacks,
+                    "processes": _processes(),
+                    "images": identity_of(self.source),
+                },
             },
             path,
         )
@@ -66,6 +75,14 @@ class CheckpointFormat(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint."""
         Path(path).unlink(missing_ok=True)
+
+
+def identity_of(source: Source) -> str:
+    """Return the number and the digest of the training images, or the number if each image is decoded when it is used.
+
+    The digest of encoded images depends on the paths and times of their files, and so would change with a copy.
+    """
+    return f"{source.n} ({source.digest})" if source.is_decoded else str(source.n)
 
 
 def _processes() -> int:

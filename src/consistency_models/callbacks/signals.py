@@ -10,13 +10,15 @@ from lightning import LightningModule, Trainer
 from consistency_models.callbacks.checkpoint import Checkpoint
 from consistency_models.callbacks.deferred import Deferred
 from consistency_models.callbacks.step import StepCallback
-from consistency_models.callbacks.stopping import SIGNALS, StoppedBySignal, raise_if_stopped
+from consistency_models.callbacks.stopping import SIGNALS, StoppedBySignal, raise_if_stopped, restore
 
 __all__ = ["StopOnSignal"]
 
 
 class StopOnSignal(StepCallback):
-    """On SIGTERM, SIGUSR1 or Ctrl-C: finish the step, save `last.ckpt`, stop.  A second signal has its usual effect.
+    """On SIGTERM, SIGUSR1, SIGHUP or Ctrl-C: finish the step, save `last.ckpt`, stop.
+
+    A second signal has its usual effect, except for a second SIGHUP, which is ignored.
 
     Several processes must stop after the same step, whichever of them received the signal. They reduce a stop flag
     after each step and read the result one step later, so that no process waits for its device.
@@ -41,7 +43,7 @@ class StopOnSignal(StepCallback):
     def receive(self, number: int, frame: object) -> None:
         """Store the signal, and restore the handlers: the next signal has its usual effect."""
         self.received = signal.Signals(number)
-        self.restore()
+        self.restore(number)
 
     def after_step(self, trainer: Trainer, method: LightningModule, batch, step: int) -> None:
         """Save and stop if a signal was received during this step (with several processes: before it, by any)."""
@@ -57,10 +59,9 @@ class StopOnSignal(StepCallback):
             name = self.received.name if self.received else "a signal elsewhere"
             raise StoppedBySignal(f"after step {step}", name, together=True)
 
-    def restore(self) -> None:
+    def restore(self, received: int | None = None) -> None:
         """Restore the previous signal handlers."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        restore(self._before, received)
         self._before = {}
 
     def on_train_end(self, trainer: Trainer, method: LightningModule) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
-__all__ = ["SIGNALS", "StoppedBySignal", "raise_if_stopped", "stoppable"]
+__all__ = ["SIGNALS", "StoppedBySignal", "raise_if_stopped", "restore", "stoppable"]
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored under nohup
+    SIGNALS.append(signal.SIGHUP)
 
 
 class StoppedBySignal(BaseException):
@@ -40,22 +42,34 @@ def raise_if_stopped() -> None:
         raise StoppedBySignal("outside training", _received[0])
 
 
+def restore(before: dict[int, Any], received: int | None = None) -> None:
+    """Restore signal handlers, after a received signal or at the end of a block.
+
+    After SIGHUP, further SIGHUP are ignored: the shell and the kernel each send one when a terminal is closed.
+
+    Args:
+        before: the earlier handler of each signal.
+        received: the signal.
+    """
+    if received is not None and signal.Signals(received).name == "SIGHUP":
+        signal.signal(received, signal.SIG_IGN)
+    for number, handler in before.items():
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Raise `StoppedBySignal` on SIGTERM, SIGUSR1 and Ctrl-C within the block; a second signal has its usual effect.
+    """Raise `StoppedBySignal` on SIGTERM, SIGUSR1, SIGHUP and Ctrl-C within the block.
 
-    A nested block starts with `raise_if_stopped`.
+    A second signal has its usual effect, see `restore` for SIGHUP. A nested block starts with `raise_if_stopped`.
     """
     global _depth
 
     def stop(number: int, frame: object) -> NoReturn:
-        restore()
+        restore(before, number)
         _received.append(signal.Signals(number).name)
         raise StoppedBySignal("outside training", _received[0])
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
     if _depth == 0:
         _received.clear()
@@ -66,4 +80,4 @@ def stoppable() -> Iterator[None]:
         yield
     finally:
         _depth -= 1
-        restore()
+        restore(before)

@@ -59,3 +59,5 @@ def _leave_signals_to_the_training(worker: int) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda received, frame: signal.signal(received, signal.SIG_DFL))
+    if hasattr(signal, "SIGHUP"):  # a closed terminal sends it twice, and the training stops at the first
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
