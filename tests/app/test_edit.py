@@ -124,10 +124,19 @@ def test_a_folder_of_files(colour, tmp_path):
     (tmp_path / "notes.txt").write_text("not an image")
     assert evaluate(colour, "task=denoise", f"task.image={tmp_path}") == Exit.DONE
     folder = colour / "evaluation/edits/denoise"
-    assert {"a.png", "b.png"} <= {path.name for path in folder.iterdir()}
+    assert {path.name for path in folder.iterdir()} == {"a.png", "b.png"}
     save(tmp_path / "b.png", noise(8, 8))
     assert evaluate(colour, "task=denoise", f"task.image={tmp_path}", "task.sigma=0.2") == Exit.DONE
-    assert (folder / "b.jpg.png").exists()
+    assert {path.name for path in folder.iterdir()} == {"a.png.png", "b.jpg.png", "b.png.png"}
+    (tmp_path / "b.png").unlink()
+    (tmp_path / "b.jpg").unlink()
+    assert evaluate(colour, "task=denoise", f"task.image={tmp_path}") == Exit.DONE
+    assert [path.name for path in folder.iterdir()] == ["a.png"]  # no results of an earlier command
+
+
+def test_a_level_at_which_the_model_ends_is_refused_by_its_key(colour, capsys):
+    assert evaluate(colour, "task=denoise", "n=2", "task.sigma=1e-30") == Exit.BAD_INPUT
+    assert "task.sigma=1e-30 is not allowed: the model ends at this level" in capsys.readouterr().err
 
 
 def test_the_ends_of_a_row_are_samples(grey):
@@ -157,6 +166,8 @@ WRONG = [  # what is on the command line, the file that it names, part of the er
     ("task.label=10", None, "task.label=10 is not allowed. Allowed: a class from 0 to 9, or null"),
     ("task.label=three", None, "task.label=three is not allowed. Allowed: a class from 0 to 9, or null"),
     ("task.mask={file}", b"not an image", "task.mask={file} is not allowed: this file cannot be used: "),
+    ("task.mask={file}", b"not an image", "the content is no image"),
+    ("task.mask={folder}", None, "this file cannot be used: Is a directory. Allowed: an image"),
     ("task.mask={file}", "good", "Allowed: an image of 8x8 pixels, "),
     ("task.mask={file}", "black", "black, so that nothing is painted"),
     ("task.mask={file}", "white", "white, so that nothing is preserved"),

@@ -208,6 +208,11 @@ def test_a_test_after_training_takes_its_settings_from_conf(tmp_path):
     assert found == typed | own | {"device": found["device"], "show_traceback": train["show_traceback"]}
 
 
+def test_more_images_than_the_memory_holds_are_one_line(points, capsys):
+    assert evaluate(points, "steps=[1]", "seeds=0-999999999999999") == Exit.BAD_INPUT
+    assert "n=1000000000000000 is not allowed: " in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_an_evaluation_of_fewer_images_does_not_replace_a_larger_one(points, tmp_path, caplog):
     folder = shutil.copytree(points, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
     for n, expected in ((60, set()), (60, set()), (50, {"evaluation-1"}), (40, {"evaluation-1", "evaluation-2"})):

@@ -2,11 +2,14 @@
 
 import csv
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
 from jobs import TINY, command, run
 from lightning import Callback
+from PIL import Image
 
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.errors import Exit
@@ -65,6 +68,20 @@ def test_what_changed_is_listed(tmp_path, caplog):
     assert "trainer.precision 32-true -> bf16-mixed" in line
     assert "callbacks" not in line
     assert "ckpt_path" not in line
+
+
+def test_other_images_of_the_same_folder_are_listed(tmp_path, caplog):
+    root = tmp_path / "images"
+    root.mkdir()
+    data = ("data=image_folder", f"data.root={root}", "data.image_size=8", "features=identity", "data.batch_size=4")
+    for grey in range(8):
+        Image.fromarray(np.full((8, 8, 3), 20 * grey, np.uint8)).save(root / f"{grey}.png")
+    assert run(tmp_path / "run", *TINY, *data, "trainer.max_steps=2") == Exit.DONE
+    Image.fromarray(np.full((8, 8, 3), 255, np.uint8)).save(root / "0.png")
+    again = ("trainer.max_steps=4", f"ckpt_path={tmp_path / 'run'}")
+    assert run(tmp_path / "run", *TINY, *data, *again) == Exit.DONE
+    (line,) = [record.getMessage() for record in caplog.records if "changed against" in record.getMessage()]
+    assert re.search(r"training images 8 \(\w{32}\) -> 8 \(\w{32}\)", line)
 
 
 def test_nothing_is_listed_where_nothing_changed(tmp_path, caplog):

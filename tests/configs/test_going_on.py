@@ -188,3 +188,15 @@ def test_the_exit_code_of_several_problems_is_the_first_one_s():
     assert (
         str(ConfigErrors([bad, lost, bad])) == "a=1 is not allowed. Allowed: b\nerror: a=1 is not allowed. Allowed: c"
     )
+
+
+def test_a_run_needs_a_folder_whose_path_is_text(run_folder, composer, eval_composer, tmp_path, monkeypatch):
+    """W&B and the files of a run write it."""
+    run_folder("run")
+    odd = tmp_path / os.fsdecode(b"r\xffn")
+    odd.mkdir()
+    (tmp_path / "run").rename(odd / "run")
+    monkeypatch.chdir(odd)
+    for task, line, key in (("train", "seed=1", "run folder"), ("eval", "run=run", "run")):
+        with pytest.raises(ConfigErrors, match=rf"{key}='{tmp_path}.*udcff.* is not allowed. Allowed: .* is UTF-8"):
+            check(task, composer if task == "train" else eval_composer, [line])

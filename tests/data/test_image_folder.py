@@ -392,6 +392,7 @@ def test_skipping_must_leave_something_of_every_class(folder):
         (b'{"labels": [["a.png", -1]]}', "gives a.png the class -1"),
         (b'{"labels": [["a.png", 0.5]]}', "gives a.png the class 0.5"),
         (b'{"labels": [["a.png", true]]}', "gives a.png the class True"),
+        (b'{"labels": [["a.png", 0], ["a.png", 1]]}', "gives a.png 2 classes"),
     ],
 )
 def test_a_dataset_json_without_meaning(tmp_path, pixels, content, message):

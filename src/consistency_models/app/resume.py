@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from consistency_models.app.folder import RunFolder
-from consistency_models.callbacks.checkpoint_format import same_optimizer
+from consistency_models.callbacks.checkpoint_format import identity_of, same_optimizer
 from consistency_models.callbacks.images_seen import ImagesSeen
+from consistency_models.data import Source
 from consistency_models.data_spec import listed
 from consistency_models.errors import ConfigError, naming, pasteable
 from consistency_models.evaluation.runs import IGNORED_KEYS, leaves
@@ -30,6 +31,7 @@ class Origin(NamedTuple):
         images: images seen.
         config: the configuration, with current names.
         processes: number of training processes; None if the checkpoint does not record the number.
+        seen: number and digest of the training images; None if the checkpoint does not record them.
         shapes: name -> shape of the tensors of the model and of the method's own networks.
         has_target: whether the target network is a copy.
         is_training: whether the file has the state of an optimiser; an export has none.
@@ -42,6 +44,7 @@ class Origin(NamedTuple):
     images: int
     config: dict[str, Any]
     processes: int | None
+    seen: str | None
     shapes: dict[str, tuple[int, ...]]
     has_target: bool
     is_training: bool
@@ -117,8 +120,8 @@ class Origin(NamedTuple):
             reason = f"that run has {listed(trained)}; the data have {listed(names)}"
             raise ConfigError("ckpt_path", self.path, "a checkpoint of the same classes", start, reason=reason)
 
-    def log_changes(self, config: dict[str, Any], processes: int) -> None:
-        """Log the keys whose values differ from the training that wrote the checkpoint."""
+    def log_changes(self, config: dict[str, Any], processes: int, source: Source) -> None:
+        """Log what differs from the training that wrote the checkpoint: keys, processes, images of the same folder."""
         before, now = dict(leaves(self.config)), dict(leaves(config))
         changes = [
             f"{key} {before[key]} -> {now[key]}"
@@ -127,6 +130,8 @@ class Origin(NamedTuple):
         ]
         if self.processes not in (None, processes):
             changes.append(f"processes {self.processes} -> {processes}")
+        if self.seen not in (None, seen := identity_of(source)):
+            changes.append(f"training images {self.seen} -> {seen}")
         if changes:
             log.warning("changed against the resumed run: %s", "; ".join(changes))
         with naming(self.path, "a checkpoint of a training"):
@@ -173,6 +178,7 @@ def origin_of(path: Path) -> Origin:
             images=int(content.get("images_seen", step * batch_size)),
             config=config if isinstance(config, dict) else {},
             processes=(content["trainer"] or {}).get("processes"),
+            seen=(content["trainer"] or {}).get("images"),
             shapes={
                 name: tuple(value.shape) for name, value in {**content["model"], **content.get("method", {})}.items()
             },

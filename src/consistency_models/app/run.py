@@ -127,7 +127,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
     if config["trainer"]["accumulate_grad_batches"] == "auto":
         callbacks.append(MicroBatches(forecast, images_seen.step))
     loggers = build_loggers(config, run.path, images_seen)
-    checkpoint_format = CheckpointFormat(config, images_seen, getattr(method._teacher[0], "origin", None))
+    checkpoint_format = CheckpointFormat(config, images_seen, data.source, getattr(method._teacher[0], "origin", None))
     shared = {"callbacks": callbacks, "logger": loggers, "plugins": [checkpoint_format]}
     trainer = build.build_trainer(config, run.path, method.total_steps, **shared)
     if origin is not None:
@@ -135,7 +135,7 @@ def _train(config: dict[str, Any], run: RunFolder) -> float | None:
             if isinstance(logger, MetricsCSV):
                 logger.continue_from(origin.step)
         log.info("resuming %s at step %d", resume, origin.step)
-        origin.log_changes(config, trainer.world_size)
+        origin.log_changes(config, trainer.world_size, data.source)
     _fit(trainer, method, data, resume)
     summary = {
         "status": "DONE",

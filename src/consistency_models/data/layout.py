@@ -184,8 +184,8 @@ def _classes_of_json(files: Files, names: list[str]) -> list[int] | None:
         content = files.read("dataset.json")
         if len(content) > limit:
             raise ValueError(f"{len(content):,} bytes; {limit:,} are allowed for {len(names)} images")
-        labels = json.loads(content)["labels"]
-        labels = None if labels is None else {name.replace("\\", "/"): label for name, label in labels}
+        pairs = json.loads(content)["labels"]
+        labels = None if pairs is None else {name.replace("\\", "/"): label for name, label in pairs}
     except Exception as error:  # damaged archives and nested brackets raise many exception types
         raise DataError(
             f'{where} is not of the form {{"labels": [[file, class], …]}} ({error!r}): '
@@ -193,6 +193,9 @@ def _classes_of_json(files: Files, names: list[str]) -> list[int] | None:
         ) from error
     if labels is None:
         return None
+    if len(labels) < len(pairs):
+        (name, count), *_ = Counter(name.replace("\\", "/") for name, _ in pairs).most_common(1)
+        raise DataError(f"{where} gives {name[:100]} {count} classes; every image has one: repair it")
     for name in names:
         label = labels.get(name)
         if type(label) is not int or not 0 <= label < 1 << 20:

@@ -72,7 +72,7 @@ Urls = Annotated[
     doc("http(s)://….tar or .parquet, with ranges such as {000..099}; files of this machine: data=image_folder"),
 ]
 StepCounts = Annotated[Sequence[Size], MinLen(1), Distinct]
-Images = Annotated[int, Ge(2)]
+Images = Annotated[int, Ge(2), Le(10_000_000)]
 PATHS: dict[str, Any] = {"paths.runs": Text, "paths.output": Text}
 
 EVAL: dict[str, Any] = PATHS | {

@@ -157,8 +157,8 @@ def _edit(
     _measured(config, operator, given.images)
     sampler = _sampler(config, generator)
     if not isinstance(levels, int) and levels[-1] <= getattr(sampler, "sigma_min", 0.0):
-        allowed = f"levels above {sampler.sigma_min}"
-        raise ConfigError("task.levels", list(levels), allowed, reason="the model ends at this level")
+        key, value = ("task.sigma", levels[-1]) if "sigma" in config["task"] else ("task.levels", list(levels))
+        raise ConfigError(key, value, f"levels above {sampler.sigma_min}", reason="the model ends at this level")
     if generator.lowest and (isinstance(levels, int) or levels[-1] < generator.lowest):
         allowed = f"a list of levels from {generator.lowest:g} up"
         raise ConfigError(
@@ -203,7 +203,7 @@ def _write(
     columns: int = 10,
     captions: list[str] | None = None,
 ) -> None:
-    """Write the picture of all images, and each result to its own file."""
+    """Write the picture of all images, and each result to its own file; files of earlier results are removed."""
     name, folder = _name(config), results_folder(config["run"]) / "edits"
     if captions is None:
         shown = {caption: images[:SHOWN] for caption, images in rows.items()}
@@ -211,6 +211,8 @@ def _write(
     else:
         save_grid(folder / f"{name}.png", rows["result"], columns, name, captions)
     (folder / name).mkdir(parents=True, exist_ok=True)
+    for earlier in (folder / name).glob("*.png"):
+        earlier.unlink()
     for each, pixels in zip(names, to_bytes(rows["result"]).permute(0, 2, 3, 1).numpy()):
         save_png(folder / name / f"{each}.png", pixels)
     print(f"written to {folder / name}.png, and as single files to {folder / name}")

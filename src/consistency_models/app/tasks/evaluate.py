@@ -14,6 +14,7 @@ from consistency_models.app.tasks.ode import ode_errors
 from consistency_models.app.tasks.records import publish, result, write
 from consistency_models.app.tasks.sample_workers import Producer, index_sets, progress_bar, results_folder, samplers_of
 from consistency_models.app.tasks.scoring import evaluation_of, features_divided
+from consistency_models.errors import ConfigError
 from consistency_models.evaluation import combined
 from consistency_models.evaluation.grids import save_comparison, save_scatter
 from consistency_models.evaluation.plots import save_ode_error, save_quality
@@ -101,7 +102,11 @@ def sample_sets(
 ) -> Iterator[tuple[range, Tensor, float]]:
     """Yield (indices, images in order, seconds) of each sample set; calls `advance(n)` after n images."""
     for indices in sets:
-        started, images = time.perf_counter(), torch.empty(len(indices), *producer.generator.shape)
+        started = time.perf_counter()
+        try:
+            images = torch.empty(len(indices), *producer.generator.shape)
+        except RuntimeError as error:
+            raise ConfigError("n", len(indices), "images that fit into the memory", reason=str(error)) from error
         for part, batch in producer.batches(sampler, indices):
             images[part.start - indices.start : part.stop - indices.start] = batch
             advance(len(part))

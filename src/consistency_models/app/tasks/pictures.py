@@ -90,11 +90,11 @@ def known_pixels(mask: str | None, pictures: Pictures, shape: tuple[int, ...]) -
         known[size // 4 : size - size // 4, size // 4 : size - size // 4] = False
         return known
     path = Path(mask).expanduser()
+    pixels = _decode_file("task.mask", path, Decoder(size, channels=1, resize="box"))
     mask_size = _decode_file("task.mask", path, _size)
     if mask_size not in {(size, size), *([pictures.sizes[0]] if len(set(pictures.sizes)) == 1 else [])}:
         allowed = f"an image of {size}x{size} pixels, as the model makes, or as large as each file of task.image"
         raise ConfigError("task.mask", mask, allowed, reason=f"this one is {mask_size[0]}x{mask_size[1]}")
-    pixels = _decode_file("task.mask", path, Decoder(size, channels=1, resize="box"))
     known = torch.from_numpy(pixels[0] < 128)
     if known.all() or not known.any():
         which = "black, so that nothing is painted" if known.all() else "white, so that nothing is preserved"
@@ -172,8 +172,8 @@ def _decode_file(key: str, file: Path, decoder: Callable[[bytes], Any]) -> Any:
     try:
         return decoder(content_of(file))
     except Exception as error:  # Pillow raises many types for truncated files and for files that are no images
-        allowed = f"an image ({KINDS})"
-        raise ConfigError(key, file, allowed, reason=f"this file cannot be used: {error}") from error
+        allowed, why = f"an image ({KINDS})", getattr(error, "strerror", None) or error
+        raise ConfigError(key, file, allowed, reason=f"this file cannot be used: {why}") from error
 
 
 def _size(content: bytes) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from consistency_models.app.checks.relations.levels import (
     table,
 )
 from consistency_models.app.checks.relations.networks import method, network, text, two_times
-from consistency_models.app.checks.relations.running import checkpoint, outputs, solver, trainer
+from consistency_models.app.checks.relations.running import checkpoint, folder_name, outputs, solver, trainer
 from consistency_models.app.checks.relations.scoring import sample_sets, scored_run, ways
 from consistency_models.app.checks.relations.teachers import guidance, init, needs_teacher, teacher
 
@@ -38,6 +38,6 @@ TRAIN = (
         curriculum,
         network,
     ),
-    *(data, augment, features, trainer, outputs, solver, checkpoint),
+    *(data, augment, features, trainer, outputs, folder_name, solver, checkpoint),
 )
-EVAL = (scored_run, sample_sets, ways, ranges)
+EVAL = (folder_name, scored_run, sample_sets, ways, ranges)

@@ -12,7 +12,7 @@ from consistency_models.app.checks.relations.choices import Choices, Config, Pro
 from consistency_models.app.checks.targets import fact
 from consistency_models.errors import Exit, pasteable
 
-__all__ = ["checkpoint", "outputs", "solver", "trainer"]
+__all__ = ["checkpoint", "folder_name", "outputs", "solver", "trainer"]
 
 
 def trainer(config: Config, choices: Choices) -> Problems:
@@ -79,6 +79,14 @@ def outputs(config: Config, choices: Choices) -> Problems:
         yield problem("logger.tensorboard", True, "false", fix, reason=reason)
 
 
+def folder_name(config: Config, choices: Choices) -> Problems:
+    """The name of the run folder is UTF-8: W&B and the files of a run need it."""
+    folder = os.path.abspath(os.path.expanduser(config.get("run", choices["run folder"])))
+    if os.fsencode(folder) != folder.encode(errors="replace"):
+        key = "run" if "run" in config else "run folder"
+        yield problem(key, ascii(folder), "a folder whose whole path is UTF-8", "rename or move it")
+
+
 def solver(config: Config, choices: Choices) -> Problems:
     """A chosen solver is used."""
     if choices.get("solver") not in (None, "heun") and "solver" not in config["model"]:
@@ -106,6 +114,11 @@ def checkpoint(config: Config, choices: Choices) -> Problems:
         reason = f"{parent} is {'not writable' if parent.is_dir() else 'a file'}"
         fix = "choose another by paths.runs or hydra.run.dir"
         yield problem("run folder", folder, "a folder that can be created", fix, Exit.STORAGE, reason=reason)
+    log = folder / "train.log"
+    if log.is_dir() or (log.exists() and not os.access(log, os.W_OK)):
+        reason = f"{log} is {'a folder' if log.is_dir() else 'not writable'}"
+        allowed, fix = "a folder whose train.log can be written", f"move {log} away, or choose another run folder"
+        yield problem("run folder", folder, allowed, fix, Exit.STORAGE, reason=reason)
     if has_checkpoint(folder) and not goes_on:
         fix = f"resume it by {pasteable('ckpt_path', folder)}, or choose another folder"
         reason = "its checkpoints would be overwritten"

@@ -70,6 +70,6 @@ def ways(config: Config, choices: Choices) -> Problems:
         yield problem(
             "devices", config["devices"], f"1 with device={config['device']}", "or device=cuda, for the first"
         )
-    if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+    if "TORCHELASTIC_RUN_ID" in os.environ and (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1:
         fix, reason = f"run python eval.py with devices={processes}", "each process of torchrun would do the whole task"
         yield problem("devices", config["devices"], "the number of processes, without torchrun", fix, reason=reason)
