@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 from consistency_models.errors import ConfigError
@@ -24,8 +25,16 @@ def available_cores() -> int:
 
 
 def cpu_threads(processes: int) -> int:
-    """Number of threads of each of `processes` processes that share the cores."""
-    return max(1, int(os.environ.get("OMP_NUM_THREADS", available_cores())) // processes)
+    """Number of threads of each of `processes` processes that share the cores.
+
+    Raises:
+        ConfigError: OMP_NUM_THREADS is neither empty nor a whole number, nor a list of them.
+    """
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    first = value.partition(",")[0].strip()  # OpenMP allows a list: the threads of each level of nested regions
+    if value.strip() and not re.fullmatch(r"\d{1,6}", first):
+        raise ConfigError("OMP_NUM_THREADS", value, "a whole number of threads", "correct or unset the variable")
+    return max(1, int(first or available_cores()) // processes)
 
 
 def chosen_device(name: str, key: str = "device") -> str:
