@@ -21,7 +21,7 @@ from consistency_models.app.loggers import MetricsCSV
 from consistency_models.app.outcome import quiet
 from consistency_models.app.wandb_mode import wandb_mode
 from consistency_models.callbacks.validation import Validation
-from consistency_models.errors import Exit
+from consistency_models.errors import DataError, Exit
 from consistency_models.export import to_checkpoint
 from consistency_models.storage.checkpoints import digest_of, read
 from consistency_models.storage.loading import load
@@ -310,6 +310,14 @@ def test_metrics_csv_continues_from_the_resumed_step(tmp_path):
     again.log_metrics({"a": 0.9, "b": 1e-30}, 3)
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     assert lines == ["step,a,b", "1,0.1,", "2,0.2,", "3,0.9,1e-30"]
+
+
+@pytest.mark.parametrize("content", [b"step,a\n1,\xff\n", b"step,a\n1,2,3\n", b"step,a\none,2\n", b"a\n1\n", None])
+def test_a_damaged_metrics_csv_is_one_line(content, tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content) if content else path.mkdir()
+    with pytest.raises(DataError, match=rf"^{path} is damaged \(.*\): repair the file, or move it to start a new one$"):
+        MetricsCSV(path).continue_from(1)
 
 
 @pytest.mark.parametrize("steps", [5, 8])

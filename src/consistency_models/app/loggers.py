@@ -57,11 +57,13 @@ class MetricsCSV(Logger):
         """Read the rows of an earlier process of this run up to `step`."""
         if self.path.exists():
             # A row without a line end was truncated by a full disk or a kill; its step may be incomplete.
-            reader = csv.DictReader(read_text(self.path).rpartition("\n")[0].splitlines())
-            self.columns = list(reader.fieldnames or ["step"])
             try:
+                reader = csv.DictReader(read_text(self.path).rpartition("\n")[0].splitlines())
+                self.columns = list(reader.fieldnames or ["step"])
                 self.rows = {int(row["step"]): row for row in reader if row["step"] and int(row["step"]) <= step}
-            except (ValueError, KeyError, csv.Error) as error:
+                if any(None in row for row in self.rows.values()):
+                    raise ValueError("a row is longer than the first line")
+            except (ValueError, KeyError, csv.Error, OSError) as error:
                 raise DataError(
                     f"{self.path} is damaged ({error}): repair the file, or move it to start a new one"
                 ) from error
