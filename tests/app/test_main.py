@@ -57,6 +57,31 @@ def test_a_run_folder_that_cannot_be_made(command, tmp_path):
     assert len(err.splitlines()) == 1
 
 
+def test_a_run_folder_whose_log_cannot_be_written(command, tmp_path):
+    (tmp_path / "run/train.log").mkdir(parents=True)
+    code, _, err = command("train", f"hydra.run.dir={tmp_path}/run")
+    assert code == 5
+    assert err == (
+        f"error: run folder={tmp_path}/run is not allowed: {tmp_path}/run/train.log is a folder. Allowed: a folder "
+        f"whose train.log can be written. Move {tmp_path}/run/train.log away, or choose another run folder\n"
+    )
+
+
+@pytest.mark.parametrize("task", ["train", "eval"])
+def test_a_working_folder_that_was_deleted(command, task, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    monkeypatch.setenv("PWD", str(gone))
+    gone.rmdir()
+    code, _, err = command(task)
+    assert code == 2
+    assert err == (
+        f"error: working folder={gone} is not allowed: it was deleted. Allowed: a folder that exists. "
+        "Change to another folder\n"
+    )
+
+
 def test_two_processes_do_not_train_in_one_folder(command, tmp_path, monkeypatch):
     """`ckpt_path=last` takes up what did not finish: also a run that still goes on."""
     monkeypatch.setattr("consistency_models.app.folder.PATIENCE", 0)

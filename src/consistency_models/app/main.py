@@ -56,6 +56,11 @@ def main(task: str, root: Path) -> int:
 
 
 def _run_command(task: str, root: Path) -> int:
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        folder, fix = os.environ.get("PWD", "."), "change to another folder"
+        raise ConfigError("working folder", folder, "a folder that exists", fix, reason="it was deleted") from error
     import hydra
     from hydra._internal.utils import get_args_parser
 
