@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import wandb
-from jobs import TINY, run
+from jobs import TINY, config_of, run
 from lightning import Callback
 
 from consistency_models.app import loggers
-from consistency_models.errors import Exit
+from consistency_models.app.artifacts import resolve_artifacts
+from consistency_models.app.tasks.records import publish
+from consistency_models.app.wandb_mode import check_variables
+from consistency_models.errors import ConfigError, Exit
 from consistency_models.files import read_text
 
 RUN = [argument for argument in TINY if argument != "logger=csv"]
@@ -57,6 +60,59 @@ def with_signal(number):
 
 def rows(folder):
     return len(read_text(folder / "metrics.csv").splitlines()) - 1
+
+
+VARIABLES = [  # value, what is allowed
+    ("WANDB_MODE", "ofline", "'online', 'offline'"),
+    ("WANDB_MODE", "", "'online', 'offline'"),
+    ("WANDB_SILENT", "maybe", "a valid boolean"),
+    ("WANDB_CONSOLE", "none", "'auto', 'off'"),
+    ("WANDB_BASE_URL", "notaurl", "a valid URL"),
+    ("WANDB_RUN_ID", "a/b", "a value that W&B accepts"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), VARIABLES)
+def test_a_variable_that_wandb_refuses_is_one_line(name, value, allowed, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=rf"^{name}={value} is not allowed.* Allowed: {allowed}.*unset the variable$"):
+        check_variables()
+
+
+def test_no_message_has_a_key(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", " secret")
+    with pytest.raises(ConfigError, match=r"^WANDB_API_KEY=… is not allowed: W&B says: ") as caught:
+        check_variables()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_training_with_such_a_variable(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_SILENT", "maybe")
+    assert run(tmp_path, *RUN) == Exit.BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: WANDB_SILENT=maybe is not allowed. ")
+    with pytest.raises(ConfigError, match=r"^WANDB_SILENT=maybe is not allowed"):
+        resolve_artifacts(config_of(tmp_path, *RUN, "ckpt_path=wandb:me/cm/model:v0"))
+
+
+def test_an_evaluation_with_such_a_variable_has_its_results(tmp_path, monkeypatch, caplog):
+    (tmp_path / "summary.json").write_text('{"wandb": {"id": "abc"}}')
+    monkeypatch.setenv("WANDB_SILENT", "maybe")
+    options = {"project": "p", "entity": None}
+    publish("offline", {"logger": {"wandb": options}}, tmp_path / "evaluation", {"results": [], "floor": {}})
+    monkeypatch.delenv("WANDB_SILENT")
+    options["project"] = "a/b"
+    publish("offline", {"logger": {"wandb": options}}, tmp_path / "evaluation", {"results": [], "floor": {}})
+    first, second = (record.getMessage() for record in caplog.records)
+    end = f": the results are in {tmp_path}/evaluation only"
+    assert first.startswith("wandb: WANDB_SILENT=maybe is not allowed. ")
+    assert second.startswith("wandb: Invalid project name 'a/b'")
+    assert first.endswith(end)
+    assert second.endswith(end)
+
+
+def test_a_name_that_is_too_long_for_a_tag(tmp_path):
+    assert run(tmp_path, *RUN, f"model.name={'n' * 65}") == Exit.DONE
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

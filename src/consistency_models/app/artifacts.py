@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from consistency_models.app.checks.files import ARTIFACT
+from consistency_models.app.wandb_mode import check_variables
 from consistency_models.errors import ConfigError
 from consistency_models.storage.cache import cache_folder
 
@@ -33,10 +34,11 @@ def download_artifact(key: str, reference: str) -> Path:
     """Download an artifact and return its checkpoint file: best.ckpt, else last.ckpt, else the only one.
 
     Raises:
-        ConfigError: see `resolve_artifacts`.
+        ConfigError: see `resolve_artifacts` and `check_variables`.
     """
     import wandb
 
+    check_variables()
     name = reference.removeprefix("wandb:")
     try:
         artifact = wandb.Api().artifact(name)

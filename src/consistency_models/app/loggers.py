@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from consistency_models.app.folder import RunFolder
 from consistency_models.app.sweep_folder import SweepFolder
-from consistency_models.app.wandb_mode import wandb_mode
+from consistency_models.app.wandb_mode import check_variables, wandb_mode
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.errors import ConfigError, DataError, Exit
 from consistency_models.files import read_text, replaced
@@ -232,6 +232,7 @@ def build_loggers(config: dict[str, Any], folder: Path, images_seen: ImagesSeen)
 def _wandb(config: dict[str, Any], folder: Path, images_seen: ImagesSeen) -> Logger:
     import wandb
 
+    check_variables()
     options = config["logger"]["wandb"]
     mode = wandb_mode(options["mode"])
     identity = folder / "wandb_id"
@@ -250,7 +251,7 @@ def _wandb(config: dict[str, Any], folder: Path, images_seen: ImagesSeen) -> Log
         id=read_text(identity, limit=256).strip(),
         resume="allow",
         config=config | {"cell": who.cell},
-        tags=[*config["tags"], config["model"]["name"], config["data"]["name"]],
+        tags=[*config["tags"], *(config[part]["name"][:64] for part in ("model", "data"))],  # W&B allows 64 characters
         settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS),
     )
     # Slurm sends SIGUSR1 to every process of a step. W&B's helper process inherits the mask and survives the signal.

@@ -1,4 +1,4 @@
-"""Whether a run is logged to the server of Weights & Biases."""
+"""Whether a run is logged to the server of Weights & Biases, and the variables that W&B reads."""
 
 from __future__ import annotations
 
@@ -8,9 +8,33 @@ import os
 import socket
 from urllib.parse import urlparse
 
+from consistency_models.errors import ConfigError
+
 log = logging.getLogger(__name__)
 
-__all__ = ["wandb_mode"]
+__all__ = ["check_variables", "wandb_mode"]
+
+
+def check_variables() -> None:
+    """Check all variables WANDB_….
+
+    Raises:
+        ConfigError: W&B does not accept the value of a variable.
+    """
+    import wandb
+    from pydantic import ValidationError
+
+    for name, value in os.environ.items():
+        if name.startswith("WANDB_"):
+            try:
+                wandb.Settings().update_from_env_vars({name: value})
+            except (ValidationError, wandb.Error) as error:
+                text = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+                reason, allowed = f"W&B says: {text}", "a value that W&B accepts"
+                if text.startswith("Input should be "):
+                    reason, allowed = "", text.removeprefix("Input should be ")
+                shown = "…" if "KEY" in name else value  # a secret
+                raise ConfigError(name, shown, allowed, "correct or unset the variable", reason=reason) from None
 
 
 def wandb_mode(mode: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import NoneType
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Len, Lt, MinLen, Predicate, doc
+from annotated_types import Ge, Gt, Le, Len, Lt, MaxLen, MinLen, Predicate, doc
 
 from consistency_models.app.checks.targets import find
 from consistency_models.values import (
@@ -65,6 +65,13 @@ def _is_range(value: str) -> bool:
 
 
 Seeds = Annotated[str, Predicate(_is_range), doc("FIRST-LAST, two or more images, such as 0-49999")]
+Tag = Annotated[Text, MaxLen(64), doc("text of at most 64 characters")]
+Project = Annotated[
+    Text,
+    MaxLen(128),
+    Predicate(lambda name: not set(name) & set("/\\#?%:")),
+    doc("a name of at most 128 characters, without / \\ # ? % :"),
+]
 Mode = Literal["auto", "online", "offline", "disabled"]
 Urls = Annotated[
     str,
@@ -99,7 +106,7 @@ EVAL: dict[str, Any] = PATHS | {
 TRAIN: dict[str, Any] = PATHS | {
     "name": Text,
     "seed": Count,
-    "tags": Sequence[Text],
+    "tags": Sequence[Tag],
     "train": bool,
     "test": bool,
     "plan": bool,
@@ -170,7 +177,7 @@ TRAIN: dict[str, Any] = PATHS | {
     "logger.csv": bool,
     "logger.tensorboard": bool,
     "logger.wandb": NoneType,
-    "logger.wandb.project": Text,
+    "logger.wandb.project": Project,
     "logger.wandb.entity": Text | None,
     "logger.wandb.group": Text | None,
     "logger.wandb.mode": Mode,

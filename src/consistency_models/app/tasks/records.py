@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
-from consistency_models.app.wandb_mode import wandb_mode
+from consistency_models.app.wandb_mode import check_variables, wandb_mode
 from consistency_models.data_spec import listed
 from consistency_models.files import read_json, write_atomically
 
@@ -120,16 +121,17 @@ def publish(mode: str, run_config: dict[str, Any], folder: Path, content: dict[s
         return
     account = options.get("entity")
     foreign = mode == "auto" and account not in (None, os.environ.get("WANDB_ENTITY"))
-    if (mode := wandb_mode("offline" if foreign else mode)) == "disabled":
-        return
-    if foreign:
-        log.info("wandb: the run names the account %s; add wandb=online to send the results there", account)
     try:
         import wandb
     except ImportError:
         log.warning("wandb is not installed: the results are in %s only", folder)
         return
     try:
+        check_variables()
+        if (mode := wandb_mode("offline" if foreign else mode)) == "disabled":
+            return
+        if foreign:
+            log.info("wandb: the run names the account %s; add wandb=online to send the results there", account)
         run = wandb.init(
             dir=str(folder.parent),  # wandb 0.19 takes no Path
             project=options["project"],
@@ -147,8 +149,9 @@ def publish(mode: str, run_config: dict[str, Any], folder: Path, content: dict[s
         run.log({**{row[0]: row[1] for row in rows if row[1] is not None}, **content["floor"], **figures})
         run.log({"eval/results": wandb.Table(columns, rows)})
         run.finish()
-    except (wandb.Error, OSError) as error:
-        log.warning("wandb: %s: the results are in %s only", error, folder)
+    except (wandb.Error, OSError, ValueError) as error:
+        text = shorten(str(error), 300)  # W&B checks the names of the run, which may be untrusted
+        log.warning("wandb: %s: the results are in %s only", text, folder)
 
 
 def _wandb_id(folder: Path) -> str | None:
