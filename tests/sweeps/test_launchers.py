@@ -124,7 +124,8 @@ def test_a_test_after_a_killed_launcher(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_stops_all_processes_and_the_same_command_goes_on(tmp_path):
+@pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGHUP, signal.SIGHUP]])  # a closed terminal sends two
+def test_a_signal_stops_all_processes_and_the_same_command_goes_on(numbers, tmp_path):
     arguments = (
         "-m",
         "seed=0,1,2",
@@ -136,7 +137,9 @@ def test_a_signal_stops_all_processes_and_the_same_command_goes_on(tmp_path):
     process = start(tmp_path, *arguments)
     while len(list(tmp_path.glob("runs/*/*/*/checkpoints/last.ckpt"))) < 2 and process.poll() is None:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.1)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 75, output
     sweep = sweep_of(tmp_path)

@@ -24,6 +24,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 
+from consistency_models.callbacks.stopping import SIGNALS
 from consistency_models.devices import available_cores
 from consistency_models.values import Count, Size, Text, checked
 
@@ -143,11 +144,14 @@ class Processes(Launcher):
     @contextmanager
     def _forward_signals(self) -> Iterator[None]:
         def stop(number: int, frame: Any) -> None:
+            if self.stopped and signal.Signals(number).name == "SIGHUP":
+                return  # a closed terminal sends it twice, and a second SIGTERM would kill the jobs
             self.stopped = True
             for process in list(self.running):
                 process.terminate()  # the job saves, and ends with exit code 75
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        forwarded = (number for number in SIGNALS if number.name != "SIGUSR1")  # Slurm sends it to the jobs, too
+        before = {number: signal.signal(number, stop) for number in forwarded}
         try:
             yield
         finally:
