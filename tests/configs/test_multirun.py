@@ -7,6 +7,7 @@ from commands import CONF
 
 from consistency_models.app.checks import Composer, check
 from consistency_models.app.checks.problems import ConfigErrors
+from consistency_models.errors import ConfigError
 
 
 def test_passes(passes):
@@ -46,10 +47,38 @@ def test_passes(passes):
             "hydra.sweeper.at_once=0 is not allowed. Allowed: a whole number",
         ),
         ("seed=0,1 ckpt_path=last", "last and FOLDER resume one run"),
+        ("'seed=range(5,0)'", "seed=range(5,0) is not allowed: the axis has no values"),
+        ("hydra/sweeper=search 'seed=range(5,0)'", "seed=range(5,0) is not allowed: the axis has no values"),
+        ("'loss=glob(none*)'", "loss=glob(none*) is not allowed: the axis has no values"),
+        ("'seed=range(0,5,0)'", "a STEP other than 0"),
+        ("hydra/sweeper=search 'optimizer.lr=interval(2,1)'", "interval(LOW, HIGH) with LOW < HIGH"),
+        ("hydra/sweeper=search 'optimizer.weight_decay=tag(log,interval(0,1))'", "0 < LOW with tag(log, …)"),
+        ("sweeps=ict_depth,ict_distance", "it chooses the axes of a multirun"),
+        ("sweeps=ict_depth sweep_size=small,digits", "it chooses the axes of a multirun"),
     ],
 )
 def test_refused(line, told, refused):
     assert any(told in str(one) for one in refused(line, multirun=True))
+
+
+@pytest.mark.parametrize(
+    ("task", "line", "fix"),
+    [
+        ("train", "seed=0,1", ""),
+        ("train", "model=ict,ct", ""),
+        ("train", "evaluation.steps=1,2", ", or write evaluation.steps=[1,2] for a list"),
+        ("train", "optimizer.betas=0.9,0.99", ", or write optimizer.betas=[0.9,0.99] for a list"),
+        ("train", "'tags=choice(a,b)'", ", or write tags=[a,b] for a list"),
+        ("train", "'evaluation.steps=range(1,3)'", ""),
+        ("train", "paths.output=a,b", ""),
+        ("eval", "run=a,b", ""),
+        ("eval", "run=a sampler=heun,euler", ""),
+        ("eval", "run=a steps=1,2", ", or write steps=[1,2] for a list"),
+    ],
+)
+def test_a_list_is_suggested_for_keys_that_take_one(task, line, fix, refused, composer, eval_composer):
+    (error,) = refused(line, task=task, composer=eval_composer if task == "eval" else composer)
+    assert error.fix == f"add --multirun to sweep over them{fix}"
 
 
 def test_a_search_needs_its_package(refused, monkeypatch):
@@ -84,6 +113,43 @@ def test_the_axes_of_a_file_are_checked(sweep):
         sweep({"seed": "0,1", "loss": "l1,l9"})
     with pytest.raises(ConfigErrors, match=r"Did you mean trainer.max_steps=5"):
         sweep({"trainer.max_step": "5,6"})
+
+
+@pytest.mark.parametrize(
+    ("sweep", "override", "told"),
+    [
+        ("{small: {seed: '0,1'}}", "sweep_size=paper", "sweep_size=paper is not allowed: sweeps=mine has no axes of"),
+        ("{small: {seed: '0,1'}}", "sweep_size=paper", "Allowed: small"),
+        ("{small: {seed: '0,1'}, paper: null}", "sweep_size=paper", "Allowed: small"),
+        ("{small: {seed: '0,1'}}", "sweep_size=null", "sweep_size=null is not allowed. Allowed: small"),
+        ("{small: {seed: '0,1'}}", "sweep_size=big", "sweep_size=big is not allowed. Allowed: small"),
+        ("{small: {seed: '0,1'}}", "~sweep", "sweep=null is not allowed: no size has axes"),
+        ("{small: {seed: '0,1'}}", "~sweep_size", "Interpolation key 'sweep_size' not found"),
+        ("{small: null}", "seed=0", "no size has axes"),
+        ("3", "seed=0", "sweep=3 is not allowed: no size has axes. Allowed: a mapping SIZE: {KEY: VALUES}"),
+        ("{small: 3}", "loss=l1", "sweep.small=3 is not allowed. Allowed: a mapping KEY: VALUES"),
+        ("{small: '${nothing}'}", "seed=0", "Interpolation key 'nothing' not found"),
+        ("{small: {seed: 'range(1,0)'}}", "loss=l1", "seed=range(1,0) is not allowed: the axis has no values"),
+    ],
+)
+def test_the_sizes_of_a_file_are_checked(sweep, override, told, tmp_path, monkeypatch):
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps/mine.yaml").write_text(f"# @package _global_\ndefaults: [/sweep]\nsweep: {sweep}\n")
+    monkeypatch.setenv("PROJECT_ROOT", str(tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        check("train", Composer("train", CONF), ["sweeps=mine", override])
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("group", ["sweeps", "model"])
+@pytest.mark.parametrize("text", ["", "# nothing yet\n"])
+def test_an_empty_file_is_refused(text, group, tmp_path):
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigErrors) as caught:
+        check("train", Composer("train", CONF, more=tmp_path), [f"{group}=mine"])
+    message = f"{group}=mine is not allowed: the file is empty. Allowed: a file with settings. Choose another file"
+    assert str(caught.value) == message
 
 
 def test_an_axis_that_is_typed_replaces_the_file_s(sweep):
