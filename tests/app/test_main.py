@@ -57,6 +57,19 @@ def test_a_run_folder_that_cannot_be_made(command, tmp_path):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS"])
+@pytest.mark.parametrize("value", ["x", "", "-1"])
+def test_a_rank_that_is_no_number(command, monkeypatch, tmp_path, name, value):
+    monkeypatch.setenv(name, value)
+    for task in ("train", "eval"):
+        code, _, err = command(task, "seed=x")  # never trains
+        assert code == 2
+        reason = "torchrun and srun set this variable to a number"
+        message = f"{name}={value} is not allowed: {reason}. Allowed: a whole number >= 0"
+        assert err == f"error: {message}. Remove it with: unset {name}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_folder_whose_log_cannot_be_written(command, tmp_path):
     (tmp_path / "run/train.log").mkdir(parents=True)
     code, _, err = command("train", f"hydra.run.dir={tmp_path}/run")

@@ -1,7 +1,10 @@
 """A multirun is one thing: one folder, jobs that are done once, a summary, an exit code.  Here no job really trains."""
 
 import csv
+import os
+import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -203,6 +206,89 @@ def test_two_of_the_same_at_once_do_not_share_a_folder(train):
     train(*TWO, "hydra.sweep.dir=runs/ict_digits/other")
     assert len(folders()) == 2
     lock.release()
+
+
+HEADER = "job,overrides,differs,status,monitor,metric,exit_code\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\x00j",  # UTF-16
+        b"a,b\n1,2\n",
+        (HEADER + "0,seed=0\n").encode(),
+        (HEADER + "0,'seed=0,,FAILED,,,1\n").encode(),
+        (HEADER + "0,seed=0,,FAILED,,,one\n").encode(),
+        (HEADER + '0,"seed=0').encode(),
+    ],
+    ids=["encoding", "columns", "short", "quote", "number", "cut"],
+)
+def test_a_damaged_table_has_no_rows(content, tmp_path):
+    sweep = SweepFolder(tmp_path)
+    sweep.begin(["seed=0"], [["seed=0"]])
+    (tmp_path / "jobs.csv").write_bytes(content)
+    assert sweep.rows() == []
+    assert sweep.exit_code == Exit.UNEXPECTED  # a failure may be lost
+    assert not sweep.matches(["seed=0"], [["seed=0"]])
+    sweep.note("0", ["seed=0"], 0)
+    assert [row["overrides"] for row in jobs(tmp_path / "jobs.csv")] == ["seed=0"]
+
+
+def test_a_damaged_table_beside_is_no_obstacle(train):
+    """In a folder of the same command. The multirun has a new one, and its failures are told by the exit code."""
+    train.outcome = fails(lambda settings: settings["seed"] == 1)
+    train(*TWO)
+    (file,) = folders()
+    file.write_bytes(b"\xff\xfe\x00j")
+    assert train(*TWO) == Exit.NOT_FINITE
+    (new,) = set(folders()) - {file}
+    assert [row["status"] for row in jobs(new)] == ["DONE", "FAILED"]
+    train.outcome = fails(lambda settings: False)
+    assert train(*TWO) == 0
+    assert len(train.ran) == 1
+    assert file.read_bytes() == b"\xff\xfe\x00j"
+
+
+def test_a_pipe_is_no_table(tmp_path):
+    os.mkfifo(tmp_path / "jobs.csv")
+    assert SweepFolder(tmp_path).rows() == []
+
+
+def test_a_damaged_mark_of_a_job_is_no_obstacle(tmp_path):
+    sweep = SweepFolder(tmp_path)
+    sweep.begin(["seed=0,1"], [["seed=0"], ["seed=1"]])
+    for job in ("0", "1"):
+        (tmp_path / job).mkdir()
+    (tmp_path / "0/FAILED").write_bytes(b"error: \xff\n")
+    (tmp_path / "1/FAILED").mkdir()
+    sweep.note("0", ["seed=0"], 1)
+    sweep.note("1", ["seed=1"], 1)
+    assert "2 FAILED" in (tmp_path / "summary.md").read_text()
+
+
+@pytest.mark.parametrize("launcher", [(), ("hydra/launcher=processes",)])
+def test_a_file_in_the_place_of_a_job_is_told_in_one_line(launcher, train, capsys):
+    train.outcome = fails(lambda settings: settings["seed"] == 1)
+    train(*TWO)
+    (file,) = folders()
+    shutil.rmtree(file.parent / "1")
+    (file.parent / "1").touch()
+    capsys.readouterr()
+    assert train(*TWO, *launcher) == Exit.STORAGE
+    assert train.ran == []
+    message = f"run folder={file.parent}/1 is not allowed: a file is in the place of a job. Allowed: a folder"
+    assert capsys.readouterr().err == f"error: {message}. Delete or rename it\n"
+
+
+@pytest.mark.parametrize(
+    ("hook", "arguments"), [("make_new_folder", ("seed=0",)), ("grid", TWO), ("RunFolder", ("seed=0",))]
+)
+def test_an_unexpected_error_of_a_callback_ends_the_command(hook, arguments, train, monkeypatch, capsys):
+    """Hydra alone makes it a warning, and goes on without the folder."""
+    monkeypatch.setattr(multirun, hook, Mock(side_effect=KeyError("lost")))
+    assert train(*arguments) == Exit.UNEXPECTED
+    assert train.ran == []
+    assert capsys.readouterr().err.splitlines()[-1] == "error: KeyError: 'lost'"
 
 
 def test_what_jobs_differ_in():

@@ -1,7 +1,9 @@
 """Optuna's search: what it optimises, and that it goes on where it stopped."""
 
+import contextlib
 import csv
 import math
+import sqlite3
 from pathlib import Path
 
 import optuna
@@ -74,6 +76,40 @@ def test_a_search_is_checked_at_the_ends_of_its_axes(train, capsys):
     assert not Path("runs").exists()
 
 
-def test_an_interval_the_wrong_way_round_is_refused():
-    with pytest.raises(ValueError, match="LOW < HIGH"):
-        distribution(OverridesParser.create().parse_overrides(["x=interval(2, 1)"])[0])
+def break_off(train):
+    """Stop a search in its second job."""
+    train.outcome = lambda settings: Exit.STOPPED if len(train.ran) == 2 else Exit.DONE
+    assert train(*SEARCH, "hydra.sweep.dir=runs/mine/here") == Exit.STOPPED
+    train.outcome = lambda settings: Exit.DONE
+
+
+def test_a_folder_that_is_named_is_gone_on_in_too(train):
+    """Though its first job has other values than the ends of the axes, which the check composes."""
+    break_off(train)
+    checkpoint = folder() / "0/checkpoints/last.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"PK" + b"sha256:" + b"0" * 64)
+    assert train(*SEARCH, "hydra.sweep.dir=runs/mine/here") == 0
+    assert len(train.ran) == 3
+
+
+def not_a_database(file):
+    file.write_text("no database of SQLite, but a text")
+
+
+def without_columns(file):
+    file.unlink()
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE trials (number INTEGER)")
+
+
+@pytest.mark.parametrize("damage", [not_a_database, without_columns])
+def test_a_damaged_database_is_told_in_one_line(damage, train, capsys):
+    break_off(train)
+    damage(folder() / "optuna.db")
+    capsys.readouterr()
+    assert train(*SEARCH, "hydra.sweep.dir=runs/mine/here") == Exit.STORAGE
+    assert train.ran == []
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: search=runs/mine/here/optuna.db is not allowed: ")
+    assert last.endswith(". Allowed: a database of Optuna. Start a new search in another folder by hydra.sweep.dir")

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from consistency_models.app.checks.files import has_checkpoint
 from consistency_models.app.folder import RunFolder, is_run_of, make_new_folder
 from consistency_models.app.sweep_folder import SweepFolder
-from consistency_models.errors import ConfigError, Exit
+from consistency_models.errors import ConfigError, Exit, exit_code
 
 __all__ = ["Multirun", "run_or_resume_job", "state_of", "was_tested"]
 
@@ -54,31 +55,35 @@ class Multirun(Callback):
         Runs that start in the same second have folders of their own.
         """
         folder = str(config.hydra.run.dir)
-        if _rank() == 0:
-            with _exit_without_folder(folder):
+        with exit_on_error(folder):
+            if _rank() == 0:
                 if _is_typed(config, "hydra.run.dir"):
                     Path(folder).mkdir(parents=True, exist_ok=True)
                 else:
                     folder = str(make_new_folder(folder))
+            folder = broadcast_from_rank0(folder)
         with read_write(config), open_dict(config):
-            config.hydra.run.dir = broadcast_from_rank0(folder)
+            config.hydra.run.dir = folder
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Hydra's hook before a single run and before each job of a multirun: set `run_folder`."""
-        Multirun.run_folder = RunFolder(config.hydra.runtime.output_dir) if config.train and _rank() == 0 else None
+        folder = config.hydra.runtime.output_dir
+        with exit_on_error(folder):
+            Multirun.run_folder = RunFolder(folder) if config.train and _rank() == 0 else None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Hydra's hook before the first job: choose, lock and start the folder."""
         typed = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
         # Another launcher may continue the multirun.
         typed = [line for line in typed if not re.match("[+~]*hydra[/.]launcher", line)]
-        jobs, folder = grid(config), SweepFolder(config.hydra.sweep.dir)
-        if _rank() == 0:
-            Multirun.folder = Multirun.claim = None
-            with _exit_without_folder(folder.path):
+        folder = SweepFolder(config.hydra.sweep.dir)
+        with exit_on_error(folder.path):
+            if _rank() == 0:
+                Multirun.folder = Multirun.claim = None
+                jobs = grid(config)
                 folder = self._claimed(folder, typed, jobs, _is_typed(config, "hydra.sweep.dir"))
                 folder.begin(typed, jobs)
-        path = broadcast_from_rank0(str(folder.path))
+            path = broadcast_from_rank0(str(folder.path))
         with read_write(config), open_dict(config):
             config.hydra.sweep.dir = path
             quoted = QuotedString(path, Quote.single).with_quotes()
@@ -96,9 +101,7 @@ class Multirun(Callback):
                 return folder
         if is_named:
             reason = "another process works in it"
-            busy = ConfigError("hydra.sweep.dir", new.path, "a folder of no other process", reason=reason)
-            print(f"error: {busy}", file=sys.stderr)
-            sys.exit(int(Exit.BAD_INPUT))
+            raise ConfigError("hydra.sweep.dir", new.path, "a folder of no other process", reason=reason)
         new = SweepFolder(make_new_folder(new.path))
         Multirun.claim = new.claim()
         return new
@@ -109,14 +112,25 @@ def _is_typed(config: DictConfig, key: str) -> bool:
 
 
 @contextmanager
-def _exit_without_folder(path: str | Path) -> Iterator[None]:
-    """Exit if the folder cannot be created: Hydra makes an error of a callback a warning."""
+def exit_on_error(folder: str | Path) -> Iterator[None]:
+    """Exit the command if the block fails, with the error in one line.
+
+    Hydra makes an error of a callback a warning and goes on, and prints the traceback of any error of a sweeper.
+
+    Args:
+        folder: the folder that the block creates or writes to; an `OSError` is reported for it.
+    """
     try:
         yield
-    except OSError as error:
-        allowed = "a folder that can be created"
-        print(f"error: {ConfigError('run folder', path, allowed, reason=str(error))}", file=sys.stderr)
-        sys.exit(int(Exit.STORAGE))
+    except Exception as error:
+        code = exit_code(error, Exit.UNEXPECTED)
+        if code == Exit.UNEXPECTED:
+            traceback.print_exc()
+        line = f"{type(error).__name__}: {error}" if code == Exit.UNEXPECTED else str(error)
+        if isinstance(error, OSError):
+            line = str(ConfigError("run folder", folder, "a folder that can be created", reason=line))
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(int(code))
 
 
 def _rank() -> int:

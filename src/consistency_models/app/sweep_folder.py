@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import shlex
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -11,9 +12,10 @@ from pathlib import Path
 import yaml
 from filelock import FileLock, Timeout
 
+from consistency_models.app.checks.problems import problem
 from consistency_models.app.folder import RunFolder
 from consistency_models.errors import Exit
-from consistency_models.files import read_yaml, replaced, write_atomically
+from consistency_models.files import read_text, read_yaml, replaced, write_atomically
 
 __all__ = ["SweepFolder", "varied"]
 
@@ -43,8 +45,16 @@ class SweepFolder:
         self.path = Path(path)
 
     def begin(self, typed: Sequence[str], jobs: Sequence[Sequence[str]] | None) -> None:
-        """Write the overrides of the command and all jobs as WAITING; None for a search with unknown jobs."""
+        """Write the overrides of the command and all jobs as WAITING; None for a search with unknown jobs.
+
+        Raises:
+            ConfigError: a file has the place of the folder of a job.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        for job in self.path.iterdir():
+            if job.name.isdecimal() and not job.is_dir():
+                reason = "a file is in the place of a job"
+                raise problem("run folder", job, "a folder", "delete or rename it", Exit.STORAGE, reason=reason)
         if not (self.path / "overrides.yaml").exists():
             write_atomically(self.path / "overrides.yaml", yaml.safe_dump(list(typed)))
             rows = [_row(str(i), shlex.join(job)) for i, job in enumerate(jobs or ())]
@@ -60,12 +70,18 @@ class SweepFolder:
         return before == list(typed) and same
 
     def rows(self) -> list[Row]:
-        """Read the rows of jobs.csv; empty if there is no such file."""
+        """Read the rows of jobs.csv; empty if there is no such file, or the file is damaged."""
         try:
-            with open(self.path / "jobs.csv", newline="") as file:
-                return list(csv.DictReader(file))
-        except OSError:
+            file = io.StringIO(read_text(self.path / "jobs.csv"), newline="")
+            rows = [{column: row[column] for column in COLUMNS} for row in csv.DictReader(file, strict=True)]
+            if any(None in row.values() for row in rows):  # a short line
+                return []
+            for row in rows:  # raises an error for values that the summary and the exit code cannot convert
+                shlex.split(row["overrides"]), shlex.split(row["differs"])
+                int(row["exit_code"] or 0), float(row["monitor"] or 0)
+        except (OSError, ValueError, KeyError, csv.Error):
             return []
+        return rows
 
     def note(self, job: str, overrides: Sequence[str], exit_code: int | None = None) -> None:
         """Record the start of a job, or its end with an exit code; the state is read from the folder of the job."""
@@ -90,9 +106,10 @@ class SweepFolder:
 
     @property
     def exit_code(self) -> int:
-        """The highest exit code of the jobs; 1 if a job is not finished."""
-        codes = [int(row["exit_code"] or 0) for row in self.rows()]
-        unfinished = any(row["status"] in ("WAITING", "RUNNING") for row in self.rows())
+        """The highest exit code of the jobs; 1 if a job is not finished, or jobs.csv was lost or damaged."""
+        rows = self.rows()
+        codes = [int(row["exit_code"] or 0) for row in rows]
+        unfinished = not rows or any(row["status"] in ("WAITING", "RUNNING") for row in rows)
         return max([*codes, int(unfinished)])
 
     @property
@@ -140,7 +157,8 @@ class SweepFolder:
         for row in rows:
             if row["status"] in ("FAILED", "STOPPED"):
                 mark = self.path / row["job"] / row["status"]
-                last_line = mark.read_text().strip().rpartition("\n")[2] if mark.exists() else ""
+                text = mark.read_text(errors="replace") if mark.is_file() else ""
+                last_line = text.strip().rpartition("\n")[2]
                 lines.append(f"\njob {row['job']} {row['status']}: `{row['overrides']}`  \n{last_line}")
         return "\n".join(lines) + "\n"
 

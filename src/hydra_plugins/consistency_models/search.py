@@ -18,7 +18,6 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from consistency_models.errors import ConfigError
 from consistency_models.values import Count, Size, checked
 
 if TYPE_CHECKING:
@@ -81,8 +80,13 @@ class Search(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Propose and run trials, and pass their results to Optuna, until there are `n_trials`."""
+        """Search over the axes of the command and of `params`. A database that Optuna cannot use ends the command."""
         import optuna
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from consistency_models.app.checks.problems import problem
+        from consistency_models.app.multirun import exit_on_error
+        from consistency_models.errors import Exit
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         parsed = OverridesParser.create().parse_overrides([*(f"{k}={v}" for k, v in self.params.items()), *arguments])
@@ -90,7 +94,19 @@ class Search(Sweeper):
         space = {key: distribution(each) for key, each in overrides.items() if each.is_sweep_override()}
         fixed = {key: each.get_value_element_as_str() for key, each in overrides.items() if key not in space}
         folder = Path(str(self.config.hydra.sweep.dir))
-        folder.mkdir(parents=True, exist_ok=True)
+        with exit_on_error(folder):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._run_trials(folder, space, fixed)
+            except (optuna.exceptions.OptunaError, SQLAlchemyError) as error:
+                path, fix = folder / "optuna.db", "start a new search in another folder by hydra.sweep.dir"
+                reason = str(error.__cause__ or error).partition("\n")[0]  # without the SQL
+                raise problem("search", path, "a database of Optuna", fix, Exit.STORAGE, reason=reason) from error
+
+    def _run_trials(self, folder: Path, space: dict[str, BaseDistribution], fixed: dict[str, str]) -> None:
+        """Propose and run trials, and pass their results to Optuna, until there are `n_trials`."""
+        import optuna
+
         study = optuna.create_study(
             study_name="search",
             storage=f"sqlite:///{folder.absolute()}/optuna.db",
@@ -127,18 +143,11 @@ def result_of(job: JobReturn) -> float | None:
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """Convert an axis to an Optuna distribution.
-
-    Raises:
-        ValueError: an interval has no end, or its ends are not ascending.
-    """
+    """Convert an axis, as checked with the command, to an Optuna distribution."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     axis: Any = override.value()
     if isinstance(axis, IntervalSweep):
-        if axis.start is None or axis.end is None or not axis.start < axis.end:
-            value = override.get_value_string()
-            raise ConfigError(override.get_key_element(), value, "interval(LOW, HIGH) with LOW < HIGH")
         return FloatDistribution(axis.start, axis.end, log="log" in axis.tags)
     upwards = isinstance(axis, RangeSweep) and axis.step > 0
     if upwards and all(float(end).is_integer() for end in (axis.start, axis.stop, axis.step)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ from consistency_models.errors import ConfigError
 
 __all__ = ["check", "check_command", "config_to_plan"]
 
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK")
+"""Numbers that torchrun and srun set. Lightning reads all but SLURM_NTASKS when it is imported."""
+
 
 def check_command(task: str, conf_dir: str | Path, arguments: Namespace) -> list[str]:
     """Compose and check the configuration of every job of a command.
@@ -35,6 +39,14 @@ def check_command(task: str, conf_dir: str | Path, arguments: Namespace) -> list
     Raises:
         ConfigError: the command has problems; one line for each.
     """
+    reason = "torchrun and srun set this variable to a number"
+    wrong_ranks = [
+        problem(name, os.environ[name], "a whole number >= 0", f"remove it with: unset {name}", reason=reason)
+        for name in RANKS
+        if not os.environ.get(name, "0").isdecimal()
+    ]
+    if wrong_ranks:
+        raise ConfigErrors(wrong_ranks)
     if arguments.config_path is not None:
         raise problem("--config-path", arguments.config_path, "not given", "add configurations with --config-dir")
     if arguments.experimental_rerun is not None:
@@ -102,7 +114,8 @@ def check(task: str, composer: Composer, lines: Sequence[str], multirun: bool = 
     config = composer.compose(fixed)
     if multirun or config.hydra.mode == RunMode.MULTIRUN:
         _check_plugins(config)
-        _check_jobs(task, composer, composer.cells(overrides, config))
+        is_grid = str(config.hydra.sweeper._target_).endswith("BasicSweeper")
+        _check_jobs(task, composer, composer.cells(overrides, config), is_grid)
     else:
         job = config if fixed == overrides else composer.compose(overrides)
         check_job(composer, task, _with_root(composer, job, overrides))
@@ -125,12 +138,13 @@ def _check_plugins(config: DictConfig) -> None:
         raise ConfigErrors(problems)
 
 
-def _check_jobs(task: str, composer: Composer, jobs: list[list[Override]]) -> None:
+def _check_jobs(task: str, composer: Composer, jobs: list[list[Override]], is_grid: bool) -> None:
+    """Check the jobs of a grid, each with its folder, or the ends of a search, which are no jobs with a folder."""
     by_message: dict[str, list[tuple[int, ConfigError]]] = {}
     for number, overrides in enumerate(jobs):
         try:
             typed = [str(override.input_line) for override in overrides if not override.is_hydra_override()]
-            check_job(composer, task, composer.compose(overrides), number, typed)
+            check_job(composer, task, composer.compose(overrides), number if is_grid else None, typed)
         except ConfigErrors as error:
             for one in error.problems:
                 by_message.setdefault(str(one), []).append((number, one))
