@@ -82,7 +82,8 @@ class Case:
     def train(self, steps: int, *more: Callback) -> None:
         """Train the first steps, with the callbacks of `train.py`."""
         folder, callbacks = Path(self.folder.name), [*build.build_callbacks(self.config), *more]
-        plugins, loggers = [CheckpointFormat(self.config, ImagesSeen(self.batch))], [MetricsCSV(folder / "metrics.csv")]
+        plugins = [CheckpointFormat(self.config, ImagesSeen(self.batch), self.data.source)]
+        loggers = [MetricsCSV(folder / "metrics.csv")]
         trainer = build.build_trainer(self.config, folder, steps, plugins=plugins, callbacks=callbacks, logger=loggers)
         trainer.fit(self.method, datamodule=self.data)
 
