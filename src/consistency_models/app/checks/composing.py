@@ -17,19 +17,19 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobRuntime, setup_globals
 from hydra.errors import MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
+from consistency_models.app.checks.axes import axes_of, wrong_axis
 from consistency_models.app.checks.problems import ConfigErrors, one_line, problem, unknown_key
 from consistency_models.app.checks.rules import nearest
 from consistency_models.app.checks.table import kind_of
 from consistency_models.errors import ConfigError
 from consistency_models.storage.moved_names import current_override
-from consistency_models.values import accepts, describe
+from consistency_models.values import accepts
 
 __all__ = ["Composer"]
 
@@ -103,13 +103,13 @@ class Composer:
         Raises:
             ConfigError: see `parse`; or sweep_size is not a size of the sweep, or an axis has no values.
         """
-        params = [f"{key}={value}" for key, value in _params(config).items()]
+        params = [f"{key}={value}" for key, value in axes_of(config).items()]
         ours = [override for override in overrides if not override.is_hydra_override()]
         swept = [*self.parse(params), *ours]
         hydra_overrides = [override for override in overrides if override.is_hydra_override()]
         is_grid = str(config.hydra.sweeper._target_).endswith("BasicSweeper")
         axes = [override for override in swept if override.is_sweep_override()]
-        if problems := [one for axis in axes if (one := _wrong_axis(axis, is_grid)) is not None]:
+        if problems := [one for axis in axes if (one := wrong_axis(axis, is_grid)) is not None]:
             raise ConfigErrors(problems)
         if is_grid:
             lists = BasicSweeper.split_arguments(swept, None)[0]
@@ -197,7 +197,7 @@ class Composer:
 
     def _several_values(self, override: Override, config: DictConfig) -> ConfigError:
         """Return the problem of several values for a key with one value, in a command without --multirun."""
-        if (wrong := _wrong_axis(override, is_grid=True)) is not None:
+        if (wrong := wrong_axis(override, is_grid=True)) is not None:
             return wrong
         key, fix = override.get_key_element(), "add --multirun to sweep over them"
         text = override.get_value_string()
@@ -301,64 +301,6 @@ def _ends(override: Override) -> list[str]:
     return (
         [str(value.start), str(value.end)] if override.is_interval_sweep() else list(override.sweep_string_iterator())
     )
-
-
-def _params(config: DictConfig) -> dict[str, Any]:
-    """Return the axes that the configuration gives; for a file of sweeps/, those of the selected size.
-
-    Raises:
-        ConfigError: the file has no axes for the size, or they are no mapping.
-    """
-    tree, key = OmegaConf.to_container(config), "hydra.sweeper.params"
-    if "sweep_size" in tree:
-        size, sweep, kind = tree["sweep_size"], tree.get("sweep"), kind_of("train", "sweep_size")
-        by_size = sweep if isinstance(sweep, dict) else {}
-        sizes = [str(name) for name, axes in by_size.items() if accepts(kind, name) and axes]
-        if not sizes:
-            raise problem(
-                "sweep",
-                sweep,
-                f"a mapping SIZE: {{KEY: VALUES}}, with a SIZE of {describe(kind)}",
-                reason="no size has axes",
-            )
-        if size not in sizes:
-            reason = f"sweeps={config.hydra.runtime.choices.sweeps} has no axes of this size"
-            raise problem("sweep_size", size, ", ".join(sizes), reason=reason if accepts(kind, size) else "")
-        key = f"sweep.{size}"
-    try:
-        params = config.hydra.sweeper.get("params")
-        params = OmegaConf.to_container(params, resolve=True) if isinstance(params, DictConfig) else params
-    except OmegaConfBaseException as error:
-        raise problem(key, "${…}", "interpolations of keys that exist", reason=one_line(error)) from error
-    if not isinstance(params, dict | None):
-        raise problem(key, params, "a mapping KEY: VALUES, such as {seed: '0,1'}")
-    return params or {}
-
-
-def _wrong_axis(override: Override, is_grid: bool) -> ConfigError | None:
-    """Return the problem of an axis, or None.
-
-    Args:
-        override: with several values.
-        is_grid: whether each value becomes a job, as opposed to a search.
-    """
-    key, text, axis = override.get_key_element(), override.get_value_string(), override.value()
-    if override.is_hydra_override():
-        return problem(key, text, "one value", reason="Hydra's own settings cannot be swept over")
-    if key in ("sweeps", "sweep_size"):
-        return problem(key, text, "one value", "start a multirun for each", reason="it chooses the axes of a multirun")
-    if isinstance(axis, IntervalSweep):
-        if is_grid:
-            allowed = "one value, or a list a,b,c with --multirun"
-            return problem(key, text, allowed, reason="an interval needs a sweeper that searches")
-        low, high = axis.start, axis.end
-        if low is None or high is None or not low < high or (low <= 0 and "log" in axis.tags):
-            return problem(key, text, "interval(LOW, HIGH) with LOW < HIGH, and 0 < LOW with tag(log, …)")
-    elif isinstance(axis, RangeSweep) and axis.step == 0:
-        return problem(key, text, "range(FIRST, END, STEP) with a STEP other than 0")
-    elif next(override.sweep_string_iterator(), None) is None:
-        return problem(key, text, "one or more values, such as 0,1 or range(0,2)", reason="the axis has no values")
-    return None
 
 
 def _of_files(error: Exception, task: str, groups: tuple[str, ...], known: list[str]) -> ConfigError:
