@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from consistency_models.app.checks.axes import is_grid
 from consistency_models.app.checks.composing import Composer, leaves, resolved
 from consistency_models.app.checks.job import check_job, wrong
 from consistency_models.app.checks.problems import ConfigErrors, problem
@@ -114,8 +115,7 @@ def check(task: str, composer: Composer, lines: Sequence[str], multirun: bool = 
     config = composer.compose(fixed)
     if multirun or config.hydra.mode == RunMode.MULTIRUN:
         _check_plugins(config)
-        is_grid = str(config.hydra.sweeper._target_).endswith("BasicSweeper")
-        _check_jobs(task, composer, composer.cells(overrides, config), is_grid)
+        _check_jobs(task, composer, composer.cells(overrides, config), is_grid(config))
     else:
         job = config if fixed == overrides else composer.compose(overrides)
         check_job(composer, task, _with_root(composer, job, overrides))
@@ -138,13 +138,13 @@ def _check_plugins(config: DictConfig) -> None:
         raise ConfigErrors(problems)
 
 
-def _check_jobs(task: str, composer: Composer, jobs: list[list[Override]], is_grid: bool) -> None:
+def _check_jobs(task: str, composer: Composer, jobs: list[list[Override]], with_folders: bool) -> None:
     """Check the jobs of a grid, each with its folder, or the ends of a search, which are no jobs with a folder."""
     by_message: dict[str, list[tuple[int, ConfigError]]] = {}
     for number, overrides in enumerate(jobs):
         try:
             typed = [str(override.input_line) for override in overrides if not override.is_hydra_override()]
-            check_job(composer, task, composer.compose(overrides), number if is_grid else None, typed)
+            check_job(composer, task, composer.compose(overrides), number if with_folders else None, typed)
         except ConfigErrors as error:
             for one in error.problems:
                 by_message.setdefault(str(one), []).append((number, one))

@@ -13,7 +13,12 @@ from consistency_models.app.checks.table import kind_of
 from consistency_models.errors import ConfigError
 from consistency_models.values import accepts, describe
 
-__all__ = ["axes_of", "wrong_axis"]
+__all__ = ["axes_of", "is_grid", "wrong_axis"]
+
+
+def is_grid(config: DictConfig) -> bool:
+    """Whether a multirun has a job for each combination of values, as opposed to a search."""
+    return str(config.hydra.sweeper._target_).endswith("BasicSweeper")
 
 
 def axes_of(config: DictConfig) -> dict[str, Any]:
@@ -48,12 +53,12 @@ def axes_of(config: DictConfig) -> dict[str, Any]:
     return params or {}
 
 
-def wrong_axis(override: Override, is_grid: bool) -> ConfigError | None:
+def wrong_axis(override: Override, in_grid: bool) -> ConfigError | None:
     """Return the problem of an axis, or None.
 
     Args:
         override: with several values.
-        is_grid: whether each value becomes a job, as opposed to a search.
+        in_grid: whether each value becomes a job, as opposed to a search.
     """
     key, text, axis = override.get_key_element(), override.get_value_string(), override.value()
     if override.is_hydra_override():
@@ -61,7 +66,7 @@ def wrong_axis(override: Override, is_grid: bool) -> ConfigError | None:
     if key in ("sweeps", "sweep_size"):
         return problem(key, text, "one value", "start a multirun for each", reason="it chooses the axes of a multirun")
     if isinstance(axis, IntervalSweep):
-        if is_grid:
+        if in_grid:
             allowed = "one value, or a list a,b,c with --multirun"
             return problem(key, text, allowed, reason="an interval needs a sweeper that searches")
         low, high = axis.start, axis.end

@@ -23,7 +23,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from consistency_models.app.checks.axes import axes_of, wrong_axis
+from consistency_models.app.checks.axes import axes_of, is_grid, wrong_axis
 from consistency_models.app.checks.problems import ConfigErrors, one_line, problem, unknown_key
 from consistency_models.app.checks.rules import nearest
 from consistency_models.app.checks.table import kind_of
@@ -107,11 +107,10 @@ class Composer:
         ours = [override for override in overrides if not override.is_hydra_override()]
         swept = [*self.parse(params), *ours]
         hydra_overrides = [override for override in overrides if override.is_hydra_override()]
-        is_grid = str(config.hydra.sweeper._target_).endswith("BasicSweeper")
         axes = [override for override in swept if override.is_sweep_override()]
-        if problems := [one for axis in axes if (one := wrong_axis(axis, is_grid)) is not None]:
+        if problems := [one for axis in axes if (one := wrong_axis(axis, is_grid(config))) is not None]:
             raise ConfigErrors(problems)
-        if is_grid:
+        if is_grid(config):
             lists = BasicSweeper.split_arguments(swept, None)[0]
         else:
             last = {override.get_key_element(): override for override in swept}  # later overrides replace earlier ones
@@ -197,7 +196,7 @@ class Composer:
 
     def _several_values(self, override: Override, config: DictConfig) -> ConfigError:
         """Return the problem of several values for a key with one value, in a command without --multirun."""
-        if (wrong := wrong_axis(override, is_grid=True)) is not None:
+        if (wrong := wrong_axis(override, in_grid=True)) is not None:
             return wrong
         key, fix = override.get_key_element(), "add --multirun to sweep over them"
         text = override.get_value_string()
