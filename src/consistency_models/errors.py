@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import re
 import shlex
 import sys
@@ -14,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from consistency_models.screen import optional_output
 
 __all__ = [
     "CheckpointError",
@@ -132,13 +133,12 @@ def command(main: Callable[..., Exit]) -> Callable[..., Exit]:
 
     @functools.wraps(main)
     def run(*arguments: Any) -> Exit:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # the locale C has no ±
-        try:
-            return main(*arguments)
-        except (ValueError, ImportError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return exit_code(error, Exit.BAD_INPUT)
+        with optional_output():
+            try:
+                return main(*arguments)
+            except (ValueError, ImportError, OSError) as error:
+                print(f"error: {error}", file=sys.stderr)
+                return exit_code(error, Exit.BAD_INPUT)
 
     return run
 

@@ -210,7 +210,8 @@ def test_a_test_after_training_takes_its_settings_from_conf(tmp_path):
 
 def test_more_images_than_the_memory_holds_are_one_line(points, capsys):
     assert evaluate(points, "steps=[1]", "seeds=0-999999999999999") == Exit.BAD_INPUT
-    assert "n=1000000000000000 is not allowed: " in capsys.readouterr().err.splitlines()[-1]
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "images of a set=1000000000000000 is not allowed: 8,000,000 GB of images cannot be allocated" in error
 
 
 def test_an_evaluation_of_fewer_images_does_not_replace_a_larger_one(points, tmp_path, caplog):
@@ -219,6 +220,9 @@ def test_an_evaluation_of_fewer_images_does_not_replace_a_larger_one(points, tmp
         content, _ = results(folder, "steps=[1]", f"n={n}")
         assert {file.stem for file in (folder / "evaluation").glob("evaluation-*.json")} == expected
     assert content["sets"] == ["0-39"]
+    assert evaluate(folder, "steps=[4]", "n=40", "sampler=heun") == Exit.DONE
+    assert evaluate(folder, "steps=[4]", "n=40", "sampler=heun", "+sampler.churn=10") == Exit.DONE
+    assert (folder / "evaluation/evaluation-4.json").is_file()
     (earlier,) = read_runs([folder / "evaluation/evaluation-1.json"]).values()
     assert earlier.results[0]["metric"].startswith("eval/sw60")
     assert (folder / "evaluation/evaluation-1.md").is_file()

@@ -81,7 +81,15 @@ def test_other_images_of_the_same_folder_are_listed(tmp_path, caplog):
     again = ("trainer.max_steps=4", f"ckpt_path={tmp_path / 'run'}")
     assert run(tmp_path / "run", *TINY, *data, *again) == Exit.DONE
     (line,) = [record.getMessage() for record in caplog.records if "changed against" in record.getMessage()]
-    assert re.search(r"training images 8 \(\w{32}\) -> 8 \(\w{32}\)", line)
+    assert re.search(r"digest of the training images \w{32} -> \w{32}", line)
+    assert "n of the training images" not in line
+    caplog.clear()
+    (root / "7.png").unlink()
+    again = ("trainer.max_steps=6", f"ckpt_path={tmp_path / 'run'}", "data.source.storage=encoded")
+    assert run(tmp_path / "run", *TINY, *data, *again) == Exit.DONE
+    (line,) = [record.getMessage() for record in caplog.records if "changed against" in record.getMessage()]
+    assert "n of the training images 8 -> 7" in line
+    assert "digest" not in line
 
 
 def test_nothing_is_listed_where_nothing_changed(tmp_path, caplog):

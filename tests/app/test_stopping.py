@@ -111,12 +111,12 @@ def test_a_terminal_that_is_closed(tmp_path):
     """The shell and the kernel each send SIGHUP; the second comes before the training has saved."""
     closed = {"closed": {"_target_": f"{__name__}.CloseTerminal", "step": 1}}
     assert run(tmp_path, *TINY, *TRAINING_ONLY, callbacks=closed) == Exit.STOPPED
-    assert (tmp_path / "STOPPED").read_text() == "stopped by SIGHUP after step 1\n"
+    assert (tmp_path / "STOPPED").read_text() == "stopped by SIGTERM after step 1\n"
     assert read(tmp_path / "checkpoints/last.ckpt")["step"] == 1
 
 
 class CloseTerminal(Callback):
-    """Sends SIGHUP twice in a step."""
+    """Sends SIGHUP twice in a step, and SIGTERM as a service manager does."""
 
     def __init__(self, step):
         self.step = step
@@ -125,6 +125,7 @@ class CloseTerminal(Callback):
         if trainer.global_step + 1 == self.step:
             signal.raise_signal(signal.SIGHUP)
             signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize(("handler", "is_a_signal_to_stop"), [("SIG_DFL", True), ("SIG_IGN", False)])

@@ -1,6 +1,7 @@
 """What is exported makes the images that it was exported from."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -223,6 +224,25 @@ def test_an_export_replaces_files_when_asked(form, existing, digits, tmp_path, m
     assert file.read_text() == "of the user"
     assert exported(monkeypatch, digits, tmp_path / "out", "--format", form, "--overwrite") == Exit.DONE
     assert file.read_bytes() != b"of the user"
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"), [("hub", "file"), ("safetensors", "folder"), ("safetensors", "pipe"), ("checkpoint", "pipe")]
+)
+def test_an_export_replaces_only_its_own_kind(form, kind, digits, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    {"file": out.touch, "folder": out.mkdir, "pipe": lambda: os.mkfifo(out)}[kind]()
+    assert exported(monkeypatch, digits, out, "--format", form, "--overwrite") == Exit.BAD_INPUT
+    assert f"Allowed: a {'folder' if form == 'hub' else 'file'} with --format {form}" in capsys.readouterr().err
+    assert (out.is_file(), out.is_dir(), out.is_fifo()) == tuple(kind == each for each in ("file", "folder", "pipe"))
+
+
+def test_the_target_of_a_link_is_replaced(digits, tmp_path, monkeypatch):
+    (tmp_path / "real").touch()
+    (tmp_path / "link").symlink_to("real")
+    assert exported(monkeypatch, digits, tmp_path / "link", "--format", "safetensors", "--overwrite") == Exit.DONE
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").stat().st_size > 0
 
 
 def test_no_checkpoint_is_replaced(digits, tmp_path, monkeypatch, capsys):

@@ -28,9 +28,9 @@ def main() -> int:
     """Run the job of the folder on the command line."""
     folder, parent = sys.argv[sys.argv.index("--job") + 1 :]
     exit_with_parent(int(parent))
-    from consistency_models.app.screen import optional_output
     from consistency_models.callbacks.stopping import StoppedBySignal, stoppable
     from consistency_models.errors import Exit
+    from consistency_models.screen import optional_output
 
     try:
         with optional_output(), stoppable():

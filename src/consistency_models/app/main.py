@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consistency_models.app.commands import project_root
-from consistency_models.app.screen import optional_output
 from consistency_models.callbacks.stopping import StoppedBySignal, stoppable
 from consistency_models.errors import ConfigError, Exit, pasteable
+from consistency_models.screen import optional_output
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -27,7 +27,6 @@ __all__ = ["evaluate", "main", "train"]
 HYDRA_ANSWERS = ("hydra_help", "cfg", "info", "version", "shell_completion", "resolve")
 
 
-@optional_output()
 def main(task: str, root: Path) -> int:
     """Run the command line of `task`, "train" or "eval"; `root` is the folder with conf/ and sweeps/.
 
@@ -45,7 +44,8 @@ def main(task: str, root: Path) -> int:
         return int(Exit.STORAGE)
     except (StoppedBySignal, KeyboardInterrupt) as stop:
         text = str(stop) or "stopped by SIGINT outside training"
-        print(text, file=sys.stderr)
+        with suppress(OSError):  # the terminal may be closed
+            print(text, file=sys.stderr)
         multirun = sys.modules.get("consistency_models.app.multirun")  # may not be imported yet
         folder = multirun.Multirun.run_folder if multirun else None
         if folder is not None and folder.state in (None, "RUNNING"):
@@ -87,7 +87,8 @@ def _run_command(task: str, root: Path) -> int:
 
         print(help_of(task, root / "conf", arguments.config_dir))
         return int(Exit.DONE)
-    if not any(getattr(arguments, name, None) for name in HYDRA_ANSWERS):
+    is_answer = any(getattr(arguments, name, None) for name in HYDRA_ANSWERS)
+    if not is_answer:
         from consistency_models.app.checks import check_command, config_to_plan
 
         sys.argv[1:] = check_command(task, root / "conf", arguments)
@@ -96,7 +97,8 @@ def _run_command(task: str, root: Path) -> int:
 
             print(plan(config))
             return int(Exit.DONE)
-    hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
+    with nullcontext() if is_answer else optional_output():  # an answer into a full disk is an error
+        hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=task)(_job(task, outcomes))()
     return max([*outcomes, Multirun.folder.exit_code if Multirun.folder else 0])
 
 

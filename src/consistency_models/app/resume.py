@@ -31,7 +31,7 @@ class Origin(NamedTuple):
         images: images seen.
         config: the configuration, with current names.
         processes: number of training processes; None if the checkpoint does not record the number.
-        seen: number and digest of the training images; None if the checkpoint does not record them.
+        seen: number and digest of the training images; empty if the checkpoint does not record them.
         shapes: name -> shape of the tensors of the model and of the method's own networks.
         has_target: whether the target network is a copy.
         is_training: whether the file has the state of an optimiser; an export has none.
@@ -44,7 +44,7 @@ class Origin(NamedTuple):
     images: int
     config: dict[str, Any]
     processes: int | None
-    seen: str | None
+    seen: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
     has_target: bool
     is_training: bool
@@ -130,8 +130,9 @@ class Origin(NamedTuple):
         ]
         if self.processes not in (None, processes):
             changes.append(f"processes {self.processes} -> {processes}")
-        if self.seen not in (None, seen := identity_of(source)):
-            changes.append(f"training images {self.seen} -> {seen}")
+        for key, value in identity_of(source).items():
+            if self.seen.get(key) is not None and value not in (None, self.seen[key]):
+                changes.append(f"{key} of the training images {self.seen[key]} -> {value}")
         if changes:
             log.warning("changed against the resumed run: %s", "; ".join(changes))
         with naming(self.path, "a checkpoint of a training"):
@@ -178,7 +179,7 @@ def origin_of(path: Path) -> Origin:
             images=int(content.get("images_seen", step * batch_size)),
             config=config if isinstance(config, dict) else {},
             processes=(content["trainer"] or {}).get("processes"),
-            seen=(content["trainer"] or {}).get("images"),
+            seen=(content["trainer"] or {}).get("images", {}),
             shapes={
                 name: tuple(value.shape) for name, value in {**content["model"], **content.get("method", {})}.items()
             },

@@ -28,7 +28,8 @@ class CheckpointFormat(CheckpointIO):
     def __init__(
         self, config: dict[str, Any], images_seen: ImagesSeen, source: Source, teacher: dict[str, str] | None = None
     ) -> None:
-        self.config, self.images_seen, self.source, self.teacher = config, images_seen, source, teacher
+        self.config, self.images_seen, self.teacher = config, images_seen, teacher
+        self.images = identity_of(source)  # now: a save on a signal has no time for it
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write Lightning's checkpoint in the format of this project."""
@@ -52,7 +53,7 @@ class CheckpointFormat(CheckpointIO):
                     **rest,
                     "callbacks": callbacks,
                     "processes": _processes(),
-                    "images": identity_of(self.source),
+                    "images": self.images,
                 },
             },
             path,
@@ -77,12 +78,12 @@ class CheckpointFormat(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def identity_of(source: Source) -> str:
-    """Return the number and the digest of the training images, or the number if each image is decoded when it is used.
+def identity_of(source: Source) -> dict[str, Any]:
+    """Return the number n of the training images, and their digest; None if each is decoded when it is used.
 
     The digest of encoded images depends on the paths and times of their files, and so would change with a copy.
     """
-    return f"{source.n} ({source.digest})" if source.is_decoded else str(source.n)
+    return {"n": source.n, "digest": source.digest if source.is_decoded else None}
 
 
 def _processes() -> int:

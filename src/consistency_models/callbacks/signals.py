@@ -62,7 +62,6 @@ class StopOnSignal(StepCallback):
     def restore(self, received: int | None = None) -> None:
         """Restore the previous signal handlers."""
         restore(self._before, received)
-        self._before = {}
 
     def on_train_end(self, trainer: Trainer, method: LightningModule) -> None:
         """Restore the signal handlers before Lightning restores the handlers that it replaced."""

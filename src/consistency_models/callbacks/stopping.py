@@ -45,7 +45,8 @@ def raise_if_stopped() -> None:
 def restore(before: dict[int, Any], received: int | None = None) -> None:
     """Restore signal handlers, after a received signal or at the end of a block.
 
-    After SIGHUP, further SIGHUP are ignored: the shell and the kernel each send one when a terminal is closed.
+    After SIGHUP, further SIGHUP are ignored, and the other handlers stay: the shell and the kernel each send one when
+    a terminal is closed, and a service manager sends SIGTERM with it.
 
     Args:
         before: the earlier handler of each signal.
@@ -53,6 +54,7 @@ def restore(before: dict[int, Any], received: int | None = None) -> None:
     """
     if received is not None and signal.Signals(received).name == "SIGHUP":
         signal.signal(received, signal.SIG_IGN)
+        return
     for number, handler in before.items():
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)

@@ -19,6 +19,7 @@ from consistency_models.errors import ConfigError, Exit, command
 from consistency_models.files import is_checkpoint
 from consistency_models.storage.loading import checkpoint_file, load
 
+FOLDERS = ("hub", "diffusers")
 FORMATS = ("safetensors", "onnx", "hub", "diffusers", "checkpoint")
 
 
@@ -47,12 +48,15 @@ def main() -> Exit:
                 reason = f"--format={given.format} has no use for it"
                 raise ConfigError(f"--{key}", getattr(given, key), f"with --format {kind}", reason=reason)
     run, out = given.run.removeprefix("run="), Path(given.out)
-    generator = load(run, given.weights)
+    kind = "folder" if given.format in FOLDERS else "file"
+    if out.exists() and not (out.is_dir() if kind == "folder" else out.is_file()):
+        raise ConfigError("OUT", out, f"a {kind} with --format {given.format}", "choose another name")
     if out.is_file() and (is_checkpoint(out) or out.samefile(checkpoint_file(run))):
         raise ConfigError("OUT", out, "a new file", "choose another name", reason="it would replace a checkpoint")
     if (out.is_file() or (out.is_dir() and any(out.iterdir()))) and not given.overwrite:
         reason = "it exists" if out.is_file() else "it has files, which those of the export could replace"
         raise ConfigError("OUT", out, "a new name, or an empty folder", "or add --overwrite", reason=reason)
+    generator = load(run, given.weights)
     getattr(export, f"to_{given.format}")(generator, given.out, **extra)
     print(f"written to {given.out}")
     return Exit.DONE

@@ -45,7 +45,7 @@ def to_safetensors(generator: Generator, path: Path | str) -> None:
     weights = {name: value.detach().cpu().contiguous() for name, value in generator.model.state_dict().items()}
     header = {"format": "pt", HEADER: json.dumps(description(generator))}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with replaced(Path(path).absolute()) as part:
+    with replaced(Path(path).resolve()) as part:  # a link stays
         part.write_bytes(safetensors.save(weights, header))
 
 

@@ -18,11 +18,12 @@ from consistency_models.app.checks.composing import Composer, leaves, resolved
 from consistency_models.app.checks.job import check_job, wrong
 from consistency_models.app.checks.problems import ConfigErrors, problem
 from consistency_models.app.checks.resume import continued
+from consistency_models.devices import cpu_threads
 from consistency_models.errors import ConfigError
 
 __all__ = ["check", "check_command", "config_to_plan"]
 
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK")
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK")
 """Numbers that torchrun and srun set. Lightning reads all but SLURM_NTASKS when it is imported."""
 
 
@@ -48,6 +49,7 @@ def check_command(task: str, conf_dir: str | Path, arguments: Namespace) -> list
     ]
     if wrong_ranks:
         raise ConfigErrors(wrong_ranks)
+    cpu_threads(1)  # raises an error for OMP_NUM_THREADS
     if arguments.config_path is not None:
         raise problem("--config-path", arguments.config_path, "not given", "add configurations with --config-dir")
     if arguments.experimental_rerun is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -102,11 +103,12 @@ def sample_sets(
 ) -> Iterator[tuple[range, Tensor, float]]:
     """Yield (indices, images in order, seconds) of each sample set; calls `advance(n)` after n images."""
     for indices in sets:
-        started = time.perf_counter()
+        started, shape = time.perf_counter(), (len(indices), *producer.generator.shape)
         try:
-            images = torch.empty(len(indices), *producer.generator.shape)
+            images = torch.empty(shape)
         except RuntimeError as error:
-            raise ConfigError("n", len(indices), "images that fit into the memory", reason=str(error)) from error
+            reason = f"{4 * math.prod(shape) / 1e9:,.0f} GB of images cannot be allocated"
+            raise ConfigError("images of a set", len(indices), "as many as fit", reason=reason) from error
         for part, batch in producer.batches(sampler, indices):
             images[part.start - indices.start : part.stop - indices.start] = batch
             advance(len(part))

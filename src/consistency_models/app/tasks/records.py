@@ -70,9 +70,10 @@ def _keep_earlier(folder: Path, content: dict[str, Any]) -> None:
 
 
 def _scored(content: dict[str, Any]) -> set[tuple[Any, ...]]:
-    """Return what the results of an evaluation are of: the weights, the images, the metrics and the samplers."""
+    """Return each result with what it is of: the weights, the images and the sampler."""
     of = (*(content[key] for key in ("digest", "weights", "precision", "seed")), tuple(content["sets"]))
-    return {(*of, entry["metric"], entry["sampler"], tuple(entry["sigmas"])) for entry in content["results"]}
+    keys = ("metric", "sampler", "value")  # the value stands for the options of the sampler
+    return {(*of, *(entry[key] for key in keys), tuple(entry["sigmas"])) for entry in content["results"]}
 
 
 def _table(content: dict[str, Any]) -> str:

@@ -82,7 +82,9 @@ def outputs(config: Config, choices: Choices) -> Problems:
 def folder_name(config: Config, choices: Choices) -> Problems:
     """The name of the run folder is UTF-8: W&B and the files of a run need it."""
     folder = os.path.abspath(os.path.expanduser(config.get("run", choices["run folder"])))
-    if os.fsencode(folder) != folder.encode(errors="replace"):
+    try:
+        os.fsencode(folder).decode()
+    except UnicodeDecodeError:
         key = "run" if "run" in config else "run folder"
         yield problem(key, ascii(folder), "a folder whose whole path is UTF-8", "rename or move it")
 

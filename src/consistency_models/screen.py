@@ -1,4 +1,4 @@
-"""Standard output and error of a command. A job does not depend on whether anybody reads them."""
+"""Standard output and error of a command. Its work does not depend on whether anybody reads them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Screen(io.FileIO):
 
 @contextmanager
 def optional_output() -> Iterator[None]:
-    """Let standard output and error fail in the block without an error. The log file of a run has the same lines.
+    """Let standard output and error fail in the block without an error. The log file of a run has all messages.
 
     Characters that the locale lacks are escaped. The locale C has no ±.
     """
@@ -44,9 +44,11 @@ def optional_output() -> Iterator[None]:
 def _optional(stream: TextIO | None) -> TextIO:
     if stream is None:  # closed by the shell; otherwise the next file would have the descriptor
         return open(os.devnull, "w")
+    if not isinstance(stream, io.TextIOWrapper):  # an object of a notebook, which may have a descriptor, too
+        return stream
     try:
         stream.flush()
         raw = _Screen(stream.fileno(), "w", closefd=False)
-    except OSError:  # not a descriptor, but an object of a test or a notebook
+    except (OSError, ValueError):  # an object of a test, or a closed one
         return stream
     return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=True)

@@ -1,14 +1,16 @@
 """A command whose output nobody reads: a closed pipe, a closed terminal, a full disk."""
 
+import io
 import os
 import runpy
 import sys
 
+import pytest
 from jobs import ROOT, TINY, forked
 
 from consistency_models.app.folder import RunFolder
-from consistency_models.app.screen import optional_output
-from consistency_models.errors import Exit
+from consistency_models.errors import Exit, command
+from consistency_models.screen import optional_output
 
 LINE = [argument for argument in TINY if argument != "callbacks.progress=null"]
 LINE += ["data=mixture", "data.batch_size=16", "network.width=8", "trainer.max_steps=20"]
@@ -55,6 +57,37 @@ def test_streams_that_the_shell_has_closed(monkeypatch):
         print("unread")
         sys.stdout.write("unread")
     assert sys.stdout is None
+
+
+def test_an_object_of_a_notebook_stays(monkeypatch):
+    class Cell(io.StringIO):
+        def fileno(self):
+            return 1
+
+    monkeypatch.setattr(sys, "stdout", Cell())
+    with optional_output():
+        print("shown")
+    assert sys.stdout.getvalue() == "shown\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_an_answer_into_a_full_disk_is_an_error(tmp_path):
+    assert unread("/dev/full", tmp_path, "--cfg", "job") != Exit.DONE
+
+
+def test_a_report_into_a_closed_pipe_is_written(monkeypatch, tmp_path):
+    @command
+    def report():
+        print("unread", flush=True)
+        (tmp_path / "written").touch()
+        return Exit.DONE
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert report() == Exit.DONE
+    assert (tmp_path / "written").exists()
 
 
 def test_characters_that_the_locale_lacks_are_escaped(monkeypatch, tmp_path):
