@@ -18,7 +18,7 @@ __all__ = ["StopOnSignal"]
 class StopOnSignal(StepCallback):
     """On SIGTERM, SIGUSR1, SIGHUP or Ctrl-C: finish the step, save `last.ckpt`, stop.
 
-    A second signal has its usual effect, except for a second SIGHUP, which is ignored.
+    A second signal has its usual effect; after SIGHUP, the second other signal, see `stopping.restore`.
 
     Several processes must stop after the same step, whichever of them received the signal. They reduce a stop flag
     after each step and read the result one step later, so that no process waits for its device.
