@@ -48,7 +48,7 @@ def _optional(stream: TextIO | None) -> TextIO:
         return stream
     try:
         stream.flush()
-        raw = _Screen(stream.fileno(), "w", closefd=False)
+        raw: io.FileIO = _Screen(stream.fileno(), "w", closefd=False)
     except (OSError, ValueError):  # an object of a test, or a closed one
         return stream
     return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=True)

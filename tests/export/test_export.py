@@ -188,7 +188,7 @@ def test_another_safetensors_file_is_refused(kind, digits, tmp_path):
         ("with --format hub", Exit.BAD_INPUT, ("RUN", "out", "--license", "mit")),
         ("OpenAIUNet .* got SongUNet", Exit.BAD_INPUT, ("RUN", "out", "--format", "diffusers")),
         ("has \\['model', '0.995'\\]", Exit.BAD_INPUT, ("RUN", "out", "--weights", "0.5")),
-        ("Is a directory", Exit.STORAGE, ("RUN", ".")),
+        ("OUT=. is not allowed. Allowed: a file", Exit.BAD_INPUT, ("RUN", ".")),
     ],
 )
 def test_what_cannot_be_exported_is_told_in_one_line(says, code, arguments, digits, tmp_path, monkeypatch, capsys):

@@ -32,7 +32,7 @@ def check_variables() -> None:
                 text = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
                 reason, allowed = f"W&B says: {text}", "a value that W&B accepts"
                 if text.startswith("Input should be "):
-                    allowed, _, reason = text.removeprefix("Input should be ").partition(", ")
+                    reason, allowed = "", text.removeprefix("Input should be ")
                 shown = "…" if "KEY" in name else value  # a secret
                 raise ConfigError(name, shown, allowed, "correct or unset the variable", reason=reason) from None
 
