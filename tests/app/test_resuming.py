@@ -114,7 +114,14 @@ def test_another_optimiser_starts_anew(optimizer, tmp_path, caplog):
 def test_a_checkpoint_of_another_form_is_one_line(tmp_path, capsys):
     assert run(tmp_path / "a", *RUN) == Exit.DONE
     good = read(tmp_path / "a/checkpoints/last.ckpt")
-    changes = [{"model": 5}, {"trainer": [1]}, {"config": "text"}, {"ema": {"0.995": {}}}, {"optimizer": {"state": 3}}]
+    changes = [
+        {"model": 5},
+        {"trainer": [1]},
+        {"trainer": {**good["trainer"], "images": 5}},
+        {"config": "text"},
+        {"ema": {"0.995": {}}},
+        {"optimizer": {"state": 3}},
+    ]
     for i, change in enumerate(changes):
         write({**good, **change}, tmp_path / f"{i}.ckpt")
         capsys.readouterr()

@@ -44,7 +44,7 @@ class Origin(NamedTuple):
     images: int
     config: dict[str, Any]
     processes: int | None
-    seen: dict[str, Any]
+    seen: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
     has_target: bool
     is_training: bool
@@ -131,7 +131,7 @@ class Origin(NamedTuple):
         if self.processes not in (None, processes):
             changes.append(f"processes {self.processes} -> {processes}")
         for key, value in identity_of(source).items():
-            if self.seen.get(key) is not None and value not in (None, self.seen[key]):
+            if self.seen.get(key, value) != value:
                 changes.append(f"{key} of the training images {self.seen[key]} -> {value}")
         if changes:
             log.warning("changed against the resumed run: %s", "; ".join(changes))
@@ -179,7 +179,7 @@ def origin_of(path: Path) -> Origin:
             images=int(content.get("images_seen", step * batch_size)),
             config=config if isinstance(config, dict) else {},
             processes=(content["trainer"] or {}).get("processes"),
-            seen=(content["trainer"] or {}).get("images", {}),
+            seen={key: str(value) for key, value in (content["trainer"] or {}).get("images", {}).items()},
             shapes={
                 name: tuple(value.shape) for name, value in {**content["model"], **content.get("method", {})}.items()
             },

@@ -49,12 +49,7 @@ class CheckpointFormat(CheckpointIO):
                 "ema": callbacks.pop("WeightEMA", {}),
                 "optimizer": rest.pop("optimizer_states", [{}])[0],
                 "teacher": self.teacher,
-                "trainer": {
-                    **rest,
-                    "callbacks": callbacks,
-                    "processes": _processes(),
-                    "images": self.images,
-                },
+                "trainer": {**rest, "callbacks": callbacks, "processes": _processes(), "images": self.images},
             },
             path,
         )
@@ -78,12 +73,12 @@ class CheckpointFormat(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def identity_of(source: Source) -> dict[str, Any]:
-    """Return the number n of the training images, and their digest; None if each is decoded when it is used.
+def identity_of(source: Source) -> dict[str, str]:
+    """Return the number n of the training images, and their digest if they are decoded.
 
     The digest of encoded images depends on the paths and times of their files, and so would change with a copy.
     """
-    return {"n": source.n, "digest": source.digest if source.is_decoded else None}
+    return {"n": str(source.n)} | ({"digest": source.digest} if source.is_decoded else {})
 
 
 def _processes() -> int:

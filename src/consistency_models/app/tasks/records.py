@@ -118,7 +118,7 @@ def publish(mode: str, run_config: dict[str, Any], folder: Path, content: dict[s
     """
     options = (run_config.get("logger") or {}).get("wandb")
     identity = _wandb_id(folder.parent)
-    if mode == "disabled" or not options or identity is None:
+    if "disabled" in (mode, os.environ.get("WANDB_MODE")) or not options or identity is None:
         return
     account = options.get("entity")
     foreign = mode == "auto" and account not in (None, os.environ.get("WANDB_ENTITY"))
@@ -129,8 +129,7 @@ def publish(mode: str, run_config: dict[str, Any], folder: Path, content: dict[s
         return
     try:
         check_variables()
-        if (mode := wandb_mode("offline" if foreign else mode)) == "disabled":
-            return
+        mode = wandb_mode("offline" if foreign else mode)
         if foreign:
             log.info("wandb: the run names the account %s; add wandb=online to send the results there", account)
         run = wandb.init(
