@@ -1,4 +1,4 @@
-"""Conditions: what a network is told about an image besides the noise level.
+"""Conditions: inputs of a network besides the noisy image and its noise level.
 
 A class-conditional network takes one-hot rows. A network with text takes a `Prompt`. A condition of a batch can be
 indexed by rows, has a length, and is moved and pinned as a tensor is; methods, solvers, samplers and metrics only do

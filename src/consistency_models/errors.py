@@ -27,6 +27,7 @@ __all__ = [
     "import_extra",
     "naming",
     "pasteable",
+    "show",
 ]
 
 
@@ -55,6 +56,15 @@ def pasteable(key: str, value: object) -> str:
     return shlex.quote(f'{key}="{escaped}"')
 
 
+def show(value: Any) -> str:
+    """Format a value as on the command line."""
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(show, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{show(item)}" for key, item in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 class ConfigError(ValueError):
     """An invalid configuration. Message: KEY=VALUE is not allowed: REASON. Allowed: …. FIX
 
@@ -75,8 +85,7 @@ class ConfigError(ValueError):
         self.key, self.value, self.allowed, self.fix, self.reason = key, value, allowed, fix, reason
         because = f": {reason}" if reason else ""
         advice = f". {_sentence(fix)}" if fix else ""
-        written = str(value).lower() if isinstance(value, bool) else value  # as on the command line
-        super().__init__(f"{key}={written} is not allowed{because}. Allowed: {allowed}{advice}")
+        super().__init__(f"{key}={show(value)} is not allowed{because}. Allowed: {allowed}{advice}")
 
 
 def _sentence(text: str) -> str:

@@ -2,8 +2,9 @@
 
 The rows of a global batch are divided into blocks of `BLOCK` rows. Each block has its own generator, seeded by (seed,
 step, stream, first row). A process draws only the blocks that contain its rows. One process, two processes and
-accumulated micro-batches therefore train on the same numbers. A run that is resumed at step k draws the numbers of
-step k again; no generator state is saved.
+accumulated micro-batches therefore train on the same numbers. Dropout is the exception: its masks depend on the first
+row and the size of the micro-batch. A run that is resumed at step k draws the numbers of step k again; no generator
+state is saved.
 """
 
 from __future__ import annotations

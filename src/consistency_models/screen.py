@@ -1,4 +1,4 @@
-"""Standard output and error of a command. Its work does not depend on whether anybody reads them."""
+"""Standard output and standard error of a command. The command continues if writing to one of them fails."""
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 def build_teacher(config: dict[str, Any]) -> nn.Module | None:
     """Build the teacher, with classifier-free guidance or guidance by the weaker model of the run `teacher.weak`.
 
-    The guidance null is that of each caption, 1 + w, if the data draw w, and of each row if the method draws it.
+    With guidance=null, the scale of each row is given at the call: 1 + `Prompt.guidance` if the data draw w, or the
+    argument `guidance` if the method draws it.
 
     Raises:
         ConfigError: the images or classes of the teacher differ from those of the student, or guidance is impossible.
@@ -180,9 +181,9 @@ def weights_of_pretrained(model: nn.Module, path: Text | Path, teacher: nn.Modul
 
 
 def _copy(source: nn.Module, model: nn.Module, key: str, value: object) -> None:
-    """Copy weights to a network. Weights for augmentation labels are skipped if the network has no such labels, as ECT.
+    """Copy weights to a network.
 
-    So is EDM2's head for the uncertainty if the network has none.
+    Weights of augmentation labels and of EDM2's uncertainty head are skipped if the network has none, as ECT does.
     Layers of inputs that the source does not have start at zero, so that the inputs have no effect at first: those of a
     second time, those that the network names as `starts_at_zero`, and those of augmentation labels and other inputs.
     """

@@ -22,13 +22,14 @@ from annotated_types import Ge, GroupedMetadata, Gt, Le, Len, Lt, MaxLen, MinLen
 from pydantic import AllowInfNan, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from consistency_models.errors import ConfigError
+from consistency_models.errors import ConfigError, show
 
 __all__ = [
     "BelowOne",
     "Count",
     "Descending",
     "Distinct",
+    "Even",
     "ExistingPath",
     "Infinite",
     "Interval",
@@ -49,7 +50,6 @@ __all__ = [
     "evaluate",
     "facts",
     "kinds_of",
-    "show",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -75,6 +75,7 @@ Interval = Annotated[
     Predicate(lambda ends: ends[0] <= ends[1]),
     doc("[low, high], two numbers with low <= high"),
 ]
+Even = Annotated[int, Ge(2), Predicate(lambda n: n % 2 == 0), doc("an even number >= 2")]
 PowerOfTwo = Annotated[int, Ge(2), Predicate(lambda n: n & (n - 1) == 0), doc("a power of two >= 2")]
 Text = Annotated[str, Predicate(str.strip)]
 Descending = Annotated[
@@ -117,15 +118,6 @@ class Unknown(metaclass=_AnyClass):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
-
-
-def show(value: Any) -> str:
-    """Format a value as on the command line."""
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(show, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{show(item)}" for key, item in value.items()) + "}"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class _Names(dict[str, Any]):
@@ -172,7 +164,8 @@ def _is_valid(adapter: TypeAdapter[Any], value: Any) -> bool:
         return False
     except Exception:  # raised by a predicate of another package
         return True
-    return not isinstance(value, bool | float) or type(converted) is type(value)  # True is not Literal[1]
+    # True is not Literal[1]; numpy's float64 is a float
+    return not isinstance(value, bool | float) or type(converted) in (type(value), float)
 
 
 def _tuples(value: Any) -> Any:
@@ -259,7 +252,7 @@ def checked(function: Function) -> Function:
             kinds.update(kinds_of(function))
         for name, value in (*zip(names, args), *kwargs.items()):
             if name in kinds and not accepts(kinds[name], value):
-                raise ConfigError(name, show(value), describe(kinds[name]))
+                raise ConfigError(name, value, describe(kinds[name]))
         return function(*args, **kwargs)
 
     return cast("Function", call)

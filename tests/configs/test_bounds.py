@@ -15,7 +15,8 @@ from hydra.utils import get_object
 
 from consistency_models.app.checks.job import wrong
 from consistency_models.app.checks.targets import find
-from consistency_models.values import accepts, members, parts, show
+from consistency_models.errors import show
+from consistency_models.values import accepts, members, parts
 
 FILES = sorted([*(ROOT / "conf").glob("*/*.yaml"), *(ROOT / "sweeps").glob("*.yaml")])
 

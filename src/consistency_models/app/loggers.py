@@ -27,6 +27,7 @@ from consistency_models.app.wandb_mode import check_variables, wandb_mode
 from consistency_models.callbacks.images_seen import ImagesSeen
 from consistency_models.errors import ConfigError, DataError, Exit
 from consistency_models.files import read_text, replaced
+from consistency_models.seeds import without_seeds
 from consistency_models.storage.loading import instantiate
 
 log = logging.getLogger(__name__)
@@ -295,14 +296,12 @@ class Identity(NamedTuple):
             left_out = ("model=", "data=", "name=", "ckpt_path=", "paths.", "logger", "callbacks.")
             differing = [override for override in typed if not override.startswith(left_out)]
             first, group = f"{config['name']} ", None
-        cell = " ".join(override for override in differing if not override.startswith("seed="))
-        return cls(f"{first}{' '.join(differing)}".strip() or f"job {folder.name}", f"{first}{cell}".strip(), group)
+        cell = f"{first}{without_seeds(differing)}".strip()
+        return cls(f"{first}{' '.join(differing)}".strip() or f"job {folder.name}", cell, group)
 
 
 def _define_metrics(run: Any, config: dict[str, Any]) -> None:
     """Define the axis of each metric, and whether its lowest or highest value is best."""
-    from consistency_models.storage.loading import instantiate
-
     for axis in ("trainer/global_step", "images_seen"):
         run.define_metric(axis, hidden=True)
     for names in ("train/*", "curriculum/*"):

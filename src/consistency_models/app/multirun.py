@@ -26,7 +26,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
-from consistency_models.app.checks.axes import is_grid
+from consistency_models.app.checks.axes import axes_of, is_grid
 from consistency_models.app.checks.files import has_checkpoint
 from consistency_models.app.folder import RunFolder, is_run_of, make_new_folder
 from consistency_models.app.sweep_folder import SweepFolder
@@ -148,7 +148,7 @@ def grid(config: DictConfig) -> list[list[str]] | None:
     """Return the overrides of each job; None for a sweeper that searches."""
     if not is_grid(config):
         return None
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    params = [f"{key}={value}" for key, value in axes_of(config).items()]
     overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
     return BasicSweeper.split_arguments(overrides, None)[0]
 

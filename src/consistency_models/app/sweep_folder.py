@@ -16,11 +16,11 @@ from consistency_models.app.checks.problems import problem
 from consistency_models.app.folder import RunFolder
 from consistency_models.errors import Exit
 from consistency_models.files import read_text, read_yaml, replaced, write_atomically
+from consistency_models.seeds import without_seeds
 
 __all__ = ["SweepFolder", "varied"]
 
 COLUMNS = ("job", "overrides", "differs", "status", "monitor", "metric", "exit_code")
-SEED = "seed"
 
 Row = dict[str, str]
 
@@ -147,7 +147,7 @@ class SweepFolder:
         cells: dict[tuple[str, str], list[float]] = {}
         for row in rows:
             if row["status"] == "DONE" and row["monitor"]:
-                cell = " ".join(part for part in shlex.split(row["differs"]) if part.partition("=")[0] != SEED)
+                cell = without_seeds(shlex.split(row["differs"]))
                 cells.setdefault((cell, row["metric"]), []).append(float(row["monitor"]))
         if cells:
             lines += ["| | metric | mean | standard deviation | seeds |", "|---|---|---|---|---|"]

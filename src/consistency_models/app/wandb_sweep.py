@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 
 from consistency_models.app.checks import Composer, check
+from consistency_models.app.checks.axes import axes_of
 from consistency_models.errors import Exit, command
 
 __all__ = ["main", "sweep_of"]
@@ -42,8 +42,8 @@ def sweep_of(overrides: Sequence[str], root: Path, metric: str | None, goal: str
     settled = [str(override.input_line) for override in parsed if not override.is_interval_sweep()]
     check("train", composer, settled, multirun=True)
     config = composer.compose([override for override in parsed if not override.is_sweep_override()])
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    every = {each.get_key_element(): each for each in OverridesParser.create().parse_overrides([*params, *overrides])}
+    params = [f"{key}={value}" for key, value in axes_of(config).items()]
+    every = {each.get_key_element(): each for each in [*composer.parse(params), *parsed]}
     axes = {key: _axis(each) for key, each in every.items() if each.is_sweep_override()}
     fixed = [f"{key}={each.get_value_element_as_str()}" for key, each in every.items() if key not in axes]
     asked = {"metric": {"name": metric, "goal": goal}} if metric else {}

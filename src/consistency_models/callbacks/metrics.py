@@ -29,7 +29,6 @@ class TrainMetrics(StepCallback):
     def __init__(self, every_n_steps: Size = 50) -> None:
         self.every_n_steps = every_n_steps
         self.latest: dict[str, float] = {}  # the last row that was read, for the progress bar and the summary
-        self.images_per_second = float("nan")
         self._waiting: tuple[int, dict[str, float], Deferred] | None = None
         self._began: tuple[float, int] | None = None  # time and step of the start of the current row
         self._seconds = self._images = self._teacher_calls = 0.0
@@ -62,14 +61,13 @@ class TrainMetrics(StepCallback):
         k, K = step - 1, method.total_steps
         (began, first), self._began = self._began, None
         seconds, images = time.perf_counter() - method.paused - began, (step - first) * batch.rows.total
-        self.images_per_second = images / seconds
         teacher_calls = method.teacher_calls / len(batch.rows)
         self._seconds, self._images = self._seconds + seconds, self._images + images
         self._teacher_calls += teacher_calls * images
         figures = {
             "train/learning_rate": method.optimizers(use_pl_optimizer=False).param_groups[0]["lr"],
             "train/images_seen": float(trainer.strategy.checkpoint_io.images_seen(step)),
-            "train/images_per_second": self.images_per_second,
+            "train/images_per_second": images / seconds,
             "train/teacher_calls_per_image": teacher_calls,
         }
         if (curriculum := getattr(method.schedule, "curriculum", None)) is not None:

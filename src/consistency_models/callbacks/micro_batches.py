@@ -61,28 +61,27 @@ class MicroBatches(Callback):
         free = available_bytes(device)
         if device.type != "cuda":
             free //= max(1, trainer.world_size // trainer.num_nodes)
-        if _bound(trainer, method, local // candidates[0]) > FEW * free:
+        count: int | None = candidates[0]
+        if tried := _bound(trainer, method, local // candidates[0]) > FEW * free:
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 try_out = self._try if device.type == "cuda" else self._extrapolate
                 count = try_out(trainer, method, candidates, free)
             self._clean_up(method)
-            if trainer.world_size > 1:
-                count = int(
-                    trainer.strategy.reduce(torch.tensor(float(count or 2**30), device=device), reduce_op="max")
-                )
-                count = None if count == 2**30 else count
-            if count is None:
-                smallest = local // candidates[-1]
-                reason = f"{smallest} images at a time need more memory than the {free / 2**30:.1f} GiB that are free"
-                fix = "choose a smaller network, or a batch size that is divisible by a larger power of two"
-                allowed = "a batch of which one micro-batch fits into the memory"
-                raise ConfigError("data.batch_size", trainer.datamodule.batch_size, allowed, fix, reason=reason)
+        if trainer.world_size > 1:  # all processes, because their free memory differs, and so may `tried`
+            largest = trainer.strategy.reduce(torch.tensor(float(count or 2**30), device=device), reduce_op="max")
+            count = None if largest == 2**30 else int(largest)
+        if count is None:
+            smallest = local // candidates[-1]
+            reason = f"{smallest} images at a time need more memory than the {free / 2**30:.1f} GiB that are free"
+            fix = "choose a smaller network, or a batch size that is divisible by a larger power of two"
+            allowed = "a batch of which one micro-batch fits into the memory"
+            raise ConfigError("data.batch_size", trainer.datamodule.batch_size, allowed, fix, reason=reason)
+        if tried:
             log.info(
                 "micro-batches of a step: %d of %d images each (%.1f GiB of memory are free on %s)",
                 *(count, local // count, free / 2**30, device),
             )
-            self.count = count
-        trainer.accumulate_grad_batches = self.count
+        self.count = trainer.accumulate_grad_batches = count
 
     def _try(self, trainer: Trainer, method: LightningModule, candidates: list[int], free: int) -> int | None:
         """Return the first number whose micro-batch runs without an out-of-memory error, or None."""

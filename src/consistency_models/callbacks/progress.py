@@ -49,7 +49,8 @@ class ProgressBar(StepCallback):
         metrics = next(c for c in trainer.callbacks if isinstance(c, TrainMetrics))
         latest, total = "", method.total_steps
         if "train/loss" in metrics.latest:  # empty until the first row is logged
-            latest = f"loss {metrics.latest['train/loss']:.4g}  {metrics.images_per_second:.0f} images/s"
+            speed = metrics.latest["train/images_per_second"]
+            latest = f"loss {metrics.latest['train/loss']:.4g}  {speed:.0f} images/s"
         self.bar.update(self.task, completed=step, description=latest)
         if not self.bar.console.is_terminal and step * 10 // total != (step - 1) * 10 // total:
             left = self.bar.tasks[0].time_remaining

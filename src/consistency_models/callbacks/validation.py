@@ -75,8 +75,9 @@ class Validation(StepCallback):
             ema = next(c for c in trainer.callbacks if isinstance(c, WeightEMA))
             with ema.applied(method):
                 self.final = {f"val/{score.name}": score.value for score in self.scores()}
-                if self.make_ode_error is not None:
-                    errors = self.ode_error(self.generator.solver(self.settings["steps"][0]))
+                steps = self.settings["steps"][0]
+                if self.make_ode_error is not None and hasattr(self.generator.make_sampler(steps=steps), "descend"):
+                    errors = self.ode_error(self.generator.solver(steps))
                     self.final |= {f"val/{name}": value for name, value in errors.summary().items()}
             self.monitor = next(iter(self.final))
             improved = self.note_best(trainer.global_step)

@@ -88,7 +88,7 @@ def encode(
         raise DataError(f"--batch-size {batch_size} must be 1 or more: take 8")
     encoders = Encoders(pipeline, chosen_device(device, "--device"))
     work, skipped = listed(images, encoders.takes_text, bad_images == "skip")
-    if size is not None and size % encoders.factor:
+    if size is not None and (size < 1 or size % encoders.factor):
         near = max(size // encoders.factor, 1) * encoders.factor
         raise DataError(f"--size {size} must be a multiple of {encoders.factor}, the factor of the VAE: take {near}")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -264,13 +264,13 @@ class _Encoding:
             **counts,
         }
         (folder / "meta.json").write_text(json.dumps(about, indent=1, ensure_ascii=False))
-        (folder / "progress.json").unlink(missing_ok=True)
         sums = []
-        for path in sorted(folder.iterdir()):
+        for path in sorted(path for path in folder.iterdir() if path.name not in (SUMS, "progress.json")):
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
                 sums.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
         (folder / SUMS).write_text("".join(sums))
+        (folder / "progress.json").unlink(missing_ok=True)  # last: a process that is stopped before this continues here
         return counts
 
 

@@ -77,7 +77,7 @@ def _values(path: str) -> Iterator[tuple[str, int, int, int, int]]:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            tree = _meta(file, size)
+            tree = _meta(file)
             count = 0
             for key, offset, length in _leaves(file, size, tree):
                 count += 1
@@ -88,7 +88,7 @@ def _values(path: str) -> Iterator[tuple[str, int, int, int, int]]:
         raise DataError(f"{path} cannot be read as an LMDB ({error}): fetch or make it again") from error
 
 
-def _meta(file: BinaryIO, size: int) -> _Tree:
+def _meta(file: BinaryIO) -> _Tree:
     """Read the valid one of the two meta pages."""
     found = {}
     page_size = struct.unpack_from("<I", _read(file, 40, 4))[0]

@@ -42,7 +42,7 @@ def save_grid(
         columns: images in a row.
         title: line above the images.
         row_labels: caption before each row.
-        scale: by default the image height becomes 48 to 96 pixels, and at least its own size.
+        scale: by default the image height becomes 43 to 84 pixels, and at least its own size.
         names: text above each image; omitted if the row above has the same names.
 
     Raises:

@@ -15,10 +15,10 @@ from typing import Any
 
 from consistency_models.errors import pasteable
 from consistency_models.files import open_regular, open_text, read_json, read_text, read_yaml
+from consistency_models.seeds import SEEDS, without_seeds
 
 __all__ = ["Cell", "Run", "cells_of", "differing_choices", "differing_keys", "leaves", "read_runs"]
 
-SEEDS = ("seed", "data.seed")
 IGNORED_KEYS = re.compile(r"name|tags|ckpt_path|paths\..*|logger\..*|callbacks\..*|show_traceback|sweep_size|test")
 HIGHER_IS_BETTER = ("is", "precision", "recall", "agreement")  # for a summary.json without `is_distance`
 PNG, GIF = b"\x89PNG\r\n\x1a\n", b"GIF89a"
@@ -94,7 +94,10 @@ def read_runs(paths: Sequence[str | Path]) -> dict[str, Run]:
     """
     runs: dict[str, Run] = {}
     for path in map(Path, paths):
-        for folder, differs in _jobs(path).items() or {path: ""}.items():
+        jobs = _jobs(path)
+        if not jobs and (path / "jobs.csv").exists():
+            raise ValueError(f"{path}: no job of this sweep is finished")
+        for folder, differs in jobs.items() or {path: ""}.items():
             run = _read(folder, shlex.split(differs))
             if run.name in runs:
                 raise ValueError(f"{path}: another run has the name {run.name}, too; give each run once")
@@ -107,7 +110,7 @@ def cells_of(runs: Mapping[str, Run]) -> list[Cell]:
     cells: dict[str, Cell] = {}
     for run in runs.values():
         content = {key: value for key, value in run.config.items() if _counts(key)}
-        name = " ".join(override for override in run.setting if not override.startswith("seed=")) or run.name
+        name = without_seeds(run.setting) or run.name
         cells.setdefault(json.dumps([content, run.weights], sort_keys=True), Cell(name, [])).runs.append(run)
     return list(cells.values())
 

@@ -15,7 +15,7 @@ from typing import Annotated
 from annotated_types import Ge, Lt
 from torch import Tensor
 
-from consistency_models.methods.base import Step
+from consistency_models.methods.base import Method, Step
 from consistency_models.methods.flow_map import end_of, gap
 from consistency_models.methods.meanflow import MeanFlow
 from consistency_models.noise.schedules import per_image
@@ -82,5 +82,5 @@ class AlphaFlow(MeanFlow):
 
     def loss(self, step: Step, online: Tensor, target: Tensor) -> Tensor:
         """w·m/(m + ε)^p, shape (B,)."""
-        m = self.weighting(step.levels) * self.distance(online, target)
+        m = Method.loss(self, step, online, target)
         return (self.alpha(step.progress) or 1.0) * m / (m.detach() + self.eps) ** self.power

@@ -102,8 +102,8 @@ class Method(LightningModule):
         augment: augmentation of the clean images, `augment(images, rows) -> (images, labels)`, or None.
 
     Raises:
-        ValueError: the method needs a teacher and has none, does not support a teacher and has one, or has no target
-            network and a decay of one.
+        ValueError: the method needs a teacher and has none, does not support a teacher and has one, needs a model of
+            two times and has one of one time, or has no target network and a decay of one.
     """
 
     rows_together: int = 1
@@ -188,7 +188,7 @@ class Method(LightningModule):
         self.list_weights()
         self.paused = 0.0  # seconds of pictures, validation and saves
         self.skipped = False  # set by FiniteGuard: this step does not change the weights
-        self.teacher_calls = 0  # evaluations of the teacher in this step, in images
+        self.teacher_calls = 0  # evaluations of the teacher in this micro-batch, in images
         self.monitored: dict[str, list[Tensor]] = {}  # device tensors of this step, one a micro-batch
         self.losses_by_level: list[Tensor] = []  # (2, B) of each micro-batch of this step: levels, and losses
 

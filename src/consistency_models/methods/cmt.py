@@ -25,6 +25,4 @@ class MidTraining(DirectConsistency):
     @torch.no_grad()
     def network_input(self, step: Step) -> Tensor:
         """The point at t of the teacher's trajectory from σ_max·n; shape of x."""
-        grid = step.levels.grid
-        assert grid is not None, "the schedule has no grid"
-        return self.solve(step, grid[-1].item() * step.noise, below=False)
+        return self.solve(step, step.levels.on_grid()[1][-1].item() * step.noise, below=False)

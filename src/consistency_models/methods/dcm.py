@@ -11,36 +11,22 @@ The paper compares this with a training that differs only in the target, f_θ af
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from consistency_models.methods.base import Method, Step
-from consistency_models.sampling.solvers import Heun
-from consistency_models.values import checked
+from consistency_models.methods.base import Step
+from consistency_models.methods.cd import ConsistencyDistillation
 
 __all__ = ["DirectConsistency"]
 
 
-class DirectConsistency(Method):
-    """LightningModule for Direct CM.
+class DirectConsistency(ConsistencyDistillation):
+    """LightningModule for Direct CM; arguments as for `ConsistencyDistillation`."""
 
-    Args:
-        solver: one step of the probability-flow ODE, `solver(denoiser, x, high, low)`; Heun's by default.
-        arguments: as for `Method`; the schedule draws neighbours on a grid.
-    """
-
-    needs_levels = "pairs of levels on a grid"
-    needs_teacher = True
     has_target_network = False
     varying_batches = True
-
-    @checked
-    def __init__(self, *, solver: Callable[..., Tensor] | None = None, **arguments) -> None:
-        super().__init__(**arguments)
-        self.solver = Heun() if solver is None else solver
 
     def target(self, step: Step) -> Tensor:
         """The end of the teacher's trajectory from x_t to the lowest level of the grid; shape of x."""
@@ -52,9 +38,7 @@ class DirectConsistency(Method):
         Each step evaluates only the rows whose range contains the step. Sorted by level these rows are one slice, whose
         length is known on the host without a synchronisation.
         """
-        index, levels = step.levels.index, step.levels.grid
-        assert index is not None, "the schedule has no grid"
-        assert levels is not None, "the schedule has no grid"
+        index, levels = step.levels.on_grid()
         high, grid = index + 1, levels.tolist()
         order = step.levels.high.argsort(descending=True)
         x = x[order]

@@ -1,4 +1,4 @@
-"""Base class of MeanFlow, α-Flow and AYF: a network u(z, t, r) predicts the average velocity from time t to time r.
+"""Base class of MeanFlow, α-Flow, AYF, FACM and Shortcut: a network u(z, t, r) predicts the average velocity.
 
     t = σ/(1 + σ),  z = x/(1 + σ) = (1 - t)·x0 + t·n,  v = dz/dt        the step from t to r ends at z - (t - r)·u
 

@@ -59,7 +59,8 @@ class MultistepConsistency(Method):
     def target(self, step: Step) -> Tensor:
         """(1 - β)·f_θ⁻(x_s, s) + β·x_T, shape of x."""
         t, s, p = step.levels.high, step.levels.low, step.levels.end
-        assert p is not None, "the schedule has no segments"
+        if p is None:
+            raise ValueError("this method needs a schedule of segments, such as Segments")
         if self._teacher[0] is None:
             denoised, x_s = step.x, step.at(s)
         else:

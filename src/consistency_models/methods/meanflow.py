@@ -129,8 +129,9 @@ class MeanFlow(FlowMap):
             labels = super().encode_labels(step.classes, step.rows)  # the derivative takes the classes that are dropped
         inside = (t >= low) & (t <= high)
         guided = step.labels is not None and (self.guidance_input is not None or (omega, self.kappa) != (1, 0))
-        shown = self.own(step, labels, kappa.where(inside, 0)) if guided or self.own_velocity else v
-        if step.labels is not None and guided:
+        mixed = guided and (self.guidance_input is not None or self.kappa != 0)
+        shown = self.own(step, labels, kappa.where(inside, 0)) if mixed or self.own_velocity else v
+        if guided:
             none = conditions.unconditional(self.model, step.labels)
             hidden, k = self.own(step, none, torch.zeros_like(kappa)), per_image(kappa, v)
             inside = per_image(inside & conditions.is_given(step.labels), v)

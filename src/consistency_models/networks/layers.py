@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from consistency_models.trust import loadable
-from consistency_models.values import Positive, checked
+from consistency_models.values import Even, Positive, checked
 
 __all__ = [
     "Conv2d",
@@ -135,12 +135,15 @@ class FourierEmbedding(nn.Module):
     Args:
         channels: number of outputs, even.
         scale: 16 for NCSN++ (arXiv 2011.13456); improved consistency training uses 0.02 (arXiv 2310.14189, Sec. 3.2).
+
+    Raises:
+        ValueError: channels is not even, or an argument is out of range.
     """
 
     freqs: Tensor
 
     @checked
-    def __init__(self, channels: int, scale: Positive = 16.0) -> None:
+    def __init__(self, channels: Even, scale: Positive = 16.0) -> None:
         super().__init__()
         self.register_buffer("freqs", torch.randn(channels // 2) * scale)
 

@@ -57,6 +57,16 @@ class Levels:
         end, weight = (None if each is None else move(each) for each in (self.end, self.weight))
         return replace(self, high=move(self.high), low=move(self.low), end=end, weight=weight)
 
+    def on_grid(self) -> tuple[Tensor, Tensor]:
+        """Return `index` and `grid`.
+
+        Raises:
+            ValueError: the schedule has no grid.
+        """
+        if self.index is None or self.grid is None:
+            raise ValueError("this method needs a schedule that draws pairs of levels on a grid, such as KarrasUniform")
+        return self.index, self.grid
+
 
 def per_image(values: Tensor, x: Tensor) -> Tensor:
     """Reshape values (B,) so that they broadcast against x of shape (B, ...): (B, 1, 1, 1) for images."""

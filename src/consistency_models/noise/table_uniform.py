@@ -42,8 +42,9 @@ class TableUniform(KarrasUniform):
     @checked
     def __init__(self, scalings: Discrete, steps: Size = 50, lowest: Literal["first", "zero"] = "first") -> None:
         T = len(scalings.sigmas)
-        if steps > (T if lowest == "zero" else T // 2):
-            raise ValueError(f"steps must be at most half of the {T} levels of the table; got {steps}")
+        most = T if lowest == "zero" else T // 2
+        if steps > most:
+            raise ValueError(f"steps must be at most {most} with {T} levels and lowest={lowest}; got {steps}")
         self.scalings, self.lowest, self.curriculum = scalings, lowest, Constant(steps + 1)
         self.sigma_min, self.sigma_max = self.grid(steps + 1)[[0, -1]].tolist()
 

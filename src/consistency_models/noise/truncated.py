@@ -39,7 +39,7 @@ class TruncatedStudentT:
     (TCM, arXiv 2410.14895, Sec. 3 and its code.)
 
     Args:
-        transition: t', the lowest level of the other rows.
+        transition: t', the level of the boundary rows.
         sigma_min, sigma_max: the range of the other rows.
         mean, scale, df: parameters of the distribution of ln t.
         q, slope, steepness: parameters of the gap, as for `ECTSchedule`.

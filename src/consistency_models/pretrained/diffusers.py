@@ -43,7 +43,7 @@ CONVERT = (
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What a folder says of its U-Net.
+    """The configuration of a pipeline folder: its U-Net, table and sampler.
 
     Args:
         unet: the folder with the weights.

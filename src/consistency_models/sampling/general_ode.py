@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import exp, expm1, inf, log, log1p, sqrt
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from consistency_models.noise.preconditioning import iddpm_table
@@ -19,8 +21,16 @@ from consistency_models.noise.schedules import karras_grid
 from consistency_models.sampling.churn import Churn
 from consistency_models.sampling.solvers import Denoiser
 from consistency_models.trust import loadable
+from consistency_models.values import Infinite, NotNegative, Positive, Rho, Share, Sigma, Size, checked
 
 __all__ = ["VE", "VP", "GeneralODESampler", "Linear", "edm_levels", "iddpm_levels", "ve_levels", "vp_levels"]
+
+Two = Annotated[int, Ge(2)]  # levels, at least
+
+
+def _refuse_empty_range(sigma_min: float, sigma_max: float) -> None:
+    if not sigma_min < sigma_max:
+        raise ValueError(f"sigma_min must be below sigma_max {sigma_max}; got {sigma_min}")
 
 
 class _Schedule:
@@ -35,12 +45,22 @@ class VP(_Schedule):
     Args:
         sigma_min: σ_min; by default that of β_d = 19.9, β_min = 0.1.
         sigma_max: σ_max; likewise.
-        epsilon: ε.
+        epsilon: ε, below 1.
+
+    Raises:
+        ValueError: an argument is out of range, or σ_min is not below σ_max.
     """
 
-    def __init__(self, sigma_min: float | None = None, sigma_max: float | None = None, epsilon: float = 1e-3) -> None:
+    @checked
+    def __init__(
+        self,
+        sigma_min: Sigma | None = None,
+        sigma_max: Sigma | None = None,
+        epsilon: Annotated[Positive, Lt(1)] = 1e-3,
+    ) -> None:
         low = log1p(sigma_min**2) if sigma_min else 19.9 / 2 * epsilon**2 + 0.1 * epsilon
         high = log1p(sigma_max**2) if sigma_max else 19.9 / 2 + 0.1
+        _refuse_empty_range(sqrt(expm1(low)), sqrt(expm1(high)))
         self.beta_d = 2 * (low / epsilon - high) / (epsilon - 1)
         self.beta_min = high - self.beta_d / 2
         self.epsilon = epsilon
@@ -93,30 +113,51 @@ class Linear(_Schedule):
 
 
 @loadable()
-def vp_levels(steps: int, **vp) -> list[float]:
-    """σ(t) of `VP`, which takes `vp`, for t from 1 to ε in equal steps."""
+@checked
+def vp_levels(steps: Two, **vp) -> list[float]:
+    """σ(t) of `VP`, which takes `vp`, for t from 1 to ε in equal steps, at least 2."""
     schedule = VP(**vp)
     return [schedule.sigma(1 + i / (steps - 1) * (schedule.epsilon - 1)) for i in range(steps)]
 
 
 @loadable()
-def ve_levels(steps: int, sigma_min: float = 0.02, sigma_max: float = 100.0) -> list[float]:
-    """From σ_max to σ_min in equal ratios."""
+@checked
+def ve_levels(steps: Two, sigma_min: Sigma = 0.02, sigma_max: Sigma = 100.0) -> list[float]:
+    """From σ_max to σ_min in equal ratios, at least 2 levels.
+
+    Raises:
+        ValueError: an argument is out of range, or σ_min is not below σ_max.
+    """
+    _refuse_empty_range(sigma_min, sigma_max)
     return [exp(log(sigma_max) + i / (steps - 1) * log(sigma_min / sigma_max)) for i in range(steps)]
 
 
 @loadable()
+@checked
 def iddpm_levels(
-    steps: int, sigma_min: float = 0.002, sigma_max: float = 81.0, c_1: float = 0.001, c_2: float = 0.008, M: int = 1000
+    steps: Two,
+    sigma_min: Sigma = 0.002,
+    sigma_max: Sigma = 81.0,
+    c_1: Positive = 0.001,
+    c_2: Positive = 0.008,
+    M: Size = 1000,
 ) -> list[float]:
-    """Levels of improved DDPM's table that lie in [σ_min, σ_max], at equal distances in the table."""
-    table = [u for u in iddpm_table(c_1, c_2, M, torch.float64).tolist() if sigma_min <= u <= sigma_max]
+    """Levels of improved DDPM's table that lie in [σ_min, σ_max], at equal distances in the table, at least 2.
+
+    Raises:
+        ValueError: an argument is out of range, or no level of the table lies in [σ_min, σ_max].
+    """
+    whole = iddpm_table(c_1, c_2, M, torch.float64).tolist()
+    table = [u for u in whole if sigma_min <= u <= sigma_max]
+    if not table:
+        ends = f"{min(whole):.4g} to {max(whole):.4g}"
+        raise ValueError(f"no level of the table ({ends}) is in [sigma_min, sigma_max] = [{sigma_min}, {sigma_max}]")
     return [table[round((len(table) - 1) / (steps - 1) * i)] for i in range(steps)]
 
 
 @loadable()
-def edm_levels(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> list[float]:
-    """The Karras grid, from σ_max."""
+def edm_levels(steps: Size, sigma_min: Sigma = 0.002, sigma_max: Sigma = 80.0, rho: Rho = 7.0) -> list[float]:
+    """The Karras grid, from σ_max; see `karras_grid`, which checks the arguments."""
     return karras_grid(steps, sigma_min, sigma_max, rho).flip(0).tolist()
 
 
@@ -143,21 +184,20 @@ class GeneralODESampler:
             of the churn is out of range.
     """
 
+    @checked
     def __init__(
         self,
         sigmas: Sequence[float],
         schedule: VP | VE | Linear,
         scaled: bool = False,
-        alpha: float = 1.0,
-        churn: float = 0.0,
-        churn_min: float = 0.0,
-        churn_max: float = inf,
-        churn_noise: float = 1.0,
+        alpha: Share = 1.0,
+        churn: NotNegative = 0.0,
+        churn_min: NotNegative = 0.0,
+        churn_max: Annotated[float, Ge(0), Infinite] = inf,
+        churn_noise: NotNegative = 1.0,
     ) -> None:
         if len(sigmas) < 2 or not all(a > b > 0 for a, b in pairwise(sigmas)):
             raise ValueError(f"sigmas must be two or more positive levels in descending order; got {sigmas}")
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be in [0, 1], 0 for Euler's method; got {alpha}")
         self.sigmas, self.schedule, self.scaled, self.alpha = tuple(sigmas), schedule, scaled, alpha
         self.churn = Churn(len(sigmas), churn, churn_min, churn_max, churn_noise)
         self.nfe = len(sigmas) if alpha == 0 else 2 * len(sigmas) - 1

@@ -83,10 +83,16 @@ class Generator:
         return self.labels(indices) if self.prompts is None else self.prompts[indices % len(self.prompts)]
 
     def condition(self, labels: Tensor | Prompt | None, device: torch.device | str) -> Tensor | Prompt | None:
-        """What the model takes for classes (n,) or prompts: one-hot rows, or what the network makes of the prompts."""
+        """The condition of the model: one-hot rows (n, classes) for classes, or the network's encoding of prompts.
+
+        Raises:
+            ValueError: prompts for a model without text.
+        """
         if self.num_classes and isinstance(labels, Tensor):
             return one_hot(labels, self.num_classes).float().to(device)
         network = getattr(self.model, "network", self.model)
+        if isinstance(labels, Prompt) and not hasattr(network, "encode"):
+            raise ValueError("labels: this model takes no text")
         return conditions.encode(network, labels if labels is None else labels.to(device))
 
     def names(self, labels: Tensor | None) -> list[str] | None:
@@ -94,11 +100,17 @@ class Generator:
         return [self.class_names[label] for label in labels] if self.class_names and labels is not None else None
 
     def solver(self, steps: int) -> Callable[..., Tensor]:
-        """`(x, sigma, labels) -> x` at the ODE's end, from any one level, as the sampler of `steps` steps takes it.
+        """Return `solve(x, sigma, labels)`: the end of the ODE from images x at one level sigma (B,), by the sampler.
 
-        That raises ValueError for a level below `lowest`.
+        Args:
+            steps: number of steps of the sampler.
+
+        Raises:
+            ValueError: the sampler starts from pure noise only. `solve` raises it for a level below `lowest`.
         """
         sampler = self.make_sampler(steps=steps)
+        if not hasattr(sampler, "descend"):
+            raise ValueError(f"{type(sampler).__name__} starts from pure noise only: choose another, such as Heun")
 
         def descend(x: Tensor, sigma: Tensor, labels: Tensor | Prompt | None = None) -> Tensor:
             level = sigma[0].item()
@@ -296,9 +308,9 @@ class Generator:
             repaired = generator.edit(images, editing.Inpainting(known), labels=[3] * len(images))
             denoised = generator.edit(noisy, editing.Unconstrained(), levels=[0.5], labels=…, x=noisy)
 
-        What is measured of the result is what was measured of the images: of inpainting to the last bit, otherwise but
-        for rounding. So results are not clamped: with `Colorization` and `SuperResolution` they may leave [-1, 1].
-        A model of segments and a teacher are taken down to the ODE's end at each level, by their own sampler.
+        The measurement of the result equals that of the images: exactly for inpainting, up to float32 rounding for the
+        others. Results are therefore not clamped: with `Colorization` and `SuperResolution` they may leave [-1, 1]. The
+        sampler of a model of segments or of a teacher solves the ODE from each level to the end.
 
         Args:
             images: (n, C, H, W) in [-1, 1], of the model's shape.
@@ -315,6 +327,10 @@ class Generator:
             ValueError: images, labels or levels that do not fit the model, or that the operator cannot measure.
         """
         n, classes, device = len(images), self.num_classes, next(self.model.parameters()).device
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        if x is not None and x.shape != images.shape:
+            raise ValueError(f"x must have the shape of images, {tuple(images.shape)}; got {tuple(x.shape)}")
         if tuple(images.shape[1:]) != self.shape or not images.is_floating_point() or not n:
             allowed = f"floating-point numbers of shape (n, {', '.join(map(str, self.shape))})"
             raise ValueError(f"images must be {allowed}; got {images.dtype} of shape {tuple(images.shape)}")
@@ -331,9 +347,10 @@ class Generator:
             condition = self.condition(None if labels is None else labels[rows], device)
 
             def denoiser(x: Tensor, sigma: Tensor, condition: Tensor | Prompt | None = condition) -> Tensor:
+                x = solver(x, sigma, condition)
                 if progress is not None:
                     progress(len(x))
-                return solver(x, sigma, condition)
+                return x
 
             noise = ImageNoise(seed, rows.tolist(), self.shape, device)
             start = None if x is None else x[rows].float().to(device)

@@ -14,7 +14,7 @@ of the denoiser and the images are clamped to [-1, 1]. Facts of a class, true wh
     sampler.descend(denoiser, x, sigma) -> images
 
 starts from images x of any level and adds no noise. Its result is compared with the solution of the probability-flow
-ODE. `Ancestral`, which needs the noise, has no such method.
+ODE. `Ancestral`, which needs the noise, and `GeneralODESampler`, which starts at its first level, have no such method.
 """
 
 from __future__ import annotations
@@ -222,13 +222,17 @@ class FlowMapSampler:
     consistency models.  (MeanFlow, arXiv 2505.13447, Sec. 4.3; AYF, arXiv 2506.14603, Sec. 3.4.)
 
     Args:
-        steps: number of calls; by default the levels are equidistant in the time t = σ/(1 + σ), down to 0.
+        steps: number of calls, at levels that are equidistant in the time t = σ/(1 + σ), down to 0; None: 1, or the
+            number of `sigmas`.
         sigma_max: σ_1, the standard deviation of the start.
-        sigmas: the levels at which the model is called, descending, in place of steps and sigma_max.
+        sigmas: the levels at which the model is called, descending, in place of these levels.
         gamma: γ in [0, 1].
         clip: clamp D to [-1, 1].
         inputs: additional inputs of the network, the same for all images, such as the scale of guidance of improved
             MeanFlow; None: zeros.
+
+    Raises:
+        ValueError: steps is not the number of sigmas.
     """
 
     needs_two_times = True
@@ -236,14 +240,17 @@ class FlowMapSampler:
     @checked
     def __init__(
         self,
-        steps: Size = 1,
+        steps: Size | None = None,
         sigma_max: Sigma = 80.0,
         sigmas: Descending | None = None,
         gamma: Share = 0.0,
         clip: bool = False,
         inputs: Annotated[Sequence[float], MinLen(1)] | None = None,
     ) -> None:
+        if sigmas is not None and steps not in (None, len(sigmas)):
+            raise ValueError(f"steps must be {len(sigmas)}, the number of sigmas; got {steps}")
         if sigmas is None:
+            steps = steps or 1
             times = (sigma_max / (1 + sigma_max) * (1 - i / steps) for i in range(1, steps))
             sigmas = (sigma_max, *(t / (1 - t) for t in times))
         self.sigmas, self.gamma, self.clip = tuple(map(float, sigmas)), gamma, clip

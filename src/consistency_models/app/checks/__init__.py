@@ -81,7 +81,7 @@ def _check_names(folder: Path, conf_dir: Path) -> None:
 
 def config_to_plan(conf_dir: str | Path, arguments: Namespace) -> dict[str, Any] | None:
     """Return the resolved configuration of a train.py command with `plan=true`; None for other commands."""
-    if arguments.multirun or not any(line.startswith("plan=") for line in arguments.overrides):
+    if arguments.multirun or not any(line.lstrip("+").startswith("plan=") for line in arguments.overrides):
         return None
     composer = _composer("train", conf_dir, arguments)
     overrides = composer.parse(arguments.overrides)
@@ -116,6 +116,9 @@ def check(task: str, composer: Composer, lines: Sequence[str], multirun: bool = 
     fixed = [override for override in overrides if not override.is_sweep_override()]
     config = composer.compose(fixed)
     if multirun or config.hydra.mode == RunMode.MULTIRUN:
+        if config.get("plan"):
+            reason = "the plan is that of one run, and this command has several jobs"
+            raise problem("plan", True, "false", "leave out --multirun and sweeps=, and choose one cell", reason=reason)
         _check_plugins(config)
         _check_jobs(task, composer, composer.cells(overrides, config), is_grid(config))
     else:

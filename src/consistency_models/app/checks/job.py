@@ -16,8 +16,8 @@ from consistency_models.app.checks.rules import meant, meant_target, nearest
 from consistency_models.app.checks.table import EVAL, FOREIGN, HYDRA, NOT_ARGUMENTS, PATHS, TRAIN, kind_of
 from consistency_models.app.checks.targets import find
 from consistency_models.app.folder import is_run_of
-from consistency_models.errors import ConfigError
-from consistency_models.values import accepts, describe, show
+from consistency_models.errors import ConfigError, show
+from consistency_models.values import accepts, describe
 
 __all__ = ["REQUIRED", "check_job", "wrong"]
 

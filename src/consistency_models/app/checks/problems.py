@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from consistency_models.app.checks.rules import nearest
-from consistency_models.errors import ConfigError, Exit
-from consistency_models.values import show
+from consistency_models.errors import ConfigError, Exit, show
 
 __all__ = ["ConfigErrors", "one_line", "problem", "unknown_key"]
 

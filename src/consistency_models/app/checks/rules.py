@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from consistency_models.app.checks.targets import find
-from consistency_models.values import accepts, members, parts, show
+from consistency_models.errors import show
+from consistency_models.values import accepts, members, parts
 
 __all__ = ["meant", "meant_target", "nearest"]
 

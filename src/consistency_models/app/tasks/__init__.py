@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from hydra.utils import get_method
@@ -23,7 +25,7 @@ def run_task(config: dict[str, Any]) -> Exit:
         task, config = dict(config["task"]), {**config, "device": chosen_device(config["device"])}
         generator = _load(config)
         if config.get("sampler"):
-            generator.make_sampler = instantiate(_sampler(config["sampler"], generator.config["sampler"]))
+            generator.make_sampler = _make_sampler(config["sampler"], generator)
         get_method(task.pop("_target_"))(config, generator, **task)
         return Exit.DONE
     except Exception as error:
@@ -40,7 +42,25 @@ def _load(config: dict[str, Any]) -> Generator:
         raise ConfigError("weights", config["weights"], "model, or the name of an average", reason=reason) from error
 
 
-def _sampler(chosen: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Fill null values of the chosen sampler, such as the segments, with the values of the run's sampler."""
+def _make_sampler(chosen: dict[str, Any], generator: Generator) -> Callable[..., Any]:
+    """Build the chosen sampler. Null values, such as the segments, are those of the run's sampler.
+
+    Raises:
+        ConfigError: the run has no such value, or the sampler is not for models of as many times.
+    """
+    own = generator.config["sampler"]
     filled = {key: own.get(key) if value is None else value for key, value in chosen.items()}
-    return {key: value for key, value in filled.items() if value is not None}
+    make: Any = instantiate({key: value for key, value in filled.items() if value is not None})
+    sampler = getattr(make, "func", make)  # of a partial
+    required = {name for name, p in inspect.signature(sampler).parameters.items() if p.default is p.empty}
+    for key in [key for key, value in filled.items() if value is None and key in required]:
+        fix = f"give it, or choose another sampler than {sampler.__name__}"
+        raise ConfigError(f"sampler.{key}", None, "a value", fix, reason="the run's own sampler has none")
+    name, two_times = sampler.__name__, getattr(generator.model, "two_times", False)
+    if two_times and getattr(sampler, "one_time", False):
+        reason, fix = "the model takes two times, and this sampler passes one", "did you mean sampler=flow_map?"
+        raise ConfigError("sampler", name, "flow_map, euler, heun", fix, reason=reason)
+    if not two_times and getattr(sampler, "needs_two_times", False):
+        reason, fix = "the model has one time, and this sampler passes two", "did you mean sampler=consistency?"
+        raise ConfigError("sampler", name, "a sampler for models of one time", fix, reason=reason)
+    return make

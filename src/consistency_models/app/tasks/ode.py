@@ -26,8 +26,9 @@ def ode_errors(
 ) -> Iterator[tuple[Any, list[dict[str, Any]], dict[str, Any], float]]:
     """Yield (sampler, scores, errors at each level, seconds) for each solver of the ODE.
 
-    All consistency samplers have the same solver, the consistency function. Every other sampler is measured. Yields
-    nothing for a run without an exact solution and without a teacher, or if the path of the teacher does not exist.
+    All consistency samplers have the same solver, the consistency function. Every other sampler with `descend` is
+    measured. Yields nothing for a run without an exact solution and without a teacher, or if the path of the teacher
+    does not exist.
     """
     settings, teacher = generator.config["evaluation"], generator.config.get("teacher") or {}
     exact, path = source.has_closed_form, teacher.get("path")
@@ -48,7 +49,7 @@ def ode_errors(
     digest = source.digest if exact else truth.origin["digest"]
     functions = [sampler for sampler in samplers if isinstance(sampler, Consistency)]
     for sampler in samplers:
-        if sampler in functions[1:]:
+        if sampler in functions[1:] or not hasattr(sampler, "descend"):
             continue
         started, steps = time.perf_counter(), len(sampler.sigmas)
         errors = measure(generator.solver(steps))

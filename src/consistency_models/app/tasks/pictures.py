@@ -68,7 +68,7 @@ def refuse_points(config: dict[str, Any], generator: Generator) -> None:
     """Raise ConfigError for a model of points, because editing requires images."""
     if not generator.clamp:
         task = config["task"]["_target_"].rpartition(".")[2]
-        reason = f"{config['run']} makes points, and not images of grey or RGB pixels"
+        reason = f"{config['run']} makes points or latents, and not images of grey or RGB pixels"
         raise ConfigError("task", task, "evaluate", reason=reason)
 
 

@@ -9,8 +9,8 @@ from itertools import pairwise
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.relations.choices import Choices, Config, Problems
 from consistency_models.app.checks.targets import fact
+from consistency_models.errors import show
 from consistency_models.files import is_pipeline
-from consistency_models.values import show
 
 __all__ = ["method", "network", "text", "two_times"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from consistency_models.app.checks.files import wrong_checkpoint, wrong_path
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.relations.choices import Choices, Config, Problems
+from consistency_models.errors import show
 from consistency_models.files import is_pipeline
-from consistency_models.values import show
 
 __all__ = ["sample_sets", "scored_run", "ways"]
 

@@ -8,7 +8,7 @@ from consistency_models.app.checks.files import wrong_checkpoint, wrong_path, wr
 from consistency_models.app.checks.problems import problem
 from consistency_models.app.checks.relations.choices import Choices, Config, Problems
 from consistency_models.app.checks.targets import fact
-from consistency_models.values import show
+from consistency_models.errors import show
 
 __all__ = ["guidance", "init", "needs_teacher", "teacher"]
 
