@@ -168,7 +168,7 @@ def test_prompts_and_latents(sd_folder):
 
 
 def test_points_are_refused():
-    with pytest.raises(ConfigError, match=r"pipeline=None is not allowed: .* makes 2x1x1 numbers"):
+    with pytest.raises(ConfigError, match=r"pipeline=null is not allowed: .* makes 2x1x1 numbers"):
         open_runs([ROOT / "tests/reliability/earlier"])
 
 

@@ -178,11 +178,11 @@ WRONG = [  # what is on the command line, the file that it names, part of the er
         "task.levels=[0.001] is not allowed: the model ends at this level. Allowed: levels above 0.002",
     ),
     ("task.levels=[1,0.002]", None, "levels above 0.002"),
-    ("seeds=0-9", None, "seeds=0-9 is not allowed: task=inpaint does not use it. Allowed: None"),
+    ("seeds=0-9", None, "seeds=0-9 is not allowed: task=inpaint does not use it. Allowed: null"),
     ("repeats=2", None, "repeats=2 is not allowed: task=inpaint does not use it. Allowed: 1"),
     ("devices=2", None, "devices=2 is not allowed: task=inpaint does not use it. Allowed: 1"),
     ("compile=true", None, "compile=true is not allowed: task=inpaint does not use it. Allowed: auto"),
-    ("sigmas=[80,1]", None, "sigmas=[80, 1] is not allowed: task=inpaint does not use it. Allowed: None"),
+    ("sigmas=[80,1]", None, "sigmas=[80,1] is not allowed: task=inpaint does not use it. Allowed: null"),
 ]
 
 

@@ -113,10 +113,33 @@ def test_a_model_of_segments_has_its_own_steps(tmp_path, capsys):
     assert evaluate(folder, "n=20", "sampler=segments", "steps=[2]") == Exit.BAD_INPUT
 
 
-def test_a_flow_map_is_sampled_at_chosen_levels(tmp_path):
+def test_a_flow_map_is_sampled_at_chosen_levels(tmp_path, capsys):
     folder = trained(tmp_path, *POINTS, "model=imm", "teacher=none", "init=random", "data.batch_size=8")
     found = results(folder, "sigmas=[80,0.7]", "n=20")[1]["eval/sw20_identity_train_2step"]
     assert (found["sampler"], found["sigmas"]) == ("FlowMapSampler", [80.0, 0.7])
+    capsys.readouterr()
+    assert evaluate(folder, "n=20", "sampler=consistency") == Exit.BAD_INPUT
+    assert "Consistency.for_steps is not allowed: the model takes two times" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sampler", "told"),
+    [
+        ("flow_map", "sampler=FlowMapSampler is not allowed: the model has one time"),
+        ("ddim", "sampler.scalings=null is not allowed: the run's own sampler has none"),
+        ("lcm", "sampler.scalings=null is not allowed: the run's own sampler has none"),
+    ],
+)
+def test_a_sampler_that_does_not_fit_the_model(points, sampler, told, capsys):
+    assert evaluate(points, "n=20", f"sampler={sampler}") == Exit.BAD_INPUT
+    assert told in capsys.readouterr().err
+
+
+def test_the_ode_is_not_measured_with_a_sampler_that_needs_noise(points):
+    ancestral = "{_target_:consistency_models.sampling.samplers.Ancestral,_partial_:true}"
+    _, found = results(points, "n=20", "steps=[3]", f"++sampler={ancestral}")
+    assert found["eval/sw20_identity_train_3step"]["sampler"] == "Ancestral"
+    assert not any("ode_error" in name for name in found)
 
 
 def test_the_teacher_solves_its_ode(tmp_path):

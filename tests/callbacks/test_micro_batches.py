@@ -83,6 +83,37 @@ def test_a_run_that_goes_on_keeps_its_number(tmp_path, memory):
     assert chosen(tmp_path) == count > 1
 
 
+def test_a_run_that_goes_on_with_another_batch_needs_no_trial(tmp_path, memory, monkeypatch):
+    """The number of the checkpoint does not divide the new batch."""
+    steps = [argument for argument in STEP if not argument.startswith("trainer.max_steps")]
+    with monkeypatch.context() as patch:
+        patch.setattr(micro_batches, "available_bytes", lambda device: 1_500_000)
+        patch.setattr(micro_batches, "FEW", 0)
+        assert run(tmp_path, *steps, "trainer.max_steps=1") == Exit.DONE
+    assert chosen(tmp_path) > 1
+    assert run(tmp_path, *steps, "trainer.max_steps=2", "data.batch_size=5", f"ckpt_path={tmp_path}") == Exit.DONE
+    assert chosen(tmp_path) == 1
+
+
+@pytest.mark.parametrize("other", [1, 4])
+def test_processes_agree_whether_or_not_they_tried(other, monkeypatch):
+    """Free memory differs between processes: the one that needs no trial takes part in the agreement, too."""
+    monkeypatch.setattr(micro_batches, "_bound", lambda *_: 0.0)
+    reduced = []
+
+    def reduce(value, reduce_op):
+        reduced.append(reduce_op)
+        return torch.tensor(max(float(value), other))
+
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(batch_size=16), world_size=2, num_nodes=1, strategy=SimpleNamespace(reduce=reduce)
+    )
+    method = SimpleNamespace(on_fit_start=lambda: None, device=torch.device("cpu"), rows_together=1)
+    MicroBatches(forecast=None).on_fit_start(trainer, method)
+    assert reduced == ["max"]
+    assert trainer.accumulate_grad_batches == other
+
+
 def test_what_does_not_fit_at_all_is_refused(tmp_path, memory, capsys):
     memory(1000)
     assert run(tmp_path, *STEP) == Exit.BAD_INPUT

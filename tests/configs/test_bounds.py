@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
+import numpy as np
 import pytest
 import yaml
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
@@ -15,7 +16,8 @@ from hydra.utils import get_object
 
 from consistency_models.app.checks.job import wrong
 from consistency_models.app.checks.targets import find
-from consistency_models.errors import show
+from consistency_models.errors import ConfigError, show
+from consistency_models.noise.schedules import LogNormal
 from consistency_models.values import accepts, members, parts
 
 FILES = sorted([*(ROOT / "conf").glob("*/*.yaml"), *(ROOT / "sweeps").glob("*.yaml")])
@@ -95,3 +97,14 @@ def test_refused_at_run_time_and_by_the_command(target, argument, value):
         tree = {key: tree}
     key = ".".join(map(str, (*path, argument)))
     assert [one.key for one in wrong(task, tree, (*path, argument), [])] == [key]
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert LogNormal(np.float64(-1.2), np.float32(1.0)).mean == -1.2
+    with pytest.raises(ConfigError, match=r"std=0\.0 is not allowed"):
+        LogNormal(-1.2, np.float64(0.0))
+
+
+@pytest.mark.parametrize(("value", "written"), [(None, "null"), ([1.0, None], "[1.0,null]"), (True, "true")])
+def test_a_value_is_written_as_on_the_command_line(value, written):
+    assert str(ConfigError("key", value, "null")) == f"key={written} is not allowed. Allowed: null"

@@ -53,6 +53,8 @@ def test_passes(passes):
         ("'seed=range(0,5,0)'", "a STEP other than 0"),
         ("hydra/sweeper=search 'optimizer.lr=interval(2,1)'", "interval(LOW, HIGH) with LOW < HIGH"),
         ("hydra/sweeper=search 'optimizer.weight_decay=tag(log,interval(0,1))'", "0 < LOW with tag(log, …)"),
+        ("plan=true seed=0,1", "plan=true is not allowed: the plan is that of one run"),
+        ("++plan=true seed=0,1", "plan=true is not allowed: the plan is that of one run"),
         ("sweeps=ict_depth,ict_distance", "it chooses the axes of a multirun"),
         ("sweeps=ict_depth sweep_size=small,digits", "it chooses the axes of a multirun"),
     ],

@@ -201,7 +201,8 @@ def main():
 
     def hook(event, arguments):
         is_parsed = event == "compile" and arguments[1] == "<unknown>"  # numpy's headers, by ast.literal_eval
-        if watching and not is_parsed and not event.startswith(HARMLESS):
+        is_shown = event == "open" and arguments[0] == "<string>"  # Python 3.13 looks for the line of a warning
+        if watching and not is_parsed and not is_shown and not event.startswith(HARMLESS):
             first = arguments[0] if arguments else None
             is_below_open_folder = event in ("os.remove", "os.rmdir") and arguments[-1] >= 0  # shutil.rmtree
             inside = is_below_open_folder or type(first) is int

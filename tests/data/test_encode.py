@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -174,6 +175,27 @@ def test_continues_after_a_kill(sd_folder, images, tmp_path, monkeypatch):
         file.write(b"half a row")
     encode(sd_folder, images, tmp_path / "out", size=16, batch_size=2)
     assert calls == [2, 2, 1, 1]  # the last image only
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
+
+
+def test_what_is_encoded_stays_if_the_sums_are_interrupted(sd_folder, images, tmp_path, monkeypatch):
+    right = Encoders.images
+
+    def then_interrupted(self, pixels):
+        monkeypatch.setattr(module.hashlib, "file_digest", Mock(side_effect=Killed))
+        return right(self, pixels)
+
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(Encoders, "images", then_interrupted)
+    with pytest.raises(Killed):
+        encode(sd_folder, images, tmp_path / "out", size=16)
+    monkeypatch.undo()
+    monkeypatch.setattr(Encoders, "images", None)
+    encode(sd_folder, images, tmp_path / "out", size=16)
+    monkeypatch.undo()
+    encode(sd_folder, images, tmp_path / "whole", size=16)
+    assert len({path.name for path in (tmp_path / "whole").iterdir()}) > 2
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
 

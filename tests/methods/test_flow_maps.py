@@ -301,6 +301,16 @@ def test_guidance_leaves_the_network_in_train_mode():
     assert meanflow.model.network.training
 
 
+@pytest.mark.parametrize(("kappa", "calls"), [(0.0, 1), (0.25, 2)])
+def test_only_the_velocities_of_the_formula_are_computed(kappa, calls, monkeypatch):
+    meanflow = trained_on(MeanFlow, random_mlp(num_classes=3), label_dropout=0.1, omega=2.0, kappa=kappa)
+    made, own, count = step(), meanflow.own, []
+    made.labels = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1, 2]]
+    monkeypatch.setattr(meanflow, "own", lambda *given: count.append(1) or own(*given))
+    meanflow.velocities(made)
+    assert len(count) == calls
+
+
 class OfText(nn.Module):
     """u = z·(mean of the text)."""
 

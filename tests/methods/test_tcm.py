@@ -166,7 +166,7 @@ def test_levels_below_the_transition_are_refused_when_it_is_sampled(stages):
     with pytest.raises(ValueError, match=r"trained on levels from 1 up; got 0\.5"):
         generator.sample(2, sampler=Consistency((80.0, 0.5), 0.0))
     assert len(samplers_of({"sigmas": [80.0, 1.0], "steps": None}, generator)) == 1
-    with pytest.raises(ConfigError, match=r"sigmas=\[80\.0, 0\.5\] is not allowed: .* Allowed: levels from 1 up"):
+    with pytest.raises(ConfigError, match=r"sigmas=\[80\.0,0\.5\] is not allowed: .* Allowed: levels from 1 up"):
         samplers_of({"sigmas": [80.0, 0.5], "steps": None}, generator)
     solver = generator.solver(1)
     x = torch.zeros(2, 1, 8, 8)

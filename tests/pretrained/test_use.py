@@ -265,8 +265,8 @@ def test_it_is_scored(images, tmp_path):
 @pytest.mark.parametrize(
     ("says", "chosen"),
     [
-        ("data=None is not allowed: .* names none. Allowed: a choice on the command line", ["features=identity"]),
-        ("features=None is not allowed: .* names none. Allowed: a choice on the command line", ["data=digits"]),
+        ("data=null is not allowed: .* names none. Allowed: a choice on the command line", ["features=identity"]),
+        ("features=null is not allowed: .* names none. Allowed: a choice on the command line", ["data=digits"]),
         (
             r"these are \(1, 8, 8\) in .*Allowed: images of shape \(3, 8, 8\) in no classes",
             ["data=digits", "features=identity"],

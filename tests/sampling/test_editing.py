@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from consistency_models.conditions import Prompt
 from consistency_models.evaluation.features import to_bytes, to_float
 from consistency_models.sampling import editing, samplers
 from consistency_models.sampling.editing import Inpainting, Unconstrained, edit, estimate_sigma, grid_of, slerp
@@ -216,6 +217,26 @@ def test_progress_counts_images_and_levels():
     assert sum(done) == 5 * 3
 
 
+def test_prompts_are_refused_by_a_model_without_text():
+    for model in (generator(), generator(num_classes=3)):
+        with pytest.raises(ValueError, match="this model takes no text"):
+            model.sample(2, labels=Prompt(torch.zeros(2, 4, 8)))
+
+
+def test_progress_comes_after_the_call():
+    order = []
+
+    class Told(Model):
+        def forward(self, *given, **named):
+            order.append("call")
+            return super().forward(*given, **named)
+
+    model = generator()
+    model.model = Told()
+    model.edit(images(1, dtype=torch.float32), Unconstrained(), levels=2, progress=lambda n: order.append("done"))
+    assert order == ["call", "done"]
+
+
 def test_a_teacher_takes_its_solvers_steps():
     """Down to 0 from each level, on the levels of its grid that lie below."""
     given = images(2, dtype=torch.float32)
@@ -239,6 +260,8 @@ def test_a_teacher_takes_its_solvers_steps():
         ({"images": images(2), "labels": [1, 3]}, 3, "labels must be 2 whole numbers from 0 to 2"),
         ({"images": images(2), "levels": [0.5, 0.5]}, 0, "descending"),
         ({"images": images(2), "levels": 1}, 0, "at least 2"),
+        ({"images": images(2), "batch_size": 0}, 0, "batch_size must be at least 1"),
+        ({"images": images(2), "x": images(3)}, 0, "x must have the shape of images"),
     ],
 )
 def test_a_model_refuses_what_it_cannot_edit(arguments, num_classes, message):

@@ -239,6 +239,12 @@ def test_steps_without_meaning_are_refused(arguments):
         Consistency.for_steps(**arguments)
 
 
+def test_steps_are_the_number_of_levels():
+    assert FlowMapSampler(steps=2, sigmas=[80.0, 1.0]).nfe == FlowMapSampler(sigmas=[80.0, 1.0]).nfe == 2
+    with pytest.raises(ValueError, match="steps must be 2, the number of sigmas; got 1"):
+        FlowMapSampler(steps=1, sigmas=[80.0, 1.0])
+
+
 @pytest.mark.parametrize("make", GRID)
 @pytest.mark.parametrize("arguments", [{"steps": 0}, {"sigma_min": 0}, {"sigma_max": 0.001}, {"rho": 0}], ids=str)
 def test_a_grid_without_meaning_is_refused(make, arguments):

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -58,6 +59,19 @@ def test_seeds_are_one_cell_with_mean_and_deviation(sweep):
     assert (one["value"], one["spread"], one["steps"], one["nfe"]) == (4.0, pytest.approx(2**0.5), 1, 1)
     assert (two["value"], two["steps"]) == (2.0, 2)
     assert cells["loss=l2"].runs[0].curves["train/loss"] == [(10, 1.0), (20, 0.5)]
+
+
+@pytest.mark.parametrize("key", ["seed", "data.seed"])
+def test_no_seed_is_part_of_a_cell_s_name(sweep, key):
+    runs = {name: replace(run, setting=["loss=l1", f"{key}=0"]) for name, run in read_runs([sweep]).items()}
+    assert {cell.name for cell in cells_of(runs)} == {"loss=l1"}
+
+
+def test_a_sweep_without_a_finished_job(sweep):
+    rows = (sweep / "jobs.csv").read_text().replace("DONE", "FAILED")
+    (sweep / "jobs.csv").write_text(rows)
+    with pytest.raises(ValueError, match="no job of this sweep is finished"):
+        read_runs([sweep])
 
 
 def test_a_summary_says_which_figures_are_distances_and_what_a_step_costs(sweep):

@@ -115,6 +115,12 @@ def test_a_wandb_sweep_runs_the_same_jobs(line, tmp_path, monkeypatch):
     assert typed == cells
 
 
+def test_an_old_name_of_a_key_is_replaced(capsys):
+    sweep = wandb_sweep.sweep_of(["data=mixture", "callbacks.metrics.every=10", "seed=0,1"], ROOT, None, "minimize")
+    assert "callbacks.metrics.every_n_steps=10" in sweep["command"]
+    assert "is called callbacks.metrics.every_n_steps=10 now" in capsys.readouterr().err
+
+
 def test_an_interval_makes_it_a_search():
     line = ["model=ict", "data=mixture", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "loss=l1,l2"]
     sweep = wandb_sweep.sweep_of(line, ROOT, "val/sw2000_identity_train_1step", "minimize")

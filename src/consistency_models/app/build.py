@@ -160,6 +160,7 @@ def build_method(
         model: the preconditioned network; by default a new one.
     """
     model = build_model(config) if model is None else model
+    _check_classes(config, model.network)
     steps = total_steps(config, images_seen or ImagesSeen(config["data"]["batch_size"]))
     config, teacher = with_acceleration(config, model, steps), build_teacher(config)
     check_range(config, teacher)
@@ -186,6 +187,14 @@ def build_method(
         teacher=teacher,
         augment=augment,
     )
+
+
+def _check_classes(config: dict[str, Any], network: nn.Module) -> None:
+    """Refuse a network that would ignore the classes of the images, see `conditions.encode`."""
+    if config["data"]["conditional"] and not (getattr(network, "num_classes", 0) or hasattr(network, "encode")):
+        fix = "set self.num_classes in its constructor, or set data.conditional=false"
+        reason = f"{type(network).__name__} has no classes in its attribute num_classes, so it would ignore the labels"
+        raise ConfigError("data.conditional", True, "a network with num_classes, or with encode", fix, reason=reason)
 
 
 def _share_base(config: dict[str, Any], model: nn.Module, teacher: nn.Module | None) -> None:

@@ -67,6 +67,15 @@ class Checkpoint(StepCallback):
             self.copy(trainer, f"step_{step:08d}.ckpt")
             self.prune(trainer)
 
+    def on_exception(self, trainer: Trainer, method: LightningModule, exception: BaseException) -> None:
+        """Save the step whose pictures or validation failed: the training up to it is complete.
+
+        With several processes nothing is saved, because the others have not failed.
+        """
+        failed = [callback for callback in trainer.callbacks if getattr(callback, "failed", False)]
+        if trainer.world_size == 1 and failed and failed[0].pauses and failed[0] is not self:
+            self.save(trainer)
+
     def save(self, trainer: Trainer) -> None:
         """Write `last.ckpt`, unless the file exists and already holds this step."""
         if trainer.strategy.broadcast(self.saved_at != trainer.global_step or not self.last.is_file()):

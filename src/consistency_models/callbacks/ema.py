@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from consistency_models.callbacks.step import StepCallback
+from consistency_models.errors import ConfigError
 from consistency_models.optim.ema import Constant, HalfLife, PowerFunction, ema_update
 from consistency_models.optim.sharding import gathered, local_shards, shard_like, unsharded
 
@@ -24,11 +25,19 @@ class WeightEMA(StepCallback):
 
     Args:
         profile: names and decays, such as `consistency_models.optim.ema.Constant`.
+
+    Raises:
+        ConfigError: the profile does not have one decay for each name.
     """
 
     state_key = "WeightEMA"
 
     def __init__(self, profile: Constant | HalfLife | PowerFunction) -> None:
+        names, decays = getattr(profile, "names", ()), profile.decays(0, 1)
+        if not names or not isinstance(decays, Sequence) or len(decays) != len(names):
+            allowed = "a profile with `names` and as many decays, such as consistency_models.optim.ema.Constant"
+            reason = f"its names are {list(names)}, and its decays of the first step are {decays}"
+            raise ConfigError("ema", type(profile).__name__, allowed, reason=reason)
         self.profile = profile
         self.averages: dict[str, list[Tensor]] = {}
         self.names: tuple[str, ...] = ()

@@ -14,6 +14,8 @@ class StepCallback(Callback):
 
     pauses = False
     """True: the time of `after_step` is no time of training, see `TrainMetrics`."""
+    failed = False
+    """True: `after_step` raised an error, after a complete step."""
     _done = 0  # optimiser steps for which `after_step` was called, or that precede the resumed checkpoint
 
     def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
@@ -24,7 +26,11 @@ class StepCallback(Callback):
         """Call `after_step` if this micro-batch ended a step."""
         if trainer.global_step != self._done:
             self._done, started = trainer.global_step, time.perf_counter()
-            self.after_step(trainer, method, batch, trainer.global_step)
+            try:
+                self.after_step(trainer, method, batch, trainer.global_step)
+            except Exception:
+                self.failed = True
+                raise
             if self.pauses:
                 method.paused += time.perf_counter() - started
 

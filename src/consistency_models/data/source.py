@@ -83,9 +83,19 @@ def check_facts(
     """Compare a source with what the configuration states; return its name and path, for messages.
 
     Raises:
-        DataError: a stated value, other than None, differs from the source.
+        DataError: this is no source, its images are not square, or a stated value, other than None, differs from it.
     """
+    if not isinstance(source, Source):
+        found = "nothing" if source is None else f"a {type(source).__name__}"
+        raise DataError(
+            f"data.source must return an ImageSet, or another Source, of consistency_models.data; got {found}"
+        )
     origin = f"{name or source.name} ({root})" if root else name or source.name
+    if source.shape[-2] != source.shape[-1]:
+        height, width = source.shape[-2:]
+        raise DataError(
+            f"{origin} has images of {height}x{width} pixels; networks take square images: crop or pad them"
+        )
     facts = {"channels": source.shape[0], "image_size": source.shape[-1], "num_classes": source.num_classes}
     for key, stated in {"channels": channels, "image_size": image_size, "num_classes": num_classes}.items():
         if stated is not None and stated != facts[key]:

@@ -224,14 +224,17 @@ class Method(LightningModule):
 
         The method is called under `no_grad`, with the dropout masks of the online pass.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define target(step)")
 
     def loss(self, step: Step, online: Tensor, target: Tensor) -> Tensor:
         """The loss of each image, shape (B,): w(s, t) · d(online, target).
 
         Raises:
-            ValueError: the distance has another shape.
+            ValueError: the target has another shape than the online output, or the distance another shape than (B,).
         """
+        if target.shape != online.shape:
+            found = f"{tuple(target.shape)} and {tuple(online.shape)}"
+            raise ValueError(f"{type(self).__name__}: target and online output must have one shape; got {found}")
         distance = self.distance(online, target)
         if distance.shape != step.levels.high.shape:
             raise ValueError(
@@ -241,7 +244,14 @@ class Method(LightningModule):
         return self.weighting(step.levels) * distance
 
     def on_step_start(self, k: int, K: int) -> None:
-        """Called before step k of K. Methods override this hook to change their parts during training."""
+        """Called before each micro-batch of step k of K. Methods override it to change their parts during training."""
+
+    def parameter_groups(self) -> list[Any]:
+        """The parameters that the optimiser trains, or groups of them with their own options.
+
+        A method may give a part its own learning rate: `[{"params": …}, {"params": …, "lr": 1e-4}]`.
+        """
+        return self.trainable
 
     # Tools of the hooks
 
@@ -335,6 +345,9 @@ class Method(LightningModule):
         with torch.no_grad():
             target = self.target(step)
         loss = self.loss(step, online, target)
+        if loss.shape != levels.high.shape:
+            allowed = f"({len(x)},), one number for each image"
+            raise ValueError(f"{type(self).__name__}.loss must have shape {allowed}; got {tuple(loss.shape)}")
         if levels.weight is not None:
             loss = levels.weight * loss
         self.monitor(loss.detach(), levels.high)
@@ -376,7 +389,7 @@ class Method(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build the optimiser of all trainable parameters. Its learning rate is set at each step."""
         self.trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = self.make_optimizer(self.trainable)
+        optimizer = self.make_optimizer(self.parameter_groups())
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         # With float16, gradients are unscaled before they are checked, logged and clipped, not within a fused step.
@@ -385,7 +398,16 @@ class Method(LightningModule):
         return optimizer
 
     def on_train_start(self) -> None:
-        """Set the optimiser's options and memory layouts, because a checkpoint restores the saved ones."""
+        """Set the optimiser's options and memory layouts, because a checkpoint restores the saved ones.
+
+        Raises:
+            ValueError: the subclass has optimisers of its own.
+        """
+        if not hasattr(self, "_options"):
+            raise ValueError(
+                f"{type(self).__name__}.configure_optimizers: a method has one optimiser, that of optimizer=NAME; "
+                "override parameter_groups to give a part its own learning rate"
+            )
         optimizer = self.trainer.optimizers[0]
         for group, options in zip(optimizer.param_groups, self._options):
             group.update(options)

@@ -88,7 +88,7 @@ class PowerFunction:
     def __init__(
         self, stds: Annotated[Sequence[Annotated[float, Gt(0), Le(12**-0.5)]], MinLen(1), Distinct] = (0.05, 0.1)
     ) -> None:
-        self.gammas = [float(np.roots([1, 7, 16 - std**-2, 12 - std**-2]).real.max()) for std in stds]
+        self.gammas = [max(np.roots([1, 7, 16 - std**-2, 12 - std**-2]).real.tolist()) for std in stds]
         self.names = [f"power_{std:g}" for std in stds]
 
     def decays(self, step: int, batch_size: int) -> list[float]:

@@ -54,9 +54,9 @@ def _make_sampler(chosen: dict[str, Any], generator: Generator) -> Callable[...,
     sampler = getattr(make, "func", make)  # of a partial
     required = {name for name, p in inspect.signature(sampler).parameters.items() if p.default is p.empty}
     for key in [key for key, value in filled.items() if value is None and key in required]:
-        fix = f"give it, or choose another sampler than {sampler.__name__}"
+        fix = f"give it, or choose another sampler than {sampler.__qualname__}"
         raise ConfigError(f"sampler.{key}", None, "a value", fix, reason="the run's own sampler has none")
-    name, two_times = sampler.__name__, getattr(generator.model, "two_times", False)
+    name, two_times = sampler.__qualname__, getattr(generator.model, "two_times", False)
     if two_times and getattr(sampler, "one_time", False):
         reason, fix = "the model takes two times, and this sampler passes one", "did you mean sampler=flow_map?"
         raise ConfigError("sampler", name, "flow_map, euler, heun", fix, reason=reason)

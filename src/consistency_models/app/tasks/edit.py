@@ -18,7 +18,7 @@ from consistency_models.app.tasks.archives import save_png
 from consistency_models.app.tasks.evaluate import eval_defaults
 from consistency_models.app.tasks.pictures import Pictures, class_labels, known_pixels, load_pictures, refuse_points
 from consistency_models.app.tasks.sample_workers import results_folder, samplers_of
-from consistency_models.errors import ConfigError
+from consistency_models.errors import ConfigError, show
 from consistency_models.evaluation.features import to_bytes
 from consistency_models.evaluation.grids import save_comparison, save_grid
 from consistency_models.sampling.batches import ImageNoise
@@ -188,7 +188,7 @@ def _sampler(config: Config, generator: Generator) -> Any:
     defaults = eval_defaults()
     for key in UNUSED:
         if config[key] != defaults[key]:
-            raise ConfigError(key, config[key], str(defaults[key]), reason=f"task={_name(config)} does not use it")
+            raise ConfigError(key, config[key], show(defaults[key]), reason=f"task={_name(config)} does not use it")
     sampler, steps = samplers_of(config, generator)[0], config["steps"]
     if steps and (len(steps) > 1 or isinstance(sampler, Consistency)):
         allowed = "one number for a model that takes several steps from each level, null for a consistency model"
