@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from parity.golden import cases, load
+from parity.golden import cases, expect, load
 from torch.testing import assert_close
 
 from consistency_models.data.augment import AugmentPipe
@@ -32,7 +32,7 @@ def test_augment(path, name):
     images, labels = pipe(case["images"], draws)
     assert draws.left == []
     assert pipe.augment_dim == labels.shape[1]
-    assert_close(labels, case[f"{name}/labels"], rtol=1e-5, atol=1e-6)
+    expect(labels, case, f"{name}/labels", rtol=1e-5, atol=1e-6)
     expected = case[f"{name}/out"]
     # float32: the error of a position, and with it of the image, grows with the size of the image
     assert_close(images, expected, rtol=0, atol=5e-5 * expected.abs().max().item())

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from parity.golden import cases, load
-from torch.testing import assert_close
+from parity.golden import cases, expect, load
 
 from consistency_models.optim import ema, learning_rates
 
@@ -13,7 +12,7 @@ def test_update(path, decay):
     case = load(path)
     target = case["ema_target_before"].clone()
     ema.ema_update([target], [case["ema_source"]], float(decay))
-    assert_close(target, case[f"ema_after_{decay}"], rtol=1e-6, atol=1e-7)
+    expect(target, case, f"ema_after_{decay}", rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(("path", "tag"), cases(r"(.+)/beta", r".+/cur_nimg"))
@@ -24,7 +23,7 @@ def test_half_life(path, tag):
     profile = ema.HalfLife(1000 * setting["halflife_kimg"], setting.get("rampup_ratio"))
     beta = [profile.decays(n / batch, batch)[0] for n in images]
     # The official floor under the half-life, 1e-8 images, is the 0 of the first step.
-    assert_close(torch.tensor(beta, dtype=torch.float64), case[f"{tag}/beta"], rtol=1e-12, atol=1e-300)
+    expect(torch.tensor(beta, dtype=torch.float64), case, f"{tag}/beta", rtol=1e-12, atol=1e-300)
 
 
 @pytest.mark.parametrize(("path", "tag"), cases(r"(.+)/lr", r".+/cur_nimg"))
@@ -33,7 +32,7 @@ def test_linear_warm_up(path, tag):
     setting = case["meta"][tag]
     law, batch = learning_rates.Linear(warmup_images=1000 * setting.get("lr_rampup_kimg", 0)), setting["batch"]
     rate = [setting["lr"] * law(n / batch, 10**9, batch) for n in case[f"{tag}/cur_nimg"].tolist()]
-    assert_close(torch.tensor(rate, dtype=torch.float64), case[f"{tag}/lr"], rtol=1e-12, atol=0)
+    expect(torch.tensor(rate, dtype=torch.float64), case, f"{tag}/lr", rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("path", cases(r"lr/value", r"lr/cur_nimg"))
@@ -44,4 +43,4 @@ def test_inverse_square_root(path):
     rate = [
         setting["ref_lr"] * law(n / setting["batch"], 10**9, setting["batch"]) for n in case["lr/cur_nimg"].tolist()
     ]
-    assert_close(torch.tensor(rate, dtype=torch.float64), case["lr/value"], rtol=1e-12, atol=0)
+    expect(torch.tensor(rate, dtype=torch.float64), case, "lr/value", rtol=1e-12, atol=0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from methods.steps import method, step_of
-from parity.golden import cases, load
+from parity.golden import cases, expect, load
 from torch import nn
 from torch.testing import assert_close
 
@@ -62,8 +62,8 @@ def test_laws_of_levels(path, name, fixed_rows):
     std = (sigma[-1] / sigma[0]).log() / (normal[-1] - normal[0])
     law = LogNormal((sigma[0].log() - std * normal[0]).item(), std.item())
     assert_close(law(fixed_rows(normal), 0, 1).high.double(), sigma, rtol=1e-6, atol=0)
-    assert_close(TrigFlow(file["sigma_data"].item()).c_noise(sigma), file[f"law_{name}_angle"], **EXACT)
-    assert_close(Flow().c_noise(sigma), file[f"law_{name}_t"], **EXACT)
+    expect(TrigFlow(file["sigma_data"].item()).c_noise(sigma), file, f"law_{name}_angle", **EXACT)
+    expect(Flow().c_noise(sigma), file, f"law_{name}_t", **EXACT)
 
 
 @pytest.mark.parametrize("path", cases(r"dF_dangle", r"x_trig", r"v_trig", r"sigma_end"))
@@ -90,13 +90,13 @@ def test_the_tangent_of_the_consistency_function_of_gaussian_data_is_0(path):
     step = step_of(file["denoised"], (x - file["denoised"]) / sigma[:, None], Levels(sigma, torch.zeros_like(sigma)))
     step.rows = BatchRandom(0, 0, len(x), slice(0, len(x)))
     assert_close(step.x_t, x, **EXACT)
-    assert_close(model(x, sigma), file["f"], **EXACT)
-    assert_close(model.raw(x, sigma), file["F"], rtol=1e-9, atol=1e-9)
+    expect(model(x, sigma), file, "f", **EXACT)
+    expect(model.raw(x, sigma), file, "F", rtol=1e-9, atol=1e-9)
     velocity = per_image(sigma_data / (sigma / sigma_data).atan().cos(), x) * sct.slope(step)
-    assert_close(velocity - per_image((sigma / sigma_data).atan().sin(), x) * x, file["v_trig"], **EXACT)
+    expect(velocity - per_image((sigma / sigma_data).atan().sin(), x) * x, file, "v_trig", **EXACT)
     by_sigma = sct.derivative(step, model.raw, (x, sigma), (sct.slope(step), torch.ones_like(sigma)))[1]
     by_angle = per_image((sigma**2 + sigma_data**2) / sigma_data, x) * by_sigma
-    assert_close(by_angle, file["dF_dangle"], rtol=1e-7, atol=1e-7)
+    expect(by_angle, file, "dF_dangle", rtol=1e-7, atol=1e-7)
     assert sct.tangent(step).abs().max() < 1e-9
 
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 from methods.steps import method, step_of
-from parity.golden import cases, constants, load
+from parity.golden import cases, constants, expect, load
 from parity.test_golden_losses import ExactNet
-from torch.testing import assert_close
 
 from consistency_models.methods.dcm import DirectConsistency
 from consistency_models.noise.preconditioned import Preconditioned
@@ -18,7 +17,7 @@ from consistency_models.sampling import solvers
 def test_target_and_loss(path, solver, N):
     case, fixed = load(path), constants(path)
     grid = karras_grid(int(N) + 1, fixed["sigma_min"], fixed["sigma_max"], fixed["rho"])  # N intervals
-    assert_close(grid, case[f"sigmas_{N}"], rtol=1e-12, atol=0)
+    expect(grid, case, f"sigmas_{N}", rtol=1e-12, atol=0)
     n = case[f"n_{N}"]
     levels = Levels(high=grid[n], low=grid[n - 1], index=n - 1, grid=grid)
     networks = {
@@ -30,11 +29,11 @@ def test_target_and_loss(path, solver, N):
     heun = solver == "heun"
     direct = method(DirectConsistency, student, teacher, solver=solvers.Heun() if heun else solvers.Euler())
     step = step_of(case["x0"], case["noise"], levels)
-    assert_close(step.x_t, case[f"x_n_{N}"], rtol=1e-12, atol=1e-12)
+    expect(step.x_t, case, f"x_n_{N}", rtol=1e-12, atol=1e-12)
     with torch.no_grad():
         target = direct.target(step)
         loss = direct.loss(step, student(step.x_t, levels.high), target)
-    assert_close(target, case[f"{solver}_{N}_target"], rtol=1e-9, atol=1e-10)
-    assert_close(loss, case[f"{solver}_{N}_loss_per_sample"], rtol=1e-8, atol=1e-12)
-    assert_close(loss.mean(), case[f"{solver}_{N}_loss"], rtol=1e-8, atol=0)
+    expect(target, case, f"{solver}_{N}_target", rtol=1e-9, atol=1e-10)
+    expect(loss, case, f"{solver}_{N}_loss_per_sample", rtol=1e-8, atol=1e-12)
+    expect(loss.mean(), case, f"{solver}_{N}_loss", rtol=1e-8, atol=0)
     assert direct.teacher_calls == n.sum() * (2 if heun else 1)  # only rows that are on their way

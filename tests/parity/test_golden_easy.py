@@ -3,7 +3,7 @@
 import pytest
 import torch
 from methods.steps import method, step_of
-from parity.golden import cases, load
+from parity.golden import cases, expect, load
 from parity.test_golden_scalings import EDMInner
 from torch.testing import assert_close
 
@@ -34,7 +34,7 @@ def test_mapping(path, name):
         assert (error <= 2e-6 * expected + 1e-6 * t).all()
     if f"{name}/ratio" in case:
         ratios = [1 - schedule.q ** -(stage + 1) for stage in case["stages"].tolist()]
-        assert_close(torch.tensor(ratios, dtype=torch.float64), case[f"{name}/ratio"], rtol=1e-12, atol=0)
+        expect(torch.tensor(ratios, dtype=torch.float64), case, f"{name}/ratio", rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(("path", "name"), cases(r"(.+)/loss", r".+/eps", r".+/r"))
@@ -55,7 +55,7 @@ def test_loss(path, name, fixed_rows):
     step = step_of(case["images"], case[f"{name}/eps"], levels, labels)
     online, target = model(step.x_t, t, labels), easy.target(step)
     if f"{name}/D_yt" in case:
-        assert_close(online, case[f"{name}/D_yt"], rtol=1e-5, atol=1e-5)
+        expect(online, case, f"{name}/D_yt", rtol=1e-5, atol=1e-5)
         raw = case[f"{name}/D_yr_raw"]
         assert_close(target, torch.where(per_image(r > 0, raw), raw, case["images"]), rtol=1e-5, atol=1e-5)
     if of_imagenet:

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from parity.golden import CONSTANTS, F32, TinyNet, cases, load
-from torch.testing import assert_close
+from parity.golden import CONSTANTS, F32, TinyNet, cases, constants, expect, load
 
 from consistency_models.noise.preconditioned import Preconditioned
 from consistency_models.noise.preconditioning import Boundary
@@ -41,7 +40,7 @@ NAMES = "|".join(OPERATORS)
 def test_measurement(path, name):
     case = load(path)
     y = OPERATORS[name](case).measure(case[f"{name}_images"])
-    assert_close(y, case[f"{name}_images_out"], rtol=1e-5, atol=1e-6)
+    expect(y, case, f"{name}_images_out", rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("path", "name"), cases(rf"({NAMES})_replace_out", r"ts"))
@@ -49,14 +48,15 @@ def test_replacement(path, name):
     case = load(path)
     operator, x = OPERATORS[name](case), case[f"{name}_replace_in"].clamp(-1, 1)
     got = operator.replace(operator.measure(case[f"{name}_images"]), x)
-    assert_close(got, case[f"{name}_replace_out"], rtol=1e-5, atol=2e-6)
+    expect(got, case, f"{name}_replace_out", rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize(("path", "name"), cases(rf"({NAMES})_x_out", r"ts"))
 def test_whole_run(path, name):
     case = load(path)
-    operator, denoiser = OPERATORS[name](case), Preconditioned(TinyNet(case, "net", torch.float32), Boundary())
     (*sigmas, end), sigma_min = _grid(case)
+    boundary = Boundary(constants(path)["sigma_data"], sigma_min)
+    operator, denoiser = OPERATORS[name](case), Preconditioned(TinyNet(case, "net", torch.float32), boundary)
     noise, y = iter(case[f"{name}_noise"]), operator.measure(case[f"{name}_images"])
     x = edit(denoiser, y, operator.replace, sigmas, lambda: next(noise), sigma_min, end, x=case[f"{name}_x_init"])
-    assert_close(x, case[f"{name}_x_out"], rtol=F32["rtol"], atol=1e-4)
+    expect(x, case, f"{name}_x_out", rtol=F32["rtol"], atol=1e-4)

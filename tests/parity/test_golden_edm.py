@@ -6,7 +6,7 @@ from math import inf
 
 import pytest
 import torch
-from parity.golden import cases, class_labels, load
+from parity.golden import cases, class_labels, expect, load
 from parity.test_golden_scalings import EDMInner
 from torch.testing import assert_close
 
@@ -62,13 +62,13 @@ def test_range_of_levels(path, name):
 @pytest.mark.parametrize("path", cases("VPPrecond/sigma_of_t", "VPPrecond/t"))
 def test_vp_levels(path):
     case = load(path)
-    assert_close(VP().sigma(case["VPPrecond/t"]), case["VPPrecond/sigma_of_t"], rtol=1e-6, atol=0)
+    expect(VP().sigma(case["VPPrecond/t"]), case, "VPPrecond/sigma_of_t", rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("path", cases("VPPrecond/sigma_inv", "sigma"))
 def test_vp_times(path):
     case = load(path)
-    assert_close(VP().time(case["sigma"].double()), case["VPPrecond/sigma_inv"], rtol=1e-6, atol=0)
+    expect(VP().time(case["sigma"].double()), case, "VPPrecond/sigma_inv", rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("path", cases("iDDPMPrecond/u"))
@@ -86,7 +86,7 @@ def test_iddpm_index(path):
 def test_iddpm_levels(path):
     case, scalings = load(path), IDDPM()
     rounded = scalings.levels[scalings.index(case["sigma"])].double()
-    assert_close(rounded, case["iDDPMPrecond/round_sigma"], rtol=1e-5, atol=0)
+    expect(rounded, case, "iDDPMPrecond/round_sigma", rtol=1e-5, atol=0)
 
 
 def edm_levels_and_weight(draw, P_mean=-1.2, P_std=1.2, sigma_data=0.5):
@@ -163,7 +163,7 @@ def check_sampler(case, name, sampler, model):
     images = sampler(denoiser, case["latents"].double(), lambda: next(draws))
     assert sampler.nfe == len(calls) == case["meta"]["cases"][name].get("nfe", len(calls))
     if f"{name}/sigma_calls" in case:
-        assert_close(torch.stack([sigma for _, sigma in calls]), case[f"{name}/sigma_calls"], rtol=1e-5, atol=0)
+        expect(torch.stack([sigma for _, sigma in calls]), case, f"{name}/sigma_calls", rtol=1e-5, atol=0)
     pairs = [(images, case[f"{name}/out"])]
     if f"{name}/x_calls" in case:
         pairs += zip([x for x, _ in calls], case[f"{name}/x_calls"], strict=True)

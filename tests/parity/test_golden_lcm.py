@@ -3,7 +3,7 @@
 import pytest
 import torch
 from methods.steps import method, step_of
-from parity.golden import cases, load
+from parity.golden import cases, expect, load
 from parity.tables import EXACT, TextNet, prompts, said, scalings
 from torch.testing import assert_close
 
@@ -19,7 +19,7 @@ from consistency_models.teachers import Guided
 @pytest.mark.parametrize(("path", "dim"), cases(r"w_embedding_(\d+)"))
 def test_embedding_of_w(path, dim):
     case = load(path)
-    assert_close(guidance_embedding(case["w"], int(dim)), case[f"w_embedding_{dim}"], rtol=0, atol=2e-6)
+    expect(guidance_embedding(case["w"], int(dim)), case, f"w_embedding_{dim}", rtol=0, atol=2e-6)
 
 
 def lcm_step(path, i):
@@ -35,7 +35,7 @@ def lcm_step(path, i):
 def test_step_of_lcm(path, i):
     case, args, levels = lcm_step(path, i)
     table = scalings(args)
-    assert_close(table.table, case[f"{i}_alphas_cumprod"], rtol=0, atol=0)
+    expect(table.table, case, f"{i}_alphas_cumprod", rtol=0, atol=0)
     assert table.timestep(levels.high).tolist() == case[f"{i}_high"].tolist()
     assert table.timestep(levels.low).tolist() == case[f"{i}_low"].tolist()
 
@@ -56,10 +56,10 @@ def test_step_of_lcm(path, i):
     )
     lcm.target_copy.load_state_dict(target.state_dict())
     step = step_of(case["x"], case["noise"], levels, labels)
-    assert_close(step.x_t * (1 + levels.high.view(-1, 1, 1, 1) ** 2).rsqrt(), case[f"{i}_noisy"], **EXACT)
+    expect(step.x_t * (1 + levels.high.view(-1, 1, 1, 1) ** 2).rsqrt(), case, f"{i}_noisy", **EXACT)
     for name, condition in (("teacher", labels), ("teacher_empty", labels.unconditional())):
         output = teacher.network(case[f"{i}_noisy"], case[f"{i}_high"].double(), condition)
-        assert_close(output, case[f"{i}_{name}"], msg=lambda m, name=name: f"{name}: {m}", **EXACT)
+        expect(output, case, f"{i}_{name}", **EXACT)
     online = lcm.online(step)
     with torch.no_grad():
         aim = lcm.target(step)
@@ -71,9 +71,9 @@ def test_step_of_lcm(path, i):
         (aim, "target"),
     ):
         assert_close(ours / scale, case[f"{i}_{name}"] / scale, msg=lambda m, name=name: f"{name}: {m}", **EXACT)
-    assert_close(SquaredL2()(online, aim).mean(), case[f"{i}_l2"], rtol=1e-6, atol=0)
+    expect(SquaredL2()(online, aim).mean(), case, f"{i}_l2", rtol=1e-6, atol=0)
     loss = lcm.loss(step, online, aim)
-    assert_close(loss.mean(), case[f"{i}_huber"], rtol=1e-6, atol=0)
+    expect(loss.mean(), case, f"{i}_huber", rtol=1e-6, atol=0)
     names, parameters = zip(*student.network.named_parameters())
     gradients = dict(zip(names, torch.autograd.grad(loss.mean(), parameters)))
     start = f"{i}_grad_huber_"
@@ -106,12 +106,12 @@ def test_step_of_direct_cm(path, i):
     student = Preconditioned(TextNet(case, "online"), scalings(config, boundary=boundary, kind=OneHigher))
     direct = method(DirectConsistency, student, Guided(teacher, args["w"]), solver=solvers.Euler())
     step = step_of(case["x"], case["noise"], levels, prompts(case))
-    assert_close(step.x_t * (1 + levels.high.view(-1, 1, 1, 1) ** 2).rsqrt(), case[f"{i}_noisy"], **EXACT)
+    expect(step.x_t * (1 + levels.high.view(-1, 1, 1, 1) ** 2).rsqrt(), case, f"{i}_noisy", **EXACT)
     online = direct.online(step)
     with torch.no_grad():
         end = direct.target(step)
     scale = max(1.0, case[f"{i}_end_ddim"].abs().max().item())
     assert_close(end / scale, case[f"{i}_end_ddim"] / scale, **EXACT)
-    assert_close(online, case[f"{i}_prediction"], rtol=1e-6, atol=1e-6 * scale)
-    assert_close(direct.loss(step, online, end).mean(), case[f"{i}_l2_ddim"], rtol=1e-6, atol=0)
+    expect(online, case, f"{i}_prediction", rtol=1e-6, atol=1e-6 * scale)
+    expect(direct.loss(step, online, end).mean(), case, f"{i}_l2_ddim", rtol=1e-6, atol=0)
     assert direct.teacher_calls == 2 * (index + 1).sum()  # guidance calls the network twice

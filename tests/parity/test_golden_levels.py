@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from parity.golden import RUNS, SUFFIX, cases, constants, load
+from parity.golden import RUNS, SUFFIX, cases, constants, expect, load
 from torch.testing import assert_close
 
 from consistency_models.losses import weightings
@@ -44,10 +44,10 @@ def test_improved_consistency_training_draws_and_weighs(path, N):
         curricula.Constant(int(N)), fixed["sigma_min"], fixed["sigma_max"], fixed["rho"]
     )
     grid = schedule.grid(int(N))
-    assert_close(grid, case[f"sigmas_{N}"], rtol=1e-12, atol=0)
-    assert_close(schedule.probabilities(int(N)), case[f"p_{N}"], rtol=1e-10, atol=0)
+    expect(grid, case, f"sigmas_{N}", rtol=1e-12, atol=0)
+    expect(schedule.probabilities(int(N)), case, f"p_{N}", rtol=1e-10, atol=0)
     levels = schedules.Levels(high=grid[1:], low=grid[:-1])
-    assert_close(weightings.InverseGap()(levels), case[f"weight_{N}"], rtol=1e-9, atol=0)
+    expect(weightings.InverseGap()(levels), case, f"weight_{N}", rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("path", cases(r"curriculum_K_k_N"))
@@ -60,7 +60,7 @@ def _target_ema_and_scales():
     """The official function's settings for consistency models: progressive distillation is another method."""
     for case in cases(r"cfg_(\d+)", r"ema_\d+", r"scales_\d+"):
         path, i = case.values
-        if json.loads(load(path)[f"cfg_{i}"])["scale_mode"] != "progdist":
+        if json.loads(load(path)[f"cfg_{i}"]).get("scale_mode", "fixed") != "progdist":
             yield case
 
 
@@ -70,9 +70,9 @@ def test_curriculum_and_decay(path, i):
     setting = json.loads(case[f"cfg_{i}"])
     s0, s1, K = setting["start_scales"], setting["end_scales"], setting["total_steps"]
     curriculum = {"fixed": lambda: curricula.Constant(s0), "progressive": lambda: curricula.Progressive(s0, s1)}
-    N = curriculum[setting["scale_mode"]]()
+    N = curriculum[setting.get("scale_mode", "fixed")]()
     decay = {"fixed": curricula.ConstantDecay, "adaptive": lambda mu: curricula.AdaptiveDecay(mu, N)}
     mu = decay[setting["target_ema_mode"]](setting["start_ema"])
     steps = case[f"steps_{i}"].tolist()
     assert [N(k, K) for k in steps] == case[f"scales_{i}"].tolist()
-    assert_close(torch.tensor([mu(k, K) for k in steps], dtype=torch.float64), case[f"ema_{i}"], rtol=1e-12, atol=0)
+    expect(torch.tensor([mu(k, K) for k in steps], dtype=torch.float64), case, f"ema_{i}", rtol=1e-12, atol=0)

@@ -5,9 +5,8 @@ import math
 
 import pytest
 import torch
-from parity.golden import RUNS, SUFFIX, TinyNet, cases, check_gradients, constants, load, perceptual_stub
+from parity.golden import RUNS, SUFFIX, TinyNet, cases, check_gradients, constants, expect, load, perceptual_stub
 from torch import nn
-from torch.testing import assert_close
 
 from consistency_models.losses import distances, weightings
 from consistency_models.noise.curricula import Constant
@@ -92,9 +91,9 @@ def test_consistency_distillation_and_training(path, N, distance, weighting, suf
     }
     for name, value in between.items():
         if f"{tag}_{name}{run['suffix']}" in case:
-            assert_close(value, case[f"{tag}_{name}{run['suffix']}"], **tolerance)
+            expect(value, case, f"{tag}_{name}{run['suffix']}", **tolerance)
     loss = step.loss(DISTANCES[distance], weighting_of(path, weighting))
-    assert_close(loss.detach(), case[f"{tag}_loss{run['suffix']}"], **tolerance)
+    expect(loss.detach(), case, f"{tag}_loss{run['suffix']}", **tolerance)
     check_gradients(loss, step.network, case, f"{tag}_grad_", run["suffix"], **tolerance)
 
 
@@ -137,7 +136,7 @@ def test_losses_of_the_cifar10_code(path, method, solver, distance, weighting):
     loss = step.loss(metrics[distance], weighting_of(path, weighting or "uniform"))
     tag = "_".join(filter(None, [method, solver, distance, weighting]))
     tolerance = {"rtol": JAX["rtol"], "atol": JAX["atol"]}
-    assert_close(loss.mean().detach(), case[f"{tag}_loss"], **tolerance)
+    expect(loss.mean().detach(), case, f"{tag}_loss", **tolerance)
     checked = check_gradients(loss, step.network, case, f"{tag}_grad_", **tolerance)
     assert checked > 0 or not any(key.startswith(f"{tag}_grad_") for key in case)
 
@@ -153,7 +152,7 @@ def test_score_matching_of_the_cifar10_code(path, fixed_rows):
     loss = (
         weightings.EDM(sigma_data)(Levels(high=t, low=0 * t)) * distances.SquaredL2()(denoised, x) * x[0].numel()
     )  # a sum there
-    assert_close(loss.mean().detach(), case["dsm_loss"], rtol=1e-8, atol=0)
+    expect(loss.mean().detach(), case, "dsm_loss", rtol=1e-8, atol=0)
     checked = check_gradients(loss, network, case, "dsm_grad_", rtol=1e-8, atol=1e-10)
     assert checked > 0 or not any(key.startswith("dsm_grad_") for key in case)
 
@@ -172,8 +171,8 @@ def test_diffusion(path, weighting, suffix):
     loss = weighting_of(path, weighting)(Levels(high=sigma, low=0 * sigma)) * squared
     tolerance = {"rtol": run["rtol"], "atol": run["atol"]}
     if f"{weighting}_xs_mse{suffix}" in case:
-        assert_close(squared.detach(), case[f"{weighting}_xs_mse{suffix}"], **tolerance)
-    assert_close(loss.detach(), case[f"{weighting}_loss{suffix}"], **tolerance)
+        expect(squared.detach(), case, f"{weighting}_xs_mse{suffix}", **tolerance)
+    expect(loss.detach(), case, f"{weighting}_loss{suffix}", **tolerance)
     if weighting == "karras" and any(key.startswith("grad_") for key in case):
         assert check_gradients(loss, network, case, "grad_", suffix, **tolerance)
 
@@ -182,7 +181,7 @@ def test_diffusion(path, weighting, suffix):
 def test_levels_of_diffusion(path, fixed_rows):
     case = load(path)
     levels = LogNormal()(fixed_rows(case["lognormal_z"]), 0, 1)
-    assert_close(levels.high, case["lognormal_sigma"], rtol=1e-6, atol=0)
+    expect(levels.high, case, "lognormal_sigma", rtol=1e-6, atol=0)
 
 
 class ExactNet(nn.Module):
@@ -205,8 +204,8 @@ def test_improved_consistency_training(path):
     N, index = int(case["N"]), case["index"]
     grid = KarrasUniform(Constant(N), fixed["sigma_min"], fixed["sigma_max"], fixed["rho"]).grid(N)
     levels = Levels(high=grid[index + 1], low=grid[index])
-    assert_close(levels.low, case["sigma_low"], rtol=1e-12, atol=0)
-    assert_close(levels.high, case["sigma_high"], rtol=1e-12, atol=0)
+    expect(levels.low, case, "sigma_low", rtol=1e-12, atol=0)
+    expect(levels.high, case, "sigma_high", rtol=1e-12, atol=0)
     model = Preconditioned(ExactNet(case), Boundary(fixed["sigma_data"], fixed["sigma_min"]))
     x, noise = case["x0"], case["noise"]
     online = model(x + per_image(levels.high, x) * noise, levels.high)
@@ -215,9 +214,9 @@ def test_improved_consistency_training(path):
     distance = distances.PseudoHuber(None if usual else case["c"].item())
     tolerance = {"rtol": 1e-10, "atol": 1e-12}
     with torch.no_grad():
-        assert_close(online, case["online"], **tolerance)
-        assert_close(target, case["target"], **tolerance)
+        expect(online, case, "online", **tolerance)
+        expect(target, case, "target", **tolerance)
         loss = weightings.InverseGap()(levels) * distance(online, target)
-        assert_close(distance(online, target), case["pseudo_huber"], rtol=1e-9, atol=1e-13)
-        assert_close(loss, case["loss_per_sample"], rtol=1e-9, atol=0)
-        assert_close(loss.mean(), case["loss"], rtol=1e-9, atol=0)
+        expect(distance(online, target), case, "pseudo_huber", rtol=1e-9, atol=1e-13)
+        expect(loss, case, "loss_per_sample", rtol=1e-9, atol=0)
+        expect(loss.mean(), case, "loss", rtol=1e-9, atol=0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from methods.steps import Answers, method, step_of
-from parity.golden import cases, constants, load
+from parity.golden import cases, constants, expect, load
 from parity.test_golden_losses import ExactNet
 from torch.testing import assert_close
 
@@ -38,7 +38,7 @@ def test_edges(path, name, S):
 def test_annealed_steps(path):
     case, K = load(path), 200_000
     got = torch.tensor([Annealed().intervals(k, K) for k in case["anneal_step"].tolist()], dtype=torch.float64)
-    assert_close(got, case["anneal_T"], rtol=1e-12, atol=0)
+    expect(got, case, "anneal_T", rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(("path", "kind"), cases(r"(train|distill)_target", r"sigma_p", r"f_s"))
@@ -50,15 +50,15 @@ def test_target(path, kind):
     multistep = method(MultistepConsistency, model, teacher, solver=solver)
     step = step_of(case["x0"], case["noise"], levels)
     if "y_t" in case:
-        assert_close(step.x_t, case["y_t"], rtol=1e-12, atol=1e-12)
-    assert_close(multistep.target(step), case[f"{kind}_target"], rtol=1e-10, atol=1e-10)
+        expect(step.x_t, case, "y_t", rtol=1e-12, atol=1e-12)
+    expect(multistep.target(step), case, f"{kind}_target", rtol=1e-10, atol=1e-10)
     if f"{kind}_y_s" in case:
-        assert_close(model.asked[0][0], case[f"{kind}_y_s"], rtol=1e-10, atol=1e-10)
+        expect(model.asked[0][0], case, f"{kind}_y_s", rtol=1e-10, atol=1e-10)
     assert torch.equal(model.asked[0][1], case["sigma_s"])
     if kind == "distill":
         if "distill_x_variance" in case:
             variance = solver.variance(case["teacher_x"], case["sigma_t"], case["x0"])
-            assert_close(variance, case["distill_x_variance"], rtol=1e-12, atol=0)
+            expect(variance, case, "distill_x_variance", rtol=1e-12, atol=0)
         assert multistep.teacher_calls == len(step.x)
 
 
@@ -67,4 +67,4 @@ def test_chain(path, S):
     case = load(path)
     model = Preconditioned(ExactNet(case), EDM(constants(path)["sigma_data"]))
     images = SegmentSampler(int(S), spacing=spacing_of(path, "cosine_kappa_half"))(model, case["noise"], None)
-    assert_close(images, case[f"chain_{S}"], rtol=1e-10, atol=1e-10)
+    expect(images, case, f"chain_{S}", rtol=1e-10, atol=1e-10)

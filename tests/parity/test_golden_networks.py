@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from networks.files import config
-from parity.golden import cases, class_labels, constants, load
+from parity.golden import cases, class_labels, constants, expect, load
 from torch.testing import assert_close
 
 from consistency_models.networks import official
@@ -171,7 +171,7 @@ def test_released_networks_have_the_released_parameters(path, name):
 @pytest.mark.parametrize(("path", "channels"), cases(r"temb_(\d+)", "t"))
 def test_timestep_embedding(path, channels):
     case = load(path)
-    assert_close(noise_embedding(int(channels), 1.0)(case["t"]), case[f"temb_{channels}"], rtol=0, atol=1e-6)
+    expect(noise_embedding(int(channels), 1.0)(case["t"]), case, f"temb_{channels}", rtol=0, atol=1e-6)
 
 
 def edm2(path):

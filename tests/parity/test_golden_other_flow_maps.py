@@ -17,7 +17,7 @@ from parity.flow_networks import (
     sigma_of,
     stored,
 )
-from parity.golden import cases, load
+from parity.golden import cases, expect, load
 from torch.testing import assert_close
 
 from consistency_models.losses.distances import PseudoHuber
@@ -43,8 +43,8 @@ class Reversed(ConvNet):
 
 def of_kind(kind):
     """The cases of a kind of FACM's file, which has copies of other methods."""
-    found = cases(r"(case\d+)_loss_fm", r"ada")
-    return [each for each in found if setting_of(load(each.values[0]), each.values[1])["kind"] == kind]
+    found = cases(r"(case\d+)_F", r"net_(one|two)\..+", "cases_json")
+    return [each for each in found if setting_of(load(each.values[0]), each.values[1]).get("kind", "facm") == kind]
 
 
 def facm_network(case, setting):
@@ -54,11 +54,11 @@ def facm_network(case, setting):
 
 def facm_teacher(case, setting):
     """The teacher with guidance above τ = glow and below ghigh, or None."""
-    if not setting["distill"]:
+    if not setting.get("distill"):
         return None
     teacher = Preconditioned(Reversed(case, "teacher"), Flow(gap=False))
     teacher.origin = None
-    if setting["cfgw"] <= 1:
+    if setting.get("cfgw", 1) <= 1:
         return teacher
     low, high = (1 / tau - 1 if tau else torch.inf for tau in (setting["ghigh"], setting["glow"]))
     return Guided(teacher, setting["cfgw"], interval=(low, high))
@@ -72,15 +72,15 @@ def test_facm(path, name):
     trained = method(FlowAnchoredConsistency, model, teacher, power=setting["p"], tangent_clip=1.0)
     labels = labels_of(case, network)
     step = flow_step(case["x0"], case["noise"], 1 - case["t"], torch.zeros_like(case["t"]), labels)
-    if setting["cfgw"] > 1 and not setting["distill"]:  # guided by the network itself, which ours does not offer
+    if setting.get("cfgw", 1) > 1 and not setting.get("distill"):  # by the network itself: not offered
         trained.velocity = lambda step: -case[f"{name}_v"]
     with torch.no_grad():
-        assert_close(trained.velocity(step), -case[f"{name}_v"], **EXACT)
+        expect(-trained.velocity(step), case, f"{name}_v", **EXACT)
     online, target, loss = loss_of(trained, step)
-    assert_close(online.chunk(2)[0], -case[f"{name}_F"], **EXACT)
-    assert_close(target.chunk(2)[0], -case[f"{name}_target"], **EXACT)
-    assert_close(trained.derivative_along(step, -case[f"{name}_v"])[1], case[f"{name}_dF_dt"], **EXACT)
-    assert_close(loss, case[f"{name}_loss"], **EXACT)
+    expect(-online.chunk(2)[0], case, f"{name}_F", **EXACT)
+    expect(-target.chunk(2)[0], case, f"{name}_target", **EXACT)
+    expect(trained.derivative_along(step, -case[f"{name}_v"])[1], case, f"{name}_dF_dt", **EXACT)
+    expect(loss, case, f"{name}_loss", **EXACT)
     check_all_gradients(loss, network, case, name)
 
 
@@ -95,14 +95,14 @@ def test_meanflow_of_facm(path, name):
     labels = labels_of(case, network)
     t, r = 1 - torch.minimum(case["t"], case["r"]), 1 - torch.maximum(case["t"], case["r"])
     step = flow_step(case["x0"], case["noise"], t, r, labels)
-    if setting["distill"] or setting["cfgw"] > 1:  # the velocity of a teacher, which MeanFlow does not have
+    if setting.get("distill") or setting.get("cfgw", 1) > 1:  # the velocity of a teacher, which MeanFlow does not have
         trained.velocities = lambda step: (-case[f"{name}_v"],) * 2
-    assert_close(trained.velocities(step)[0], -case[f"{name}_v"], **EXACT)
+    expect(-trained.velocities(step)[0], case, f"{name}_v", **EXACT)
     online, target, loss = loss_of(trained, step)
-    assert_close(online, -case[f"{name}_F"], **EXACT)
-    assert_close(target, -case[f"{name}_target"], **EXACT)
-    assert_close(trained.derivative_along(step, -case[f"{name}_v"])[1], case[f"{name}_dF_dt"], **EXACT)
-    assert_close(loss, case[f"{name}_loss"], **EXACT)
+    expect(-online, case, f"{name}_F", **EXACT)
+    expect(-target, case, f"{name}_target", **EXACT)
+    expect(trained.derivative_along(step, -case[f"{name}_v"])[1], case, f"{name}_dF_dt", **EXACT)
+    expect(loss, case, f"{name}_loss", **EXACT)
     check_all_gradients(loss, network, case, name)
 
 
@@ -118,8 +118,8 @@ def test_scm_of_facm(path, name):
     labels = labels_of(case, trained.model.network)
     step = flow_step(case["x0"], case["noise"], 1 - case["t"], torch.zeros_like(case["t"]), labels)
     u, du_dt = trained.derivative_along(step, -case[f"{name}_v"])
-    assert_close(u, -case[f"{name}_F"], **EXACT)
-    assert_close(du_dt, case[f"{name}_dF_dt"], **EXACT)
+    expect(-u, case, f"{name}_F", **EXACT)
+    expect(du_dt, case, f"{name}_dF_dt", **EXACT)
 
 
 class OfShortcut(ConvNet):
@@ -153,10 +153,10 @@ def test_shortcut(path, name):
     trained.schedule, trained.target_ema = schedule, True
     trained.target_copy = Preconditioned(slow, Flow())
     step.x_t = trained.network_input(step)
-    assert_close(step.x_t * (1 - t)[:, None, None, None], case[f"{name}_x_t"], **EXACT)
+    expect(step.x_t * (1 - t)[:, None, None, None], case, f"{name}_x_t", **EXACT)
     _, target, loss = loss_of(trained, step)
-    assert_close(target, -case[f"{name}_v"], **EXACT)
-    assert_close(loss, case[f"{name}_loss"], **EXACT)
+    expect(-target, case, f"{name}_v", **EXACT)
+    expect(loss, case, f"{name}_loss", **EXACT)
     check_all_gradients(loss, network, case, name)
 
 
@@ -172,7 +172,7 @@ def test_samples_of_shortcut(path, steps):
         sigmas = [sigma_of(1 - i / n) for i in range(1, n)]
         model = partial(Preconditioned(network, Flow()), labels=labels)
         z = FlowMapSampler(sigmas=sigmas)(model, z * n / sigmas[0], None)
-    assert_close(z, case[f"sample_{steps}"], **EXACT)
+    expect(z, case, f"sample_{steps}", **EXACT)
 
 
 class OfIMM:
@@ -205,7 +205,7 @@ def test_imm(path, name):
     sigma_data, group, network = case["sigma_data"].item(), int(case["group"]), FlatNet(case, "net")
     schedule = Groups(group, setting["k"], setting["T"], setting["eps"], sigma_data)
     for found, key in zip(schedule.times(case["uniform_t"], case["uniform_s"]), "trs"):
-        assert_close(found, case[f"{name}_{key}"], **EXACT)
+        expect(found, case, f"{name}_{key}", **EXACT)
     t, r, s = (case[f"{name}_{key}"].repeat_interleave(group) for key in "trs")
     trained = method(
         *(InductiveMomentMatching, Preconditioned(network, OfIMM(setting["form"], sigma_data))),
@@ -218,10 +218,10 @@ def test_imm(path, name):
     step = step_of(case["x0"], case["unit_noise"], levels)
     online, target, loss = loss_of(trained, step)
     at_s = (1 - s)[:, None, None, None]
-    assert_close(step.x_t * (1 - t)[:, None, None, None], case[f"{name}_x_t"], **EXACT)
-    assert_close(online * at_s, case[f"{name}_f_st"], **EXACT)
-    assert_close(target * at_s, case[f"{name}_f_sr"], **EXACT)
-    assert_close(trained.weighting(levels)[::group], case[f"{name}_weight"], **EXACT)
-    assert_close(loss[::group], case[f"{name}_loss"], **EXACT)
-    assert_close(loss.mean(), case[f"{name}_mean"], **EXACT)
+    expect(step.x_t * (1 - t)[:, None, None, None], case, f"{name}_x_t", **EXACT)
+    expect(online * at_s, case, f"{name}_f_st", **EXACT)
+    expect(target * at_s, case, f"{name}_f_sr", **EXACT)
+    expect(trained.weighting(levels)[::group], case, f"{name}_weight", **EXACT)
+    expect(loss[::group], case, f"{name}_loss", **EXACT)
+    expect(loss.mean(), case, f"{name}_mean", **EXACT)
     check_all_gradients(loss, network, case, name)

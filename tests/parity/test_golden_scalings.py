@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from parity.golden import RUNS, SUFFIX, TinyNet, cases, constants, load
+from parity.golden import RUNS, SUFFIX, TinyNet, cases, constants, expect, load
 from torch import nn
-from torch.testing import assert_close
 
 from consistency_models.losses import weightings
 from consistency_models.noise import Preconditioned, preconditioning
@@ -30,14 +29,14 @@ def test_scalings(path, sigma_data, boundary, name, suffix):
     else:
         scalings = preconditioning.EDM(float(sigma_data))
     got = getattr(scalings, name)(case["sigma"].to(run["dtype"]))
-    assert_close(got, case[f"sd{sigma_data}_{boundary or ''}{name}{run['suffix']}"], rtol=run["rtol"], atol=run["atol"])
+    expect(got, case, f"sd{sigma_data}_{boundary or ''}{name}{run['suffix']}", rtol=run["rtol"], atol=run["atol"])
 
 
 @pytest.mark.parametrize(("path", "suffix"), cases(f"rescaled_t{SUFFIX}", "sigma"))
 def test_noise_label_is_a_thousandth_of_the_official_time(path, suffix):
     case, run = load(path), RUNS[suffix]
     got = 1000 * preconditioning.EDM().c_noise(case["sigma"].to(run["dtype"]))
-    assert_close(got, case[f"rescaled_t{run['suffix']}"], rtol=run["rtol"], atol=run["atol"])
+    expect(got, case, f"rescaled_t{run['suffix']}", rtol=run["rtol"], atol=run["atol"])
 
 
 @pytest.mark.parametrize(("path", "sigma_data", "name", "suffix"), cases(rf"sd([\d.]+)_w_([a-z+1-]+){SUFFIX}", "sigma"))
@@ -45,7 +44,7 @@ def test_weightings(path, sigma_data, name, suffix):
     case, run = load(path), RUNS[suffix]
     sigma = case["sigma"].to(run["dtype"])
     got = WEIGHTINGS[name](float(sigma_data))(Levels(high=sigma, low=sigma / 2))
-    assert_close(got, case[f"sd{sigma_data}_w_{name}{run['suffix']}"], rtol=run["rtol"], atol=0)
+    expect(got, case, f"sd{sigma_data}_w_{name}{run['suffix']}", rtol=run["rtol"], atol=0)
 
 
 @pytest.mark.parametrize(("path", "kind", "suffix"), cases(rf"(edm|cm)_denoised{SUFFIX}", "x_t"))
@@ -61,9 +60,9 @@ def test_denoise(path, kind, suffix):
     model = Preconditioned(network, scalings)
     got = model(case["x_t"].to(run["dtype"]), case["sigma"].to(run["dtype"]))
     tolerance = {"rtol": run["rtol"], "atol": run["atol"]}
-    assert_close(got, case[f"{kind}_denoised{run['suffix']}"], **tolerance)
+    expect(got, case, f"{kind}_denoised{run['suffix']}", **tolerance)
     if f"{kind}_model_output{run['suffix']}" in case:
-        assert_close(outputs[0], case[f"{kind}_model_output{run['suffix']}"], **tolerance)
+        expect(outputs[0], case, f"{kind}_model_output{run['suffix']}", **tolerance)
 
 
 class EDMInner(nn.Module):

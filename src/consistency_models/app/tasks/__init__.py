@@ -57,10 +57,11 @@ def _make_sampler(chosen: dict[str, Any], generator: Generator) -> Callable[...,
         fix = f"give it, or choose another sampler than {sampler.__qualname__}"
         raise ConfigError(f"sampler.{key}", None, "a value", fix, reason="the run's own sampler has none")
     name, two_times = sampler.__qualname__, getattr(generator.model, "two_times", False)
-    if two_times and getattr(sampler, "one_time", False):
+    facts = getattr(sampler, "__self__", sampler)  # the class of a class method
+    if two_times and getattr(facts, "one_time", False):
         reason, fix = "the model takes two times, and this sampler passes one", "did you mean sampler=flow_map?"
         raise ConfigError("sampler", name, "flow_map, euler, heun", fix, reason=reason)
-    if not two_times and getattr(sampler, "needs_two_times", False):
+    if not two_times and getattr(facts, "needs_two_times", False):
         reason, fix = "the model has one time, and this sampler passes two", "did you mean sampler=consistency?"
         raise ConfigError("sampler", name, "a sampler for models of one time", fix, reason=reason)
     return make
