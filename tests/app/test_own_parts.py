@@ -3,7 +3,7 @@
 import csv
 import sys
 import warnings
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +11,10 @@ from jobs import TINY, command, run
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
+from consistency_models.callbacks.ema import WeightEMA
 from consistency_models.callbacks.step import StepCallback
-from consistency_models.data import ImageSet, digits
-from consistency_models.errors import ConfigError, Exit
+from consistency_models.data import ImageSet, check_facts, digits
+from consistency_models.errors import ConfigError, DataError, Exit
 from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.features import Identity
 from consistency_models.evaluation.metrics import FrechetDistance
@@ -165,13 +166,28 @@ def test_a_network_of_another_shape_is_refused():
     [
         ("distance", r"a distance of 8 images must have shape \(8,\); SquaredL2 has \(\)"),
         ("teacher", "calls a teacher: declare needs_teacher = True"),
+        ("target", r"target and online output must have one shape; got \(8, 1, 1, 1\) and \(8, 2, 1, 1\)"),
+        ("loss", r"ImprovedConsistencyTraining.loss must have shape \(8,\), one number for each image; got \(\)"),
+        ("optimizers", "a method has one optimiser, that of optimizer=NAME; override parameter_groups"),
     ],
 )
 def test_wrong_parts_stop_the_first_step(part, message, tmp_path, monkeypatch, capsys):
     from consistency_models.losses.distances import SquaredL2
     from consistency_models.methods.ict import ImprovedConsistencyTraining
 
+    def of_another_shape(self, step):
+        return step.x[:, :1]
+
+    def of_the_batch(self, step, online, target):
+        return (online - target).square().mean()
+
+    def own_optimizer(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
     wrong = {
+        "target": (ImprovedConsistencyTraining, "target", of_another_shape),
+        "loss": (ImprovedConsistencyTraining, "loss", of_the_batch),
+        "optimizers": (ImprovedConsistencyTraining, "configure_optimizers", own_optimizer),
         "distance": (SquaredL2, "forward", lambda self, x, y: (x - y).square().mean()),
         "teacher": (ImprovedConsistencyTraining, "target", lambda self, step: self.teacher(step.x_t, step.levels.high)),
     }
@@ -179,6 +195,66 @@ def test_wrong_parts_stop_the_first_step(part, message, tmp_path, monkeypatch, c
     assert run(tmp_path, *SHORT, "loss=l2", "weighting=uniform") == Exit.UNEXPECTED
     with pytest.raises(ValueError, match=message):
         raise ValueError(capsys.readouterr().err)
+
+
+def test_a_part_has_a_learning_rate_of_its_own(tmp_path, monkeypatch):
+    def groups(self):
+        first, *others = self.trainable
+        return [{"params": [first], "lr": 1e-5}, {"params": others}]
+
+    monkeypatch.setattr(Method, "parameter_groups", groups)
+    assert run(tmp_path, *SHORT, "optimizer.lr=1e-3", "learning_rate=constant") == Exit.DONE
+    saved = read(tmp_path / "checkpoints/last.ckpt")["optimizer"]["param_groups"]
+    assert len(saved[0]["params"]) == 1
+    assert saved[0]["lr"] == pytest.approx(0.01 * saved[1]["lr"])
+
+
+def test_a_network_that_would_ignore_the_classes_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("consistency_models.app.run.build_model", lambda config: Preconditioned(nn.Identity(), EDM()))
+    assert run(tmp_path, *SHORT, "data=digits", "data.conditional=true", "network.model_channels=8") == Exit.BAD_INPUT
+    assert "Identity has no classes in its attribute num_classes, so it would ignore" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("profile", [{"names": ["a", "b"]}, {}])
+def test_an_average_without_a_decay_is_refused(profile):
+    with pytest.raises(ConfigError, match="ema=SimpleNamespace is not allowed: its names are"):
+        WeightEMA(SimpleNamespace(**profile, decays=lambda step, batch_size: [0.9]))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "must return an ImageSet, or another Source, of consistency_models.data; got nothing"),
+        ([1, 2], "got a list"),
+        (
+            ImageSet("own", torch.zeros(3, 1, 4, 6, dtype=torch.uint8)),
+            "images of 4x6 pixels; networks take square",
+        ),
+    ],
+)
+def test_a_source_that_cannot_be_used_is_refused(source, message):
+    with pytest.raises(DataError, match=message):
+        check_facts(source)
+
+
+def test_pictures_that_fail_cost_no_step(tmp_path, monkeypatch):
+    class Pictures(StepCallback):
+        pauses, works = True, False
+
+        def after_step(self, trainer, method, batch, step):
+            if step == 2 and not self.works:
+                raise RuntimeError("no picture")
+
+    sys.modules["own_parts"].Pictures = Pictures
+    steps, own = (*SHORT, "callbacks.checkpoint.every_n_steps=100"), {"pictures": {"_target_": "own_parts.Pictures"}}
+    assert run(tmp_path / "whole", *steps) == Exit.DONE
+    assert run(tmp_path / "run", *steps, callbacks=own) == Exit.UNEXPECTED
+    monkeypatch.setattr(Pictures, "works", True)
+    assert run(tmp_path / "run", *steps, f"ckpt_path={tmp_path / 'run'}", callbacks=own) == Exit.DONE
+    with open(tmp_path / "run/metrics.csv", newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
+    whole, resumed = (read(tmp_path / name / "checkpoints/last.ckpt")["model"] for name in ("whole", "run"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_a_misspelled_hook_or_fact_is_told():

@@ -41,8 +41,8 @@ def _keys():
         for path in sorted(Path(folder) / name for name in names if name.endswith(".npz")):
             with np.load(path) as file:
                 found[path] = file.files
-    if not found:
-        raise pytest.UsageError(f"GOLDEN_DIR={FOLDER} has no npz files")
+    if not FOLDER.is_dir():
+        raise pytest.UsageError(f"GOLDEN_DIR={FOLDER} is no folder")
     return found
 
 

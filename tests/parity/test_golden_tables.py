@@ -17,6 +17,7 @@ from consistency_models.teachers import Guided
 def rows(values):
     return values.view(-1, 1, 1, 1)
 
+
 OF_LCM = ("w", "guidance_embedding")
 """Keys that only files of LCMScheduler have."""
 LCM_TABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

@@ -159,9 +159,7 @@ def test_levels_descend_within_their_range(levels):
 
 @pytest.mark.parametrize("sigmas", [[1.0], [1.0, 2.0], [1.0, 0.0], [1.0, float("nan")]])
 def test_levels_without_meaning_are_refused(sigmas):
-    with pytest.raises(
-        ValueError, match=r"sigmas must be two or more positive|sigmas=.* is not allowed"
-    ):
+    with pytest.raises(ValueError, match=r"sigmas must be two or more positive|sigmas=.* is not allowed"):
         GeneralODESampler(sigmas, Linear())
 
 

@@ -111,7 +111,7 @@ class TruncatedStudentT:
             stage: a.
         """
         high = torch.where(boundary, self.transition, self.quantile(u))
-        weight = torch.full_like(high, 1 / (1 - share)).masked_fill(boundary, self.boundary_weight / (share or 1))
+        weight = torch.full_like(high, 1 / (1 - share or 1)).masked_fill(boundary, self.boundary_weight / (share or 1))
         return Levels(high=high, low=self.low(high, stage), weight=weight)
 
     def __call__(self, rows: BatchRandom, k: int, K: int) -> Levels:
