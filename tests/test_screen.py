@@ -96,3 +96,11 @@ def test_characters_that_the_locale_lacks_are_escaped(monkeypatch, tmp_path):
         with optional_output():
             print("1 ± 2")
     assert (tmp_path / "output").read_text() == "1 \\xb1 2\n"
+
+
+def test_ctrl_c_ends_a_command_in_one_line(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert command(interrupted)() == Exit.STOPPED
+    assert capsys.readouterr().err == "stopped by SIGINT\n"

@@ -136,8 +136,8 @@ def exit_code(error: Exception, default: Exit) -> Exit:
 def command(main: Callable[..., Exit]) -> Callable[..., Exit]:
     """Decorate the main function of a command: an error of the input is printed in one line.
 
-    A `ValueError`, `ImportError` or `OSError` becomes the exit code that the decorated function returns. Every other
-    exception is an error of the program, and is raised.
+    A `ValueError`, `ImportError` or `OSError` becomes the exit code that the decorated function returns, and so does
+    Ctrl-C. Every other exception is an error of the program, and is raised.
     """
 
     @functools.wraps(main)
@@ -148,6 +148,9 @@ def command(main: Callable[..., Exit]) -> Callable[..., Exit]:
             except (ValueError, ImportError, OSError) as error:
                 print(f"error: {error}", file=sys.stderr)
                 return exit_code(error, Exit.BAD_INPUT)
+            except KeyboardInterrupt:
+                print("stopped by SIGINT", file=sys.stderr)
+                return Exit.STOPPED
 
     return run
 

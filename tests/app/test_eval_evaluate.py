@@ -142,6 +142,13 @@ def test_the_ode_is_not_measured_with_a_sampler_that_needs_noise(points):
     assert not any("ode_error" in name for name in found)
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_sampling(points, capsys, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    monkeypatch.setattr("consistency_models.app.tasks.evaluate.sample_sets", None)
+    assert evaluate(points, "n=20") == Exit.BAD_INPUT
+    assert "which does not permit it. Allowed: a run in a folder that can be written" in capsys.readouterr().err
+
+
 def test_the_teacher_solves_its_ode(tmp_path):
     folder = trained(tmp_path / "teacher", *POINTS, "model=teacher")
     _, found = results(folder, "n=20", "steps=[18]")

@@ -67,6 +67,11 @@ def test_no_seed_is_part_of_a_cell_s_name(sweep, key):
     assert {cell.name for cell in cells_of(runs)} == {"loss=l1"}
 
 
+def test_runs_that_differ_only_in_the_seed_have_the_name_of_their_sweep(sweep):
+    (cell,) = cells_of({name: replace(run, setting=["seed=0"], config={}) for name, run in read_runs([sweep]).items()})
+    assert cell.name == "now"
+
+
 def test_a_sweep_without_a_finished_job(sweep):
     rows = (sweep / "jobs.csv").read_text().replace("DONE", "FAILED")
     (sweep / "jobs.csv").write_text(rows)

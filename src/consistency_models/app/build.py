@@ -261,8 +261,9 @@ def build_evaluation(config: dict[str, Any], source: Source) -> Evaluation:
     """
     extractor = config["features"]["extractor"]
     if fact(extractor, "needs_classes") and not source.num_classes:
-        chosen, reason = extractor["_target_"].rpartition(".")[2], "the images have no classes to learn"
-        allowed, fix = "identity, or efficientnet for grey or RGB images", "did you mean features=identity?"
+        chosen, reason = extractor["_target_"].rpartition(".")[2].lower(), "the images have no classes to learn"
+        allowed = "identity, or efficientnet, inception or dinov2 for grey or RGB images"
+        fix = "did you mean features=identity?"
         raise ConfigError("features", chosen, allowed, fix, reason=reason)
     evaluation = instantiate(config["features"])(source)
     if "weights" in extractor:

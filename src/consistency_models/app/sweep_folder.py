@@ -153,7 +153,8 @@ class SweepFolder:
             lines += ["| | metric | mean | standard deviation | seeds |", "|---|---|---|---|---|"]
         for (cell, metric), values in cells.items():
             deviation = f"{statistics.stdev(values):.2g}" if len(values) > 1 else ""
-            lines.append(f"| `{cell}` | {metric} | {statistics.mean(values):.4g} | {deviation} | {len(values)} |")
+            name = f"`{cell}`" if cell else "all"
+            lines.append(f"| {name} | {metric} | {statistics.mean(values):.4g} | {deviation} | {len(values)} |")
         for row in rows:
             if row["status"] in ("FAILED", "STOPPED"):
                 mark = self.path / row["job"] / row["status"]

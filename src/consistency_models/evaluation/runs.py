@@ -110,7 +110,7 @@ def cells_of(runs: Mapping[str, Run]) -> list[Cell]:
     cells: dict[str, Cell] = {}
     for run in runs.values():
         content = {key: value for key, value in run.config.items() if _counts(key)}
-        name = without_seeds(run.setting) or run.name
+        name = without_seeds(run.setting) or (run.name.rpartition("/")[0] if run.setting else run.name)
         cells.setdefault(json.dumps([content, run.weights], sort_keys=True), Cell(name, [])).runs.append(run)
     return list(cells.values())
 

@@ -27,7 +27,7 @@ from consistency_models.app.checks.axes import axes_of, is_grid, wrong_axis
 from consistency_models.app.checks.problems import ConfigErrors, one_line, problem, unknown_key
 from consistency_models.app.checks.rules import nearest
 from consistency_models.app.checks.table import kind_of
-from consistency_models.errors import ConfigError
+from consistency_models.errors import ConfigError, pasteable
 from consistency_models.storage.moved_names import current_override
 from consistency_models.values import accepts
 
@@ -87,7 +87,7 @@ class Composer:
                     override = renamed
                 parsed += self.parser.parse_overrides([override])
             except OverrideParseException:
-                fix = "quote a value with special characters: 'key=\"value\"'" if equals else f"did you mean {key}=…?"
+                fix = f"quote special characters: {pasteable(key, value)}" if equals else f"did you mean {key}=…?"
                 problems.append(problem(key, value, "KEY=VALUE in Hydra's grammar", fix))
         if problems:
             raise ConfigErrors(problems)

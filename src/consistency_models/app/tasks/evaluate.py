@@ -47,7 +47,9 @@ def eval_config(train_config: dict[str, Any], run: str) -> dict[str, Any]:
 def run(config: dict[str, Any], generator: Generator) -> None:
     """Score images of `run` at the step counts `steps`, or at the levels `sigmas`."""
     samplers, sets = samplers_of(config, generator), index_sets(config, generator.config["evaluation"]["n"])
-    evaluation, results, pictures = evaluation_of(config, generator), [], {}
+    evaluation, folder = evaluation_of(config, generator), results_folder(config["run"])
+    results: list[dict[str, Any]] = []
+    pictures: dict[str, Any] = {}
     calls = sum(sampler.nfe for sampler in samplers) * sum(map(len, sets))
     with (
         Producer(config, generator, calls) as producer,
@@ -68,7 +70,6 @@ def run(config: dict[str, Any], generator: Generator) -> None:
     for sampler, scores, curve, seconds in ode_errors(generator, evaluation.data, samplers, config["device"]):
         results += [result(score, sampler, seconds) for score in scores]
         curves.append(curve)
-    folder = results_folder(config["run"])
     content = {
         "schema": 1,
         "checkpoint": str(checkpoint_file(config["run"])),

@@ -7,10 +7,12 @@ batch size. Processes share blocks, so neither the number of processes nor `batc
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -90,7 +92,7 @@ def results_folder(run: str) -> Path:
     """Return evaluation/ of the run folder or exported folder, or next to another file; created if missing.
 
     Raises:
-        ConfigError: the folder has a link that leads to another folder.
+        ConfigError: the folder has a link that leads to another folder, or cannot be written.
     """
     file = checkpoint_file(run)
     folder = file.parent / file.stem
@@ -100,7 +102,11 @@ def results_folder(run: str) -> Path:
         folder = file if file.is_dir() else file.parent
     check_links("run", folder, ("evaluation", "wandb"))
     folder /= "evaluation"
-    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(PermissionError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        reason, fix = f"results are written to {folder}, which does not permit it", "copy it to another folder"
+        raise ConfigError("run", run, "a run in a folder that can be written", fix, reason=reason)
     return folder
 
 
