@@ -80,7 +80,7 @@ def test_named_tables_and_lists():
         (lambda: Discrete(num_train_timesteps=20_000), "num_train_timesteps"),
         (lambda: Discrete(prediction_type="flow_prediction"), "prediction_type"),
         (lambda: Discrete(boundary=0.0), "boundary"),
-        (lambda: TableUniform(Discrete(), 600), "half of the 1000 levels"),
+        (lambda: TableUniform(Discrete(), 600), "at most 500 with 1000 levels"),
         (lambda: TableUniform(Discrete(), 50, "last"), "lowest"),
         (lambda: LCM(51, Discrete()), "at most 50"),
         (lambda: LCM(4, Discrete(), 50, strength=0.05), "at most 2, which is original_steps 50 times strength 0.05"),

@@ -131,6 +131,7 @@ def root(tmp_path):
 def arguments_of(name, item, root):
     given = {**VALUES, "root": root, "data": digits(), "source": digits()}
     given |= {"steps": [4], "segments": 2} if name.endswith(".Phases") else {}
+    given |= {"channels": 2} if name.endswith(".FourierEmbedding") else {}
     found = {}
     for key, parameter in inspect.signature(item).parameters.items():
         needed = parameter.default is inspect.Parameter.empty or key in ("xflip", "config")
