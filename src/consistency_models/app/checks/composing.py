@@ -87,7 +87,8 @@ class Composer:
                     override = renamed
                 parsed += self.parser.parse_overrides([override])
             except OverrideParseException:
-                fix = f"quote special characters: {pasteable(key, value)}" if equals else f"did you mean {key}=…?"
+                quoted = f"quote a value with special characters: {pasteable(key, value)}"
+                fix = quoted if equals else f"did you mean {key}=…?"
                 problems.append(problem(key, value, "KEY=VALUE in Hydra's grammar", fix))
         if problems:
             raise ConfigErrors(problems)
