@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -34,7 +34,7 @@ class WeightEMA(StepCallback):
 
     def __init__(self, profile: Constant | HalfLife | PowerFunction) -> None:
         names, decays = getattr(profile, "names", ()), profile.decays(0, 1)
-        if not names or not isinstance(decays, Sequence) or len(decays) != len(names):
+        if not names or not hasattr(decays, "__len__") or len(decays) != len(names):
             allowed = "a profile with `names` and as many decays, such as consistency_models.optim.ema.Constant"
             reason = f"its names are {list(names)}, and its decays of the first step are {decays}"
             raise ConfigError("ema", type(profile).__name__, allowed, reason=reason)
