@@ -128,10 +128,11 @@ def test_a_flow_map_is_sampled_at_chosen_levels(tmp_path, capsys):
         ("flow_map", "sampler=FlowMapSampler is not allowed: the model has one time"),
         ("ddim", "sampler.scalings=null is not allowed: the run's own sampler has none"),
         ("lcm", "sampler.scalings=null is not allowed: the run's own sampler has none"),
+        ("{_target_:consistency_models.sampling.samplers.Heun}", "sampler._partial_=null is not allowed: a sampler is"),
     ],
 )
 def test_a_sampler_that_does_not_fit_the_model(points, sampler, told, capsys):
-    assert evaluate(points, "n=20", f"sampler={sampler}") == Exit.BAD_INPUT
+    assert evaluate(points, "n=20", f"{'++' * (sampler[0] == '{')}sampler={sampler}") == Exit.BAD_INPUT
     assert told in capsys.readouterr().err
 
 

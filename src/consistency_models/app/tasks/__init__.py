@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from hydra.utils import get_method
@@ -51,7 +52,9 @@ def _make_sampler(chosen: dict[str, Any], generator: Generator) -> Callable[...,
     own = generator.config["sampler"]
     filled = {key: own.get(key) if value is None else value for key, value in chosen.items()}
     make: Any = instantiate({key: value for key, value in filled.items() if value is not None})
-    sampler = getattr(make, "func", make)  # of a partial
+    if not isinstance(make, partial):
+        raise ConfigError("sampler._partial_", None, "true", reason="a sampler is built for each number of steps")
+    sampler = make.func
     required = {name for name, p in inspect.signature(sampler).parameters.items() if p.default is p.empty}
     for key in [key for key, value in filled.items() if value is None and key in required]:
         fix = f"give it, or choose another sampler than {sampler.__qualname__}"
