@@ -35,6 +35,6 @@ def test_images_without_classes_are_refused_before_the_first_step(tmp_path, caps
     small = ("network.model_channels=8", "data.batch_size=4", "data.source.cache_dir=null", "trainer.max_steps=1")
     assert run(tmp_path / "run", *TINY, *data, *small) == Exit.BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: features=Classifier is not allowed: the images have no classes to learn. Allowed: ")
+    assert line.startswith("error: features=classifier is not allowed: the images have no classes to learn. Allowed: ")
     assert line.endswith("Did you mean features=identity?")
     assert not (tmp_path / "run/checkpoints").exists()
