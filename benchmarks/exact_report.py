@@ -127,7 +127,9 @@ def solver(generator: Generator, steps: int) -> Callable[..., torch.Tensor]:
     return lambda x, sigma, labels=None: (own if sigma[0] >= generator.lowest else first)(x, sigma, labels)
 
 
-def picture(path: Path, source: Mixture, models: Mapping[str, Generator], steps: Mapping[str, int]) -> None:
+def picture(
+    path: Path, source: Mixture, models: Mapping[str, Generator], steps: Mapping[str, int], levels: int = 40
+) -> None:
     """Draw samples of each model, and its outputs for the points of true trajectories.
 
     The outputs of an exact model are one point for each trajectory. For data of more than two dimensions, the first two
@@ -136,14 +138,14 @@ def picture(path: Path, source: Mixture, models: Mapping[str, Generator], steps:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    levels = torch.logspace(-1.7, 1.9, 40, dtype=torch.float64).tolist()
-    exact = ODEError(lambda x, s, to, labels: source.consistency(x, s, to), source.images[:16], sigmas=levels)
+    sigmas = torch.logspace(-1.7, 1.9, levels, dtype=torch.float64).tolist()
+    exact = ODEError(lambda x, s, to, labels: source.consistency(x, s, to), source.images[:16], sigmas=sigmas)
     end, *trajectory = exact.trajectory
     panels = {"data, and true trajectories": (source.images[:1500], torch.stack([end, *trajectory]))}
     for name, generator in models.items():
         n = steps[name]
         solve = solver(generator, n)
-        ends = torch.stack([solve(x, x.new_full(x.shape[:1], level)) for x, level in zip(trajectory, levels)])
+        ends = torch.stack([solve(x, x.new_full(x.shape[:1], level)) for x, level in zip(trajectory, sigmas)])
         title = f"{name}: {n} step{'s' * (n > 1)}"
         panels[title] = generator.sample(1500, steps=n, batch_size=1500), ends
     height = -(-len(panels) // 4)

@@ -6,7 +6,7 @@ from consistency_models.app.tasks import run_task
 from consistency_models.errors import Exit
 
 QUICK = ("evaluation.ode_points=8", "evaluation.ode_steps=4")
-DIGITS = ("network.model_channels=8", "network.channel_mult=[1,1]", "features=identity", "data.batch_size=16", *QUICK)
+DIGITS = ("network.model_channels=8", "network.channel_mult=[1]", "features=identity", "data.batch_size=16", *QUICK)
 POINTS = ("data=mixture", "network.width=16", "network.depth=1", "+data.source.sample_size=400", *QUICK)
 
 

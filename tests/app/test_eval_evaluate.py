@@ -17,6 +17,8 @@ from consistency_models.evaluation import Evaluation
 from consistency_models.evaluation.compare import main as compare
 from consistency_models.evaluation.compare import read_runs, table
 
+pytestmark = pytest.mark.usefixtures("rough_pictures")
+
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):

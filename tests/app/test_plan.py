@@ -16,7 +16,7 @@ from consistency_models.random import BatchRandom
 
 METHODS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
 NEEDS_TEACHER = set(distilling())
-SMALL = ("network.model_channels=32", "data.batch_size=32")
+SMALL = ("network.model_channels=32", "network.channel_mult=[1]", "data.batch_size=32")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -68,7 +68,13 @@ def test_it_prints_and_leaves_nothing(tmp_path):
 
 def test_a_perceptual_distance_is_counted_without_its_weights(monkeypatch):
     monkeypatch.setattr(type(VGG16), "use", None)  # would load or download them
-    tiny = ("data=cifar10", "network=small", "network.model_channels=8", "data.batch_size=2")
+    tiny = (
+        "data=cifar10",
+        "network=small",
+        "network.model_channels=8",
+        "network.channel_mult=[1]",
+        "data.batch_size=2",
+    )
     operations = [cost(config_of("unused", *tiny, f"loss={loss}")).flops for loss in ("l2", "lpips")]
     assert operations[1] > operations[0] + 2 * 15e9  # VGG16 has 15.5 G multiplications for 224×224, of two images
 

@@ -61,7 +61,7 @@ def test_fresh_data_are_nearer_to_the_data_than_what_has_not_been_trained(rows):
 def test_picture(rows):
     folder, _ = rows
     source, _, _ = exact_bench.truth("mixture", POINTS)
-    exact_report.picture(folder / "p.png", source, {"MCM": exact_bench.load(folder / "1")}, {"MCM": 2})
+    exact_report.picture(folder / "p.png", source, {"MCM": exact_bench.load(folder / "1")}, {"MCM": 2}, levels=4)
     with Image.open(folder / "p.png") as image:
         assert image.width > 500
         assert len(image.getcolors(1 << 20)) > 50

@@ -29,7 +29,7 @@ from case import Case
 from jobs import run
 from PIL import Image
 
-TINY = ["network.model_channels=8", "network.num_blocks=1", "data.batch_size=4"]
+TINY = ["network.model_channels=8", "network.channel_mult=[1]", "network.num_blocks=1", "data.batch_size=4"]
 FAST = ["--rounds", "1", "--threads", "1", "--device", "cpu"]
 QUICK = [*FAST, "--steps", "1", "--warm", "1"]
 

@@ -108,7 +108,14 @@ def test_images_resumed_on_a_gpu_are_bit_identical(more, tmp_path):
     "more", ["data.workers=2", "trainer.accumulate_grad_batches=2"], ids=["workers", "micro-batches"]
 )
 def test_resumed_is_bit_identical_with(more, tmp_path):
-    image_run = ("data=digits", "network=small", "network.model_channels=8", "data.batch_size=16", more)
+    image_run = (
+        "data=digits",
+        "network=small",
+        "network.model_channels=8",
+        "network.channel_mult=[1]",
+        "data.batch_size=16",
+        more,
+    )
     undisturbed, killed = tmp_path / "a", tmp_path / "b"
     assert run(undisturbed, *arguments("ict", *image_run)) == Exit.DONE
     assert run(killed, *arguments("ict", *image_run), callbacks=crash(7)) == Exit.UNEXPECTED
@@ -118,7 +125,13 @@ def test_resumed_is_bit_identical_with(more, tmp_path):
 
 def test_a_learned_weight_is_resumed_bit_identically(tmp_path):
     """Parameters of the method itself, outside the model."""
-    image_run = ("data=digits", "network=small", "network.model_channels=8", "data.batch_size=8")
+    image_run = (
+        "data=digits",
+        "network=small",
+        "network.model_channels=8",
+        "network.channel_mult=[1]",
+        "data.batch_size=8",
+    )
     undisturbed, killed = tmp_path / "a", tmp_path / "b"
     assert run(undisturbed, *arguments("sct", *image_run)) == Exit.DONE
     assert run(killed, *arguments("sct", *image_run), callbacks=crash(7)) == Exit.UNEXPECTED
@@ -132,6 +145,7 @@ def test_workers_do_not_change_the_numbers(tmp_path):
         "data=digits",
         "network=small",
         "network.model_channels=8",
+        "network.channel_mult=[1]",
         "data.batch_size=16",
         "trainer.max_steps=3",
     )

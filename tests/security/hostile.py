@@ -1,10 +1,12 @@
 """Objects that a hostile file asks for, and a file or folder that asks for them."""
 
 import yaml
+from jobs import TINY
 
 from consistency_models.storage import checkpoints
 
 CANARY = "EXPLODED"
+SMALL = (*TINY, "data=mixture", "network.width=16", "network.depth=1", "data.batch_size=8", "features=identity")
 
 
 def nodes(folder):

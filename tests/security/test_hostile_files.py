@@ -10,7 +10,7 @@ import yaml
 from app.evals import evaluate
 from configs.commands import CONF
 from jobs import TINY, run
-from security.hostile import checkpoint_with, folder_with, nodes
+from security.hostile import SMALL, checkpoint_with, folder_with, nodes
 
 import consistency_models
 from consistency_models.app.checks import check
@@ -20,7 +20,6 @@ from consistency_models.storage.checkpoints import read, write
 from consistency_models.storage.loading import PARTS, read_safetensors
 
 NODES = sorted(nodes(__import__("pathlib").Path(".")))
-SMALL = ("network.model_channels=8", "data.batch_size=8", "features=identity", *TINY, "trainer.max_steps=1")
 
 
 @pytest.fixture(params=NODES)
@@ -62,7 +61,10 @@ def test_eval(node, part, trained, tmp_path, capsys):
 def test_a_teacher_and_initial_weights(node, way, trained, tmp_path, capsys):
     bad = checkpoint_with(trained / "checkpoints/last.ckpt", tmp_path / "bad.ckpt", "network", node)
     model = ("model=cd",) if way == "teacher" else ()
-    assert run(tmp_path / "new", *SMALL, *model, f"{way}=run", f"{way}.path={bad}") == Exit.NO_GOOD_CHECKPOINT
+    assert (
+        run(tmp_path / "new", *SMALL, "trainer.max_steps=1", *model, f"{way}=run", f"{way}.path={bad}")
+        == Exit.NO_GOOD_CHECKPOINT
+    )
     assert "Traceback" not in capsys.readouterr().err
 
 
