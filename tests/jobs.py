@@ -1,5 +1,6 @@
 """Jobs run in this process, as train.py runs them: compose, resolve, train. Or a script in forked processes."""
 
+import gc
 import multiprocessing
 import os
 import re
@@ -135,6 +136,7 @@ def forked(function, *arguments, environment=None):
 
 
 def _called(environment, function, arguments):
+    gc.freeze()  # as in conftest.py
     os.environ.clear()
     os.environ.update(environment)
     function(*arguments)

@@ -24,7 +24,7 @@ from consistency_models.storage import loading
 from consistency_models.storage.checkpoints import CheckpointError
 
 NETWORKS = {
-    "small": ("data=digits", "network.model_channels=8"),
+    "small": ("data=digits", "network.model_channels=8", "network.channel_mult=[1]"),
     "mlp": ("data=mixture",),
     "two_times": ("model=meanflow", "data=mixture"),
     "ncsnpp": ("network=ncsnpp", "network.model_channels=16", "network.channel_mult=[1,2]", "network.num_blocks=1"),

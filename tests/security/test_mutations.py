@@ -12,7 +12,7 @@ from consistency_models.errors import Exit
 from consistency_models.export import to_safetensors
 
 FORMATS = ("checkpoint", "export", "npz", "yaml", "compare", "resume")
-CASES = dict.fromkeys(FORMATS, 200) | {"compare": 60, "resume": 80}  # a case of the last two draws figures, or trains
+CASES = dict.fromkeys(FORMATS, 200) | {"compare": 30, "resume": 40}  # a case of the last two draws figures, or trains
 
 
 @pytest.fixture(scope="session")
