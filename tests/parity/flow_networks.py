@@ -9,7 +9,8 @@ from parity.golden import F64, check_gradients
 from torch import nn
 from torch.nn.functional import one_hot
 
-from consistency_models.noise.schedules import Levels
+from consistency_models.noise.preconditioning import Flow
+from consistency_models.noise.schedules import Levels, per_image
 from consistency_models.random import BatchRandom
 
 EXACT = {"rtol": F64["rtol"], "atol": F64["atol"]}
@@ -115,6 +116,11 @@ def flow_step(x, noise, t, r, labels=None, step=0):
     made = step_of(x, noise, Levels(sigma_of(t), sigma_of(r), sigma_of(r)), labels)
     made.rows = stored(len(x), step)
     return made
+
+
+def in_flow(step):
+    """z, the images of the step in the clock of flow matching."""
+    return per_image(Flow().c_in(step.levels.high), step.x_t) * step.x_t
 
 
 def loss_of(trained, step):

@@ -90,6 +90,8 @@ def test_the_tangent_of_the_consistency_function_of_gaussian_data_is_0(path):
     step = step_of(file["denoised"], (x - file["denoised"]) / sigma[:, None], Levels(sigma, torch.zeros_like(sigma)))
     step.rows = BatchRandom(0, 0, len(x), slice(0, len(x)))
     assert_close(step.x_t, x, **EXACT)
+    expect(scalings.c_noise(sigma), file, "angle", **EXACT)
+    expect(sigma_data * per_image(scalings.c_in(sigma), x) * x, file, "x_trig", **EXACT)
     expect(model(x, sigma), file, "f", **EXACT)
     expect(model.raw(x, sigma), file, "F", rtol=1e-9, atol=1e-9)
     velocity = per_image(sigma_data / (sigma / sigma_data).atan().cos(), x) * sct.slope(step)
@@ -107,6 +109,10 @@ def test_jumps_and_average_velocities(path):
     tolerance = EXACT if "mean" in file else {"rtol": 1e-8, "atol": 1e-8}
     x, sigma, end, u = (file[name] for name in ("x", "sigma", "sigma_end", "u"))
     known = torch.isfinite(u).all(1)
+    for time, level, z, point in (("t", sigma, "z", x), ("r", end, "z_end", file["x_end"])):
+        expect(Flow().c_noise(level), file, time, **tolerance)
+        if z in file:
+            assert_close(per_image(Flow().c_in(level), point) * point, file[z], **tolerance)
     denoised = Preconditioned(Answers(u), Flow())(x, sigma)
     assert_close(denoised[known], file["denoised_two_time"][known], **tolerance)
     sampler = FlowMapSampler(sigmas=[1.0])

@@ -20,6 +20,7 @@ def test_target_and_loss(path, solver, N):
     expect(grid, case, f"sigmas_{N}", rtol=1e-12, atol=0)
     n = case[f"n_{N}"]
     levels = Levels(high=grid[n], low=grid[n - 1], index=n - 1, grid=grid)
+    expect(levels.high, case, f"sigma_n_{N}", rtol=1e-12, atol=0)
     networks = {
         name: ExactNet({key.replace(f"{name}.", "net."): case[key] for key in case if key.startswith(f"{name}.")})
         for name in ("teacher", "student")

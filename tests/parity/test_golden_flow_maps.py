@@ -11,6 +11,7 @@ from parity.flow_networks import (
     FlatNet,
     check_all_gradients,
     flow_step,
+    in_flow,
     loss_of,
     setting_of,
     sigma_of,
@@ -44,7 +45,9 @@ def test_meanflow(path, name):
     trained = method(MeanFlow, Preconditioned(network, Flow()), power=setting["norm_p"], eps=setting["norm_eps"])
     step = flow_step(case["x0"], case["noise"], case["t"], case["r"])
     expect(step.levels.high, case, "sigma", **EXACT)
+    expect(step.levels.end, case, "sigma_end", **EXACT)
     expect(step.x_t, case, "x_ve", **EXACT)
+    expect(in_flow(step), case, "z", **EXACT)
     online, target, loss = loss_of(trained, step)
     expect(online, case, "u", **EXACT)
     expect(target, case, "u_target", **EXACT)
@@ -53,6 +56,8 @@ def test_meanflow(path, name):
     check_all_gradients(loss, network, case, name)
     denoised = trained.model(step.x_t, step.levels.high, None, None, step.levels.end)
     expect(denoised, case, "denoised", **EXACT)
+    trained.power = 0.0  # the sum of squares
+    expect(trained.loss(step, online, target), case, f"{name}_squared", **EXACT)
 
 
 @pytest.mark.parametrize("path", cases(*ALL_TIMES, without=GUIDED))
@@ -141,7 +146,9 @@ def test_guided_meanflow(path, name):
     assert torch.equal(labels, told.float())
     step = flow_step(case["x0"], case["noise"], t, r, labels)
     with torch.no_grad():
-        expect(trained.velocities(step)[0], case, f"{name}_v_guided", **EXACT)
+        guided_v, along = trained.velocities(step)
+    expect(guided_v, case, f"{name}_v_guided", **EXACT)
+    expect(trained.derivative_along(step, along)[1], case, f"{name}_du_dt", **EXACT)
     online, target, loss = loss_of(trained, step)
     expect(online, case, f"{name}_u", **EXACT)
     expect(target, case, f"{name}_u_target", **EXACT)
@@ -206,6 +213,8 @@ def test_alpha_flow(path, name):
     trained = method(AlphaFlow, Preconditioned(network, Flow()), eps=case["epsilon"].item())
     trained.alpha = lambda progress: alpha
     step = flow_step(case["x0"], case["noise"], case["t"], case["r"])
+    expect(in_flow(step), case, "z", **EXACT)
+    expect(trained.velocities(step)[0], case, "v", **EXACT)
     online, target, loss = loss_of(trained, step)
     expect(online, case, f"{name}_u", **EXACT)
     expect(target, case, f"{name}_target", **EXACT)
@@ -233,6 +242,7 @@ def test_ayf(path, name):
     student = Preconditioned(network, Flow(gap=False))
     trained = method(AlignYourFlow, student, teacher, warmup_steps=100, q_max=setting["q"], tangent_norm=setting["c"])
     step = flow_step(case["x0"], case["noise"], case["t"], case["r"], step=100)
+    expect(in_flow(step), case, "z", **EXACT)
     with torch.no_grad():
         expect(trained.velocity(step), case, f"{name}_v", **EXACT)
     expect(trained.derivative_along(step, case[f"{name}_v"])[1], case, f"{name}_dF_dt", **EXACT)
@@ -241,6 +251,9 @@ def test_ayf(path, name):
     expect(target, case, f"{name}_target", **EXACT)
     expect(loss, case, f"{name}_loss", **EXACT)
     check_all_gradients(loss, network, case, name)
+    trained.tangent_norm = None
+    with torch.no_grad():
+        expect(trained.target(step) - online, case, f"{name}_g", **EXACT)
 
 
 @pytest.mark.parametrize("path", cases(r"lmd_point"))

@@ -12,6 +12,7 @@ from consistency_models.methods.cd import ConsistencyDistillation
 from consistency_models.methods.dcm import DirectConsistency
 from consistency_models.networks.diffusers import guidance_embedding
 from consistency_models.noise import Discrete, Levels, Preconditioned, TableUniform
+from consistency_models.noise.table_uniform import table_indices
 from consistency_models.sampling import solvers
 from consistency_models.teachers import Guided
 
@@ -36,6 +37,8 @@ def test_step_of_lcm(path, i):
     case, args, levels = lcm_step(path, i)
     table = scalings(args)
     expect(table.table, case, f"{i}_alphas_cumprod", rtol=0, atol=0)
+    expect(table_indices(len(table.table), args["steps"]), case, f"{i}_ddim_timesteps", rtol=0, atol=0)
+    expect(table.c_in(levels.grid[:-1]).square(), case, f"{i}_alphas_cumprod_prev", **EXACT)
     assert table.timestep(levels.high).tolist() == case[f"{i}_high"].tolist()
     assert table.timestep(levels.low).tolist() == case[f"{i}_low"].tolist()
 
@@ -100,6 +103,10 @@ def test_step_of_direct_cm(path, i):
     index = torch.searchsorted(grid, table.sigmas[case[f"{i}_start"] - 1]) - 1
     levels = Levels(high=grid[index + 1], low=grid[index], index=index, grid=grid)
     assert sorted(case[f"{i}_start_timesteps"].tolist()) == table.timestep(grid[1:]).tolist()
+    for name, level in (("start", grid[1:].flip(0)), ("next", grid[:-1].flip(0))):
+        alphas = table.c_in(level)
+        expect(alphas, case, f"{i}_ddim_alphas_{name}", check_dtype=False, **EXACT)
+        expect(level * alphas, case, f"{i}_ddim_sigmas_{name}", check_dtype=False, **EXACT)
 
     teacher = Preconditioned(TextNet(case, "net"), table)
     teacher.origin = {}
@@ -112,6 +119,6 @@ def test_step_of_direct_cm(path, i):
         end = direct.target(step)
     scale = max(1.0, case[f"{i}_end_ddim"].abs().max().item())
     assert_close(end / scale, case[f"{i}_end_ddim"] / scale, **EXACT)
-    expect(online, case, f"{i}_prediction", rtol=1e-6, atol=1e-6 * scale)
+    expect(online, case, f"{i}_prediction", rtol=1e-6, atol=1e-6 * online.abs().max().item())
     expect(direct.loss(step, online, end).mean(), case, f"{i}_l2_ddim", rtol=1e-6, atol=0)
     assert direct.teacher_calls == 2 * (index + 1).sum()  # guidance calls the network twice

@@ -22,6 +22,7 @@ from torch.testing import assert_close
 
 from consistency_models.losses.distances import PseudoHuber
 from consistency_models.losses.moments import MomentMatching
+from consistency_models.losses.weightings import Uniform
 from consistency_models.methods.facm import FlowAnchoredConsistency
 from consistency_models.methods.imm import InductiveMomentMatching
 from consistency_models.methods.meanflow import MeanFlow
@@ -82,6 +83,9 @@ def test_facm(path, name):
     expect(trained.derivative_along(step, -case[f"{name}_v"])[1], case, f"{name}_dF_dt", **EXACT)
     expect(loss, case, f"{name}_loss", **EXACT)
     check_all_gradients(loss, network, case, name)
+    (consistent, anchor), (goal, v) = online.detach().chunk(2), target.chunk(2)  # one part at its target is a loss of 0
+    expect(trained.loss(step, torch.cat([consistent, v]), target), case, f"{name}_loss_cm", **EXACT)
+    expect(trained.loss(step, torch.cat([goal, anchor]), target), case, f"{name}_loss_fm", **EXACT)
 
 
 @pytest.mark.parametrize(("path", "name"), of_kind("meanflow"))
@@ -217,11 +221,14 @@ def test_imm(path, name):
     levels = Levels(*(sigma_data * sigma_of(time) for time in (t, r, s)))
     step = step_of(case["x0"], case["unit_noise"], levels)
     online, target, loss = loss_of(trained, step)
-    at_s = (1 - s)[:, None, None, None]
+    at_r, at_s = (1 - r)[:, None, None, None], (1 - s)[:, None, None, None]
     expect(step.x_t * (1 - t)[:, None, None, None], case, f"{name}_x_t", **EXACT)
+    expect(step.at(levels.low) * at_r, case, f"{name}_x_r", **EXACT)
     expect(online * at_s, case, f"{name}_f_st", **EXACT)
     expect(target * at_s, case, f"{name}_f_sr", **EXACT)
     expect(trained.weighting(levels)[::group], case, f"{name}_weight", **EXACT)
     expect(loss[::group], case, f"{name}_loss", **EXACT)
     expect(loss.mean(), case, f"{name}_mean", **EXACT)
     check_all_gradients(loss, network, case, name)
+    trained.weighting = Uniform()
+    expect(trained.loss(step, online.detach(), target)[::group], case, f"{name}_mmd", **EXACT)

@@ -113,6 +113,9 @@ def test_tangent_target_loss_and_gradients(path, number, scalings, run):
     case = Run(path, number, scalings, run["dtype"])
     file, step, method, sigma = case.file, case.step, case.method, case.sigma
     expect(step.x_t, file, "x_ve", **tolerance)
+    clock = TrigFlow(case.sigma_data)
+    expect(clock.c_noise(sigma), file, "t", **tolerance)
+    expect(case.sigma_data * per_image(clock.c_in(sigma), step.x_t) * step.x_t, file, "x_t", **tolerance)
     expect(step.online, file, "denoised", **tolerance)
     raw = lambda x, level: method.sign * method.model.raw(x, level, step.labels)  # noqa: E731
     expect(raw(step.x_t, sigma).detach(), file, "F", **tolerance)
