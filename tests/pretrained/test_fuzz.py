@@ -32,10 +32,10 @@ def written(tmp_path):
     return [snapshots.dump(top, tmp_path / f"{name}.pkl") for name, top in tops.items()]
 
 
-def test_a_thousand_mutations(written, tmp_path):
-    endings = fuzz(tmp_path / "empty", 1000, written)
-    assert endings["read"] > 5  # some mutations are harmless: the reader is not just refusing everything
-    assert endings["refused"] > 500
+def test_two_thousand_mutations(written, tmp_path):
+    endings = fuzz(tmp_path / "empty", 2000, written)
+    assert endings["read"] > 10  # some mutations are harmless: the reader is not just refusing everything
+    assert endings["refused"] > 1000
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from consistency_models.errors import Exit
 from consistency_models.export import to_safetensors
 
 FORMATS = ("checkpoint", "export", "npz", "yaml", "compare", "resume")
-CASES = dict.fromkeys(FORMATS, 100) | {"compare": 30, "resume": 40}  # a case of the last two draws figures, or trains
+CASES = dict.fromkeys(FORMATS, 200) | {"compare": 60, "resume": 80}  # a case of the last two draws figures, or trains
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +43,7 @@ def test_some_mutations(name, folder):
     endings = fuzz(name, folder, CASES[name], 0)
     assert endings["used"] > 5  # some mutations are harmless: the reader is not just refusing everything
     if name not in ("compare", "resume"):
-        assert endings["refused"] > 25
+        assert endings["refused"] > 50
 
 
 @pytest.mark.slow
