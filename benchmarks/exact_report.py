@@ -133,7 +133,7 @@ def picture(
     """Draw samples of each model, and its outputs for the points of true trajectories.
 
     The outputs of an exact model are one point for each trajectory. For data of more than two dimensions, the first two
-    are drawn.
+    are drawn. `levels` is the number of points of each trajectory.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,6 +1,5 @@
 """Jobs run in this process, as train.py runs them: compose, resolve, train. Or a script in forked processes."""
 
-import gc
 import multiprocessing
 import os
 import re
@@ -136,7 +135,6 @@ def forked(function, *arguments, environment=None):
 
 
 def _called(environment, function, arguments):
-    gc.freeze()  # as in conftest.py
     os.environ.clear()
     os.environ.update(environment)
     function(*arguments)

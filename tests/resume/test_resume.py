@@ -13,6 +13,7 @@ from consistency_models.storage.checkpoints import read
 
 METHODS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
 STEPS = 12
+IMAGES = ("data=digits", "network=small", "network.model_channels=8", "network.channel_mult=[1]")
 TEACHER = {name: ("teacher=exact",) for name in distilling()}
 
 
@@ -108,14 +109,7 @@ def test_images_resumed_on_a_gpu_are_bit_identical(more, tmp_path):
     "more", ["data.workers=2", "trainer.accumulate_grad_batches=2"], ids=["workers", "micro-batches"]
 )
 def test_resumed_is_bit_identical_with(more, tmp_path):
-    image_run = (
-        "data=digits",
-        "network=small",
-        "network.model_channels=8",
-        "network.channel_mult=[1]",
-        "data.batch_size=16",
-        more,
-    )
+    image_run = (*IMAGES, "data.batch_size=16", more)
     undisturbed, killed = tmp_path / "a", tmp_path / "b"
     assert run(undisturbed, *arguments("ict", *image_run)) == Exit.DONE
     assert run(killed, *arguments("ict", *image_run), callbacks=crash(7)) == Exit.UNEXPECTED
@@ -125,13 +119,7 @@ def test_resumed_is_bit_identical_with(more, tmp_path):
 
 def test_a_learned_weight_is_resumed_bit_identically(tmp_path):
     """Parameters of the method itself, outside the model."""
-    image_run = (
-        "data=digits",
-        "network=small",
-        "network.model_channels=8",
-        "network.channel_mult=[1]",
-        "data.batch_size=8",
-    )
+    image_run = (*IMAGES, "data.batch_size=8")
     undisturbed, killed = tmp_path / "a", tmp_path / "b"
     assert run(undisturbed, *arguments("sct", *image_run)) == Exit.DONE
     assert run(killed, *arguments("sct", *image_run), callbacks=crash(7)) == Exit.UNEXPECTED
@@ -141,14 +129,7 @@ def test_a_learned_weight_is_resumed_bit_identically(tmp_path):
 
 
 def test_workers_do_not_change_the_numbers(tmp_path):
-    image_run = (
-        "data=digits",
-        "network=small",
-        "network.model_channels=8",
-        "network.channel_mult=[1]",
-        "data.batch_size=16",
-        "trainer.max_steps=3",
-    )
+    image_run = (*IMAGES, "data.batch_size=16", "trainer.max_steps=3")
     for workers in (0, 2):
         assert run(tmp_path / str(workers), *arguments("ict", *image_run, f"data.workers={workers}")) == Exit.DONE
     assert_same(contents(tmp_path / "0"), contents(tmp_path / "2"))

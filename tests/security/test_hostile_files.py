@@ -61,10 +61,8 @@ def test_eval(node, part, trained, tmp_path, capsys):
 def test_a_teacher_and_initial_weights(node, way, trained, tmp_path, capsys):
     bad = checkpoint_with(trained / "checkpoints/last.ckpt", tmp_path / "bad.ckpt", "network", node)
     model = ("model=cd",) if way == "teacher" else ()
-    assert (
-        run(tmp_path / "new", *SMALL, "trainer.max_steps=1", *model, f"{way}=run", f"{way}.path={bad}")
-        == Exit.NO_GOOD_CHECKPOINT
-    )
+    one_step = (*SMALL, "trainer.max_steps=1", *model)
+    assert run(tmp_path / "new", *one_step, f"{way}=run", f"{way}.path={bad}") == Exit.NO_GOOD_CHECKPOINT
     assert "Traceback" not in capsys.readouterr().err
 
 
